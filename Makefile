@@ -1,0 +1,48 @@
+# make demo · test · soak · bench · lint        Everything sets itself up in .venv first; a second time it is there.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test soak bench lint lock clean
+
+help:
+	@echo "make demo    set up, then the main job on the embedded model: four SAEs, a table, a report (about 3 minutes)"
+	@echo "make test    set up, then the tests (about 8 minutes on 2 cores)"
+	@echo "make lint    ruff and mypy"
+	@echo "make soak    long fault runs: kill -9 at random moments (about 20 minutes)"
+	@echo "make bench   speed as ratios against peers, in one run (about 10 minutes)"
+
+# requirements.lock pins every version; plain torch installs the CPU or the CUDA build, as the platform gives.
+.venv/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "setting up .venv (about 2 minutes, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+setup: .venv/.ready
+
+demo: setup
+	@$(BIN)/python launch.py task=sae 'layer=range(0,4)' name=demo
+
+test: lint
+	@$(BIN)/python -m pytest -q -m "not soak and not gpu and not weights" tests
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+soak: setup
+	@$(BIN)/python -m pytest -q -m soak tests
+
+bench: setup
+	@$(BIN)/python benchmarks/run.py
+
+# The lock is what pip resolves from pyproject.toml today.
+lock: setup
+	@$(BIN)/python -m pip install --quiet --upgrade --editable '.[dev]'
+	@$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[^+]+)\+.*/\1/' | sort -f > requirements.lock
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,172 @@
+"""What capture costs: ratios to one plain Hugging Face forward pass, and the memory that is kept.
+
+    python benchmarks/capture.py [--quick] [--device cpu] [--repeats 30]
+
+Needs torch and transformers only; TransformerLens and nnsight are measured beside us where they can be imported. Models
+are randomly initialised (cost does not depend on the weights), float32. Every round runs each variant once, in rotating
+order; a ratio is the median over rounds of variant / plain within the same round, so that drift of the machine cancels.
+Goals: all layers, last 5 positions, with logits <= 1.05 at 6 x 384; without lm_head <= 0.75 at GPT-2-small's shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from circuits.models.hooks import Edit, Result, forward
+from circuits.models.load import LM, pick_device, wrap
+from circuits.models.sites import SITES
+
+SHAPES = {"6 x 384": (6, 384, 6), "GPT-2 small (12 x 768)": (12, 768, 12)}
+BATCH, TOKENS, LAST, VOCAB = 8, 128, 5, 50257
+GOALS = {
+    ("6 x 384", "ours: last 5, logits"): 1.05,
+    ("GPT-2 small (12 x 768)", "ours: last 5, no lm_head"): 0.75,
+}
+
+Variants = dict[str, Callable[[], object]]
+
+
+def build(layers: int, width: int, heads: int, device: torch.device) -> LM:
+    """A random GPT-2 of the given shape."""
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=layers, n_embd=width, n_head=heads, vocab_size=VOCAB, n_positions=TOKENS)
+    return wrap(GPT2LMHeadModel(config).to(device))
+
+
+def ours(lm: LM, ids: torch.Tensor, mask: torch.Tensor) -> Variants:
+    """The plain pass and our variants of it."""
+    layers = range(lm.dims.layers)
+    positions = torch.arange(TOKENS, device=lm.device).expand_as(ids)
+    attention = mask.long()
+    stream = {"resid_post": layers}
+    all_sites = {site: layers for site in SITES}
+    zero = [Edit("head_z", lm.dims.layers // 2, torch.zeros_like)]
+
+    def plain() -> object:
+        with torch.no_grad():
+            return lm.model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False)
+
+    return {
+        "plain": plain,
+        "ours: last 5, logits": lambda: forward(lm, ids, mask, capture=stream, positions=LAST, logits="all"),
+        "ours: last 5, last logits": lambda: forward(lm, ids, mask, capture=stream, positions=LAST, logits="last"),
+        "ours: last 5, no lm_head": lambda: forward(lm, ids, mask, capture=stream, positions=LAST),
+        "ours: all positions, no lm_head": lambda: forward(lm, ids, mask, capture=stream),
+        "ours: all 8 sites, last 5, no lm_head": lambda: forward(lm, ids, mask, capture=all_sites, positions=LAST),
+        "ours: one layer's heads zeroed, logits": lambda: forward(lm, ids, mask, edits=zero, logits="all"),
+        "ours: one layer's heads zeroed, last logits": lambda: forward(lm, ids, mask, edits=zero, logits="last"),
+    }
+
+
+def transformer_lens(lm: LM, ids: torch.Tensor) -> Variants:
+    """TransformerLens at the same shape, its cache filtered to what we capture."""
+    if importlib.util.find_spec("transformer_lens") is None:
+        return {}
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    dims = lm.dims
+    config = HookedTransformerConfig(
+        n_layers=dims.layers, d_model=dims.width, n_heads=dims.heads, d_head=dims.head_dim, d_mlp=dims.mlp_width,
+        d_vocab=dims.vocab, n_ctx=TOKENS, act_fn="gelu_new", normalization_type="LN", device=str(lm.device),
+    )  # fmt: skip
+    model = HookedTransformer(config).eval()
+    names = {f"blocks.{layer}.hook_resid_post" for layer in range(dims.layers)}
+
+    def run(return_type: str | None) -> object:
+        with torch.no_grad():
+            return model.run_with_cache(
+                ids, return_type=return_type, names_filter=lambda name: name in names, pos_slice=slice(-LAST, None)
+            )
+
+    return {
+        "TransformerLens: last 5, logits": lambda: run("logits"),
+        "TransformerLens: last 5, no unembedding": lambda: run(None),
+    }
+
+
+def nnsight(lm: LM, ids: torch.Tensor) -> Variants:
+    """nnsight around the same module."""
+    if importlib.util.find_spec("nnsight") is None:
+        return {}
+    from nnsight import NNsight
+
+    model = NNsight(lm.model)
+
+    def run() -> object:
+        with torch.no_grad(), model.trace(ids):
+            kept = [block.output[:, -LAST:].save() for block in model.transformer.h]
+        return kept
+
+    return {"nnsight: last 5, logits": run}
+
+
+def measure(variants: Variants, repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each variant in each round."""
+    names = list(variants)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(-1, repeats):  # round -1 warms up
+        for i in range(len(names)):
+            name = names[(i + turn) % len(names)]
+            start = time.perf_counter()
+            variants[name]()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def table(shape: str, seconds: dict[str, list[float]]) -> str:
+    """A Markdown table of ratios with their quartiles over rounds."""
+    lines = [f"| {shape} | ms | ratio to plain | quartiles | goal |", "|---|---|---|---|---|"]
+    for name, times in seconds.items():
+        ratios = [t / plain for t, plain in zip(times, seconds["plain"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        goal = GOALS.get((shape, name))
+        verdict = "" if goal is None else f"≤ {goal} {'met' if middle <= goal else 'MISSED'}"
+        lines.append(
+            f"| {name} | {statistics.median(times) * 1e3:.1f} | {middle:.2f} | {low:.2f}-{high:.2f} | {verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def held(result: Result) -> float:
+    """MB kept alive by a capture (each storage once)."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in result.sites.values()}
+    return sum(storages.values()) / 1e6
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few rounds: a look, not a measurement")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=30)
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{BATCH} x {TOKENS} tokens, float32, torch {torch.__version__}, {device.type} ({where})\n")
+    for shape, sizes in SHAPES.items():
+        lm = build(*sizes, device)
+        ids = torch.randint(0, VOCAB, (BATCH, TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        variants = ours(lm, ids, mask) | transformer_lens(lm, ids) | nnsight(lm, ids)
+        print(table(shape, measure(variants, 4 if options.quick else options.repeats, device)))
+        sites = {site: range(lm.dims.layers) for site in SITES}
+        part, whole = forward(lm, ids, mask, capture=sites, positions=LAST), forward(lm, ids, mask, capture=sites)
+        print(f"\nkept, all 8 sites: last {LAST} positions {held(part):.1f} MB, all positions {held(whole):.1f} MB\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Addition of single digits, all 100 sums.
+
+"3 + 4 =" -> " 7", in four wordings. Corrupt: one addend replaced so that the sum is another, which is the foil.
+
+The domain is tested whole: 100 sums in four wordings. One prompt in ten is never trained on, but every sum is trained on in
+some wording (a test says so): unseen means a sum in a wording it was not trained in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from circuits.data.behaviours.base import Behaviour, Example, pick, words_in
+
+DIGITS = tuple(range(10))
+TEMPLATES = ("{a} + {b} =", "{a} plus {b} is", "The sum of {a} and {b} is", "If we add {a} to {b} we get")
+
+
+def _example(template: str, a: int, b: int, other: int, side: int) -> Example:
+    """`other` takes the place of addend `side` in the corrupt prompt."""
+    changed = (other, b) if side == 0 else (a, other)
+    return Example(
+        clean=template.format(a=a, b=b),
+        corrupt=template.format(a=changed[0], b=changed[1]),
+        target=f" {a + b}",
+        foil=f" {sum(changed)}",
+        group=f"{min(a, b)}+{max(a, b)}",
+        factors={"sum": str(a + b), "carry": str(a + b >= 10), "changed": ("first", "second")[side]},
+    )
+
+
+def draw(rng: np.random.Generator) -> Example:
+    """One sum in one wording; all pairs of digits are equally likely."""
+    digits, side = (pick(rng, DIGITS), pick(rng, DIGITS)), pick(rng, (0, 1))
+    other = (digits[side] + 1 + int(rng.random() * 9)) % 10
+    return _example(pick(rng, TEMPLATES), *digits, other, side)
+
+
+def domain() -> Iterator[Example]:
+    """Every sum in every wording."""
+    for template in TEMPLATES:
+        for a in DIGITS:
+            for b in DIGITS:
+                yield _example(template, a, b, (a + 1) % 10, 0)
+
+
+BEHAVIOUR = Behaviour(
+    name="arithmetic",
+    description="addition of single digits",
+    words=words_in(TEMPLATES, (str(n) for n in range(19))),
+    draw=draw,
+    weight=2.0,
+    domain=domain,
+)

@@ -1,0 +1,44 @@
+"""Induction (Elhage et al. 2021; Olsson et al. 2022, "In-context learning and induction heads").
+
+"river stone lamp cloud stone" -> " lamp": different random words, then a run of one to three of them again; what followed
+before follows again. Length, place and run vary, so the answer is at no fixed distance. Corrupt: a run from another
+place is repeated, and the word after that one is the foil.
+
+Unseen means: this sequence of words was never trained on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from circuits.data.behaviours.base import Behaviour, Example, distinct, pick, words_in
+
+WORDS = tuple(
+    "river stone lamp cloud apple chair window garden paper bridge winter candle "
+    "mirror forest engine basket pocket silver button carpet ladder tunnel violin harbor".split()
+)
+LENGTHS = (5, 6, 7, 8)
+RUNS = (1, 2, 3)
+
+
+def draw(rng: np.random.Generator) -> Example:
+    """A sequence of different words and two different runs in it that end before the last word."""
+    words, run = distinct(rng, WORDS, pick(rng, LENGTHS)), pick(rng, RUNS)
+    place, other = distinct(rng, range(len(words) - run), 2)
+    return Example(
+        clean=" ".join(words + words[place : place + run]),
+        corrupt=" ".join(words + words[other : other + run]),
+        target=f" {words[place + run]}",
+        foil=f" {words[other + run]}",
+        group=words[place],
+        factors={"length": str(len(words)), "place": str(place), "run": str(run)},
+    )
+
+
+BEHAVIOUR = Behaviour(
+    name="induction",
+    description="repeat what followed a run of words before",
+    words=words_in(WORDS),
+    draw=draw,
+    weight=2.0,
+)

@@ -1,0 +1,61 @@
+"""Negation and category (in the manner of Ettinger 2020, "What BERT is not").
+
+"A duck is not a fruit. This is" -> " true". The answer is the exclusive or of two things, whether the noun belongs to the
+category and whether the sentence is negated, so neither alone says anything about it: each of the four combinations is
+drawn equally often. Corrupt: the other polarity ("is not a" against "is surely a", equally long) or another category.
+
+Unseen means: this noun was never seen with this category, polarity and wording at once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from circuits.data.behaviours.base import Behaviour, Example, pick, words_in
+
+MEMBERS = {
+    "bird": ("duck", "crow", "hawk", "robin"),
+    "fish": ("salmon", "shark", "tuna", "trout"),
+    "fruit": ("lemon", "peach", "pear", "banana"),
+    "tool": ("hammer", "saw", "drill", "wrench"),
+}
+CATEGORY = {noun: category for category, nouns in MEMBERS.items() for noun in nouns}
+NOUNS, CATEGORIES = tuple(CATEGORY), tuple(MEMBERS)
+POLARITY = ("surely", "not")
+OPENINGS = ("A", "He said that a", "We read that a", "It seems that a", "She thinks that a")
+ANSWERS = (" false", " true")
+
+
+def draw(rng: np.random.Generator) -> Example:
+    """One statement; belonging and polarity are independent and even."""
+    opening, noun = pick(rng, OPENINGS), pick(rng, NOUNS)
+    belongs, negated = pick(rng, (0, 1)), pick(rng, (0, 1))
+    own = CATEGORY[noun]
+    foreign = pick(rng, CATEGORIES)
+    while foreign == own:
+        foreign = pick(rng, CATEGORIES)
+    category, other = (own, foreign) if belongs else (foreign, own)
+    changed = pick(rng, ("polarity", "category"))
+
+    def prompt(polarity: str, category: str) -> str:
+        return f"{opening} {noun} is {polarity} a {category}. This is"
+
+    corrupt = prompt(POLARITY[1 - negated], category) if changed == "polarity" else prompt(POLARITY[negated], other)
+    answer = belongs ^ negated
+    return Example(
+        clean=prompt(POLARITY[negated], category),
+        corrupt=corrupt,
+        target=ANSWERS[answer],
+        foil=ANSWERS[1 - answer],
+        group=noun,
+        factors={"belongs": str(bool(belongs)), "negated": str(bool(negated)), "changed": changed, "opening": opening},
+    )
+
+
+BEHAVIOUR = Behaviour(
+    name="neg",
+    description="true or false, from category membership and negation",
+    words=words_in(NOUNS, CATEGORIES, POLARITY, OPENINGS, ANSWERS, "is a . This is"),
+    draw=draw,
+    weight=2.0,
+)

@@ -1,0 +1,231 @@
+"""Corpora: what ``data.path`` names, checked before anything starts, hashed canonically, read as documents.
+
+Three kinds. `text`: .txt files. `jsonl`: one object a line with the text under a field. `datasets`: what the
+`datasets` library writes, parquet or arrow files, or a name on the hub. A path is a file, a directory, a pattern
+(``corpus/*.txt``) or a list of these; files are read in sorted order. Everything here is torch-free, so that a wrong
+file is one line of error before a job exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from circuits.data import hub
+from circuits.data.lines import hash_jsonl, hash_text, jsonl_documents, text_documents
+from circuits.errors import UserError, nearest, suggest
+from circuits.files import sha256_file, sha256_text
+
+KINDS = ("text", "jsonl", "datasets")
+CHECKED_WHOLE = 200_000_000
+"""A corpus up to this many bytes is checked to its last line before a start, in a few seconds."""
+CHECKED_START = 20_000_000
+"""Of a larger corpus, so many bytes of each file are checked, until `CHECKED_WHOLE` is used up."""
+_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "datasets", ".arrow": "datasets"}
+
+PathLike = str | Path
+Paths = PathLike | Sequence[PathLike]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a path turned out to be."""
+
+    kind: str
+    """One of `KINDS`."""
+    files: tuple[Path, ...]
+    """In reading order; empty when it is a name on the hub."""
+    hub: str | None = None
+    """``owner/name`` or ``owner/name:subset``."""
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """What the check saw."""
+
+    kind: str
+    files: int
+    bytes: int
+    documents: int
+    """Documents seen; all of them only when `complete`."""
+    complete: bool
+
+
+def find_corpus(kind: str | None, path: Paths, split: str | None = None) -> Corpus:
+    """Resolve `path`; without a `kind` it is inferred from the files' names."""
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"data.kind={kind}{suggest(kind, KINDS)}")
+    given = [path] if isinstance(path, str | Path) else list(path)
+    if not given:
+        raise UserError("data.path is an empty list; give a file, a directory or a dataset's name")
+    if len(given) == 1 and (name := _hub_name(kind, str(given[0]))):
+        return Corpus("datasets", (), name)
+    found = [_resolve(kind, str(item), split) for item in given]
+    kinds = sorted({each for each, _ in found})
+    if len(kinds) > 1:
+        raise UserError(f"data.path: files of different kinds ({' and '.join(kinds)}); give files of one kind")
+    if split is not None and kinds[0] != "datasets":
+        raise UserError(f"data.split={split} is for datasets, and {given[0]} is {kinds[0]}; leave data.split out")
+    return Corpus(kinds[0], tuple(file for _, files in found for file in files))
+
+
+def documents(
+    kind: str | None,
+    path: Paths,
+    field: str = "text",
+    split: str | None = None,
+    limit: int | None = None,
+    revision: str | None = None,
+) -> Iterator[str]:
+    """The documents in order, at most `limit`; fewer than two are an error, for one of them has to be held out."""
+    if limit is not None and limit < 2:
+        raise UserError(f"at most {limit} documents asked for, at least 2 needed (one is held out)")
+    corpus = find_corpus(kind, path, split)
+    count = 0
+    for document in _read(corpus, field, split, revision):
+        yield document
+        count += 1
+        if count == limit:
+            return
+    _require_two(count, path)
+
+
+def check_corpus(kind: str | None, path: Paths, field: str = "text", split: str | None = None) -> CorpusFacts:
+    """Raise in one line what is wrong with a corpus, in seconds: existence, encoding, form, two documents at least.
+
+    A local one is read whole up to `CHECKED_WHOLE` bytes; of datasets the columns are checked and the first documents
+    read; of a name on the hub, that it can be reached.
+    """
+    corpus = find_corpus(kind, path, split)
+    if corpus.hub is not None:
+        hub.hub_commit(corpus.hub)
+        return CorpusFacts(corpus.kind, 0, 0, 0, False)
+    sizes = [_size(file) for file in corpus.files]
+    total = sum(sizes)
+    if corpus.kind == "datasets":
+        for file in corpus.files:
+            hub.check_field(file, field)
+        seen = sum(1 for _ in _first_two(corpus, field))
+        _require_two(seen, path)
+        return CorpusFacts(corpus.kind, len(sizes), total, seen, False)
+    whole, left, count = total <= CHECKED_WHOLE, CHECKED_WHOLE, 0
+    for file, size in zip(corpus.files, sizes, strict=True):
+        part = None if whole else min(size, CHECKED_START)
+        if left > 0:
+            count += sum(1 for _ in _file_documents(corpus.kind, file, field, part))
+        left -= size if part is None else part
+    if whole or count == 0:
+        _require_two(count, path)
+    return CorpusFacts(corpus.kind, len(sizes), total, count, whole)
+
+
+def content_hash(kind: str | None, path: Paths, split: str | None = None, revision: str | None = None) -> str:
+    """The canonical hash of a corpus: line ends, spaces inside JSON and the files' names do not enter, the text does.
+
+    Text: the bytes with ``\\r\\n`` as ``\\n``. JSONL: canonical records. Datasets: the bytes of the data files. Several
+    files: the hash of their hashes in order. A name on the hub: its commit.
+    """
+    corpus = find_corpus(kind, path, split)
+    if corpus.hub is not None:
+        return sha256_text(f"{corpus.hub}@{hub.hub_commit(corpus.hub, revision)}")
+    of_file = {"text": hash_text, "jsonl": hash_jsonl, "datasets": sha256_file}[corpus.kind]
+    digests = [of_file(file) for file in corpus.files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _read(corpus: Corpus, field: str, split: str | None, revision: str | None) -> Iterator[str]:
+    if corpus.hub is not None:
+        yield from hub.hub_documents(corpus.hub, field, split, revision)
+    for file in corpus.files:
+        yield from _file_documents(corpus.kind, file, field, None)
+
+
+def _file_documents(kind: str, file: Path, field: str, part: int | None) -> Iterator[str]:
+    if kind == "text":
+        return text_documents(file, part)
+    return jsonl_documents(file, field, part) if kind == "jsonl" else hub.file_documents(file, field)
+
+
+def _first_two(corpus: Corpus, field: str) -> Iterator[str]:
+    return (text for _, text in zip(range(2), _read(corpus, field, None, None), strict=False))
+
+
+def _resolve(kind: str | None, item: str, split: str | None) -> tuple[str, list[Path]]:
+    """The kind and files of one given path."""
+    path = Path(item).expanduser()
+    if path.is_dir():
+        return _resolve_directory(kind, path, split)
+    if path.is_file():
+        inferred = _SUFFIXES.get(path.suffix.lower(), "text")
+        kind = inferred if kind is None or (kind, inferred) == ("datasets", "jsonl") else kind
+        return kind, hub.split_files(path, split) if kind == "datasets" else [_readable(path)]
+    matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if set(item) & set("*?[") else []
+    files = [_readable(match) for match in matches if match.is_file()]
+    if not files:
+        raise UserError(_no_such_file(path))
+    kinds = {_SUFFIXES.get(file.suffix.lower(), "text") for file in files}
+    if kind is None and len(kinds) > 1:
+        raise UserError(f"{item}: files of different kinds ({' and '.join(sorted(kinds))}); choose with data.kind=KIND")
+    return kind or kinds.pop(), files
+
+
+def _resolve_directory(kind: str | None, path: Path, split: str | None) -> tuple[str, list[Path]]:
+    if hub.is_saved(path) and kind in (None, "datasets"):
+        return "datasets", hub.split_files(path, split)
+    suffixes = {"text": {".txt"}, "jsonl": {".jsonl", ".ndjson"}, "datasets": {".parquet", ".arrow"}}
+    files = sorted(file for file in path.rglob("[!.]*") if file.is_file())
+    present = [name for name in KINDS if any(file.suffix.lower() in suffixes[name] for file in files)]
+    if kind is None and len(present) > 1:
+        raise UserError(f"{path}: holds files of different kinds ({' and '.join(present)}); choose with data.kind=KIND")
+    if kind is None or (kind == "datasets" and present == ["jsonl"]):
+        kind = present[0] if present else None
+    if kind is None or kind not in present:
+        wanted = " or ".join(sorted(suffixes[kind] if kind else set().union(*suffixes.values())))
+        raise UserError(f"{path}: no {wanted} file in this directory")
+    if kind == "datasets":
+        return kind, hub.split_files(path, split)
+    return kind, [_readable(file) for file in files if file.suffix.lower() in suffixes[kind]]
+
+
+def _hub_name(kind: str | None, item: str) -> str | None:
+    """`item` when it can only be a dataset's name on the hub: nothing here is called so, nor its first folder."""
+    if kind in ("text", "jsonl") or not hub.HUB_NAME.fullmatch(item):
+        return None
+    here = Path(item)
+    looks_like_file = here.suffix.lower() in {".txt", *_SUFFIXES}
+    return None if here.exists() or here.parent.exists() or looks_like_file else item
+
+
+def _no_such_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"{path}: no such file, and no folder {path.parent}"
+    names = [entry.name for entry in path.parent.iterdir()]
+    near = nearest(path.name, names)
+    return f"{path}: no such file{f'; did you mean {path.parent / near}?' if near else f' in {path.parent.resolve()}'}"
+
+
+def _readable(path: Path) -> Path:
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _require_two(count: int, path: Paths) -> None:
+    if count < 2:
+        what = "empty" if count == 0 else "only 1 document"
+        raise UserError(
+            f"{_named(path)}: {what}, at least 2 needed (one is held out); "
+            "documents are separated by blank lines, or one a line"
+        )
+
+
+def _named(path: Paths) -> str:
+    return str(path) if isinstance(path, str | Path) else ", ".join(str(item) for item in path)

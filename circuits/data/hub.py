@@ -1,0 +1,195 @@
+"""Documents in `datasets` form: a directory from ``save_to_disk``, parquet or arrow files, or a name on the hub.
+
+Local files are read with pyarrow itself, batch by batch: nothing is converted into a cache and neither `datasets` nor
+torch is imported. Only a hub name needs `datasets` (streaming, at a fixed commit); code that comes with a dataset is
+never run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from circuits.errors import UserError, suggest
+from circuits.files import read_json
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?::[\w.-]+)?")
+"""``owner/name`` or ``owner/name:subset``."""
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+}
+_SPLITS |= {"dev": "validation", "test": "test", "testing": "test", "eval": "test"}
+_TIMEOUT = 8.0
+
+
+def split_files(path: Path, split: str | None) -> list[Path]:
+    """The data files of one split, in order: `split`, else ``train``, else the only one there is."""
+    by_split = _saved_splits(path) if is_saved(path) else _loose_splits(path)
+    if not by_split:
+        raise UserError(f"{path}: no data in it; expected a directory made by save_to_disk, or parquet or arrow files")
+    wanted = split or ("train" if "train" in by_split or len(by_split) > 1 else next(iter(by_split)))
+    if wanted not in by_split:
+        raise UserError(
+            f"{path}: no split {wanted!r}{suggest(wanted, by_split, 'splits')}; choose with data.split=NAME"
+        )
+    if missing := [file for file in by_split[wanted] if not file.is_file()]:
+        raise UserError(f"{path}: incomplete, {missing[0].name} is missing; save or download it again")
+    return by_split[wanted]
+
+
+def check_field(file: Path, field: str) -> None:
+    """Raise unless the file is readable and has a column of strings named `field`."""
+    try:
+        schema = pq.read_schema(file) if file.suffix == ".parquet" else _arrow_schema(file)
+    except (pa.ArrowInvalid, pa.ArrowException) as e:
+        raise UserError(f"{file}: not readable as {file.suffix[1:]} (truncated or another format)") from e
+    if field not in schema.names:
+        fields = suggest(field, schema.names, "fields")
+        raise UserError(f"{file}: no field {field!r}{fields}; name the one with the text by data.field=NAME")
+    kind = schema.field(field).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise UserError(f"{file}: field {field!r} holds {kind}, expected strings")
+
+
+def file_documents(file: Path, field: str) -> Iterator[str]:
+    """The strings of one parquet or arrow file in order; nulls and those without a visible character are left out."""
+    check_field(file, field)
+    try:
+        for batch in _batches(file, field):
+            yield from (text for text in batch.column(field).to_pylist() if text and text.strip())
+    except (pa.ArrowInvalid, pa.ArrowException, OSError) as e:
+        raise UserError(f"{file}: damaged ({_first_line(e)}); save or download it again") from e
+
+
+def hub_commit(name: str, revision: str | None = None) -> str:
+    """The commit that `revision` (default: the main branch) of a dataset on the hub names now."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        raise UserError(f"data.path={name}: the hub is switched off (HF_HUB_OFFLINE); {_save_locally(name)}")
+    from huggingface_hub import constants, get_token
+
+    repository = name.partition(":")[0]
+    address = f"{constants.ENDPOINT}/api/datasets/{repository}/revision/{revision or 'main'}"
+    request = urllib.request.Request(address)
+    if token := get_token():
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+            return str(json.load(answer)["sha"])
+    except urllib.error.HTTPError as e:
+        where = f" at revision {revision}" if revision else ""
+        raise UserError(
+            f"data.path={name}: the hub has no such dataset{where} that you may read (HTTP {e.code}); "
+            "check the name, or log in with: hf auth login"
+        ) from e
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(f"data.path={name}: the hub cannot be reached; {_save_locally(name)}") from e
+
+
+def hub_documents(name: str, field: str, split: str | None, revision: str | None = None) -> Iterator[str]:
+    """The strings of a hub dataset, streamed at a fixed commit."""
+    commit = hub_commit(name, revision)
+    import datasets
+
+    repository, _, subset = name.partition(":")
+    try:
+        stream = datasets.load_dataset(
+            repository, subset or None, split=split or "train", streaming=True, revision=commit
+        )
+    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as e:
+        # An unknown split or subset, files of no known format, or a loading script (which is refused, not run).
+        raise UserError(f"data.path={name}: {_first_line(e)}") from e
+    for number, row in enumerate(_hub_rows(name, stream)):
+        if field not in row:
+            fields = suggest(field, row, "fields")
+            raise UserError(f"data.path={name}: no field {field!r}{fields}; name it by data.field=NAME")
+        text = row[field]
+        if text is not None and not isinstance(text, str):
+            raise UserError(
+                f"data.path={name}, row {number}: field {field!r} is {type(text).__name__}, expected a string"
+            )
+        if text and text.strip():
+            yield text
+
+
+def _hub_rows(name: str, stream: Any) -> Iterator[dict[str, Any]]:
+    try:
+        yield from stream
+    except OSError as e:
+        raise UserError(f"data.path={name}: the connection to the hub broke ({e}); {_save_locally(name)}") from e
+
+
+def _save_locally(name: str) -> str:
+    repository, _, subset = name.partition(":")
+    arguments = ", ".join(repr(part) for part in (repository, subset) if part)
+    call = f'from datasets import load_dataset; load_dataset({arguments}, split="train").save_to_disk("DIR")'.replace(
+        "'", '"'
+    )
+    return f"where there is network run: python -c '{call}', then give data.path=DIR"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a directory was made by ``save_to_disk``."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def _saved_splits(path: Path) -> dict[str, list[Path]]:
+    """Files by split of a directory made by ``save_to_disk`` (of a Dataset: one split named train)."""
+    try:
+        if (path / "dataset_dict.json").is_file():
+            names = read_json(path / "dataset_dict.json")["splits"]
+            return {name: _state_files(path / name) for name in names}
+        return {"train": _state_files(path)}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path}: not a complete save_to_disk directory ({e}); save it again") from e
+
+
+def _state_files(path: Path) -> list[Path]:
+    return [path / entry["filename"] for entry in read_json(path / "state.json")["_data_files"]]
+
+
+def _loose_splits(path: Path) -> dict[str, list[Path]]:
+    """Parquet and arrow files by the split that their name or folder begins with (``train-00000-of-00002.parquet``)."""
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("[!.]*") if f.suffix in {".parquet", ".arrow"})
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        found.setdefault("train" if path.is_file() else _split_name(file), []).append(file)
+    return found
+
+
+def _split_name(file: Path) -> str:
+    words = itertools.chain(re.split(r"[-_.]", file.stem)[:1], [file.parent.name])
+    return next((_SPLITS[word.lower()] for word in words if word.lower() in _SPLITS), "train")
+
+
+def _arrow_schema(file: Path) -> pa.Schema:
+    with pa.memory_map(str(file)) as source:
+        return pa.ipc.open_stream(source).schema
+
+
+def _batches(file: Path, field: str) -> Iterator[pa.RecordBatch]:
+    if file.suffix == ".parquet":
+        with pq.ParquetFile(file) as parquet:
+            yield from parquet.iter_batches(batch_size=1024, columns=[field])
+        return
+    with pa.memory_map(str(file)) as source:
+        yield from pa.ipc.open_stream(source)

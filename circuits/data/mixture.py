@@ -1,0 +1,56 @@
+"""The text the embedded model is trained on: sentences of all behaviours, as a function of (seed, index).
+
+A sentence is a prompt, its answer and a full stop. Which behaviour comes next is drawn by `Behaviour.weight`. Training sentences
+come only from texts on the training side of the split, held-out ones only from the other (`behaviours.split`), so no
+clean prompt is ever on both sides. Torch-free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+
+from circuits.data.behaviours import BEHAVIOURS
+from circuits.data.behaviours.base import WORD, Split, draw_from
+from circuits.data.seeds import derive_seed
+
+END = "."
+
+
+class Sentence(NamedTuple):
+    """A prompt with its answer. The answer is the last word before the full stop that ends the text."""
+
+    text: str
+    behaviour: str
+    answer: str
+
+
+def sentences(seed: int, index: int, n: int, split: Split = "train") -> list[Sentence]:
+    """Block `index` of `n` sentences: the same for the same arguments, whatever was asked for before."""
+    rng = np.random.default_rng(derive_seed(seed, "mixture", split, index))
+    behaviours = list(BEHAVIOURS.values())
+    edges = list(accumulate(b.weight for b in behaviours))
+    which = np.searchsorted(edges, rng.random(n) * edges[-1], side="right")
+    found = []
+    for i in which:
+        example = draw_from(behaviours[i], rng, split)
+        found.append(Sentence(f"{example.clean}{example.target}{END}", behaviours[i].name, example.target))
+    return found
+
+
+def words() -> list[str]:
+    """Every word that can occur, sorted."""
+    return sorted({END}.union(*(b.words for b in BEHAVIOURS.values())))
+
+
+def fingerprint() -> str:
+    """Changes when a behaviour, a word, a weight or a generator does: what a model trained on this mixture depends on.
+
+    Names, words and weights enter directly, generators through 64 sentences of each side.
+    """
+    declared = [f"{b.name} {b.weight} {' '.join(b.words)}" for b in BEHAVIOURS.values()]
+    sample = [s.text for side in ("train", "heldout") for s in sentences(0, 0, 64, side)]  # type: ignore[arg-type]
+    return hashlib.sha256("\n".join([WORD.pattern, *declared, *sample]).encode()).hexdigest()

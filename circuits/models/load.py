@@ -1,0 +1,119 @@
+"""Load a causal language model for study: on a present device, from safetensors only, frozen and in eval mode.
+
+Nothing from a model repository is ever executed: pickled weights and remote code are refused. Everything is loaded
+from a directory (a hub model's is its cached snapshot at the pinned commit), so loading itself asks no network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from circuits.errors import Damaged, UserError
+from circuits.models.identify import has_vocabulary, inspect_model, local_files, read_object
+from circuits.models.sites import Dims, Family, dims_of, family_of
+
+
+@dataclass(frozen=True)
+class LM:
+    """A Hugging Face causal language model with what hooks need to know about it. Make one by load_model or wrap."""
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    dims: Dims
+    family: Family
+    device: torch.device
+    dtype: torch.dtype
+
+
+def available_devices() -> list[str]:
+    """The devices present, best first: every CUDA GPU, then mps, then cpu."""
+    found = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [*found, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def pick_device(name: str = "auto", allow_fallback: bool = False) -> torch.device:
+    """The device called `name`; ``auto`` is the best present. An absent one is an error unless fallback is allowed."""
+    present = available_devices()
+    best = torch.device(present[0])
+    if name == "auto":
+        return best
+    try:
+        asked = torch.device(name)
+    except RuntimeError as e:
+        raise UserError(f"device {name!r} is none; choices: auto {' '.join(present)}") from e
+    kinds = {found.split(":")[0] for found in present}
+    if str(asked) in present or (asked.type in kinds and not asked.index):
+        return asked
+    if allow_fallback:
+        return best
+    raise UserError(f"device {name!r} is not present; this machine has: {' '.join(present)} (auto takes the first)")
+
+
+def load_model(name_or_dir: str, *, revision: str | None = None, dtype: torch.dtype, device: torch.device) -> LM:
+    """Load a model directory or hub name (at `revision`) with its tokenizer."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    directory = local_files(inspect_model(name_or_dir, revision))
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # reported below in one line, instead of as a table and a traceback
+            output_loading_info=True,
+        )
+    except SafetensorError as e:
+        raise Damaged(f"{directory}: its weights cannot be read ({e}); copy or download them again") from e
+    _check_report(directory, report)
+    return wrap(model.to(device), _tokenizer(directory), name=name_or_dir)
+
+
+def wrap(model: nn.Module, tokenizer: Any = None, name: str = "") -> LM:
+    """An LM around a Hugging Face causal language model that is already in memory (it is frozen and put in eval)."""
+    config = model.config.to_dict()  # type: ignore[union-attr,operator]
+    first = next(model.parameters())
+    family = family_of(config["model_type"], name or "this model")
+    model.eval().requires_grad_(False)
+    return LM(name or config["model_type"], model, tokenizer, dims_of(config), family, first.device, first.dtype)
+
+
+def _check_report(directory: Path, report: dict[str, Any]) -> None:
+    """Refuse weights that transformers would silently replace by random ones."""
+    wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
+    wrong += [f"{found[0]} has another shape than config.json says" for found in sorted(report["mismatched_keys"])]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise UserError(
+            f"{directory}: the weights do not fit the model: {wrong[0]}{more}; save it again with save_pretrained"
+        )
+
+
+def _tokenizer(directory: Path) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    mend = "save one there with tokenizer.save_pretrained"
+    if not has_vocabulary(directory):
+        raise UserError(f"{directory}: no tokenizer; {mend}")
+    # A tokenizer.json whose class is the generic one says everything itself. AutoTokenizer would override it by the
+    # family's own class (for Qwen2 it does), which reads another vocabulary out of it or none, without a word.
+    generic = _tokenizer_class(directory) in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    loader = PreTrainedTokenizerFast if generic else AutoTokenizer
+    try:
+        return loader.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as e:
+        reason = (str(e) or type(e).__name__).strip().splitlines()[0][:120]
+        raise UserError(f"{directory}: its tokenizer cannot be read ({reason}); {mend}") from e
+
+
+def _tokenizer_class(directory: Path) -> str | None:
+    path = directory / "tokenizer_config.json"
+    return read_object(path).get("tokenizer_class") if path.is_file() else None

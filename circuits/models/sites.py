@@ -1,0 +1,199 @@
+"""Where the eight capture sites live in each model family, and how wide they are. No torch: plans read it too.
+
+Words (pre-norm transformer block, after Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"):
+
+===========  ================================================================================================
+resid_pre    residual stream entering the block
+head_z       input of the attention output projection, seen per head: ``[batch, pos, heads, head_dim]``
+attn_out     what attention adds to the residual stream
+resid_mid    residual stream after attention was added, before the MLP's norm
+mlp_in       what the MLP receives (after its norm)
+mlp_act      input of the MLP's output projection: width ``mlp_width``, for gated MLPs after the gate's product
+mlp_out      what the MLP adds to the residual stream
+resid_post   residual stream leaving the block (the last layer's is before the final norm)
+===========  ================================================================================================
+
+A new family is one entry in :data:`FAMILIES`. Post-norm families (a norm between the MLP and the residual addition)
+name that norm as ``attn_out`` / ``mlp_out``, since its output is what is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from circuits.errors import UserError, suggest
+
+
+class Site(StrEnum):
+    """A capture point of a block, in the order in which a sequential block computes them (`resid_pre` first)."""
+
+    resid_pre = "resid_pre"
+    head_z = "head_z"
+    attn_out = "attn_out"
+    resid_mid = "resid_mid"
+    mlp_in = "mlp_in"
+    mlp_act = "mlp_act"
+    mlp_out = "mlp_out"
+    resid_post = "resid_post"
+
+
+SITES: tuple[str, ...] = tuple(site.value for site in Site)
+
+# TransformerLens names, which SAELens metadata uses too. TransformerLens takes ln2.hook_normalized before the norm's
+# weight and bias: equal to mlp_in only where those are folded into the MLP, TransformerLens's default.
+_HOOK_NAMES = {
+    "resid_pre": "hook_resid_pre",
+    "head_z": "attn.hook_z",
+    "attn_out": "hook_attn_out",
+    "resid_mid": "hook_resid_mid",
+    "mlp_in": "ln2.hook_normalized",
+    "mlp_act": "mlp.hook_post",
+    "mlp_out": "hook_mlp_out",
+    "resid_post": "hook_resid_post",
+}
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a site is read and written: the input or the output of one module of the block."""
+
+    module: str
+    """Dotted path below the block; empty for the block itself."""
+    side: str
+    """``in``: first positional argument; ``out``: the output, or its first element when the module returns a tuple."""
+    heads: bool = False
+    """The last dimension is heads x head_dim and is shown as two."""
+    shared: bool = False
+    """The same tensor is also added to later (the residual branch), so an edit must write into it, not replace it."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Module paths of one architecture as Hugging Face transformers builds its causal language model."""
+
+    blocks: str
+    embed: str
+    final_norm: str
+    lm_head: str
+    taps: Mapping[str, Tap]
+
+
+def _taps(
+    *, attn_out: str, attn_proj: str, mid_norm: str, mlp: str, mlp_proj: str, mlp_out: str = ""
+) -> dict[str, Tap]:
+    """The eight taps of a sequential block from the paths of its modules; `mlp_out` defaults to the MLP itself."""
+    return {
+        "resid_pre": Tap("", "in"),
+        "head_z": Tap(attn_proj, "in", heads=True),
+        "attn_out": Tap(attn_out, "out"),
+        "resid_mid": Tap(mid_norm, "in", shared=True),
+        "mlp_in": Tap(mlp, "in"),
+        "mlp_act": Tap(mlp_proj, "in"),
+        "mlp_out": Tap(mlp_out or mlp, "out"),
+        "resid_post": Tap("", "out"),
+    }
+
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family(
+        blocks="transformer.h",
+        embed="transformer.wte",
+        final_norm="transformer.ln_f",
+        lm_head="lm_head",
+        taps=_taps(attn_out="attn", attn_proj="attn.c_proj", mid_norm="ln_2", mlp="mlp", mlp_proj="mlp.c_proj"),
+    ),
+    "qwen2": Family(
+        blocks="model.layers",
+        embed="model.embed_tokens",
+        final_norm="model.norm",
+        lm_head="lm_head",
+        taps=_taps(
+            attn_out="self_attn",
+            attn_proj="self_attn.o_proj",
+            mid_norm="post_attention_layernorm",
+            mlp="mlp",
+            mlp_proj="mlp.down_proj",
+        ),
+    ),
+}
+
+
+def family_of(model_type: str, name: str = "this model") -> Family:
+    """The family of a config's ``model_type``; an unknown one is refused by name."""
+    if model_type not in FAMILIES:
+        raise UserError(
+            f"{name} is of model type {model_type!r}, which has no entry in circuits/models/sites.py"
+            f"{suggest(model_type, FAMILIES, 'known types')} (docs/models.md shows how to add one)"
+        )
+    return FAMILIES[model_type]
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes of a model. `context` is the longest sequence its positions allow, None where the config does not say."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    vocab: int
+    context: int | None = None
+
+
+def _size(config: Mapping[str, Any], keys: tuple[str, ...], default: int | None = None) -> int:
+    """The first of `keys` that the config sets; families spell the same size differently."""
+    value = next((config[key] for key in keys if config.get(key) is not None), default)
+    if value is None:
+        raise UserError(f"config.json names no {' or '.join(keys)}: it is not the config of a causal language model")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"config.json: {keys[0]} = {value!r} must be a positive whole number")
+    return value
+
+
+def dims_of(config: Mapping[str, Any]) -> Dims:
+    """Read the sizes from a parsed ``config.json``."""
+    context = ("max_position_embeddings", "n_positions")
+    width = _size(config, ("hidden_size", "n_embd"))
+    heads = _size(config, ("num_attention_heads", "n_head"))
+    if width % heads and config.get("head_dim") is None:
+        raise UserError(f"config.json: hidden_size {width} is not divisible by num_attention_heads {heads}")
+    return Dims(
+        layers=_size(config, ("num_hidden_layers", "n_layer")),
+        width=width,
+        heads=heads,
+        kv_heads=_size(config, ("num_key_value_heads",), default=heads),
+        head_dim=_size(config, ("head_dim",), default=width // heads),
+        mlp_width=_size(config, ("intermediate_size", "n_inner"), default=4 * width),
+        vocab=_size(config, ("vocab_size",)),
+        context=_size(config, context) if any(config.get(key) is not None for key in context) else None,
+    )
+
+
+def check_site(site: str) -> str:
+    """`site` if it is one, else an error with the choices."""
+    if site not in SITES:
+        raise UserError(f"unknown site {site!r}{suggest(str(site), SITES, 'sites')}")
+    return str(site)
+
+
+def check_layer(layer: int, dims: Dims) -> int:
+    """`layer` if the model has it, else an error naming the depth."""
+    if not 0 <= layer < dims.layers:
+        raise UserError(f"layer {layer} is out of range: the model has {dims.layers} layers (0-{dims.layers - 1})")
+    return layer
+
+
+def site_width(dims: Dims, site: str) -> int:
+    """Width of a site's vectors; for ``head_z`` all heads together (heads x head_dim, not always the model's width)."""
+    check_site(site)
+    return {"mlp_act": dims.mlp_width, "head_z": dims.heads * dims.head_dim}.get(site, dims.width)
+
+
+def hook_name(site: str, layer: int) -> str:
+    """The TransformerLens name of a site, e.g. ``blocks.3.hook_resid_post``."""
+    return f"blocks.{layer}.{_HOOK_NAMES[check_site(site)]}"

@@ -1,0 +1,194 @@
+"""The two shapes most results take: a value by layer with intervals, and small multiples of curves by layer."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from circuits.report.sheet import CONTROL_MARKS, Sheet, drawing, joined, label_axes
+from circuits.report.style import INK, MUTED, Looks
+
+PANELS = 18
+LABELLED_LAYERS = 40
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured value at a layer, with its interval when it has one."""
+
+    layer: int
+    series: str
+    value: float
+    interval: tuple[float, float] | None
+    hover: str
+
+
+def by_layer(
+    name: str,
+    looks: Looks,
+    points: Sequence[Point],
+    ylabel: str,
+    *,
+    control: Sequence[Point] = (),
+    floor: float | None = None,
+    fractions: bool = False,
+    height: float = 2.7,
+) -> tuple[Sheet, int]:
+    """Values by layer, one line per series, drawn side by side within a layer so that intervals stay apart.
+
+    Values below `floor` are drawn as ▼ on the floor; how many is returned, because the caption has to say it. Where all
+    points are of one layer, the series take the place of the layers on the x axis.
+    """
+    series = sorted({p.series for p in points}, key=looks.rank)
+    layers = sorted({p.layer for p in points})
+    across = len(layers) == 1 and len(series) > 1
+    neighbours = set(itertools.pairwise(layers))
+    with drawing():
+        sheet = Sheet(name, looks, [] if across else series, height=height, control=bool(control))
+        axes = sheet.axes
+        place = _places(layers, series, across)
+        low = _axis_range(axes, [*points, *control], floor)
+        below = 0
+        # The control first, so that it lies behind; one control per layer and series, as measured.
+        for label in series:
+            mine = [p for p in control if p.series == label]
+            below += _draw(sheet, mine, place, low, CONTROL_MARKS, neighbours)
+        for label in series:
+            mine = sorted((p for p in points if p.series == label), key=lambda p: p.layer)
+            look = looks[label]
+            below += _draw(sheet, mine, place, low, joined(look), neighbours)
+        if fractions:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+        if across:
+            axes.set_xticks(range(len(series)), series)
+            label_axes(axes, f"swept value (layer {layers[0]})", ylabel)
+        else:
+            axes.set_xticks(layers if len(layers) <= LABELLED_LAYERS else layers[::2])
+            label_axes(axes, "layer", ylabel)
+        axes.margins(x=0.02 if len(layers) > 8 else 0.05)
+        axes.grid(False, axis="x")
+    return sheet, below
+
+
+def _places(layers: Sequence[int], series: Sequence[str], across: bool) -> Callable[[Point], float]:
+    """Where a point stands on the x axis; series of one layer spread over at most half of its room."""
+    rank = {label: i for i, label in enumerate(series)}
+    if across:
+        return lambda p: float(rank[p.series])
+    step = min(0.5 / max(len(series), 1), 0.09)
+    middle = (len(series) - 1) / 2
+    return lambda p: p.layer + step * (rank[p.series] - middle)
+
+
+def _axis_range(axes: Axes, points: Sequence[Point], floor: float | None) -> float | None:
+    """Zero is in sight; the axis ends at `floor` when values lie below it. Returns the floor when it is used."""
+    lows = [p.interval[0] if p.interval else p.value for p in points]
+    highs = [p.interval[1] if p.interval else p.value for p in points]
+    bottom, top = min([0.0, *lows]), max([*highs, 0.0])
+    used = floor if floor is not None and bottom < floor else None
+    bottom = used if used is not None else bottom
+    room = 0.06 * ((top - bottom) or 1.0)
+    axes.set_ylim(bottom - (room if bottom < 0 else 0), top + room)
+    if bottom < 0:
+        axes.axhline(0, color=MUTED, linewidth=0.6)
+    return used
+
+
+def _draw(
+    sheet: Sheet,
+    points: Sequence[Point],
+    place: Callable[[Point], float],
+    floor: float | None,
+    style: dict[str, Any],
+    neighbours: Collection[tuple[int, int]],
+) -> int:
+    """Draw one series; returns how many of its points lie below `floor`."""
+    axes = sheet.axes
+    sunk = [p for p in points if floor is not None and p.value < floor]
+    seen = [p for p in points if p not in sunk]
+    pairs = [pair for pair in itertools.pairwise(seen) if (pair[0].layer, pair[1].layer) in neighbours]
+    if pairs:
+        # Joined only where two layers follow one another: a layer that failed or lies below the floor leaves a gap.
+        xs = [x for a, b in pairs for x in (place(a), place(b), math.nan)]
+        ys = [y for a, b in pairs for y in (a.value, b.value, math.nan)]
+        axes.plot(xs, ys, alpha=0.75, **_only(style, "color", "linestyle", "linewidth"))
+    for p in seen:
+        if p.interval:
+            axes.vlines(place(p), *p.interval, color=style["color"], linewidth=1.1)
+    flat = {key: value for key, value in style.items() if key not in ("linestyle", "linewidth", "marker")}
+    for group, marker in ((seen, style["marker"]), (sunk, "v")):
+        if group:
+            ys = [p.value if group is seen or floor is None else floor for p in group]
+            xs = [place(p) for p in group]
+            (artist,) = axes.plot(xs, ys, **flat, marker=marker, linestyle="none", clip_on=False)
+            sheet.tell(artist, [p.hover for p in group])
+    return len(sunk)
+
+
+def _only(style: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: style[key] for key in keys}
+
+
+def pages(layers: Iterable[int]) -> list[list[int]]:
+    """The layers in groups of at most PANELS, as even as can be: no figure with two panels after one with eighteen."""
+    ordered = sorted(set(layers))
+    n = max(1, math.ceil(len(ordered) / PANELS))
+    return [list(part) for part in np.array_split(np.array(ordered, dtype=int), n) if len(part)]
+
+
+def multiples(
+    name: str, looks: Looks, series: Sequence[str], layers: Sequence[int], x: str, y: str
+) -> tuple[Sheet, dict[int, Axes]]:
+    """A grid of panels with common axes, one per layer. Call inside `drawing()`."""
+    n = len(layers)
+    cols = n if n <= 4 else 4 if n <= 8 else 6
+    rows = math.ceil(n / cols)
+    width = 9.5 if n > 2 else 3.4 * n + 1.2
+    height = (1.75 if cols <= 4 else 1.3) * rows + 0.65
+    sheet = Sheet(name, looks, series, height=height, width=width, grid=(rows, cols), titled=True, shown="lines")
+    panels: dict[int, Axes] = {}
+    for i, axes in enumerate(sheet.panels.flat):
+        if i >= n:
+            axes.set_axis_off()
+            continue
+        panels[layers[i]] = axes
+        # A given y spares matplotlib the search for one, which costs as much as drawing the panel.
+        axes.set_title(f"layer {layers[i]}", loc="left", y=1.0, pad=3, color=INK, fontweight="bold")
+        axes.xaxis.set_major_locator(MaxNLocator(3 if cols == 6 else 4))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: steps(value)))
+        if i + cols >= n:
+            axes.tick_params(labelbottom=True)
+    sheet.canvas.supxlabel(x, fontsize=8, y=0.005, va="bottom")
+    sheet.canvas.supylabel(y, fontsize=8, x=0.004, ha="left")
+    return sheet, panels
+
+
+def log_y(axes: Axes, low: float, high: float) -> None:
+    """A logarithmic axis with plain numbers on it; fewer than two decades also get their 2s and 5s."""
+    axes.set_yscale("log")
+    subs = (1.0,) if math.log10(high / low) > 2 else (1.0, 2.0, 5.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(low / 1.15, high * 1.15)
+
+
+def steps(value: float) -> str:
+    """``500``, ``20k``, ``1.5M`` on an axis."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if abs(value) >= (10 * size if unit == "k" else size):
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def power(exponent: float) -> str:
+    """``10⁻³`` for -3."""
+    signs = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    return f"10{f'{exponent:g}'.translate(signs)}" if float(exponent).is_integer() else ""

@@ -1,0 +1,96 @@
+"""What a section hands to the page: figures, tables and notes, in reading order, and perhaps the page's answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure in every form it is given out: a file, part of the page, and its data."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+    inline: str
+    png: bytes
+    csv: str
+    block = "figure"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One table cell; `sort` orders it when its text would not."""
+
+    text: str
+    sort: float | str | None = None
+    hint: str = ""
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's heading; numbers are set to the right."""
+
+    label: str
+    numeric: bool = False
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A sortable table; `folded` puts it behind its title."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: str = ""
+    folded: bool = False
+    block = "table"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph."""
+
+    text: str
+    block = "note"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Preformatted lines, folded behind their title."""
+
+    title: str
+    lines: tuple[str, ...]
+    folded: bool = True
+    block = "listing"
+
+
+Block = Figure | Table | Note | Listing
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The first screen of the page: a sentence, one figure, one table."""
+
+    sentence: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One section of the page. `problems` are the files that could not be read, one line each."""
+
+    title: str
+    lead: str
+    blocks: tuple[Block, ...]
+    answer: Answer | None = None
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All figures, those of the answer first."""
+        first = self.answer.blocks if self.answer else ()
+        return [block for block in (*first, *self.blocks) if isinstance(block, Figure)]

@@ -1,0 +1,161 @@
+"""The self-contained page of a sweep, and its figures as files.
+
+`build` asks the section of every artifact kind for its part, puts the answer of the last kind in the data's way first,
+and renders one HTML file that makes no request: styles, script, figures and data are inside. The figures are also
+written to ``figures/`` as SVG, PNG and CSV. Equal input gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from circuits.files import disk_errors, write_atomic
+from circuits.report.content import Cell, Column, Figure, Part, Table
+from circuits.report.provenance import provenance_blocks
+from circuits.report.registry import Entry, View, sections
+from circuits.report.style import Looks
+from circuits.report.types import Element, ReportInput
+from circuits.report.words import plural
+
+TEMPLATES = Path(__file__).parent / "templates"
+STATES = ("done", "cached", "gate", "failed", "interrupted", "running", "waiting")
+STATE_WORDS = {"gate": "stopped at a gate"}
+UNKNOWN_ORDER = 1000  # kinds without a section of their own come after all others
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An element that did not end well, as the first screen shows it."""
+
+    index: int
+    what: str
+    state: str
+    error: str
+    log: str
+
+
+def build(report: ReportInput, out: Path) -> Path:
+    """Write ``out/report.html`` and ``out/figures/*``; returns the page's path. Unreadable results are named on it."""
+    looks = Looks(element.series for element in report.elements)
+    entries, repeated = _entries(report.elements)
+    parts = _parts(entries, looks)
+    refs = [entry.ref for kind in entries.values() for entry in kind]
+    provenance, unread = provenance_blocks(report.elements, refs)
+    problems = [problem for part in parts for problem in part.problems] + unread
+    page = _render(report, parts, _first_screen(report, problems, repeated), provenance)
+    figures = out / "figures"
+    with disk_errors(figures):
+        figures.mkdir(parents=True, exist_ok=True)
+    for figure in (figure for part in parts for figure in part.figures):
+        write_atomic(figures / f"{figure.name}.svg", figure.svg.encode())
+        write_atomic(figures / f"{figure.name}.png", figure.png)
+        write_atomic(figures / f"{figure.name}.csv", figure.csv.encode())
+    path = out / "report.html"
+    write_atomic(path, page.encode())
+    return path
+
+
+def _entries(elements: Sequence[Element]) -> tuple[dict[str, list[Entry]], int]:
+    """Artifacts by kind, each once: two elements whose difference changes no result share an artifact."""
+    found: dict[str, list[Entry]] = {}
+    seen: set[str] = set()
+    repeated = 0
+    for element in elements:
+        for ref in element.artifacts:
+            if ref.key in seen:
+                repeated += 1
+                continue
+            seen.add(ref.key)
+            found.setdefault(ref.kind, []).append(Entry(element, ref))
+    return found, repeated
+
+
+def _parts(entries: dict[str, list[Entry]], looks: Looks) -> list[Part]:
+    """One part per kind, in the order of the data's way."""
+    known = sections()
+    order = sorted(entries, key=lambda kind: (known[kind].order if kind in known else UNKNOWN_ORDER, kind))
+    return [
+        known[kind].render(View(tuple(entries[kind]), looks)) if kind in known else _plain_part(kind, entries[kind])
+        for kind in order
+    ]
+
+
+def _plain_part(kind: str, entries: Sequence[Entry]) -> Part:
+    """A kind that has no section is still listed."""
+    columns = (Column("layer", True), Column("element"), Column("artifact"), Column("key"))
+    rows = tuple(
+        (
+            Cell("–" if e.ref.layer is None else str(e.ref.layer), e.ref.layer),
+            Cell(e.element.name, code=True),
+            Cell(e.ref.label, code=True),
+            Cell(e.ref.key, code=True),
+        )
+        for e in entries
+    )
+    return Part(f"Artifacts of kind {kind}", f"{plural(len(entries), 'artifact')}.", (Table(kind, columns, rows),))
+
+
+def _first_screen(report: ReportInput, problems: list[str], repeated: int) -> dict[str, object]:
+    """Everything on the first screen besides the answer."""
+    by_state = {state: [e for e in report.elements if e.state == state] for state in STATES}
+    failures = [
+        Failure(e.index, _what(e), STATE_WORDS.get(e.state, e.state), _first_line(e.error), e.log)
+        for e in report.elements
+        if e.state in ("failed", "interrupted", "gate")
+    ]
+    return {
+        "states": [(STATE_WORDS.get(state, state), len(found)) for state, found in by_state.items() if found],
+        "failures": failures,
+        "unfinished": [(e.index, _what(e), e.state) for e in report.elements if e.state in ("running", "waiting")],
+        "finished": sum(e.finished for e in report.elements),
+        "problems": problems,
+        "repeated": repeated,
+        "notes": list(dict.fromkeys(str(e.config["note"]) for e in report.elements if e.config.get("note"))),
+    }
+
+
+def _what(element: Element) -> str:
+    return ", ".join(f"{key}={value}" for key, value in element.swept.items()) or element.name
+
+
+def _first_line(error: str | None) -> str:
+    lines = (error or "").strip().splitlines()
+    return lines[0] if lines else "no reason was recorded"
+
+
+def _render(report: ReportInput, parts: Sequence[Part], first: dict[str, object], provenance: Sequence[object]) -> str:
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.filters["data_uri"] = _data_uri
+    environment.filters["svg"] = _svg
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    answers = [part.answer for part in parts if part.answer]
+    return environment.from_string((TEMPLATES / "page.html.j2").read_text(encoding="utf-8")).render(
+        report=report,
+        parts=parts,
+        provenance=provenance,
+        answer=answers[-1] if answers else None,
+        style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+        **first,
+    )
+
+
+def _svg(figure: Figure) -> Markup:
+    """Figures come from our own drawing, in which every text is escaped; nothing else enters the page unescaped."""
+    return Markup(figure.inline)
+
+
+def _data_uri(csv: str) -> str:
+    return "data:text/csv;charset=utf-8," + quote(csv, safe=",;:=/.+-_()")

@@ -1,0 +1,68 @@
+"""Sections register themselves by artifact kind; a new kind's section is one new module in ``sections/``."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from circuits.report.content import Part
+from circuits.report.style import Looks
+from circuits.report.types import ArtifactRef, Element
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One artifact and the element that asked for it."""
+
+    element: Element
+    ref: ArtifactRef
+
+
+@dataclass(frozen=True)
+class View:
+    """All artifacts of one kind, each once, and the page's colours."""
+
+    entries: tuple[Entry, ...]
+    looks: Looks
+
+    @property
+    def swept(self) -> tuple[str, ...]:
+        """The swept keys besides the layer, in the order of the command line."""
+        keys = dict.fromkeys(key for entry in self.entries for key in entry.element.swept)
+        return tuple(key for key in keys if key != "layer")
+
+
+Render = Callable[[View], Part]
+
+
+@dataclass(frozen=True)
+class Section:
+    """How artifacts of one kind are shown; `order` follows the data's way through a study."""
+
+    kind: str
+    order: int
+    render: Render
+
+
+_SECTIONS: dict[str, Section] = {}
+
+
+def section(kind: str, order: int) -> Callable[[Render], Render]:
+    """Register the decorated function as the section of artifacts of `kind`."""
+
+    def register(render: Render) -> Render:
+        _SECTIONS[kind] = Section(kind, order, render)
+        return render
+
+    return register
+
+
+def sections() -> dict[str, Section]:
+    """All registered sections by kind; the first call imports the modules that register them."""
+    from circuits.report import sections as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return dict(_SECTIONS)

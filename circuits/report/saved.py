@@ -1,0 +1,53 @@
+"""Reading an artifact's files for a page: a missing or damaged file becomes a line in the report, not an exception."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from circuits.files import read_json
+from circuits.report.types import ArtifactRef
+
+
+def load_json(ref: ArtifactRef, name: str, problems: list[str]) -> dict[str, Any]:
+    """The JSON object in `name`; empty, with a line in `problems`, when it cannot be had."""
+    try:
+        value = read_json(ref.path / name)
+    except FileNotFoundError:
+        problems.append(f"{ref.label}: {name} is missing")
+    except json.JSONDecodeError as e:
+        problems.append(f"{ref.label}: {name} is damaged (line {e.lineno}, column {e.colno}: {e.msg})")
+    except (OSError, UnicodeDecodeError) as e:
+        problems.append(f"{ref.label}: {name} cannot be read ({_reason(e)})")
+    else:
+        if isinstance(value, dict):
+            return value
+        problems.append(f"{ref.label}: {name} is damaged (a JSON object is wanted, found {type(value).__name__})")
+    return {}
+
+
+def load_table(ref: ArtifactRef, name: str, columns: Sequence[str], problems: list[str]) -> pd.DataFrame | None:
+    """The numeric `columns` that the parquet table `name` has; None, with a line in `problems`, without any of it."""
+    try:
+        table = pd.read_parquet(ref.path / name)
+    except FileNotFoundError:
+        problems.append(f"{ref.label}: {name} is missing")
+        return None
+    except (OSError, ValueError, pa.ArrowException) as e:
+        problems.append(f"{ref.label}: {name} is damaged ({_reason(e)})")
+        return None
+    lacking = [column for column in columns if column not in table]
+    if lacking:
+        problems.append(f"{ref.label}: {name} lacks {', '.join(lacking)}")
+    kept = table[[column for column in columns if column in table]]
+    return kept.apply(pd.to_numeric, errors="coerce")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, without a path of this machine in it."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text.splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,1 @@
+"""One module per artifact kind; each registers its section with `circuits.report.registry.section`."""

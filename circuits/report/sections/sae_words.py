@@ -1,0 +1,83 @@
+"""What every caption of the SAE section owes its reader: n, intervals, control, artifacts, what is absent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from circuits.report.registry import View
+from circuits.report.sections.sae_records import Record
+from circuits.report.words import counts, listed, plural, plus_minus, ranges, span
+
+
+def join(sentences: Sequence[str]) -> str:
+    """A caption from its sentences; empty ones fall out."""
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def who(record: Record) -> str:
+    """``layer 3, sae.k=32``."""
+    layer = "no layer" if record.layer is None else f"layer {record.layer}"
+    return f"{layer}, {record.series}" if record.series else layer
+
+
+def layers(records: Sequence[Record]) -> str:
+    """``0–3``."""
+    return ranges(r.layer for r in records if r.layer is not None)
+
+
+def value_with_interval(record: Record, name: str) -> str:
+    """``0.942 ± 0.001``."""
+    return plus_minus(record.get(name), record.intervals.get(name))
+
+
+def bars(records: Sequence[Record], name: str) -> str:
+    """What the vertical bars are, or that there are none."""
+    having = sum(name in r.intervals for r in records)
+    if having == len(records):
+        return "Bars: 95% intervals over sequences (where none is seen, it is smaller than the marker)."
+    if having:
+        return f"Bars: 95% intervals over sequences, for the {having} of {len(records)} SAEs that have one."
+    return "No intervals were saved for it."
+
+
+def sample(records: Sequence[Record]) -> str:
+    """The n of every point."""
+    rows = [r.numbers["n_rows"] for r in records if "n_rows" in r.numbers]
+    sequences = [r.numbers["n_sequences"] for r in records if "n_sequences" in r.numbers]
+    if not rows or not sequences:
+        return "The number of held-out rows was not saved."
+    return f"n\u00a0=\u00a0{counts(rows)} held-out rows from {counts(sequences)} sequences for each SAE."
+
+
+def control(records: Sequence[Record]) -> str:
+    """The untrained SAE, as measured."""
+    values = [r.control for r in records if r.control is not None]
+    if not values:
+        return "No untrained control was saved."
+    text = f"Control: the same SAE before training, on the same rows, {span(values)}"
+    lacking = len(records) - len(values)
+    return f"{text}; {plural(lacking, 'SAE')} without one." if lacking else f"{text}."
+
+
+def missing(records: Sequence[Record], drawn: Sequence[Record], what: str = "the value") -> str:
+    """Which SAEs are not in the figure."""
+    absent = [r.label for r in records if r not in drawn]
+    if not absent:
+        return ""
+    more = f" and {len(absent) - 4} more" if len(absent) > 4 else ""
+    return f"Not drawn, because {what} is missing: {', '.join(absent[:4])}{more}."
+
+
+def below(n: int, floor: float | None) -> str:
+    """That some values lie outside the axis."""
+    return f"{plural(n, 'value')} below {floor}: drawn at the lower edge; hover or CSV for the value." if n else ""
+
+
+def looks(view: View) -> str:
+    """An admission when there are more series than looks."""
+    return f"{len(view.looks.series)} series share 28 looks; hover names them." if view.looks.repeats else ""
+
+
+def which(records: Sequence[Record]) -> str:
+    """The artifacts the figure was drawn from."""
+    return f"From {listed([r.label for r in records])}."

@@ -1,0 +1,178 @@
+"""One figure being drawn: matplotlib without pyplot, margins in inches, a legend above, hover texts, the files.
+
+Fixed margins instead of a layout engine: the same input gives the same bytes, and thirty panels take no longer to
+arrange than one.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+
+from circuits.report.content import Figure
+from circuits.report.style import CONTROL_LABEL, INK, MUTED, PAPER, RC, Look, Looks
+from circuits.report.svg import inline_svg
+
+WIDTH = 9.5
+LEFT, RIGHT, TOP, BOTTOM = 0.62, 0.12, 0.08, 0.42
+LEGEND_ROW = 0.2
+Shown = Literal["both", "marks", "lines"]
+PNG_DPI = 160
+
+
+class Sheet:
+    """A canvas `height` inches high (legend excluded) with a grid of panels below a legend for `series`."""
+
+    def __init__(
+        self,
+        name: str,
+        looks: Looks,
+        series: Sequence[str],
+        *,
+        height: float,
+        width: float = WIDTH,
+        grid: tuple[int, int] = (1, 1),
+        titled: bool = False,
+        control: bool = False,
+        shown: Shown = "both",
+    ) -> None:
+        self.name = name
+        self._titles: dict[str, str | list[str]] = {}
+        self._ids = count()
+        handles = _handles(looks, series, control, shown)
+        columns = _legend_columns(handles, width)
+        legend = LEGEND_ROW * -(-len(handles) // columns) + 0.06 if handles else 0.0
+        total = height + legend
+        self.canvas = Canvas(figsize=(width, total))
+        top = 1 - (TOP + legend + (0.08 if titled else 0.0)) / total
+        rows, cols = grid
+        self.panels: np.ndarray = self.canvas.subplots(
+            rows,
+            cols,
+            squeeze=False,
+            sharex=rows * cols > 1,
+            sharey=rows * cols > 1,
+            gridspec_kw={
+                "left": LEFT / width,
+                "right": 1 - RIGHT / width,
+                "bottom": BOTTOM / total,
+                "top": top,
+                "wspace": 0.1,
+                "hspace": 0.34,
+            },
+        )
+        if handles:
+            self.canvas.legend(
+                handles=handles,
+                loc="upper left",
+                bbox_to_anchor=((LEFT - 0.08) / width, 1 - 0.02 / total),
+                ncols=columns,
+                frameon=False,
+                borderpad=0,
+                borderaxespad=0,
+                handlelength=2.2,
+                columnspacing=1.6,
+                labelspacing=0.3,
+            )
+
+    @property
+    def axes(self) -> Axes:
+        """The only panel of a figure that has one."""
+        axes: Axes = self.panels[0, 0]
+        return axes
+
+    def tell(self, artist: Artist, text: str | list[str]) -> None:
+        """Show `text` when a reader points at `artist`: one text, or one for each marker of a line."""
+        gid = f"tell-{next(self._ids)}"
+        artist.set_gid(gid)
+        self._titles[gid] = text
+
+    def finish(self, *, title: str, caption: str, alt: str, data: pd.DataFrame) -> Figure:
+        """Write the drawing out in every form, with `data` as its CSV."""
+        svg, png = io.StringIO(), io.BytesIO()
+        with mpl.rc_context({**RC, "svg.hashsalt": self.name}):
+            self.canvas.savefig(svg, format="svg", metadata={"Date": None})
+            self.canvas.savefig(png, format="png", dpi=PNG_DPI)
+        text = svg.getvalue()
+        inline = inline_svg(text, self.name, self._titles, alt)
+        table = data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        return Figure(self.name, title, caption, text, inline, png.getvalue(), table)
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """The house style while a figure is drawn; matplotlib's own settings are back afterwards."""
+    with mpl.rc_context(RC):
+        yield
+
+
+def _handles(looks: Looks, series: Sequence[str], control: bool, shown: Shown) -> list[Line2D]:
+    """Nothing to tell apart, nothing to explain: a single unnamed series without a control has no legend."""
+    if not control and list(series) == [""]:
+        return []
+    styles = {"both": joined, "marks": marks, "lines": stroke}
+    made = [Line2D([], [], label=label or "trained SAE", **styles[shown](looks[label])) for label in series]
+    if control:
+        made.append(Line2D([], [], label=CONTROL_LABEL, **CONTROL_MARKS))
+    return made
+
+
+def marks(look: Look) -> dict[str, Any]:
+    """Arguments of a series drawn as markers."""
+    return {
+        "linestyle": "none",
+        "marker": look.marker,
+        "markersize": 4.2,
+        "markeredgecolor": PAPER,
+        "markeredgewidth": 0.5,
+        "color": look.color,
+    }
+
+
+def stroke(look: Look) -> dict[str, Any]:
+    """Arguments of a series drawn as a line."""
+    return {"color": look.color, "linestyle": look.dash, "linewidth": 1.2}
+
+
+def joined(look: Look) -> dict[str, Any]:
+    """Arguments of a series of markers joined by a line, thin because the markers carry the values."""
+    return marks(look) | stroke(look) | {"linewidth": 0.9}
+
+
+CONTROL_MARKS: dict[str, Any] = {
+    "color": MUTED,
+    "marker": "D",
+    "markersize": 3.4,
+    "markerfacecolor": PAPER,
+    "markeredgecolor": MUTED,
+    "markeredgewidth": 0.9,
+    "linestyle": (0, (2, 2)),
+    "linewidth": 0.9,
+}
+
+
+def _legend_columns(handles: list[Line2D], width: float) -> int:
+    """The most columns that fit, each as wide as its longest label (matplotlib fills columns from the top)."""
+    for columns in range(len(handles), 1, -1):
+        rows = -(-len(handles) // columns)
+        longest = [max(len(str(h.get_label())) for h in handles[i : i + rows]) for i in range(0, len(handles), rows)]
+        if sum(0.07 * n + 0.58 for n in longest) <= width - LEFT:
+            return columns
+    return 1
+
+
+def label_axes(axes: Axes, x: str, y: str) -> None:
+    """Axis labels in ink, without mathematics in them."""
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)

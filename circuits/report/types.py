@@ -1,0 +1,62 @@
+"""What a report is made of. Plain records: the caller fills them from saved files, the report reads nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+State = Literal["done", "cached", "failed", "interrupted", "running", "waiting", "gate"]
+
+
+@dataclass(frozen=True)
+class ArtifactRef:
+    """One artifact in the store: `path` is its directory, `label` its readable name there (``sae/tiny-L0-…``)."""
+
+    kind: str
+    key: str
+    path: Path
+    layer: int | None
+    label: str
+
+
+@dataclass(frozen=True)
+class Element:
+    """One run of the sweep; `swept` holds only the keys that vary over the sweep, as the values given."""
+
+    index: int
+    name: str
+    overrides: list[str]
+    swept: Mapping[str, str]
+    state: State
+    error: str | None = None
+    log: str = ""
+    wall_s: float | None = None
+    artifacts: list[ArtifactRef] = field(default_factory=list)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    status: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """A gate that said no has still measured and kept its artifact."""
+        return self.state in ("done", "cached", "gate")
+
+    @property
+    def series(self) -> str:
+        """What sets this element apart besides its layer: ``"sae.k=32"``, empty when nothing does."""
+        return ", ".join(f"{key}={value}" for key, value in self.swept.items() if key != "layer")
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """A sweep (or a pipeline) as one page: `question` in one sentence, `again` the command that remakes the page."""
+
+    title: str
+    question: str
+    sweep_id: str
+    command: str
+    again: str
+    elements: list[Element]
+    created: str

@@ -1,0 +1,88 @@
+"""Artifacts for notebooks: from a few overrides to the opened artifact, by the same keys that runs use."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from circuits import schema
+from circuits.errors import UserError
+from circuits.run import config, overrides, places, registry
+from circuits.run.content import Contents
+from circuits.run.kinds import Kind, key_of
+from circuits.run.layers import parse_layers
+from circuits.run.store import Artifact, Store
+
+
+def find_artifact(kind_name: str, given: Mapping[str, Any]) -> tuple[Kind, Artifact]:
+    """The artifact of a kind under a config, verified.
+
+    Raises:
+        UserError: the config is wrong, names several layers, or the artifact does not exist.
+    """
+    kind = registry.kind(kind_name)
+    words = [f"{name.replace('__', '.')}={_written(value)}" for name, value in given.items()]
+    cfg = config.absolute(compose(words), Path.cwd())
+    contents = Contents(Path(cfg.outputs) / "artifacts" / ".hashes.json")
+    key = key_of(kind, cfg, _layer(kind, cfg), contents)
+    artifact = Store(Path(cfg.outputs) / "artifacts").find(key)
+    if artifact is None:
+        maker = f"task={kind.name}" if kind.name in places.choices("task") else "task=sae"
+        raise UserError(
+            f"{key.id} does not exist in {cfg.outputs}; make it with: python launch.py {maker} {' '.join(words)}"
+        )
+    return kind, artifact
+
+
+def open_artifact(kind_name: str, given: Mapping[str, Any]) -> Any:
+    """See :func:`circuits.open`."""
+    kind, artifact = find_artifact(kind_name, given)
+    if kind.load is None:
+        return artifact
+    module, function = kind.load.split(":")
+    return getattr(importlib.import_module(module), function)(artifact.path)
+
+
+def compose(words: list[str]) -> schema.BaseConfig:
+    """The config of these overrides, as `launch.py` would compose it.
+
+    Raises:
+        UserError: anything that the command line would refuse.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    arguments = overrides.normalise(words)
+    overrides.check(arguments)
+    config.register()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(places.CONF)):
+            cfg = config.to_object(hydra_compose("config", overrides=arguments.overrides))
+    except (HydraException, OmegaConfBaseException) as e:
+        raise UserError(config.one_line(e)) from e
+    errors = schema.check(cfg)
+    if errors:
+        raise UserError(errors)
+    return cfg
+
+
+def _layer(kind: Kind, cfg: schema.BaseConfig) -> tuple[int, ...]:
+    if kind.layers == "none":
+        return ()
+    layers = parse_layers(cfg.layer, cfg.model.layers, cfg.model.sets)
+    if kind.layers == "each" and len(layers) != 1:
+        raise UserError(f"layer={cfg.layer}: one layer, please; an artifact of kind {kind.name} is of one layer")
+    return layers
+
+
+def _written(value: Any) -> str:
+    """A Python value as the command line writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)

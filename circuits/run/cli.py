@@ -1,0 +1,74 @@
+"""The command line: normalise, check, hand over to Hydra, and say every error in one line. No torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from circuits.errors import CircuitsError, UserError
+from circuits.run import overrides, places
+
+_exit_code = 0
+
+
+def main(argv: list[str]) -> int:
+    """Run `argv` (without the program's name); the exit code."""
+    try:
+        arguments = overrides.normalise(argv)
+        if any(flag in ("--help", "-h") for flag in arguments.flags):
+            from circuits.run.help import page
+
+            print(page())
+            return 0
+        if any(flag in ("-sc", "--shell-completion") for flag in arguments.flags):
+            return _hydra(arguments.argv())
+        overrides.check(arguments)
+        return _hydra(arguments.argv())
+    except CircuitsError as e:
+        return _fail(e)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _hydra(argv: list[str]) -> int:
+    """Hand over to Hydra; its errors become ours."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from circuits.run import config
+
+    # One place formats all errors, ours: Hydra is asked to let them through.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [sys.argv[0], *argv]
+    config.register()
+    try:
+        hydra.main(version_base="1.3", config_path=str(places.CONF), config_name="config")(_launch)()
+    except (HydraException, OmegaConfBaseException) as e:
+        cause = e.__cause__ if isinstance(e.__cause__, OmegaConfBaseException) else e
+        raise UserError(config.one_line(cause)) from e
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+    return _exit_code
+
+
+def _launch(elements: Any) -> None:
+    """What Hydra is given to run: our launcher calls it with (compose, overrides of each element)."""
+    global _exit_code
+    from circuits.run import sweep
+
+    compose, lists = elements
+    _exit_code = sweep.launch(compose, lists)
+
+
+def _fail(error: CircuitsError) -> int:
+    """Print an error and give its exit code; its traceback only when asked for."""
+    if os.environ.get("CIRCUITS_DEBUG"):
+        import traceback
+
+        traceback.print_exc()
+    for message in error.messages if isinstance(error, UserError) else [str(error)]:
+        print(f"error: {message}", file=sys.stderr)
+    return error.exit_code

@@ -1,0 +1,71 @@
+"""From what Hydra composed, or what an element's directory holds, to plain dataclasses. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from circuits import schema
+from circuits.errors import UserError
+from circuits.run import registry
+
+
+def register() -> None:
+    """Give Hydra the schema: one root node, so that no choice of a group is anything but a real one."""
+    ConfigStore.instance().store(name="schema", node=schema.root_schema(registry.options()), provider="circuits")
+
+
+def to_object(tree: Any) -> schema.BaseConfig:
+    """A composed config (with or without Hydra's own node) as dataclasses, interpolations resolved.
+
+    Raises:
+        UserError: a mandatory value is missing or a value has the wrong type.
+    """
+    try:
+        plain = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True, enum_to_str=True))
+        plain.pop("hydra", None)
+        merged = OmegaConf.merge(OmegaConf.structured(schema.root_schema(registry.options())), plain)
+        return cast(schema.BaseConfig, OmegaConf.to_object(merged))
+    except MissingMandatoryValue as e:
+        raise UserError(f"{e.full_key}: needs a value; write {e.full_key}=…") from e
+    except OmegaConfBaseException as e:
+        raise UserError(one_line(e)) from e
+
+
+def absolute(cfg: schema.BaseConfig, base: Path) -> schema.BaseConfig:
+    """Make every path in `cfg` independent of the directory that the command was typed in."""
+    cfg.outputs, cfg.multirun = str(base / cfg.outputs), str(base / cfg.multirun)
+    for section, name in ((cfg.model, "id"), (cfg.data, "path"), (cfg.sae, "from_")):
+        value = getattr(section, name)
+        if value is not None and (base / value).exists() and not (name == "id" and cfg.model.embedded is not None):
+            setattr(section, name, str((base / value).resolve()))
+    return cfg
+
+
+def save(cfg: schema.BaseConfig, path: Path) -> None:
+    """Write the resolved config."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(cfg)), encoding="utf-8")
+
+
+def load(path: Path) -> schema.BaseConfig:
+    """Read a resolved config.
+
+    Raises:
+        UserError: the file is missing or does not fit the schema.
+    """
+    try:
+        return to_object(OmegaConf.load(path))
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: no such file; an element's directory holds config.yaml and element.json") from e
+
+
+def one_line(error: Exception) -> str:
+    """Hydra's and OmegaConf's messages without their context lines: the key, the value and what was expected."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
+    message = lines[0] if lines else type(error).__name__
+    return f"{key}: {message}" if key and not message.startswith(key) else message

@@ -1,0 +1,115 @@
+"""Content hashes of what a config names: a model, a corpus, a foreign SAE. No torch.
+
+A hash is remembered by path, size and modification time in the store, so that a 15 GB model is read once and not once per
+element. Hub names are pinned: the commit that a revision resolves to is what enters a key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from circuits.errors import UserError
+from circuits.files import read_json, sha256_file, sha256_text, write_json
+
+
+class Contents:
+    """Answers "what is in it" for file-role fields of a config; remembers within and across processes."""
+
+    def __init__(self, memory: Path | None = None) -> None:
+        self._memory = memory
+        self._values: dict[tuple[Any, ...], Any] = {}
+        self._hashes: dict[str, str] = {}
+        if memory is not None and memory.exists():
+            try:
+                self._hashes = dict(read_json(memory))
+            except (OSError, ValueError):
+                self._hashes = {}  # only a memory: what is lost is computed again
+
+    def of(self, where: str, section: Any) -> Any:
+        """What enters a key for field `where` (such as ``data.path``) of `section`."""
+        answers: dict[str, Callable[[Any], Any]] = {
+            "model.id": lambda model: self.model(model).identity if model.embedded is None else "embedded",
+            "data.path": self.corpus,
+            "sae.from_": lambda sae: (
+                None if sae.from_ is None else self.directory(Path(sae.from_), "*.safetensors", "cfg.json")
+            ),
+        }
+        if where not in answers:
+            raise UserError(f"{where}: no rule for the content of this field; add one to circuits/run/content.py")
+        return answers[where](section)
+
+    def model(self, model: Any) -> ModelIdentity:
+        """The identity, depth and width of a hub model or a directory; see :mod:`circuits.models.identify`."""
+        from circuits.models.identify import inspect_model
+        from circuits.run.places import choices
+
+        memo = ("model", model.id, model.revision)
+        if memo not in self._values:
+            facts = inspect_model(model.id, revision=model.revision, presets=choices("model"))
+            directory = Path(model.id)
+            if directory.is_dir():
+                identity = self.directory(
+                    directory, "*.safetensors", "config.json", "*token*", "*.jinja", "vocab*", "merges*"
+                )
+            else:
+                identity = f"{facts.name}@{facts.revision}"
+            self._values[memo] = ModelIdentity(identity, facts)
+        return self._values[memo]
+
+    def tokenizer(self, model: Any) -> str:
+        """The identity of a model's tokenizer (its files' hash, or the hub commit)."""
+        directory = Path(model.id)
+        if directory.is_dir():
+            return self.directory(directory, "*token*", "vocab*", "merges*", "config.json")
+        return str(self.model(model).identity)
+
+    def corpus(self, data: Any) -> str | None:
+        """The canonical content hash of a corpus, equal for CRLF and LF copies; a hub dataset is named."""
+        from circuits.data.corpora import content_hash
+
+        if data.path is None:
+            return None
+        if not Path(data.path).exists():  # a hub name: its commit
+            return content_hash(data.source.value, data.path, data.split)
+        memo = ("corpus", data.path)
+        if memo not in self._values:
+            files = (
+                sorted(p for p in Path(data.path).rglob("*") if p.is_file())
+                if Path(data.path).is_dir()
+                else [Path(data.path)]
+            )
+            self._values[memo] = self._remembered(
+                "corpus", files, lambda: content_hash(data.source.value, data.path, data.split)
+            )
+        return self._values[memo]
+
+    def directory(self, directory: Path, *patterns: str) -> str:
+        """SHA-256 over the files of `directory` that match `patterns`, by name and bytes."""
+        files = sorted({path for pattern in patterns for path in directory.glob(pattern) if path.is_file()})
+        if not files:
+            raise UserError(f"{directory}: none of {' '.join(patterns)} in it")
+
+        def compute() -> str:
+            return sha256_text(json.dumps([[path.name, sha256_file(path)] for path in files]))
+
+        return self._remembered("directory", files, compute)
+
+    def _remembered(self, what: str, files: Iterable[Path], compute: Callable[[], str]) -> str:
+        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        memo = sha256_text(json.dumps([what, stats]))
+        if memo not in self._hashes:
+            self._hashes[memo] = compute()
+            if self._memory is not None:
+                self._memory.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self._memory, self._hashes)
+        return self._hashes[memo]
+
+
+class ModelIdentity:
+    """What is known of a model without loading it."""
+
+    def __init__(self, identity: str, facts: Any) -> None:
+        self.identity, self.facts = identity, facts

@@ -1,0 +1,224 @@
+"""What a task is given: its scope of the config, its layers, its inputs, the store, and a place to report to."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from circuits.errors import Damaged, UserError
+from circuits.files import disk_errors, read_json
+from circuits.run import provenance, registry
+from circuits.run.content import Contents
+from circuits.run.kinds import Key, Kind, Scope, key_of
+from circuits.run.signals import StopFlag
+from circuits.run.status import Status, entry, now
+from circuits.run.store import Artifact, Store
+from circuits.run.tracking import Tracker
+from circuits.schema import BaseConfig, Reuse
+
+
+@dataclass
+class Run:
+    """The moving parts of one run, shared by the task and by the inputs that are made on its way."""
+
+    cfg: BaseConfig
+    layers: tuple[int, ...]
+    run_dir: Path
+    store: Store
+    contents: Contents
+    status: Status
+    stop: StopFlag
+    tracker: Tracker
+    say: Callable[[str], None]
+    name: str  # of the sweep and the element, for leases and for reuse=force
+    overrides: Sequence[str] = ()
+
+
+class Work:
+    """The making of one artifact, under its lease: a place for unfinished work, and the commit."""
+
+    def __init__(self, context: Context, key: Key) -> None:
+        self._context, self.key = context, key
+        self._began = time.monotonic()
+        forced = context.run.name if context.run.cfg.reuse is Reuse.force and context.kind.layers != "none" else None
+        self.partial = context.run.store.partial(key, owner=forced)
+
+    def commit(self, write: Callable[[Path], None], **facts: Any) -> Artifact:
+        """Publish what `write` puts into a fresh directory.
+
+        Args:
+            write: writes the artifact's files into the directory that it is given.
+            facts: joined to the manifest (dropped rows, notes).
+        """
+        context = self._context
+        store = context.run.store
+        with store.writing(self.key) as directory, disk_errors(directory):
+            write(directory)
+            context.write_config(directory / "config.yaml")
+            manifest = {
+                "version": context.kind.version,
+                "created": now(),
+                "by": context.run.name,
+                "made_in_s": round(time.monotonic() - self._began, 3),
+                "inputs": context.input_facts(self.key),
+                "payload": self.key.payload,
+                "code": provenance.code(),
+                "environment": provenance.environment(),
+                **facts,
+            }
+            return store.publish(self.key, directory, manifest, replace=context.run.cfg.reuse is Reuse.force)
+
+
+class Context:
+    """The view of a run that one kind's code has."""
+
+    def __init__(self, run: Run, kind: Kind) -> None:
+        self.run, self.kind = run, kind
+        self.cfg: Any = Scope(run.cfg, kind)
+        self.layers = run.layers
+        self._inputs: dict[str, Artifact] = {}
+
+    # -- reporting -----------------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """One line into the log."""
+        self.run.say(text)
+
+    def progress(self, phase: str, done: float, total: float | None, unit: str = "step", **metrics: float) -> None:
+        """Where the work is; shown in the sweep's table and by task=status."""
+        self.run.status.progress(phase, done, total, unit, metrics)
+
+    @property
+    def stopping(self) -> str | None:
+        """Why the run was asked to stop, or None. A task that sees it saves its work and calls :meth:`stop_here`."""
+        return self.run.stop.reason
+
+    def stop_here(self) -> None:
+        """A safe point: everything worth keeping has been saved.
+
+        Raises:
+            Stopped: a stop was asked for.
+        """
+        self.run.stop.check()
+
+    # -- artifacts -----------------------------------------------------------------------------------------------
+
+    def key(self, layer: int | None = None) -> Key:
+        """The key of this kind's artifact at `layer`."""
+        return key_of(self.kind, self.run.cfg, () if layer is None else (layer,), self.run.contents)
+
+    def missing(self) -> list[int]:
+        """The layers whose artifact has to be made, by ``reuse``.
+
+        Raises:
+            UserError: ``reuse=readonly`` and something is missing.
+        """
+        missing = [layer for layer in self.layers if self._wanted(layer)]
+        if missing and self.run.cfg.reuse is Reuse.readonly:
+            raise UserError(
+                f"reuse=readonly: {self.key(missing[0]).id} does not exist; leave reuse=readonly out to make it"
+            )
+        return missing
+
+    def _wanted(self, layer: int) -> bool:
+        """Whether the artifact of `layer` is still to be made; under ``reuse=force``: by this very run."""
+        found = self.run.store.find(self.key(layer))
+        return found is None or (self.run.cfg.reuse is Reuse.force and found.manifest.get("by") != self.run.name)
+
+    @contextlib.contextmanager
+    def making(self, layers: Sequence[int]) -> Iterator[dict[int, Work]]:
+        """Leases on as many of `layers` as are free now, at least one; the rest is for a later call.
+
+        Waits while all are being made by others. Yields nothing to make when they finish meanwhile.
+        """
+        leases = {layer: self.run.store.lease(self.key(layer), by=self.run.name) for layer in layers}
+        taken = [layer for layer in layers if leases[layer].acquire()]
+        if not taken:
+            first = layers[0]
+            if leases[first].wait(
+                lambda holder: self._waiting(self.key(first), holder), lambda: not self._wanted(first)
+            ):
+                taken = [first]
+        try:
+            yield {layer: Work(self, self.key(layer)) for layer in taken if self._wanted(layer)}
+        finally:
+            for layer in taken:
+                leases[layer].release()
+
+    def require(self, name: str) -> Artifact:
+        """The artifact of input kind `name`: found in the store, or made now when the kind is made by whoever needs it.
+
+        Raises:
+            UserError: it is missing and is a task's own work; the message is the command that makes it.
+        """
+        if name not in self._inputs:
+            self._inputs[name] = self._require(registry.kind(name))
+        return self._inputs[name]
+
+    def _require(self, kind: Kind) -> Artifact:
+        other = Context(self.run, kind)
+        key = other.key()
+        store = self.run.store
+        found = store.find(key)
+        if found is not None:
+            return found
+        if not kind.inline or self.run.cfg.reuse is Reuse.readonly:
+            raise UserError(
+                f"{self.kind.name} needs {key.id}, which does not exist; make it with: {self._command(kind)}"
+            )
+        lease = store.lease(key, by=self.run.name)
+        if lease.wait(lambda holder: self._waiting(key, holder), lambda: store.find(key) is not None):
+            try:
+                if store.find(key) is None:
+                    registry.modules()[kind.name].build(other, Work(other, key))
+            finally:
+                lease.release()
+        artifact = store.find(key)
+        if artifact is None:
+            return self._require(kind)  # its maker published and somebody removed or damaged it: once more
+        return artifact
+
+    def _waiting(self, key: Key, holder: Mapping[str, Any]) -> None:
+        self.progress(f"waiting for {key.id}, made by {holder.get('by', 'pid ' + str(holder['pid']))}", 0, None)
+        self.stop_here()
+
+    def _command(self, kind: Kind) -> str:
+        read = registry.reads(kind.name)
+        kept = [word for word in self.run.overrides if word.split("=")[0].split(".")[0] in read]
+        return " ".join(["python launch.py", f"task={kind.name}", *kept])
+
+    def conclude(self) -> list[str]:
+        """List the run's artifacts in its status; what the gates say about them."""
+        refusals = []
+        for layer in self.layers:
+            artifact = self.run.store.find(self.key(layer))
+            if artifact is None:
+                raise Damaged(f"{self.key(layer).id} went away while it was being read; run the same command again")
+            metrics = read_json(artifact.path / "metrics.json")
+            made = artifact.manifest.get("by") == self.run.name
+            self.run.status.facts["artifacts"].append(entry(self.kind, artifact, layer, metrics, cached=not made))
+            refusal = self.kind.gate(self.run.cfg, metrics)
+            refusals += [refusal] if refusal else []
+        return refusals
+
+    def input_facts(self, key: Key) -> dict[str, Any]:
+        """What the manifest says of the inputs: key and content of each one used."""
+        facts: dict[str, Any] = {}
+        for name, input_key in key.inputs.items():
+            artifact = self._inputs.get(name)
+            facts[name] = {"id": input_key.id, "key": input_key.hash, "content": artifact.content if artifact else None}
+        return facts
+
+    def write_config(self, path: Path) -> None:
+        """The sections that this kind reads, resolved, as yaml."""
+        from omegaconf import OmegaConf
+
+        sections = {section.split(".")[0] for section in self.kind.sections}
+        tree = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(self.run.cfg), enum_to_str=True))
+        path.write_text(
+            OmegaConf.to_yaml(OmegaConf.create({k: v for k, v in tree.items() if k in sections})), encoding="utf-8"
+        )

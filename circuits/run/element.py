@@ -1,0 +1,192 @@
+"""One element of a sweep: ``python -m circuits.run.element DIR``, the same command here, on a cluster and by hand.
+
+``DIR`` holds ``config.yaml`` (resolved) and ``element.json``. No Hydra and no pickle is involved, and the exit status is the
+truth: 0 done, 1 failed, 2 wrong input, 3 a gate said no, 128 + signal when it was asked to stop.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import IO, Any
+
+from circuits.run.signals import StopFlag, Stopped  # first: signals are handled before anything heavy is imported
+
+RECORD = "element.json"
+LOG = "run.log"
+
+
+def main(argv: list[str]) -> int:
+    """Run the element in directory ``argv[0]``."""
+    stop = StopFlag().install(grace_s=float(os.environ.get("CIRCUITS_GRACE_S", "30")))
+    if len(argv) != 1:
+        print("usage: python -m circuits.run.element DIR", file=sys.stderr)
+        return 2
+    return run(Path(argv[0]).resolve(), stop)
+
+
+def run(directory: Path, stop: StopFlag) -> int:
+    """Run the element in `directory` in this process; its exit code."""
+    from circuits.errors import CircuitsError, GateError
+    from circuits.files import read_json
+    from circuits.run import config
+    from circuits.run.status import Status
+
+    try:
+        record = read_json(directory / RECORD)
+        cfg = config.load(directory / "config.yaml")
+        log = Log(directory / LOG)
+        status = Status(directory, record["task"])
+    except FileNotFoundError as e:
+        print(f"error: {e.filename}: no such file; {directory} is no element's directory", file=sys.stderr)
+        return 2
+    except CircuitsError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    os.environ.setdefault("OMP_NUM_THREADS", str(cfg.task.resources.cpus))
+    os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+    state, code, error, trace = "done", 0, None, None
+    try:
+        _perform(directory, record, cfg, status, stop, log)
+    except Stopped as e:
+        state, error = "interrupted", f"stopped ({e}); the same command resumes it"
+        code = 128 + (
+            signal.SIGUSR2 if str(e) == "SIGUSR2" else signal.SIGINT if str(e) == "SIGINT" else signal.SIGTERM
+        )
+    except GateError as e:
+        state, code, error = "gate", e.exit_code, str(e)
+    except CircuitsError as e:
+        state, code, error, trace = "failed", e.exit_code, str(e), traceback.format_exc()
+    except Exception as e:
+        state, code, error, trace = "failed", 1, _explain(e, cfg), traceback.format_exc()
+    if trace:
+        log.write(trace.rstrip())
+    log.write(f"error: {error}" if error else "done")
+    try:
+        status.finish(state, code, error, trace)
+        _provenance(directory, record, cfg, status)
+    except CircuitsError as e:  # a full disk: the exit code still tells
+        log.write(f"error: {e}")
+        code = code or e.exit_code
+    log.close()
+    return code
+
+
+class Log:
+    """Lines with their time; to standard output, and to run.log when a launcher has not already sent that there."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[str] | None = None
+        if os.environ.get("CIRCUITS_STDOUT_IS_LOG") != str(path):
+            self._file = path.open("a", encoding="utf-8")
+
+    def write(self, text: str) -> None:
+        """One entry."""
+        line = f"{time.strftime('%H:%M:%S')} {text}"
+        try:
+            print(line, flush=True)
+            if self._file is not None:
+                print(line, file=self._file, flush=True)
+        except OSError:
+            pass  # a full disk or a closed terminal; the run itself says so where it matters
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _perform(directory: Path, record: dict[str, Any], cfg: Any, status: Any, stop: StopFlag, log: Log) -> None:
+    from hydra.utils import get_method
+
+    from circuits.files import write_json
+    from circuits.run import provenance, registry
+    from circuits.run.content import Contents
+    from circuits.run.context import Context, Run
+    from circuits.run.store import Store
+    from circuits.run.tracking import Tracker
+
+    kind = registry.modules()[record["task"]].KIND
+    outputs = Path(cfg.outputs)
+    contents = Contents(outputs / "artifacts" / ".hashes.json")
+    store = Store(outputs / "artifacts", say=log.write)
+    name = f"{record['sweep']}/{record['name']}"
+    log.write(f"{name}: {' '.join(record['overrides']) or 'defaults'}; pid {os.getpid()}")
+    write_json(
+        directory / "provenance.json",
+        {"code": provenance.code(), "command": record["command"], "began": status.facts["began"]},
+    )
+    tags = [record["task"], cfg.model.id.rsplit("/", 1)[-1]]
+    tracker = Tracker(directory, cfg.tracking, record["group"], tags, log.write)
+    layers = tuple(record["layers"])
+    parts = Run(cfg, layers, directory, store, contents, status, stop, tracker, log.write, name, record["overrides"])
+    context = Context(parts, kind)
+    _same_keys(context, record)
+    try:
+        stop.check()
+        get_method(cfg.task._target_)(context)
+    finally:
+        tracker.close()
+
+
+def _same_keys(context: Any, record: dict[str, Any]) -> None:
+    """An element runs what was submitted: its keys must not have changed since (an edited file, other code)."""
+    from circuits.errors import UserError
+
+    for layer, submitted in record["keys"].items():
+        key = context.key(int(layer))
+        if key.hash != submitted:
+            raise UserError(
+                f"layer {layer}: the artifact's key changed since this element was launched ({submitted[:12]} → {key.hash[:12]}): "
+                "a file that the config names, or the code's version of the kind, was edited; launch it again"
+            )
+
+
+def _explain(error: Exception, cfg: Any) -> str:
+    """One line for an error that nobody foresaw; out of memory names what to lower."""
+    first = str(error).splitlines()[0] if str(error) else ""
+    kind = type(error).__name__
+    if kind == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in first:
+        sae = cfg.sae
+        return (
+            f"out of memory: lower sae.block_rows ({sae.block_rows}), sae.forward_batch ({sae.forward_batch}) or "
+            f"sae.batch_size ({sae.batch_size}), take fewer layers in one run, or use precision=bf16"
+        )
+    return f"{kind}: {first}"
+
+
+def _provenance(directory: Path, record: dict[str, Any], cfg: Any, status: Any) -> None:
+    from circuits.files import write_json
+    from circuits.run import provenance
+
+    facts = status.facts
+    write_json(
+        directory / "provenance.json",
+        {
+            "task": record["task"],
+            "sweep": record["sweep"],
+            "element": record["name"],
+            "command": record["command"],
+            "overrides": record["overrides"],
+            "seed": cfg.seed,
+            "code": provenance.code(),
+            "environment": provenance.environment(),
+            "inputs": sorted({key for artifact in facts["artifacts"] for key in artifact.get("inputs", [])}),
+            "artifacts": [artifact["id"] for artifact in facts["artifacts"]],
+            "began": facts["began"],
+            "ended": facts["ended"],
+            "state": facts["state"],
+            "exit_code": facts["exit_code"],
+            "wall_s": facts["wall_s"],
+            "peak_rss_bytes": facts["peak_rss_bytes"],
+            "peak_gpu_bytes": facts["peak_gpu_bytes"],
+        },
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,197 @@
+"""Kinds of artifacts and their keys, without torch and before anything exists.
+
+Key = SHA-256 over the kind, its version, the sections it reads (canonical, by role: see ``circuits.schema``), the layer, the
+content of files it names, and the keys of its inputs (a Merkle chain). Resources, tracking, paths and workers never enter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import Any, Literal
+
+from circuits.errors import UserError
+from circuits.files import sha256_text
+from circuits.run.content import Contents
+from circuits.schema import BaseConfig
+
+HASH_CHARACTERS = 12  # of the key, in a directory's name
+
+
+@dataclass(frozen=True)
+class ModelDims:
+    """What is known of a model before it is loaded; None where nobody knows yet.
+
+    `width_of` gives the width of an activation site by its name.
+    """
+
+    depth: int | None
+    width_of: Callable[[str], int | None]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a sweep's end table: a metric, its heading, its format, and the metric that holds its interval."""
+
+    metric: str
+    heading: str
+    format: str = ".3f"
+    interval: str | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The type of an artifact: what it reads, what it needs, how it is named.
+
+    Attributes:
+        name: as in ``outputs/artifacts/<name>/``.
+        version: raised when the same inputs give another result.
+        sections: config sections that it reads (``sae``, ``model.embedded``); code sees no other.
+        label: a short readable name from the config and the layer; the directory's name begins with it.
+        layers: ``none``; ``each`` = one artifact per layer, with inputs of the same layer; ``set`` = one over the chosen layers.
+        inputs: the names of the kinds that it is made from under this config.
+        may_need: every kind that `inputs` can name.
+        extra: further plain values that enter the key (a generator's version, a tokenizer's hash).
+        inline: made by whoever needs it first; another kind that is missing is an error with the command that makes it.
+        cpus: threads while it is made, for inline kinds; None takes the task's.
+        load: ``module:function`` that opens the artifact's directory for a notebook.
+        bytes: about how much room one artifact takes, unfinished work included.
+        check: what is wrong with this config for a model of these dimensions, one line each, before anything starts.
+        gate: why a measurement (the artifact's ``metrics.json``) stays below a gate of this config, or None.
+        columns: metrics of ``metrics.json`` that the end table shows.
+    """
+
+    name: str
+    version: int
+    sections: tuple[str, ...]
+    label: Callable[[BaseConfig, tuple[int, ...]], str]
+    layers: Literal["none", "each", "set"] = "none"
+    inputs: Callable[[BaseConfig], tuple[str, ...]] = lambda cfg: ()
+    may_need: tuple[str, ...] = ()
+    extra: Callable[[BaseConfig, Contents], Mapping[str, Any]] = lambda cfg, contents: {}
+    inline: bool = False
+    cpus: int | None = None
+    load: str | None = None
+    bytes: Callable[[BaseConfig, ModelDims], int] = lambda cfg, dims: 0
+    check: Callable[[BaseConfig, ModelDims], list[str]] = lambda cfg, dims: []
+    gate: Callable[[BaseConfig, Mapping[str, Any]], str | None] = lambda cfg, metrics: None
+    columns: tuple[Column, ...] = ()
+
+
+@dataclass(frozen=True)
+class Key:
+    """The identity of one artifact."""
+
+    kind: str
+    label: str
+    layers: tuple[int, ...]
+    payload: str  # canonical JSON of everything that entered
+    inputs: Mapping[str, Key]
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the payload, in hex."""
+        return sha256_text(self.payload)
+
+    @property
+    def dirname(self) -> str:
+        """``tiny-L0-topk-9c41d2a81f3e``."""
+        return f"{self.label}-{self.hash[:HASH_CHARACTERS]}"
+
+    @property
+    def id(self) -> str:
+        """``sae/tiny-L0-topk-9c41d2a81f3e``: how people and other configs name the artifact."""
+        return f"{self.kind}/{self.dirname}"
+
+
+def key_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Contents) -> Key:
+    """The key of `kind` at `layers` (one layer for ``each``, none for ``none``) under `cfg`.
+
+    Raises:
+        UserError: a file that the config names cannot be read.
+    """
+    from circuits.run import registry
+
+    if kind.layers == "none":
+        layers = ()
+    inputs = {name: key_of(registry.kind(name), cfg, layers, contents) for name in kind.inputs(cfg)}
+    payload = {
+        "kind": kind.name,
+        "version": kind.version,
+        "layers": list(layers),
+        "config": {section: canonical(section, lookup(cfg, section), contents) for section in kind.sections},
+        "extra": dict(kind.extra(cfg, contents)),
+        "inputs": {name: key.hash for name, key in inputs.items()},
+    }
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return Key(kind.name, kind.label(cfg, layers), layers, text, inputs)
+
+
+def lookup(cfg: Any, path: str) -> Any:
+    """``lookup(cfg, "model.embedded")``."""
+    for name in path.split("."):
+        cfg = getattr(cfg, name, None)
+    return cfg
+
+
+def canonical(path: str, value: Any, contents: Contents) -> Any:
+    """`value` as plain JSON with each field taken by its role."""
+    if isinstance(value, Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        result = {}
+        for field in dataclasses.fields(value):
+            role, member = field.metadata.get("role", "keyed"), getattr(value, field.name)
+            if role == "free" or (role == "added" and member == field.default):
+                continue
+            where = f"{path}.{field.name}"
+            if role == "file":
+                result[field.name] = contents.of(where, value)
+            else:
+                result[field.name] = canonical(where, member, contents)
+        return result
+    if isinstance(value, (list, tuple)):
+        return [canonical(path, member, contents) for member in value]
+    if isinstance(value, Mapping):
+        return {str(k): canonical(f"{path}.{k}", v, contents) for k, v in value.items()}
+    return value
+
+
+class Scope:
+    """The config as a task sees it: only the sections that its kind declares.
+
+    Reading another one is an error, so that nothing outside an artifact's key can change the artifact.
+    """
+
+    def __init__(self, cfg: BaseConfig, kind: Kind) -> None:
+        self._cfg, self._kind = cfg, kind
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        declared = {section.split(".")[0] for section in self._kind.sections}
+        if name not in declared:
+            raise UserError(
+                f"kind {self._kind.name} reads config section {name!r} without declaring it; declared: {' '.join(sorted(declared))}"
+            )
+        value = getattr(self._cfg, name)
+        inner = [section.split(".", 1)[1] for section in self._kind.sections if section.startswith(f"{name}.")]
+        if inner and name not in self._kind.sections:
+            return _Part(value, inner, self._kind.name)
+        return value
+
+
+class _Part:
+    """A section of which only some members were declared."""
+
+    def __init__(self, value: Any, names: list[str], kind: str) -> None:
+        self._value, self._names, self._kind = value, names, kind
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._names:
+            raise UserError(f"kind {self._kind} reads {name!r} without declaring it; declared: {' '.join(self._names)}")
+        return getattr(self._value, name)

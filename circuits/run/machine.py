@@ -1,0 +1,35 @@
+"""What this machine has, asked without torch: cores that we may use, accelerators."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from functools import lru_cache
+from pathlib import Path
+
+
+def cores() -> int:
+    """Processor cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@lru_cache
+def gpus() -> int:
+    """CUDA devices of this machine that we may see (``CUDA_VISIBLE_DEVICES`` narrows them)."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return len([name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip() not in ("", "-1")])
+    return sum(1 for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
+
+
+def device_error(device: str) -> str | None:
+    """Why `device` cannot be had here, or None."""
+    match = re.fullmatch(r"(auto|cpu|mps|cuda)(?::(\d+))?", device)
+    if match is None:
+        return f"model.device={device}: no such device; choices: auto cpu cuda cuda:N mps"
+    family, index = match[1], int(match[2] or 0)
+    if family == "cuda" and index >= gpus():
+        return f"model.device={device}: this machine has {gpus()} CUDA devices; use auto or cpu, or set model.allow_fallback=true"
+    if family == "mps" and (platform.system(), platform.machine()) != ("Darwin", "arm64"):
+        return "model.device=mps: only on a Mac with Apple silicon; use auto or cpu, or set model.allow_fallback=true"
+    return None

@@ -1,0 +1,283 @@
+"""What was typed, made canonical and checked, before Hydra sees it.
+
+One function, :func:`normalise`, serves the command line, pipeline stages and recovery: flags may stand in any place,
+``model=X`` that is no preset becomes ``model=hf model.id=X``, a ``.jsonl`` corpus is ``data=jsonl``, ``sae.from=`` names the
+field ``from_`` (``from`` is a Python keyword). :func:`check` then refuses, in one line each, keys and choices that do not
+exist, ways around the closed schema (``+key``, ``~key``), and overrides of keys that the task would not read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from circuits import schema
+from circuits.errors import UserError, suggest
+from circuits.run import places, registry
+
+_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-dir", "-cd"}
+_PLAIN = {"--multirun", "-m", "--run", "-r", "--help", "-h", "--resolve", "--version", "--hydra-help",
+          "--shell-completion", "-sc", "--info", "-i"}  # fmt: skip
+_NOT_A_RUN = {"--cfg", "-c", "--help", "-h", "--version", "--hydra-help", "--shell-completion", "-sc", "--info", "-i"}
+
+
+@dataclass
+class Arguments:
+    """A command line: flags apart from overrides."""
+
+    flags: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+
+    @property
+    def runs(self) -> bool:
+        """Whether something is to be run (not only shown)."""
+        return not any(flag.split("=")[0] in _NOT_A_RUN for flag in self.flags)
+
+    def argv(self) -> list[str]:
+        """For Hydra's parser: flags first; a plain run is a sweep of one."""
+        return [*self.flags, *(["--multirun"] if self.runs else []), *self.overrides]
+
+
+def normalise(argv: Sequence[str]) -> Arguments:
+    """Separate flags from overrides and write each override in its canonical form.
+
+    Raises:
+        UserError: an unknown flag, or a word that is neither flag nor ``key=value``.
+    """
+    arguments, errors = Arguments(), []
+    words = iter(argv)
+    for word in words:
+        name = word.split("=")[0]
+        if not word.startswith("-"):
+            arguments.overrides.append(word)
+        elif name in ("-m", "--multirun", "-r", "--run"):
+            continue  # implied
+        elif name in _WITH_VALUE:
+            arguments.flags.append(word)
+            if "=" not in word:
+                arguments.flags.append(next(words, ""))
+        elif name in _PLAIN:
+            arguments.flags.append(word)
+        else:
+            errors.append(
+                f"{word}: no such flag" + suggest(name, [f for f in _PLAIN | _WITH_VALUE if f[:2] == "--"], "flags")
+            )
+    if errors:
+        raise UserError(errors)
+    if not any(flag in ("--shell-completion", "-sc") for flag in arguments.flags):
+        arguments.overrides = _canonical(arguments.overrides)
+    return arguments
+
+
+def _canonical(overrides: Iterable[str]) -> list[str]:
+    result: list[str] = []
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        if key == "model" and equals:
+            result += _model(value)
+        elif key == "sae.from":
+            result.append(f"sae.from_={_quoted(value)}")
+        elif key == "data.path":
+            result.append(f"data.path={_quoted(value)}")
+        else:
+            result.append(word)
+    if any(w.startswith("data.path=") and w.rstrip("'").endswith(".jsonl") for w in result):
+        result = ["data=jsonl" if word == "data=text" else word for word in result]
+    return result
+
+
+def _model(value: str) -> list[str]:
+    presets = places.choices("model")
+    names = [value] if Path(value).is_dir() else value.split(",")
+    unknown = [name for name in names if name not in presets]
+    if not unknown or value.startswith(("choice(", "glob(", "$", "'", '"')):
+        return [f"model={value}"]
+    if len(unknown) < len(names):
+        raise UserError(
+            f"model={value}: a sweep is over presets ({' '.join(presets)}) or over hub names and directories, not both at once"
+        )
+    return ["model=hf", "model.id=" + ",".join(_quoted(name) for name in names)]
+
+
+def _quoted(value: str) -> str:
+    """`value` so that Hydra's grammar reads it as one string; what is quoted or swept already stays."""
+    if value == "null" or re.fullmatch(r"[\w./:@-]+(,[\w./:@-]+)*", value) or value[:1] in ("'", '"', "$"):
+        return value
+    return "'" + value.replace("'", "\\'") + "'"
+
+
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def check(arguments: Arguments) -> None:
+    """Refuse what cannot be right before Hydra composes anything. All errors at once.
+
+    Raises:
+        UserError: with one message per finding.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException, OverrideParseException
+
+    parser = OverridesParser.create()
+    errors: list[str] = []
+    parsed = []
+    for word in arguments.overrides:
+        if word.startswith(("+", "~")):
+            errors.append(
+                f"{word}: keys cannot be added or removed (the schema is closed); write {word.lstrip('+~').split('=')[0]}=VALUE"
+            )
+            continue
+        if "=" not in word:
+            errors.append(f"{word}: not an override; write key=value (keys: {' '.join(_root_keys())})")
+            continue
+        try:
+            parsed.append(parser.parse_override(word))
+        except (OverrideParseException, HydraException) as e:
+            errors.append(_grammar_error(word, str(e)))
+    known = _root_keys()
+    for override in parsed:
+        error = _check_key(override, known)
+        if error:
+            errors.append(error)
+    if errors:
+        raise UserError(errors)
+    errors += _unread([o.key_or_group for o in parsed], _tasks(parsed))
+    if errors:
+        raise UserError(errors)
+
+
+def _grammar_error(word: str, message: str) -> str:
+    key, _, value = word.partition("=")
+    if key == "layer" and not value.isascii():
+        from circuits.run.layers import parse_layers
+
+        try:
+            parse_layers(value, None)
+        except UserError as e:
+            return e.messages[0]
+    reason = message.splitlines()[0] if message else "syntax"
+    return f"{word}: not in Hydra's override grammar ({reason}); quote values with special characters: {key}='…'"
+
+
+def _root_keys() -> dict[str, Any]:
+    """Root keys of the schema; a dataclass type for a section, None for a value."""
+    root = schema.root_schema(registry.options())
+    hints = {f.name: f.default_factory for f in dataclasses.fields(root)}
+    return {
+        name: cls if isinstance(cls, type) and dataclasses.is_dataclass(cls) else None for name, cls in hints.items()
+    }
+
+
+def _check_key(override: Any, known: dict[str, Any]) -> str | None:
+    key: str = override.key_or_group
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        return None
+    head, *rest = key.split(".")
+    if head == "experiment" and not rest:
+        return _check_choice(override, "experiment")
+    if head not in known:
+        return f"{key}: no such key" + suggest(head, [*known, "experiment"], "keys")
+    section = known[head]
+    if not rest:
+        if section is None:
+            return _check_value(override, typing.get_type_hints(schema.BaseConfig)[head])
+        if head in places.config_groups():
+            return _check_choice(override, head)
+        return f"{key}: a section; set one of its keys: " + " ".join(f"{head}.{n}" for n in _names(section))
+    path = head
+    for name in rest:
+        if section is None:
+            return f"{key}: {path} is a value, it has no keys"
+        names = _names(section)
+        written = "from_" if name == "from" else name
+        if written not in names:
+            return f"{key}: no such key in {path}" + suggest(name, [n.rstrip("_") for n in names], "keys").replace(
+                "did you mean ", f"did you mean {path}."
+            )
+        hint = typing.get_type_hints(section)[written]
+        section = _section(hint)
+        path = f"{path}.{name}"
+        if section is dict:
+            return None
+    return _check_value(override, hint) if section is None else f"{key}: a section; set one of its keys"
+
+
+def _names(section: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(section)]
+
+
+def _section(hint: Any) -> Any:
+    """The dataclass in a type hint, `dict` for a free mapping, None for a plain value."""
+    for option in (hint, *typing.get_args(hint)):
+        if dataclasses.is_dataclass(option):
+            return option
+    return dict if typing.get_origin(hint) is dict else None
+
+
+def _plain(override: Any) -> list[Any]:
+    """The values of an override that can be known without Hydra: one, or those of a comma or choice sweep."""
+    value = override.value()
+    found = [value] if not hasattr(value, "list") else list(value.list or [])
+    plain = [getattr(v, "text", v) for v in found]
+    return [v for v in plain if v is None or isinstance(v, (str, int, float, bool)) and not str(v).startswith("$")]
+
+
+def _check_value(override: Any, hint: Any) -> str | None:
+    """Why a value is not of the field's type; choices for an Enum."""
+    options = typing.get_args(hint) or (hint,)
+    for value in _plain(override):
+        if Any in options or (value is None and type(None) in options):
+            continue
+        where = f"{override.key_or_group.replace('from_', 'from')}={'null' if value is None else value}"
+        for enum in [o for o in options if isinstance(o, type) and issubclass(o, Enum)]:
+            if value not in enum.__members__:
+                return f"{where}: no such choice" + suggest(str(value), enum.__members__)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if int in options and not (number and float(value).is_integer()):
+            return f"{where}: a whole number is expected"
+        if float in options and int not in options and not number:
+            return f"{where}: a number is expected"
+        if bool in options and not isinstance(value, bool):
+            return f"{where}: true or false is expected"
+    return None
+
+
+def _check_choice(override: Any, group: str) -> str | None:
+    available = places.choices(group)
+    for name in map(str, _plain(override)):
+        if name not in available and not (name == "None" and group == "experiment"):
+            return f"{group}={name}: no such {group}" + suggest(name, available)
+    return None
+
+
+def _tasks(parsed: Sequence[Any]) -> list[str]:
+    """The tasks that the command line selects."""
+    chosen = ["sae"]  # conf/config.yaml's default
+    for override in parsed:
+        if override.key_or_group == "task":
+            value = override.value()
+            chosen = (
+                [value] if isinstance(value, str) else [str(getattr(v, "text", v)) for v in getattr(value, "list", [])]
+            )
+    return [task for task in chosen if task in places.choices("task")]
+
+
+def _unread(keys: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    """One line per overridden key that no selected task reads, naming the tasks that do."""
+    errors = []
+    for key in keys:
+        head = key.split(".")[0].split("/")[0]
+        if head in ("hydra", "experiment") or head in schema.RUN_KEYS:
+            continue
+        if any(head in registry.reads(task) for task in tasks):
+            continue
+        readers = [task for task in places.choices("task") if head in registry.reads(task)]
+        others = f"; task={' or task='.join(readers)} does" if readers else ""
+        errors.append(f"{key}: task={','.join(tasks)} does not read it{others}")
+    return errors

@@ -1,0 +1,21 @@
+"""Where the code and its configuration are, whatever directory a command was typed in. Standard library only."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+CODE = Path(__file__).resolve().parents[2]  # the checkout: launch.py, conf/, circuits/, hydra_plugins/
+CONF = CODE / "conf"
+
+
+@lru_cache
+def choices(group: str) -> tuple[str, ...]:
+    """The choices of a config group, by their yaml files' names; empty when there is no such group."""
+    return tuple(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+
+
+@lru_cache
+def config_groups() -> tuple[str, ...]:
+    """The config groups under conf/."""
+    return tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir() and choices(path.name)))

@@ -1,0 +1,240 @@
+"""Preflight: every element of a sweep composed, converted and checked before any process exists. All errors at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from circuits import schema
+from circuits.errors import CircuitsError, UserError
+from circuits.run import config, machine, registry
+from circuits.run.content import Contents
+from circuits.run.kinds import Key, Kind, ModelDims, key_of
+from circuits.run.layers import LayerOutOfRange, parse_layers, ranges
+from circuits.schema import Backend, BaseConfig, Reuse
+
+NAME_LENGTH = 80  # of an element's directory: file systems stop at 255, terminals long before
+
+
+@dataclass
+class Element:
+    """One element of a sweep, before it runs."""
+
+    index: int
+    overrides: list[str]
+    cfg: BaseConfig
+    swept: dict[str, str] = field(default_factory=dict)
+    layers: tuple[int, ...] = ()
+    keys: dict[int, Key] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """``003-layer=14``: number, then what was swept, made safe for file systems."""
+        text = ",".join(f"{key}={value}" for key, value in self.swept.items())
+        safe = re.sub(r"[^\w.,=+-]+", "_", text).strip("_")
+        return f"{self.index:03d}-{safe}"[:NAME_LENGTH].rstrip("-,_") if safe else f"{self.index:03d}"
+
+
+def plan(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]], base: Path) -> list[Element]:
+    """The elements of a sweep, checked.
+
+    Args:
+        compose: overrides → composed config.
+        lists: the overrides of each element.
+        base: the directory that the command was typed in.
+
+    Raises:
+        UserError: with every finding of every element, equal ones once.
+    """
+    elements, errors = [], []
+    swept = _swept(lists)
+    for index, overrides in enumerate(lists):
+        try:
+            cfg = config.absolute(config.to_object(compose(overrides)), base)
+        except UserError as e:
+            errors += e.messages
+            continue
+        mine = {key: value for key, _, value in (word.partition("=") for word in overrides) if key in swept}
+        elements.append(Element(index, list(overrides), cfg, mine))
+    for element in elements:
+        errors += schema.check(element.cfg)
+    if not errors:
+        checker = _Checker(len(lists), _written(lists))
+        for element in elements:
+            checker.check(element)
+        errors += checker.findings()
+    if errors:
+        raise UserError(list(dict.fromkeys(errors)))
+    return elements
+
+
+def _swept(lists: Sequence[Sequence[str]]) -> set[str]:
+    """The keys whose value differs between elements."""
+    values: dict[str, set[str]] = {}
+    for overrides in lists:
+        for word in overrides:
+            key, _, value = word.partition("=")
+            values.setdefault(key, set()).add(value)
+    return {key for key, found in values.items() if len(found) > 1}
+
+
+def _written(lists: Sequence[Sequence[str]]) -> str:
+    """How the layers of a whole sweep are written in an error."""
+    given = [word.partition("=")[2] for overrides in lists for word in overrides if word.startswith("layer=")]
+    if given and all(value.isdigit() for value in given):
+        return ranges([int(value) for value in given])
+    return ",".join(dict.fromkeys(given)) or "all"
+
+
+class _Checker:
+    """Checks elements one by one, and says what is common once."""
+
+    def __init__(self, count: int, written: str) -> None:
+        self.count, self.written = count, written
+        self.errors: list[str] = []
+        self.outside: dict[tuple[str, int], list[list[int]]] = {}
+        self.bytes_needed: dict[Path, int] = {}
+        self._contents: dict[str, Contents] = {}
+        self._facts: dict[Any, Any] = {}
+
+    def check(self, element: Element) -> None:
+        kind: Kind | None = getattr(registry.modules().get(element.cfg.task.name), "KIND", None)
+        if kind is None:
+            return
+        cfg = element.cfg
+        dims = self._dims(cfg)
+        if dims is None:
+            return
+        try:
+            if kind.layers != "none":
+                element.layers = parse_layers(cfg.layer, dims.depth, cfg.model.sets)
+        except LayerOutOfRange as e:
+            self.outside.setdefault((cfg.model.id, e.depth), []).append(e.outside)
+            return
+        except UserError as e:
+            self.errors += e.messages
+            return
+        found = (
+            []
+            if cfg.model.allow_fallback or cfg.cluster.backend is not Backend.local
+            else [machine.device_error(cfg.model.device)]
+        )
+        found += kind.check(cfg, dims)
+        self.errors += [error for error in found if error]
+        if self.errors:
+            return
+        try:
+            contents = self._contents.setdefault(
+                cfg.outputs, Contents(Path(cfg.outputs) / "artifacts" / ".hashes.json")
+            )
+            element.keys = {layer: key_of(kind, cfg, (layer,), contents) for layer in element.layers}
+        except CircuitsError as e:
+            self.errors.append(str(e))
+            return
+        outputs = Path(cfg.outputs)
+        self.bytes_needed[outputs] = self.bytes_needed.get(outputs, 0) + kind.bytes(cfg, dims) * len(element.layers)
+
+    def _dims(self, cfg: BaseConfig) -> ModelDims | None:
+        """Depth and widths: of the embedded model by its config, of a preset by its yaml, else by the model's config.json."""
+        model = cfg.model
+        if model.embedded is not None:
+            from circuits.models.sites import dims_of, site_width
+            from circuits.models.tiny.spec import TinySpec, hf_config, vocabulary
+
+            spec = {name: getattr(model.embedded, name) for name in ("layers", "width", "steps", "batch", "lr", "seed")}
+            dims = dims_of(hf_config(TinySpec(**spec), len(vocabulary())))
+            return ModelDims(dims.layers, lambda site: site_width(dims, site))
+        memo = (model.id, model.revision)
+        if memo not in self._facts:
+            try:
+                self._facts[memo] = Contents().model(model).facts.dims
+            except UserError as e:
+                self.errors += e.messages
+                self._facts[memo] = None
+        known = self._facts[memo]
+        if known is not None:
+            from circuits.models.sites import site_width
+
+            return ModelDims(known.layers, lambda site: site_width(known, site))
+        if model.layers is None:
+            return None  # nothing is known of it; why is among the errors
+        return ModelDims(model.layers, lambda site: model.width if site.startswith("resid") else None)
+
+    def findings(self) -> list[str]:
+        """All errors, the ones about layers joined."""
+        lines = []
+        for (model, depth), outside in self.outside.items():
+            bad = sorted({layer for layers in outside for layer in layers})
+            which = (
+                f"{len(outside)} of {self.count} elements are out of range"
+                if self.count > 1
+                else f"{ranges(bad)} out of range"
+            )
+            lines.append(
+                f"layer={self.written}: {which} for model={model}, which has {depth} layers (0-{depth - 1})"
+                + (f": {_short(bad)}" if self.count > 1 else "")
+            )
+        if not lines and not self.errors:
+            lines += [e for outputs, needed in self.bytes_needed.items() if (e := _room(outputs, needed))]
+        return lines + self.errors
+
+
+def _short(layers: list[int]) -> str:
+    return " ".join(map(str, layers)) if len(layers) < 4 else f"{layers[0]} … {layers[-1]}"
+
+
+def _room(outputs: Path, needed: int) -> str | None:
+    """Why `outputs` cannot take `needed` more bytes, or None."""
+    try:
+        outputs.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        return f"outputs={outputs}: cannot be made ({e.strerror}); choose another place with outputs=DIR"
+    if not os.access(outputs, os.W_OK | os.X_OK):
+        return f"outputs={outputs}: no permission to write; choose another place with outputs=DIR"
+    free = shutil.disk_usage(outputs).free
+    if free < needed:
+        sizes = f"about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
+        return f"outputs={outputs}: {sizes}; free some, or choose another place with outputs=DIR"
+    return None
+
+
+@dataclass
+class Standing:
+    """What of a planned sweep is there already."""
+
+    cached: list[Element] = field(default_factory=list)
+    adopted: list[Element] = field(default_factory=list)  # a live sweep or process is making it
+    to_run: list[Element] = field(default_factory=list)
+
+
+def standing(
+    elements: Sequence[Element], find: Callable[[Key], Any], holder: Callable[[Key], Mapping[str, Any] | None]
+) -> Standing:
+    """Sort elements into cached, in somebody else's hands, and to run.
+
+    Raises:
+        UserError: ``reuse=readonly`` and something does not exist.
+    """
+    result, absent = Standing(), []
+    for element in elements:
+        missing = [key for key in element.keys.values() if find(key) is None]
+        if element.cfg.reuse is Reuse.force:
+            result.to_run.append(element)
+        elif not missing:
+            result.cached.append(element)
+        elif element.cfg.reuse is Reuse.readonly:
+            absent += [
+                f"reuse=readonly: {key.id} does not exist; leave reuse=readonly out to make it" for key in missing
+            ]
+        elif all(holder(key) is not None for key in missing):
+            result.adopted.append(element)
+        else:
+            result.to_run.append(element)
+    if absent:
+        raise UserError(absent)
+    return result

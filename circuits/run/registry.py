@@ -1,0 +1,68 @@
+"""Which tasks and kinds there are, from the files alone: conf/task/*.yaml and circuits/tasks/*.py.
+
+A module of ``circuits/tasks`` may declare ``KIND`` (what it makes), ``READS`` (root keys and sections that a service task
+reads), ``Options`` (a dataclass of its own options, at the root under the task's name). Importing one costs no torch: tasks
+import their library inside functions.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import lru_cache
+from types import ModuleType
+
+import circuits.tasks
+from circuits.errors import UserError, suggest
+from circuits.run.kinds import Kind
+
+
+@lru_cache
+def modules() -> dict[str, ModuleType]:
+    """All modules of circuits/tasks by name."""
+    names = [info.name for info in pkgutil.iter_modules(circuits.tasks.__path__)]
+    return {name: importlib.import_module(f"circuits.tasks.{name}") for name in sorted(names)}
+
+
+@lru_cache
+def kinds() -> dict[str, Kind]:
+    """All artifact kinds by name."""
+    found = [getattr(module, "KIND", None) for module in modules().values()]
+    return {kind.name: kind for kind in found if kind is not None}
+
+
+def kind(name: str) -> Kind:
+    """The kind called `name`.
+
+    Raises:
+        UserError: there is none; the message lists them.
+    """
+    if name not in kinds():
+        raise UserError(f"{name}: no such kind of artifact" + suggest(name, kinds(), "kinds"))
+    return kinds()[name]
+
+
+def options() -> dict[str, type]:
+    """Tasks' own option dataclasses, by task name."""
+    return {name: module.Options for name, module in modules().items() if hasattr(module, "Options")}
+
+
+@lru_cache
+def reads(task: str) -> frozenset[str]:
+    """The root keys and sections that `task` or its inputs read."""
+    module = modules().get(task)
+    own = set(getattr(module, "READS", ()))
+    if hasattr(module, "Options"):
+        own.add(task)
+    start: Kind | None = getattr(module, "KIND", None)
+    waiting, seen = ([start] if start else []), set()
+    while waiting:
+        current = waiting.pop()
+        if current.name in seen:
+            continue
+        seen.add(current.name)
+        own.update(current.sections)
+        if current.layers != "none":
+            own.add("layer")
+        waiting += [kind(name) for name in current.may_need]
+    return frozenset(own)

@@ -1,0 +1,157 @@
+"""``status.json``: what a run is doing, written by the run itself, read by whoever asks.
+
+States: waiting, running, done, cached, failed, gate (a gate said no; the measurement is kept), interrupted. A reader trusts
+"running" only while the process lives or its heartbeat is fresh; else the run was killed, and says so.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.files import read_json, write_json
+from circuits.run.leases import owner, process_alive
+
+if TYPE_CHECKING:
+    from circuits.run.kinds import Kind
+    from circuits.run.store import Artifact
+
+FILE = "status.json"
+FINISHED = ("done", "cached", "failed", "gate", "interrupted", "killed")
+WRITE_EVERY_S = 0.5
+SILENT_S = 120.0  # on another host: no change for so long means killed
+
+
+def now() -> str:
+    """The time as people and programs read it: ISO 8601 with the zone, to the second."""
+    return dt.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def peak_rss() -> int:
+    """Peak resident memory of this process, bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_gpu() -> int | None:
+    """Peak accelerator memory allocated by this process, bytes; None when torch is not loaded or has no accelerator."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.max_memory_allocated())
+
+
+class Status:
+    """The writer's side, for one run directory."""
+
+    def __init__(self, run_dir: Path, task: str) -> None:
+        self.path = run_dir / FILE
+        before = read(run_dir)
+        self._began, self._written = time.monotonic(), 0.0
+        self._rate: tuple[float, float] | None = None  # (time, done) when the current phase was first seen
+        self._phase: str | None = None
+        who = owner()
+        self.facts: dict[str, Any] = {
+            "state": "running",
+            "task": task,
+            "host": who["host"],
+            "pid": who["pid"],
+            "process_started": who["started"],
+            "restarts": before["restarts"] + 1 if before.get("state") not in (None, "waiting") else 0,
+            "began": now(),
+            "ended": None,
+            "progress": None,
+            "error": None,
+            "traceback": None,
+            "exit_code": None,
+            "wall_s": 0.0,
+            "peak_rss_bytes": 0,
+            "peak_gpu_bytes": None,
+            "artifacts": [],
+        }
+        self.write()
+
+    def progress(self, phase: str, done: float, total: float | None, unit: str, metrics: dict[str, float]) -> None:
+        """Where the run is; written at most every half second."""
+        moment = time.monotonic()
+        if phase != self._phase or self._rate is None:
+            self._phase, self._rate = phase, (moment, done)
+        seconds, steps = moment - self._rate[0], done - self._rate[1]
+        rate = steps / seconds if seconds > 0 and steps > 0 else None
+        self.facts["progress"] = {
+            "phase": phase,
+            "done": done,
+            "total": total,
+            "unit": unit,
+            "rate": rate,
+            "eta_s": (total - done) / rate if rate and total is not None else None,
+            "metrics": metrics,
+        }
+        if moment - self._written >= WRITE_EVERY_S or (total is not None and done >= total):
+            self.write(durable=False)
+
+    def finish(self, state: str, exit_code: int, error: str | None = None, traceback: str | None = None) -> None:
+        """The last word of the run."""
+        self.facts.update(state=state, exit_code=exit_code, error=error, traceback=traceback, ended=now())
+        self.write()
+
+    def write(self, durable: bool = True) -> None:
+        """Write the file now."""
+        self._written = time.monotonic()
+        self.facts.update(
+            wall_s=round(time.monotonic() - self._began, 3), peak_rss_bytes=peak_rss(), peak_gpu_bytes=peak_gpu()
+        )
+        write_json(self.path, self.facts, durable)
+
+
+def write_plain(run_dir: Path, state: str, **facts: Any) -> None:
+    """A status written on behalf of a run that has no process: waiting, cached, or killed before it could say so."""
+    plain = {"state": state, "restarts": 0, "began": None, "ended": None, "progress": None, "error": None, "traceback": None,
+             "exit_code": None, "wall_s": 0.0, "peak_rss_bytes": 0, "peak_gpu_bytes": None, "artifacts": []}  # fmt: skip
+    write_json(run_dir / FILE, {**plain, **facts}, durable=False)
+
+
+def read(run_dir: Path) -> dict[str, Any]:
+    """The status of a run directory, with "running" turned into "killed" when nobody is there any more."""
+    path = run_dir / FILE
+    try:
+        facts = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        return {"state": "failed", "error": f"{path}: not readable", "restarts": 0, "artifacts": []}
+    if facts["state"] == "running":
+        alive = process_alive(facts["host"], facts["pid"], facts["process_started"])
+        if alive is None:
+            alive = time.time() - path.stat().st_mtime < SILENT_S
+        if not alive:
+            facts["state"] = "killed"
+            facts["error"] = facts["error"] or "killed without a word (SIGKILL, out of memory or a lost node)"
+    return facts
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The plain numbers among metrics."""
+    return {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+
+def entry(
+    kind: Kind, artifact: Artifact, layer: int | None, metrics: Mapping[str, Any], cached: bool
+) -> dict[str, Any]:
+    """An artifact as a run's status lists it."""
+    kept: dict[str, Any] = dict(numbers(metrics))
+    kept.update({c.interval: metrics[c.interval] for c in kind.columns if c.interval and c.interval in metrics})
+    return {
+        "id": artifact.id,
+        "kind": kind.name,
+        "layer": layer,
+        "path": str(artifact.path),
+        "cached": cached,
+        "inputs": [facts["id"] for facts in artifact.manifest["inputs"].values()],
+        "metrics": kept,
+    }

@@ -1,0 +1,220 @@
+"""The store: immutable, input-keyed artifacts under ``outputs/artifacts/<kind>/<label>-<hash>/``.
+
+An artifact is complete when its ``manifest.json`` exists; it is written last, into a temporary sibling directory that is
+then renamed into place, so a reader never sees half of one. Of several writers the first rename wins and the others verify
+and adopt it. Sizes are checked on every read (and hashes while the files are small), all hashes on demand; a damaged
+artifact is named, moved aside and made again, never trusted.
+
+Beside an artifact ``D`` stand, while it is being made: ``D.partial/`` (unfinished work, resumed by whoever comes),
+``D.lease`` (who is making it now) and ``D.claim`` (which live sweep will).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from circuits.errors import Damaged
+from circuits.files import disk_errors, fsync_dir, fsync_file, read_json, sha256_file, sha256_text, write_json
+from circuits.run.kinds import Key
+from circuits.run.leases import Lease, Note
+
+MANIFEST = "manifest.json"
+HASHED_ON_READ = 32 << 20  # bytes: below this an artifact's hashes are checked on every read (well under 0.1 s)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete artifact on disk."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """``kind/label-hash``."""
+        return f"{self.manifest['kind']}/{self.path.name}"
+
+    @property
+    def content(self) -> str:
+        """One hash over the hashes of all its files: what was really made, whatever the key says."""
+        return content_hash(self.manifest["files"])
+
+
+def content_hash(files: dict[str, Any]) -> str:
+    """SHA-256 over names and hashes of the files of a manifest."""
+    return sha256_text("\n".join(f"{name} {facts['sha256']}" for name, facts in sorted(files.items())))
+
+
+def verify(path: Path, deep: bool | None = None) -> dict[str, Any]:
+    """The manifest of the artifact at `path`.
+
+    Args:
+        path: the artifact's directory.
+        deep: check all hashes; None: only while the artifact is small.
+
+    Raises:
+        Damaged: the manifest or a file is missing, truncated or altered; the message names it.
+    """
+    try:
+        manifest = read_json(path / MANIFEST)
+        files = manifest["files"]
+        total = sum(facts["bytes"] for facts in files.values())
+    except FileNotFoundError as e:
+        raise Damaged(f"{path}: no {MANIFEST}") from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise Damaged(f"{path / MANIFEST}: not a manifest ({e})") from e
+    for name, facts in files.items():
+        file = path / name
+        if not file.is_file():
+            raise Damaged(f"{file}: missing")
+        if file.stat().st_size != facts["bytes"]:
+            raise Damaged(f"{file}: {file.stat().st_size} bytes, {facts['bytes']} were written")
+    if deep or (deep is None and total <= HASHED_ON_READ):
+        for name, facts in files.items():
+            if sha256_file(path / name) != facts["sha256"]:
+                raise Damaged(f"{path / name}: its content is not what was written")
+    return manifest
+
+
+class Store:
+    """Finds, makes and publishes artifacts below `root`."""
+
+    def __init__(self, root: Path, say: Callable[[str], None] = lambda text: None) -> None:
+        self.root, self._say = root, say
+
+    def path(self, key: Key) -> Path:
+        """Where the artifact of `key` is or will be."""
+        return self.root / key.kind / key.dirname
+
+    def beside(self, key: Key, suffix: str) -> Path:
+        """``D.partial``, ``D.lease`` or ``D.claim`` of `key`."""
+        path = self.path(key)
+        return path.with_name(f"{path.name}.{suffix}")
+
+    def find(self, key: Key, deep: bool | None = None) -> Artifact | None:
+        """The artifact of `key`, or None when it is absent or damaged (a damaged one is named; making it anew replaces it)."""
+        path = self.path(key)
+        if not path.exists():
+            return None
+        try:
+            return Artifact(path, verify(path, deep))
+        except Damaged as e:
+            self._say(f"damaged artifact {key.id}: {e}; it will be made again")
+            return None
+
+    def holder(self, key: Key) -> dict[str, Any] | None:
+        """Who is making the artifact now, or will: the live lease or claim."""
+        return Note(self.beside(key, "lease")).live() or Note(self.beside(key, "claim")).live()
+
+    def lease(self, key: Key, **facts: Any) -> Lease:
+        """A lease on making the artifact of `key` (not yet acquired)."""
+        return Lease(self.beside(key, "lease"), key=key.id, **facts)
+
+    def partial(self, key: Key, owner: str | None = None) -> Path:
+        """The directory of unfinished work of `key`.
+
+        Args:
+            key: the artifact.
+            owner: when given (``reuse=force``), work of any other owner is thrown away first; the same owner resumes its own.
+        """
+        path = self.beside(key, "partial")
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            if owner is not None:
+                note = path / "forced-by.json"
+                if not note.exists() or read_json(note) != owner:
+                    shutil.rmtree(path)
+                    path.mkdir()
+                    write_json(note, owner)
+        return path
+
+    @contextlib.contextmanager
+    def writing(self, key: Key) -> Iterator[Path]:
+        """A temporary directory beside the artifact's place, removed unless it was published."""
+        path = self.path(key)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        with disk_errors(path):
+            temporary.mkdir(parents=True)
+            try:
+                yield temporary
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def publish(self, key: Key, written: Path, facts: dict[str, Any], replace: bool = False) -> Artifact:
+        """Rename `written` (from :meth:`writing`) into place, its manifest last.
+
+        Args:
+            key: the artifact.
+            written: the directory that holds its files.
+            facts: joined to the manifest: inputs, code, environment, dropped rows …
+            replace: put it in the place of a valid artifact too (``reuse=force``).
+
+        Returns:
+            The artifact in place: ours, or the winner's if another writer was first.
+        """
+        path = self.path(key)
+        with disk_errors(path):
+            files = {}
+            for file in sorted(p for p in written.rglob("*") if p.is_file()):
+                fsync_file(file)
+                files[str(file.relative_to(written))] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+            manifest = {
+                "kind": key.kind,
+                "label": key.label,
+                "key": key.hash,
+                "layers": list(key.layers),
+                **facts,
+                "files": files,
+            }
+            write_json(written / MANIFEST, manifest)
+            fsync_dir(written)
+            artifact = self._rename(key, written, path, manifest, replace)
+            fsync_dir(path.parent)
+            shutil.rmtree(self.beside(key, "partial"), ignore_errors=True)
+        return artifact
+
+    def _rename(self, key: Key, written: Path, path: Path, manifest: dict[str, Any], replace: bool) -> Artifact:
+        while True:
+            try:
+                written.rename(path)
+                return Artifact(path, manifest)
+            except OSError as e:
+                if e.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+            winner = None if replace else self.find(key)
+            if winner is not None:
+                return winner
+            aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{'old' if replace else 'damaged'}")
+            try:
+                path.rename(aside)
+            except FileNotFoundError:
+                continue  # another writer moved it aside already
+            if not replace and self._valid(aside) and not path.exists():
+                aside.rename(path)  # another writer had replaced the damaged one in between: adopt it
+                continue
+            shutil.rmtree(aside, ignore_errors=True)
+
+    @staticmethod
+    def _valid(path: Path) -> bool:
+        try:
+            verify(path)
+        except Damaged:
+            return False
+        return True
+
+    def sweep_leftovers(self, older_than_s: float = 24 * 3600) -> list[Path]:
+        """Remove temporary directories of writers that died more than `older_than_s` seconds ago; what was removed."""
+        removed = []
+        for path in self.root.glob("*/.*"):
+            if path.suffix in (".tmp", ".old", ".damaged") and time.time() - path.stat().st_mtime > older_than_s:
+                shutil.rmtree(path, ignore_errors=True)
+                removed.append(path)
+        return removed

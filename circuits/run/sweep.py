@@ -1,0 +1,213 @@
+"""A sweep: its directory, its record, its launch. A plain run is a sweep of one.
+
+::
+
+    multirun/2026-11-20/sae-3f2a/      outputs/runs/2026-11-20/sae-77b0/      (a single run: the sweep's directory is the element's)
+        sweep.json                         sweep.json
+        000-layer=0/                       config.yaml  element.json  status.json  provenance.json
+            config.yaml  element.json      metrics.jsonl  run.log  wandb/
+            status.json  run.log …         report.html  figures/
+        report.html  figures/
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib
+import re
+import secrets
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from circuits.errors import UserError, suggest
+from circuits.files import disk_errors, read_json, write_json
+from circuits.run import config, provenance, registry, status
+from circuits.run.element import RECORD
+from circuits.run.kinds import Key, Kind
+from circuits.run.leases import owner
+from circuits.run.plan import Element, plan, standing
+from circuits.run.store import Store
+from circuits.schema import Where
+
+FILE = "sweep.json"
+
+
+@dataclass
+class Sweep:
+    """A sweep on disk."""
+
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """``sae-3f2a``."""
+        return self.path.name
+
+    def directory(self, element: dict[str, Any] | Element) -> Path:
+        """An element's directory."""
+        if isinstance(element, Element):
+            return self.path if len(self.record["elements"]) == 1 else self.path / element.name
+        return self.path / element["dir"]
+
+
+def launch(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]]) -> int:
+    """Plan a sweep, run it where ``cluster`` says, show how it went; the exit code.
+
+    Raises:
+        UserError: anything that preflight finds; nothing was started.
+    """
+    base = Path.cwd()
+    elements = plan(compose, lists, base)
+    first = elements[0].cfg
+    if len({element.cfg.task.name for element in elements}) > 1:
+        raise UserError("task: one sweep is over one task; start the tasks one after the other")
+    if first.task.where is Where.here:
+        function = getattr(
+            importlib.import_module(first.task._target_.rsplit(".", 1)[0]), first.task._target_.rsplit(".", 1)[1]
+        )
+        return max(function(element.cfg) for element in elements)
+    store = Store(Path(first.outputs) / "artifacts", say=lambda text: print(text, file=sys.stderr))
+    sorted_out = standing(elements, _memo(store.find), store.holder)
+    sweep = create(elements, base)
+    from circuits.run import local
+
+    return local.LocalLauncher(sweep, elements, sorted_out, store).run()
+
+
+def _memo(find: Callable[[Key], Any]) -> Callable[[Key], Any]:
+    """`find`, asked once per key (a damaged artifact is named once)."""
+    known: dict[str, Any] = {}
+
+    def remembered(key: Key) -> Any:
+        if key.hash not in known:
+            known[key.hash] = find(key)
+        return known[key.hash]
+
+    return remembered
+
+
+def create(elements: Sequence[Element], base: Path) -> Sweep:
+    """Make the sweep's directory and its elements' directories; names never collide."""
+    cfg = elements[0].cfg
+    parent = Path(cfg.multirun) if len(elements) > 1 else Path(cfg.outputs) / "runs"
+    day = parent / dt.date.today().isoformat()
+    stem = re.sub(r"[^\w.+-]+", "_", cfg.name) if cfg.name else cfg.task.name
+    with disk_errors(day):
+        day.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = day / f"{stem}-{secrets.token_hex(2)}"
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                continue
+        record = _record(elements, path, base)
+        sweep = Sweep(path, record)
+        for element in elements:
+            _write_element(sweep, element)
+        write_json(path / FILE, record)
+    return sweep
+
+
+def _record(elements: Sequence[Element], path: Path, base: Path) -> dict[str, Any]:
+    cfg = elements[0].cfg
+    return {
+        "id": path.name,
+        "task": cfg.task.name,
+        "name": cfg.name,
+        "group": cfg.name or path.name,
+        "note": cfg.note,
+        "command": command(),
+        "directory": str(base),
+        "created": status.now(),
+        "launcher": {"backend": cfg.cluster.backend.value, **owner()},
+        "code": provenance.code(),
+        "store": str(Path(cfg.outputs) / "artifacts"),
+        "elements": [
+            {
+                "index": element.index,
+                "name": element.name,
+                "dir": "." if len(elements) == 1 else element.name,
+                "overrides": element.overrides,
+                "swept": element.swept,
+                "layers": list(element.layers),
+                "artifacts": {str(layer): key.id for layer, key in element.keys.items()},
+            }
+            for element in elements
+        ],
+    }
+
+
+def _write_element(sweep: Sweep, element: Element) -> None:
+    directory = sweep.directory(element)
+    directory.mkdir(exist_ok=True)
+    config.save(element.cfg, directory / "config.yaml")
+    write_json(
+        directory / RECORD,
+        {
+            "sweep": sweep.id,
+            "group": sweep.record["group"],
+            "name": element.name,
+            "index": element.index,
+            "task": element.cfg.task.name,
+            "command": sweep.record["command"],
+            "overrides": element.overrides,
+            "swept": element.swept,
+            "layers": list(element.layers),
+            "keys": {str(layer): key.hash for layer, key in element.keys.items()},
+        },
+        durable=False,
+    )
+    status.write_plain(directory, "waiting", task=element.cfg.task.name)
+
+
+def command() -> str:
+    """The command line as a person would type it again."""
+    return "python launch.py " + " ".join(shlex.quote(word) for word in sys.argv[1:] if word != "--multirun")
+
+
+def kind_of(sweep: Sweep) -> Kind:
+    """What the sweep's task makes."""
+    return registry.kind(sweep.record["task"])
+
+
+def load(path: Path) -> Sweep:
+    """The sweep in directory `path`."""
+    return Sweep(path, read_json(path / FILE))
+
+
+def every(outputs: Path, multirun: Path) -> list[Sweep]:
+    """All sweeps and single runs, newest first."""
+    found = []
+    for parent in (outputs / "runs", multirun):
+        for record in parent.glob(f"*/*/{FILE}"):
+            try:
+                found.append(load(record.parent))
+            except ValueError:
+                continue  # being written
+    return sorted(found, key=lambda sweep: (sweep.record["created"], sweep.id), reverse=True)
+
+
+def find(of: str, outputs: Path, multirun: Path) -> Sweep:
+    """The sweep that `of` names: its id, its name (if one sweep only has it) or its directory.
+
+    Raises:
+        UserError: none or several; the message lists the nearest.
+    """
+    if (Path(of) / FILE).exists():
+        return load(Path(of).resolve())
+    sweeps = every(outputs, multirun)
+    found = [sweep for sweep in sweeps if of in (sweep.id, sweep.record["name"])]
+    if not found:
+        recent = [sweep.id for sweep in sweeps[:10]]
+        raise UserError(f"of={of}: no such sweep below {multirun} or {outputs}/runs" + suggest(of, recent, "newest"))
+    if len(found) > 1:
+        raise UserError(
+            f"of={of}: {len(found)} sweeps have this name; take an id: {' '.join(sweep.id for sweep in found)}"
+        )
+    return found[0]

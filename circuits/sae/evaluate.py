@@ -1,0 +1,57 @@
+"""Measure several layers' SAEs in one pass over held-out sequences: reconstruction, sparsity, and loss when spliced in.
+
+The control is the same SAE before any training: what its sparsity, normalisation and decoder bias explain by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from circuits.data.stream import ActivationStream
+from circuits.sae.metrics import Evaluator
+from circuits.sae.modules import SAE
+from circuits.sae.splice import splice_sums
+
+Measured = tuple[dict[str, Any], Float[Tensor, " d_sae"]]
+
+
+def measure(
+    stream: ActivationStream,
+    saes: Mapping[int, SAE],
+    untrained: Mapping[int, SAE],
+    *,
+    n_sequences: int,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[int, Measured]:
+    """By layer: the metrics of :class:`Evaluator` with ``control``, and each feature's firing rate.
+
+    Args:
+        stream: gives the held-out sequences and their activations.
+        saes: by layer, on the model's device.
+        untrained: controls by layer; a layer without one has none.
+        n_sequences: held-out sequences (fewer when the corpus has no more; the number is in the metrics).
+        seed: of the bootstrap.
+        progress: told (sequences done, all).
+    """
+    evaluators = {layer: Evaluator(sae, seed=seed) for layer, sae in saes.items()}
+    controls = {layer: Evaluator(sae, seed=seed) for layer, sae in untrained.items()}
+    done = 0
+    for chunk in stream.heldout(n_sequences):
+        for layer, evaluator in (*evaluators.items(), *controls.items()):
+            evaluator.add(chunk.sites[layer], chunk.keep)
+        sums = splice_sums(stream.lm, saes, chunk.tokens.ids, chunk.tokens.mask, chunk.keep, site=stream.site)
+        for layer, evaluator in evaluators.items():
+            evaluator.add_splice(sums[layer])
+        done += len(chunk.tokens)
+        progress(done, n_sequences)
+    measured = {}
+    for layer, evaluator in evaluators.items():
+        control = controls[layer].result() if layer in controls else None
+        kept = {name: control[name] for name in ("explained_variance", "explained_variance_ci")} if control else None
+        measured[layer] = ({**evaluator.result(), "control": kept}, evaluator.firing_rate())
+    return measured

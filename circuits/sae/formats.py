@@ -1,0 +1,139 @@
+"""The SAELens directory (version 6), both ways: ``cfg.json``, ``sae_weights.safetensors``, ``sparsity.safetensors``.
+
+What differs between SAELens's options and ours is folded into the weights, exactly:
+
+* ``apply_b_dec_to_input`` false: x W_enc + b = (x − b_dec) W_enc + (b + b_dec W_enc).
+* ``rescale_acts_by_decoder_norm`` (TopK): with n = ‖W_dec[i]‖, features n·pre over decoder rows W_dec/n.
+* ``reshape_activations: hook_z``: heads side by side, as everywhere here; nothing to do.
+
+Activation normalisation that happens at run time cannot be folded without its statistics and is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from circuits.errors import UserError, suggest
+from circuits.files import disk_errors, write_atomic, write_json
+from circuits.sae.modules import SAE, Architecture, SAEConfig, architectures
+
+CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
+FORMAT_VERSION = "6.54.12"
+"""The SAELens version whose directory this is; below 6.0.0 SAELens would convert it as an old one."""
+
+
+def save(
+    directory: Path, sae: SAE, metadata: Mapping[str, Any], firing_rate: Float[Tensor, " d_sae"] | None = None
+) -> None:
+    """Write `sae`. `metadata`: JSON-able, in SAELens's words (model_name, hook_name, context_size, prepend_bos …)."""
+    entry = architectures()[sae.architecture]
+    config = {
+        "architecture": entry.saelens,
+        "d_in": sae.cfg.d_in,
+        "d_sae": sae.cfg.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        **({"k": sae.cfg.k, "rescale_acts_by_decoder_norm": False} if sae.cfg.k is not None else {}),
+        "metadata": {"sae_lens_version": FORMAT_VERSION, "sae_lens_training_version": None, **metadata},
+    }
+    weights = {name: t.detach().float().cpu().contiguous() for name, t in sae.state_dict().items()}
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    write_atomic(directory / WEIGHTS, to_bytes(weights))
+    if firing_rate is not None:
+        sparsity = torch.log10(firing_rate.detach().float().cpu() + 1e-10)
+        write_atomic(directory / SPARSITY, to_bytes({"sparsity": sparsity.contiguous()}))
+    write_json(directory / CONFIG, config)
+
+
+def load(directory: Path) -> SAE:
+    """Read an SAE, ours or a foreign one, in float32 on the CPU."""
+    config = read_config(directory)
+    path = directory / CONFIG
+    entry = _entry(path, config)
+    k = _whole(path, config, "k") if entry.saelens == "topk" else None
+    shape = SAEConfig(_whole(path, config, "d_in"), _whole(path, config, "d_sae"), k)
+    if k is not None and k > shape.d_sae:
+        raise UserError(f"{path}: k = {k} is more than d_sae = {shape.d_sae}")
+    sae = entry.sae(shape)
+    weights = _weights(directory / WEIGHTS, sae)
+    sae.load_state_dict(_folded(weights, config))
+    return sae.eval()
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """``cfg.json`` as it stands, metadata included."""
+    path = directory / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise UserError(f"{path} cannot be read ({e}): {directory} is no SAELens directory") from e
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no JSON object: {directory} is no SAELens directory")
+    return config
+
+
+def _entry(path: Path, config: dict[str, Any]) -> Architecture:
+    known = {a.saelens: a for a in architectures().values()}
+    name = str(config.get("architecture"))
+    if name not in known:
+        raise UserError(f"{path}: architecture {name} is not supported{suggest(name, known, 'supported')}")
+    for option, supported in (("normalize_activations", ("none",)), ("reshape_activations", ("none", "hook_z"))):
+        value = config.get(option, "none")
+        if value not in supported:
+            raise UserError(f"{path}: {option} = {value} is not supported (only {' or '.join(supported)})")
+    return known[name]
+
+
+def _whole(path: Path, config: dict[str, Any], name: str) -> int:
+    value = config.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{path}: {name} must be a whole number above 0, it is {value}")
+    return value
+
+
+def _weights(path: Path, sae: SAE) -> dict[str, Tensor]:
+    """The tensors of the file, checked against what `sae` needs."""
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError) as e:
+        raise UserError(f"{path} cannot be read as safetensors ({e})") from e
+    wanted = {name: tuple(t.shape) for name, t in sae.state_dict().items()}
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing or extra:
+        parts = [f"lacks the tensor {' '.join(missing)}"] * bool(missing)
+        parts += [f"has the unknown tensor {' '.join(extra)}"] * bool(extra)
+        raise UserError(f"{path} {' and '.join(parts)}; a {sae.architecture} SAE has {' '.join(sorted(wanted))}")
+    for name, shape in wanted.items():
+        if tuple(found[name].shape) != shape:
+            raise UserError(
+                f"{path}: tensor {name} has shape {list(found[name].shape)}, {CONFIG} asks for {list(shape)}"
+            )
+        if not torch.isfinite(found[name]).all():
+            raise UserError(f"{path}: tensor {name} holds NaN or infinity")
+    return {name: t.float() for name, t in found.items()}
+
+
+def _folded(weights: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
+    """Weights that mean the same without SAELens's options."""
+    w = dict(weights)
+    if not config.get("apply_b_dec_to_input", True):
+        w["b_enc"] = w["b_enc"] + w["b_dec"] @ w["W_enc"]
+    if config.get("rescale_acts_by_decoder_norm", False):
+        norm = w["W_dec"].norm(dim=1)
+        w["W_enc"], w["b_enc"] = w["W_enc"] * norm, w["b_enc"] * norm
+        w["W_dec"] = w["W_dec"] / norm.clamp(min=1e-12)[:, None]
+    return w

@@ -1,0 +1,52 @@
+"""The training curve of one SAE, kept beside its checkpoints so that a resumed training has all of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from circuits.files import write_atomic
+
+
+class History:
+    """Rows of metrics by step; `rows_per_s` is added by the clock."""
+
+    def __init__(self, directory: Path, batch_size: int) -> None:
+        self._path, self._batch_size = directory / "history.jsonl", batch_size
+        self._rows: list[dict[str, Any]] = []
+        self._last = (0, time.monotonic())
+
+    def resume(self, step: int) -> None:
+        """Take what was saved up to `step`; a line that a crash left incomplete is after it."""
+        self._rows, self._last = [], (step, time.monotonic())
+        if not step or not self._path.exists():
+            return
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if row["step"] <= step:
+                self._rows.append(row)
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One row."""
+        moment, (before, when) = time.monotonic(), self._last
+        rate = (step - before) * self._batch_size / max(moment - when, 1e-9)
+        self._last = (step, moment)
+        self._rows.append({"step": step, **metrics, "rows_per_s": rate})
+
+    def save(self) -> None:
+        """Write the file, whole; called just before a checkpoint."""
+        write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
+
+    def write(self, out: Path) -> None:
+        """``history.parquet`` in `out`."""
+        pd.DataFrame(self._rows).to_parquet(out / "history.parquet", index=False)
+
+    @property
+    def steps(self) -> int:
+        """The last step that has a row."""
+        return int(self._rows[-1]["step"]) if self._rows else 0

@@ -1,0 +1,143 @@
+"""How good an SAE is, on sequences it was not trained on.
+
+    explained variance = 1 − Σ‖x − x̂‖² / Σ‖x − mean‖²     over all held-out rows, mean over the same rows
+    L0                 = mean number of active features per row (a count)
+    dead fraction      = features active on none of the held-out rows (says little without the number of rows)
+    CE score           = (CE_zero − CE_spliced) / (CE_zero − CE_clean)     1: nothing lost; 0: no better than zeros
+    KL                 = mean over tokens of KL(clean ‖ spliced)
+
+Everything is kept as sums per sequence, in float64, so that one pass over the data suffices and intervals come from a
+bootstrap over sequences. The mean is not known during the pass: with x' = x − c for a fixed c near the mean, the
+Σ‖x − mean‖² of a sequence is Σ‖x'‖² − 2 δ·Σx' + n‖δ‖², δ = mean − c, exactly. In the intervals the mean stays that of
+all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuits.errors import RunError
+from circuits.sae.modules import SAE
+from circuits.stats.bootstrap import ratio_interval
+
+FEATURES_AT_ONCE = 1 << 26
+"""Feature activations held in memory at a time."""
+DENSITY_EDGES = np.linspace(-6.0, 0.0, 25)
+"""Bins of log10 firing rate; rarer features count in the first bin."""
+
+
+class SpliceSums(NamedTuple):
+    """Per-sequence sums over predicted tokens; cross-entropies in nats."""
+
+    tokens: Float[Tensor, " n"]
+    ce_clean: Float[Tensor, " n"]
+    ce_spliced: Float[Tensor, " n"]
+    ce_zero: Float[Tensor, " n"]
+    kl: Float[Tensor, " n"]
+
+
+def join(parts: Sequence[SpliceSums]) -> SpliceSums:
+    """The sums of several chunks as one."""
+    return SpliceSums(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+class Evaluator:
+    """Feed it chunks of held-out activations with `add`, optionally `add_splice`, then read `result`."""
+
+    def __init__(self, sae: SAE, *, seed: int = 0, resamples: int = 1000) -> None:
+        self.sae, self.seed, self.resamples = sae, seed, resamples
+        self.fired = torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
+        self._sums: list[tuple[Tensor, ...]] = []
+        self._splices: list[SpliceSums] = []
+
+    @torch.no_grad()
+    def add(self, x: Float[Tensor, "n pos d_in"], keep: Bool[Tensor, "n pos"]) -> None:
+        """Whole sequences of activations; only positions where `keep` is True count."""
+        at_once = max(1, FEATURES_AT_ONCE // (x.shape[1] * self.sae.cfg.d_sae))
+        for start in range(0, len(x), at_once):
+            self._add(x[start : start + at_once], keep[start : start + at_once])
+
+    def _add(self, x: Tensor, keep: Tensor) -> None:
+        shift = self.sae.b_dec
+        keep = keep.to(shift.device)[..., None]
+        # `where`, not a product: what stands at a padded position may be NaN.
+        x = torch.where(keep, x.to(shift.device, torch.float32), shift)
+        active = self.sae.encode(x)
+        error = (self.sae.decode(active) - x) * keep
+        on = (active > 0) & keep
+        centred = x - shift
+        self.fired += on.sum((0, 1)).cpu().double()
+        sums = (
+            keep.sum((1, 2)),
+            error.square().sum((1, 2)),
+            on.sum((1, 2)),
+            centred.sum(1),
+            centred.square().sum((1, 2)),
+        )
+        self._sums.append(tuple(s.cpu().double() for s in sums))
+
+    def add_splice(self, sums: SpliceSums) -> None:
+        """Losses with the reconstruction spliced into the model, for the same or other held-out sequences."""
+        self._splices.append(SpliceSums(*(t.detach().cpu().double() for t in sums)))
+
+    def firing_rate(self) -> Float[Tensor, " d_sae"]:
+        """For each feature the fraction of held-out rows on which it was active."""
+        rows = sum(float(s[0].sum()) for s in self._sums)
+        return (self.fired / max(rows, 1.0)).float()
+
+    def result(self) -> dict[str, Any]:
+        """All measures as JSON-able values; those of the spliced model are None when it was not run."""
+        if not self._sums:
+            raise RunError("no held-out activations were given to the evaluation")
+        rows, error, active, total, squares = (torch.cat(column) for column in zip(*self._sums, strict=True))
+        n = rows.sum()
+        if n == 0:
+            raise RunError(f"none of the {len(rows)} held-out sequences has a row to evaluate; give longer ones")
+        delta = total.sum(0) / n
+        variance = squares - 2 * total @ delta + rows * delta.square().sum()
+        if variance.sum() <= 0:
+            raise RunError(f"the {int(n)} held-out rows are all equal: explained variance has no meaning")
+        return {
+            "explained_variance": float(1 - error.sum() / variance.sum()),
+            "explained_variance_ci": self._interval(variance - error, variance),
+            "mse": float(error.sum() / n / self.sae.cfg.d_in),
+            "l0": float(active.sum() / n),
+            "l0_ci": self._interval(active, rows),
+            "dead_fraction": float((self.fired == 0).double().mean()),
+            "density": self._density(),
+            "n_rows": int(n),
+            "n_sequences": len(rows),
+            **self._splice_result(),
+        }
+
+    def _interval(self, numerator: Tensor, denominator: Tensor) -> list[float] | None:
+        found = ratio_interval(numerator.numpy(), denominator.numpy(), seed=self.seed, resamples=self.resamples)
+        return None if found is None else list(found)
+
+    def _density(self) -> dict[str, Any]:
+        rate = self.firing_rate().double()
+        logs = rate[rate > 0].log10().clamp(DENSITY_EDGES[0], DENSITY_EDGES[-1]).numpy()
+        counts, _ = np.histogram(logs, bins=DENSITY_EDGES)
+        return {"edges": DENSITY_EDGES.tolist(), "counts": counts.tolist(), "never": int((rate == 0).sum())}
+
+    def _splice_result(self) -> dict[str, Any]:
+        names = ("ce_clean", "ce_spliced", "ce_zero", "ce_score", "ce_score_ci", "kl", "kl_ci")
+        sums = join(self._splices) if self._splices else None
+        if sums is None or sums.tokens.sum() == 0:
+            return dict.fromkeys(names)
+        n = sums.tokens.sum()
+        means = {name: float(getattr(sums, name).sum() / n) for name in ("ce_clean", "ce_spliced", "ce_zero", "kl")}
+        kept, at_stake = sums.ce_zero - sums.ce_spliced, sums.ce_zero - sums.ce_clean
+        lost = float(at_stake.sum())
+        return {
+            **means,
+            "ce_score": float(kept.sum()) / lost if lost != 0 else None,
+            "ce_score_ci": self._interval(kept, at_stake) if lost != 0 else None,
+            "kl_ci": self._interval(sums.kl, sums.tokens),
+        }

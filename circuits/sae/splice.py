@@ -1,0 +1,87 @@
+"""What the model loses when it has to run on an SAE's reconstruction.
+
+At the kept positions of one site the activation x is replaced by x̂ (spliced), or by zero (the floor of the CE score).
+The prediction of token t+1 at position t counts when both are valid; sums are per sequence, in float32 from
+log-softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuits.models.hooks import Edit, forward
+from circuits.models.load import LM
+from circuits.sae.metrics import SpliceSums
+from circuits.sae.modules import SAE
+
+
+def splice_losses(
+    logits_clean: Float[Tensor, "n pos vocab"],
+    logits_spliced: Float[Tensor, "n pos vocab"],
+    logits_zero: Float[Tensor, "n pos vocab"],
+    ids: Int[Tensor, "n pos"],
+    mask: Bool[Tensor, "n pos"],
+) -> SpliceSums:
+    """Next-token cross-entropies and KL(clean ‖ spliced), one sequence at a time: float32 logits of a large vocabulary
+    are the largest tensors of the whole evaluation."""
+    counted = mask[:, 1:] & mask[:, :-1]
+    rows = []
+    for row, target, valid in zip(range(len(ids)), ids[:, 1:], counted, strict=True):
+        clean, spliced, zero = (
+            torch.log_softmax(logits[row, :-1][valid].float(), dim=-1)
+            for logits in (logits_clean, logits_spliced, logits_zero)
+        )
+        at = target[valid][:, None]
+        ce = [-log_p.gather(1, at).sum() for log_p in (clean, spliced, zero)]
+        rows.append(torch.stack([valid.sum().float(), *ce, (clean.exp() * (clean - spliced)).sum()]))
+    return SpliceSums(*torch.stack(rows).double().cpu().T) if rows else SpliceSums(*torch.zeros(5, 0))
+
+
+def replaced(fn: Callable[[Tensor], Tensor], keep: Bool[Tensor, "n pos"]) -> Callable[[Tensor], Tensor]:
+    """An edit function that puts ``fn(x)`` at kept positions; `fn` sees rows [rows, width], heads side by side."""
+
+    def edit(x: Tensor) -> Tensor:
+        where = keep.to(x.device)
+        rows = fn(x[where].flatten(1))
+        return x.masked_scatter(where.reshape(*where.shape, *[1] * (x.dim() - 2)), rows.to(x.dtype))
+
+    return edit
+
+
+def reconstruct(sae: SAE) -> Callable[[Tensor], Tensor]:
+    """x̂ in the SAE's own precision, on its own device."""
+
+    def fn(x: Tensor) -> Tensor:
+        return sae(x.to(sae.W_enc.device, sae.W_enc.dtype)).to(x.device)
+
+    return fn
+
+
+@torch.no_grad()
+def splice_sums(
+    lm: LM,
+    saes: Mapping[int, SAE],
+    ids: Int[Tensor, "n pos"],
+    mask: Bool[Tensor, "n pos"],
+    keep: Bool[Tensor, "n pos"],
+    *,
+    site: str,
+) -> dict[int, SpliceSums]:
+    """Losses of one chunk of sequences for each layer's SAE, one layer at a time; the clean pass is shared."""
+
+    def logits(*edits: Edit) -> Tensor:
+        found = forward(lm, ids, mask, edits=edits, logits="all").logits
+        return torch.empty(0) if found is None else found
+
+    clean = logits()
+    ids, mask = ids.to(clean.device), mask.to(clean.device)
+    sums = {}
+    for layer, sae in saes.items():
+        spliced = logits(Edit(site, layer, replaced(reconstruct(sae), keep)))
+        zero = logits(Edit(site, layer, replaced(torch.zeros_like, keep)))
+        sums[layer] = splice_losses(clean, spliced, zero, ids, mask)
+    return sums

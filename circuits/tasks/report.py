@@ -1,0 +1,105 @@
+"""``task=report of=SWEEP``: the page of a sweep from its saved files; made at the end of every local sweep, too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.errors import UserError
+from circuits.files import read_json
+from circuits.run import status, sweep
+from circuits.run.layers import ranges
+from circuits.schema import BaseConfig
+
+if TYPE_CHECKING:
+    from circuits.report.types import Element
+
+READS = ("of",)
+
+
+@dataclass
+class Options:
+    """Options of the report."""
+
+    out: str | None = None  # where to put it; null: into the sweep's directory
+
+
+def run(cfg: BaseConfig) -> int:
+    """Make the page that ``of=`` names; the newest sweep's without it."""
+    if cfg.of is None:
+        raise UserError("report: of which sweep? of=SWEEP; task=status lists them")
+    found = sweep.find(cfg.of, Path(cfg.outputs), Path(cfg.multirun))
+    out: str | None = getattr(cfg, "report").out  # noqa: B009 (joined to the schema at run time)
+    print(make(found.path, Path(out) if out else None))
+    return 0
+
+
+def make(path: Path, out: Path | None = None) -> Path:
+    """Make the page of the sweep in directory `path`; where it is."""
+    from circuits.report.page import build
+    from circuits.report.types import ReportInput
+
+    found = sweep.load(path)
+    record = found.record
+    elements = [_element(found, item) for item in record["elements"]]
+    return build(
+        ReportInput(
+            title=record["name"] or record["id"],
+            question=_question(record, elements),
+            sweep_id=record["id"],
+            command=record["command"],
+            again=f"python launch.py task=report of={record['id']}",
+            elements=elements,
+            created=record["created"],
+        ),
+        out or path,
+    )
+
+
+def _question(record: dict[str, Any], elements: list[Element]) -> str:
+    """One sentence from the config: what was asked."""
+    cfg = dict(elements[0].config)
+    sae, model, data = cfg.get("sae", {}), cfg.get("model", {}), cfg.get("data", {})
+    layers = ranges(sorted({layer for item in record["elements"] for layer in item["layers"]}))
+    swept = sorted({key for item in record["elements"] for key in item["swept"]} - {"layer"})
+    architectures = sorted({str(element.config.get("sae", {}).get("architecture")) for element in elements})
+    over = f", over {' and '.join(swept)}" if swept else ""
+    source = Path(data["path"]).name if data.get("path") else f"{data.get('source')} text"
+    note = f" Note: {record['note']}" if record.get("note") else ""
+    return (
+        f"How well do {' and '.join(architectures)} sparse autoencoders reconstruct {sae.get('site')} of "
+        f"{Path(str(model.get('id'))).name} at layer{'s' if ',' in layers or '-' in layers else ''} {layers}{over}, "
+        f"trained on {source} for {sae.get('steps')} steps?{note}"
+    )
+
+
+def _element(found: sweep.Sweep, item: dict[str, Any]) -> Element:
+    from omegaconf import OmegaConf
+
+    from circuits.report.types import ArtifactRef, Element
+
+    directory = found.directory(item)
+    facts = status.read(directory)
+    state = facts.get("state", "waiting")
+    provenance = directory / "provenance.json"
+    refs = [
+        ArtifactRef(
+            kind=a["kind"], key=a["id"].rsplit("-", 1)[-1], path=Path(a["path"]), layer=a["layer"], label=a["id"]
+        )
+        for a in facts.get("artifacts") or []
+    ]
+    return Element(
+        index=item["index"],
+        name=item["name"],
+        overrides=item["overrides"],
+        swept=item["swept"],
+        state="failed" if state == "killed" else state,
+        error=facts.get("error"),
+        log=str(Path(item["dir"]) / "run.log"),
+        wall_s=facts.get("wall_s"),
+        artifacts=refs,
+        config=OmegaConf.to_container(OmegaConf.load(directory / "config.yaml")),  # type: ignore[arg-type]
+        status=facts,
+        provenance=read_json(provenance) if provenance.exists() else {},
+    )

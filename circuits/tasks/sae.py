@@ -1,0 +1,327 @@
+"""``task=sae``: a sparse autoencoder per layer, trained on activations straight from the model, measured on held-out text.
+
+One forward pass serves all layers of the run. The artifact's directory is itself a SAELens directory; beside the weights it
+holds ``metrics.json`` (held-out), ``history.parquet`` (training curves) and the resolved config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.errors import GateError
+from circuits.files import write_json
+from circuits.run.content import Contents
+from circuits.run.context import Context, Work
+from circuits.run.kinds import Column, Kind, ModelDims
+from circuits.schema import BaseConfig, DataSource
+
+if TYPE_CHECKING:
+    from circuits.data.stream import ActivationStream
+    from circuits.sae.history import History
+    from circuits.sae.modules import SAE
+    from circuits.sae.spec import TrainSpec
+
+
+def inputs(cfg: BaseConfig) -> tuple[str, ...]:
+    """The embedded model where it is the model; the tokenised corpus where there is one."""
+    names = ["tiny"] if cfg.model.embedded is not None else []
+    return (*names, "tokens") if cfg.data.source is not DataSource.embedded else tuple(names)
+
+
+def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
+    """The embedded generator's identity, where it is the data."""
+    if cfg.data.source is not DataSource.embedded:
+        return {}
+    from circuits.data import mixture
+
+    return {"mixture": mixture.fingerprint()}
+
+
+def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
+    """``tiny-L0-topk``."""
+    from circuits.tasks.tokens import readable
+
+    layer = f"L{layers[0]}" if layers else "L"
+    return f"{readable(cfg.model.id)}-{layer}-{'from' if cfg.sae.from_ else cfg.sae.architecture.value}"
+
+
+def check(cfg: BaseConfig, dims: ModelDims) -> list[str]:
+    """Sizes that do not fit the model, and a corpus that cannot be read."""
+    errors = []
+    width = dims.width_of(cfg.sae.site.value)
+    if width is not None and cfg.sae.k is not None and cfg.sae.k > cfg.sae.expansion * width:
+        d_sae = cfg.sae.expansion * width
+        errors.append(f"sae.k={cfg.sae.k}: more than d_sae={d_sae} (sae.expansion={cfg.sae.expansion} × width {width})")
+    if cfg.data.path is not None:
+        from circuits.data.corpora import check_corpus
+        from circuits.errors import UserError
+
+        try:
+            check_corpus(cfg.data.source.value, cfg.data.path, cfg.data.field or "text", cfg.data.split)
+        except UserError as e:
+            errors += e.messages
+    if cfg.sae.from_ is not None and not (Path(cfg.sae.from_) / "cfg.json").is_file():
+        errors.append(f"sae.from={cfg.sae.from_}: no SAELens directory (cfg.json and sae_weights.safetensors)")
+    return errors
+
+
+def gate(cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:
+    """``sae.min_r2``: held-out explained variance must exceed it."""
+    bound, found = cfg.sae.min_r2, metrics["explained_variance"]
+    if bound is None or found > bound:
+        return None
+    return (
+        f"layer {metrics['layer']}: held-out explained variance {found:.3f} does not exceed sae.min_r2={bound}; "
+        "raise sae.steps, sae.k or sae.expansion"
+    )
+
+
+def needed_bytes(cfg: BaseConfig, dims: ModelDims) -> int:
+    """Float32 weights, and checkpoints with two Adam moments each."""
+    width = dims.width_of(cfg.sae.site.value) or 0
+    parameters = 2 * width * width * cfg.sae.expansion
+    return 4 * parameters * (1 + 3 * (cfg.sae.checkpoint_keep + 1))
+
+
+KIND = Kind(
+    name="sae",
+    version=1,
+    sections=("model", "data", "sae", "precision", "seed"),
+    label=label,
+    layers="each",
+    inputs=inputs,
+    may_need=("tiny", "tokens"),
+    extra=extra,
+    load="circuits.sae.formats:load",
+    bytes=needed_bytes,
+    check=check,
+    gate=gate,
+    columns=(
+        Column("explained_variance", "explained variance", ".3f", "explained_variance_ci"),
+        Column("l0", "L0", ".1f"),
+        Column("dead_fraction", "dead", ".1%"),
+        Column("ce_score", "CE score", ".3f"),
+    ),
+)
+
+
+def run(context: Context) -> None:
+    """Make what is missing of the run's layers, then show all of them."""
+    while missing := context.missing():
+        with context.making(missing) as works:
+            if works:
+                _make(context, works)
+    refusals = context.conclude()
+    if refusals:
+        raise GateError("; ".join(refusals))
+
+
+def _make(context: Context, works: dict[int, Work]) -> None:
+    """Train (or take over) the SAEs of these layers, measure and publish them."""
+    from circuits.sae.history import History
+
+    cfg = context.cfg
+    stream = _stream(context, sorted(works))
+    histories = {layer: History(work.partial, cfg.sae.batch_size) for layer, work in works.items()}
+    if cfg.sae.from_ is not None:
+        from circuits.sae import formats
+
+        taken = {layer: formats.load(Path(cfg.sae.from_)).to(stream.lm.device) for layer in works}
+        _publish(context, works, taken, {}, stream, histories)
+        return
+    from circuits.sae.loop import train
+
+    specs = {layer: _spec(context, stream, layer) for layer in works}
+    saved = _saved(context, works, stream)
+    for layer, work in works.items():
+        histories[layer].resume(saved[layer][1]["step"] if layer in saved else 0)
+        name = f"{context.run.name}/L{layer}"
+        context.run.tracker.start(
+            layer, work.key.hash, name, {"layer": layer, "artifact": work.key.id, **specs[layer].as_dict()}
+        )
+    steps = min(cfg.sae.steps, cfg.sae.max_steps or cfg.sae.steps)
+    trained = train(stream, specs, saved, _hooks(context, works, histories, stream, steps), steps)
+    if trained is None:
+        context.stop_here()
+        return
+    saes = {layer: trainer.export() for layer, trainer in trained.items()}
+    untrained = {layer: trainer.untrained().export() for layer, trainer in trained.items()}
+    _publish(context, works, saes, untrained, stream, histories)
+
+
+def _stream(context: Context, layers: list[int]) -> ActivationStream:
+    """The model and the data of this config, as activations of `layers`."""
+    import torch
+
+    from circuits.data.embedded import EmbeddedSource
+    from circuits.data.stream import ActivationStream
+    from circuits.data.textstore import TextStore
+    from circuits.data.tokens import TokenSource
+    from circuits.models.load import load_model, pick_device
+
+    cfg = context.cfg
+    torch.backends.cuda.matmul.allow_tf32 = cfg.precision.matmul.value == "high"
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.precision.dtype.value]
+    device = pick_device(cfg.model.device, cfg.model.allow_fallback)
+    model_path = str(context.require("tiny").path) if cfg.model.embedded is not None else cfg.model.id
+    context.progress("loading the model", 0, None)
+    lm = load_model(model_path, revision=cfg.model.revision, dtype=dtype, device=device)
+    if cfg.data.source is DataSource.embedded:
+        source: TokenSource = EmbeddedSource(lm.tokenizer, cfg.seed, cfg.data.context)
+    else:
+        source = TextStore(context.require("tokens").path, seed=cfg.seed)
+    return ActivationStream(
+        lm,
+        source,
+        site=cfg.sae.site.value,
+        layers=layers,
+        batch_size=cfg.sae.batch_size,
+        block_rows=cfg.sae.block_rows,
+        forward_batch=cfg.sae.forward_batch,
+        seed=cfg.seed,
+        skip_first=cfg.sae.skip_first,
+        nonfinite=cfg.sae.nonfinite.value,
+    )
+
+
+def _spec(context: Context, stream: ActivationStream, layer: int) -> TrainSpec:
+    from circuits.sae.spec import TrainSpec
+
+    sae = context.cfg.sae
+    given = {name: getattr(sae, name) for name in ("k", "l1", "l1_warmup", "aux", "resample_every")}
+    return TrainSpec(
+        architecture=sae.architecture.value,
+        d_in=stream.width,
+        d_sae=stream.width * sae.expansion,
+        lr=sae.lr,
+        batch_size=sae.batch_size,
+        steps=sae.steps,
+        warmup=sae.warmup,
+        decay=sae.decay,
+        clip=sae.clip,
+        dead_after=sae.dead_after,
+        seed=context.cfg.seed,
+        layer=layer,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _saved(context: Context, works: Mapping[int, Work], stream: ActivationStream) -> dict[int, Any]:
+    """The newest whole checkpoint of each layer; a damaged one is named and the one before it is taken."""
+    from circuits.sae import checkpoint
+
+    found = {}
+    for layer, work in works.items():
+        latest = checkpoint.latest(
+            work.partial, lambda path, why: context.say(f"damaged checkpoint: {why}; the one before it is used")
+        )
+        if latest is None:
+            continue
+        if latest.meta["stream"] != stream.facts:
+            context.say(f"{latest.path}: made from another stream; layer {layer} starts anew")
+            continue
+        context.say(f"layer {layer}: resumed at step {latest.meta['step']}")
+        found[layer] = (latest.tensors, latest.meta)
+    return found
+
+
+def _hooks(
+    context: Context, works: Mapping[int, Work], histories: Mapping[int, History], stream: ActivationStream, steps: int
+) -> Any:
+    from circuits.sae import checkpoint
+    from circuits.sae.loop import Hooks
+
+    sae = context.cfg.sae
+
+    def log(layer: int, step: int, metrics: dict[str, float]) -> None:
+        histories[layer].add(step, metrics)
+        context.run.tracker.log(step, metrics, layer)
+        context.progress("training", step, steps, "step", EV=metrics["explained_variance"], L0=metrics["l0"])
+
+    def save(layer: int, step: int, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
+        directory = works[layer].partial
+        histories[layer].save()
+        checkpoint.save(checkpoint.path_for(directory, step), tensors, {**meta, "stream": stream.facts})
+        checkpoint.prune(directory, sae.checkpoint_keep)
+
+    return Hooks(
+        log=log,
+        save=save,
+        stopping=lambda: context.stopping is not None,
+        log_every=sae.log_every,
+        save_every=sae.checkpoint_every,
+        save_minutes=sae.checkpoint_minutes,
+    )
+
+
+def _publish(
+    context: Context,
+    works: Mapping[int, Work],
+    saes: Mapping[int, SAE],
+    untrained: Mapping[int, SAE],
+    stream: ActivationStream,
+    histories: Mapping[int, History],
+) -> None:
+    """Measure on held-out text, all layers in one pass, and publish one artifact per layer."""
+    from circuits.sae.evaluate import measure
+
+    def progress(done: int, total: int) -> None:
+        context.progress("measuring", done, total, "sequence")
+
+    cfg = context.cfg
+    measured = measure(stream, saes, untrained, n_sequences=cfg.sae.heldout_sequences, seed=cfg.seed, progress=progress)
+    dropped = {
+        "rows": sum(record["rows"] for record in stream.dropped.values()),
+        "heldout_rows": stream.heldout_dropped,
+    }
+    for layer, work in works.items():
+        metrics, sae = measured[layer][0], saes[layer]
+        steps = histories[layer].steps
+        block = steps * cfg.sae.batch_size // cfg.sae.block_rows
+        metrics |= {
+            "architecture": sae.architecture,
+            "site": cfg.sae.site.value,
+            "layer": layer,
+            "steps": steps,
+            "d_in": sae.cfg.d_in,
+            "d_sae": sae.cfg.d_sae,
+            "passes": stream.source.passes(block, stream.sequences_per_block),
+        }
+
+        def write(out: Path, layer: int = layer) -> None:
+            _write(context, out, layer, saes, measured, stream, histories)
+
+        artifact = work.commit(write, dropped=dropped)
+        context.run.tracker.summary(metrics, layer)
+        context.say(
+            f"layer {layer}: explained variance {metrics['explained_variance']:.3f}, L0 {metrics['l0']:.1f}: {artifact.id}"
+        )
+
+
+def _write(
+    context: Context,
+    out: Path,
+    layer: int,
+    saes: Mapping[int, SAE],
+    measured: Mapping[int, Any],
+    stream: ActivationStream,
+    histories: Mapping[int, History],
+) -> None:
+    """The files of one artifact: a SAELens directory, the metrics and the training curve."""
+    from circuits.models.sites import hook_name
+    from circuits.sae import formats
+
+    cfg = context.cfg
+    metrics, firing = measured[layer]
+    metadata = {
+        "model_name": cfg.model.id,
+        "hook_name": hook_name(cfg.sae.site.value, layer),
+        "context_size": cfg.data.context,
+        "prepend_bos": stream.lm.tokenizer.bos_token_id is not None,
+        "dataset_path": cfg.data.path or cfg.data.source.value,
+    }
+    formats.save(out, saes[layer], metadata, firing_rate=firing)
+    write_json(out / "metrics.json", metrics)
+    histories[layer].write(out)

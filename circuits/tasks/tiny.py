@@ -1,0 +1,73 @@
+"""The embedded language model as an artifact. No task of its own: whoever needs it first trains it, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from circuits.run.content import Contents
+from circuits.run.context import Context, Work
+from circuits.run.kinds import Kind
+from circuits.schema import BaseConfig
+
+
+def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
+    """What the model depends on besides its config: the mixture it is trained on and the version of its training."""
+    from circuits.data import mixture
+    from circuits.models.tiny.spec import VERSION
+
+    return {"mixture": mixture.fingerprint(), "training": VERSION}
+
+
+KIND = Kind(
+    name="tiny",
+    version=1,
+    sections=("model.embedded",),
+    label=lambda cfg, layers: (
+        f"tiny-{cfg.model.embedded.layers}x{cfg.model.embedded.width}" if cfg.model.embedded else "tiny"
+    ),
+    extra=extra,
+    inline=True,
+    load="circuits.models.load:load_model",
+    bytes=lambda cfg, dims: 10 << 20,
+)
+THREADS = 2  # while it is trained, whatever the task has: the model is the same whoever makes it
+
+
+def build(context: Context, work: Work) -> None:
+    """Train and publish the model."""
+    import torch
+
+    from circuits.errors import RunError
+    from circuits.models.tiny.spec import TinySpec
+    from circuits.models.tiny.train import train
+
+    embedded = context.cfg.model.embedded
+    spec = TinySpec(
+        layers=embedded.layers,
+        width=embedded.width,
+        steps=embedded.steps,
+        batch=embedded.batch,
+        lr=embedded.lr,
+        seed=embedded.seed,
+    )
+
+    def progress(done: int, total: int, metrics: dict[str, float]) -> None:
+        context.progress("training the embedded model", done, total, "step", **metrics)
+
+    context.say(f"training the embedded model {work.key.id}: {spec.steps} steps")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        artifact = work.commit(lambda out: _train(train, spec, out, progress, context))
+    except RunError:
+        context.stop_here()  # it was stopped, not broken
+        raise
+    finally:
+        torch.set_num_threads(threads)
+    context.say(f"made {artifact.id}")
+
+
+def _train(train: Any, spec: Any, out: Any, progress: Any, context: Context) -> None:
+    accuracy = train(spec, out, progress=progress, should_stop=lambda: context.stopping is not None)
+    context.say("accuracy on unseen draws: " + "  ".join(f"{name} {value:.3f}" for name, value in accuracy.items()))

@@ -1,0 +1,77 @@
+"""A tokenised corpus as an artifact. No task of its own: whoever needs it first makes it, once for all layers and sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from circuits.run.content import Contents
+from circuits.run.context import Context, Work
+from circuits.run.kinds import Kind
+from circuits.schema import BaseConfig
+
+
+def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
+    """The tokenizer's identity; the model's weights do not matter here."""
+    return {"tokenizer": "embedded" if cfg.model.embedded is not None else contents.tokenizer(cfg.model)}
+
+
+def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
+    """``corpus-gpt2``: the corpus and the tokenizer."""
+    return f"{readable(cfg.data.path or cfg.data.source.value)}-{readable(cfg.model.id)}"
+
+
+def readable(name: str) -> str:
+    """The last part of a path or hub name, safe for a directory's name, at most 40 characters."""
+    import re
+
+    return re.sub(r"[^\w.+-]+", "_", name.rstrip("/").rsplit("/", 1)[-1])[:40]
+
+
+KIND = Kind(
+    name="tokens",
+    version=1,
+    sections=("data", "seed"),
+    label=label,
+    inputs=lambda cfg: ("tiny",) if cfg.model.embedded is not None else (),
+    may_need=("tiny",),
+    extra=extra,
+    inline=True,
+    load="circuits.data.textstore:TextStore",
+    bytes=lambda cfg, dims: 4 * min(cfg.data.max_tokens or 0, 50_000_000),
+)
+
+
+def build(context: Context, work: Work) -> None:
+    """Tokenise the corpus and publish it."""
+    from transformers import AutoTokenizer
+
+    from circuits.data.corpora import documents
+    from circuits.data.textstore import tokenise
+    from circuits.models.identify import inspect_model, local_files
+
+    data, model = context.cfg.data, context.run.cfg.model
+    source = str(context.require("tiny").path) if model.embedded is not None else model.id
+    directory = local_files(inspect_model(source, model.revision))
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+
+    def progress(count: int, tokens: int) -> None:
+        context.progress("tokenising", tokens, data.max_tokens, "token")
+        context.stop_here()
+
+    texts = documents(data.source.value, data.path, data.field or "text", data.split)
+
+    def write(out: Path) -> None:
+        tokenise(
+            texts,
+            tokenizer,
+            out,
+            context=data.context,
+            heldout_fraction=data.heldout or 0.05,
+            max_tokens=data.max_tokens,
+            seed=context.cfg.seed,
+            progress=progress,
+        )
+
+    context.say(f"made {work.commit(write).id}")

@@ -1,0 +1,251 @@
+"""Training: gradients against autograd, the decoder's norm, the folding at export, bit-exact resume, planted features."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from circuits.errors import NonFinite, RunError, UserError
+from circuits.sae import checkpoint
+from circuits.sae.modules import architecture, architectures
+from circuits.sae.modules.gradients import Active, buffer
+from circuits.sae.spec import TrainSpec
+from circuits.sae.training import Trainer
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+CPU = torch.device("cpu")
+OPTIONS: dict[str, dict[str, Any]] = {"topk": {"k": 6}, "relu": {"l1": 0.1, "l1_warmup": 20}}
+
+
+def small(name: str, **changes: Any) -> TrainSpec:
+    """A spec in whose first 200 steps features die and are revived."""
+    spec = TrainSpec(
+        architecture=name,
+        d_in=16,
+        d_sae=128,
+        lr=3e-3,
+        batch_size=32,
+        steps=200,
+        warmup=10,
+        decay=0.2,
+        dead_after=640,
+        resample_every=40,
+        layer=3,
+        **OPTIONS[name],
+    )
+    return replace(spec, **changes)
+
+
+def rows(index: int, n: int = 32, d: int = 16) -> Tensor:
+    """Batch `index` of an endless stream: sparse sums of few directions around a large offset."""
+    g = torch.Generator().manual_seed(1000 + index)
+    directions = F.normalize(torch.randn(24, d, generator=torch.Generator().manual_seed(99)), dim=1)
+    active = (torch.rand(n, 24, generator=g) < 0.15) * torch.rand(n, 24, generator=g)
+    return 7.0 + 3 * active @ directions
+
+
+def trained(spec: TrainSpec, steps: int, device: torch.device = CPU) -> Trainer:
+    trainer = Trainer(spec, device, rows(-1, 256))
+    for i in range(steps):
+        trainer.train_step(rows(i))
+    return trainer
+
+
+def test_the_registry_is_filled_from_the_files() -> None:
+    assert list(architectures()) == ["relu", "topk"]
+    with pytest.raises(UserError, match="unknown SAE architecture topj; did you mean topk"):
+        architecture("topj")
+
+
+@pytest.mark.parametrize("dead", [None, 5, 40])
+@pytest.mark.parametrize("name", ["topk", "relu"])
+def test_fast_gradients_equal_autograd(name: str, dead: int | None) -> None:
+    """Also with an auxiliary loss on few (all used) and many (only the k_aux largest) dead features."""
+    trainer = trained(small(name), 30)
+    w, x = trainer.weights, (rows(77) - trainer.mean) * trainer.scale
+    index = None if dead is None else torch.randperm(128, generator=torch.Generator().manual_seed(0))[:dead]
+    reference = {key: nn.Parameter(p.detach().clone()) for key, p in w.items()}
+    loss = trainer.objective.loss(reference, x, 10, index)
+    loss.backward()
+    with torch.no_grad():
+        outcome = trainer.objective.gradients(w, x, 10, index)
+    assert torch.allclose(outcome.error.square().sum(1).mean() + sum(outcome.parts.values()), loss, rtol=1e-5)
+    for key, p in reference.items():
+        assert p.grad is not None
+        assert (buffer(w[key]) - p.grad).norm() <= 1e-6 * p.grad.norm(), key
+
+
+def test_topk_dense_path_equals_the_sparse_one() -> None:
+    """Accelerators take the dense products."""
+    trainer = trained(small("topk"), 30)
+    objective: Any = trainer.objective
+    w, x = trainer.weights, (rows(5) - trainer.mean) * trainer.scale
+    grads = []
+    with torch.no_grad():
+        objective.gradients(w, x, 0, None)
+        grads.append([buffer(p).clone() for p in w.values()])
+        c = x - w["b_dec"]
+        pre = c @ w["W_enc"].T + w["b_enc"]
+        values, index = pre.topk(6, dim=1)
+        objective._dense(w, x, c, pre, Active(values.relu(), index))
+        grads.append([buffer(p).clone() for p in w.values()])
+    for sparse, dense in zip(*grads, strict=True):
+        assert (sparse - dense).norm() <= 1e-6 * dense.norm()
+
+
+@pytest.mark.parametrize("name", ["topk", "relu"])
+def test_decoder_rows_have_unit_norm_after_every_step_and_after_export(name: str) -> None:
+    trainer = Trainer(small(name), CPU, rows(-1, 256))
+    for i in range(60):
+        trainer.train_step(rows(i))
+        assert torch.allclose(trainer.weights["W_dec"].norm(dim=1), torch.ones(128), atol=1e-5)
+    assert torch.allclose(trainer.export().W_dec.norm(dim=1), torch.ones(128), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["topk", "relu"])
+def test_export_folds_the_input_normalisation(name: str) -> None:
+    """The exported SAE on raw rows is the trained one on normalised rows."""
+    trainer = trained(small(name), 50)
+    sae, x, w = trainer.export(), rows(500), trainer.weights
+    normalised = (x - trainer.mean) * trainer.scale
+    assert normalised.square().sum(1).mean() == pytest.approx(16, rel=0.2)
+    f = sae.activate((normalised - w["b_dec"]) @ w["W_enc"].T + w["b_enc"])
+    assert torch.allclose(sae.encode(x), f / trainer.scale, atol=1e-5)
+    reconstruction = (f @ w["W_dec"] + w["b_dec"]) / trainer.scale + trainer.mean
+    assert torch.allclose(sae(x), reconstruction, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["topk", "relu"])
+def test_resume_is_bit_exact_with_features_dying_and_revived(name: str, tmp_path: Path) -> None:
+    """200 steps at once equal 120, a file, and 80 more: weights, moments, counters, generators, running metrics."""
+    spec = small(name)
+    straight = Trainer(spec, CPU, rows(-1, 256))
+    dead_seen = {}
+    for i in range(200):
+        straight.train_step(rows(i))
+        dead_seen[i] = int((straight.since_fired >= spec.dead_after).sum())
+    assert any(dead_seen[i] for i in range(100, 120)) and any(dead_seen[i] for i in range(120, 160))
+
+    first = trained(spec, 120)
+    checkpoint.save(path := checkpoint.path_for(tmp_path, 120), *first.state())
+    first.train_step(rows(0))  # a saved state does not follow the live one
+    again = Trainer.resume(spec, *checkpoint.load(path), CPU)
+    for i in range(120, 200):
+        again.train_step(rows(i))
+    (expected, meta), (found, meta_found) = straight.state(), again.state()
+    assert meta == meta_found and expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert straight.metrics() == again.metrics()
+
+
+def test_resume_refuses_other_settings() -> None:
+    tensors, meta = trained(small("topk"), 3).state()
+    with pytest.raises(UserError, match=r"made with lr = 0.003, now lr = 0.1"):
+        Trainer.resume(small("topk", lr=0.1), tensors, meta, CPU)
+    del meta["spec"]["clip"]  # a checkpoint from before the option existed: it had the default
+    assert Trainer.resume(small("topk"), tensors, meta, CPU).step == 3
+
+
+def test_layers_and_seeds_start_differently_and_alone_equals_beside_another() -> None:
+    spec = small("relu")
+    alone = trained(spec, 60)
+    torch.manual_seed(5)
+    beside, other = Trainer(spec, CPU, rows(-1, 256)), Trainer(replace(spec, layer=4), CPU, rows(-1, 256))
+    for i in range(60):
+        other.train_step(rows(i + 1))
+        beside.train_step(rows(i))
+    assert all(torch.equal(a, b) for a, b in zip(alone.state()[0].values(), beside.state()[0].values(), strict=True))
+    seeds = [Trainer(s, CPU, rows(-1)).weights["W_dec"] for s in (spec, replace(spec, layer=4), replace(spec, seed=1))]
+    assert not torch.equal(seeds[0], seeds[1]) and not torch.equal(seeds[0], seeds[2])
+
+
+def test_resampling_revives_dead_features_with_distinct_directions() -> None:
+    trainer = trained(small("relu", resample_every=0), 39)
+    trainer.spec = replace(trainer.spec, resample_every=40)
+    trainer.since_fired[10:20] = 10_000
+    trainer.weights["b_enc"].data[10:20] = -100.0
+    trainer.train_step(rows(39))
+    w = trainer.weights
+    assert (trainer.since_fired[10:20] == 0).all() and (w["b_enc"][10:20] == 0).all()
+    assert torch.linalg.matrix_rank(w["W_dec"][10:20]) == 10
+    assert all((trainer.optimizer.state[w[key]]["exp_avg"][10:20] == 0).all() for key in ("W_enc", "b_enc", "W_dec"))
+    ratio = w["W_enc"][10:20].norm(dim=1) / w["W_enc"].norm(dim=1)[20:].mean()
+    assert torch.allclose(ratio, torch.full((10,), 0.2), atol=0.02)
+
+
+def test_auxiliary_loss_brings_dead_features_back() -> None:
+    """Features pushed far below zero stay dead without it and live with it (they are pushed just under the top k)."""
+    alive = {}
+    for aux in (0.0, 1 / 32):
+        trainer = trained(small("topk", aux=aux, steps=600, decay=0.0), 20)
+        trainer.weights["b_enc"].data[:64] -= 3.0
+        for i in range(20, 400):
+            trainer.train_step(rows(i))
+        alive[aux] = int((trainer.since_fired < 640).sum())
+    assert alive[1 / 32] > alive[0.0] + 20
+
+
+def test_schedules() -> None:
+    spec = small("topk", lr=1.0, steps=100, warmup=10, decay=0.2)
+    assert [round(spec.lr_at(i), 3) for i in (0, 9, 10, 79, 80, 90, 99)] == [0.1, 1, 1, 1, 1, 0.5, 0.05]
+    assert spec.lr_at(100) == 0
+    relu = small("relu", steps=200, decay=0.2, resample_every=40)
+    assert [i for i in range(1, 201) if relu.resamples_at(i)] == [40, 80, 120]
+
+
+def test_metrics_report_the_window_and_then_start_anew() -> None:
+    trainer = trained(small("relu"), 30)
+    found = trainer.metrics()
+    assert set(found) == {"loss", "mse", "explained_variance", "l0", "dead_fraction", "lr", "l1"}
+    assert found["loss"] > found["l1"] > 0 and 0 < found["explained_variance"] < 1
+    assert trainer.metrics() == {}
+
+
+def test_non_finite_loss_names_layer_and_step() -> None:
+    trainer = trained(small("topk"), 4)
+    trainer.train_step(rows(4) * float("nan"))
+    with pytest.raises(NonFinite, match="layer 3, step 5"):
+        trainer.metrics()
+
+
+def test_impossible_settings_are_told_all_at_once() -> None:
+    with pytest.raises(UserError) as e:
+        Trainer(small("topk", k=200, lr=-1.0, decay=2.0), CPU, rows(-1))
+    assert len(e.value.messages) == 3 and "k = 200 is not between 1 and the dictionary size d_sae = 128" in str(e.value)
+    with pytest.raises(UserError, match="needs k"):
+        Trainer(small("topk", k=None), CPU, rows(-1))
+    with pytest.raises(UserError, match="needs l1"):
+        Trainer(small("relu", l1=None), CPU, rows(-1))
+    with pytest.raises(RunError, match="all equal"):
+        Trainer(small("topk"), CPU, torch.ones(10, 16))
+
+
+@pytest.mark.parametrize("name", ["topk", "relu"])
+def test_planted_features_are_found(name: str) -> None:
+    """64 directions in 32 dimensions, about 4 active: explained variance and Hungarian-matched cosine with the truth."""
+    truth = F.normalize(torch.randn(64, 32, generator=torch.Generator().manual_seed(31)), dim=1)
+
+    def batch(index: int, n: int = 256) -> Tensor:
+        g = torch.Generator().manual_seed(5000 + index)
+        return ((torch.rand(n, 64, generator=g) < 0.06) * (0.5 + torch.rand(n, 64, generator=g))) @ truth
+
+    options: dict[str, Any] = {"topk": {"k": 4}, "relu": {"l1": 0.1, "l1_warmup": 100}}[name]
+    spec = TrainSpec(name, 32, 64, 3e-3, 256, 1000, warmup=50, decay=0.2, **options)
+    trainer = Trainer(spec, CPU, batch(-1, 4096))
+    control = trainer.export()
+    for i in range(1000):
+        trainer.train_step(batch(i))
+    sae, x = trainer.export(), batch(-2, 4096)
+
+    def explained(s: nn.Module) -> float:
+        return float(1 - (s(x) - x).square().sum() / (x - x.mean(0)).square().sum())
+
+    cosine = (sae.W_dec @ truth.T).abs()
+    pairs = linear_sum_assignment(-cosine.numpy())
+    assert explained(sae) > 0.8 > 0.4 > explained(control)
+    assert cosine[pairs].mean() > 0.85
