@@ -1,6 +1,6 @@
 """What capture costs: ratios to one plain Hugging Face forward pass, and the memory that is kept.
 
-    python benchmarks/capture.py [--quick] [--device cpu] [--repeats 30]
+    python benchmarks/capture.py [--quick] [--device cpu] [--rounds 15] [--cpu-time]
 
 Needs torch and transformers only; TransformerLens and nnsight are measured beside us where they can be imported. Models
 are randomly initialised (cost does not depend on the weights), float32. Every round runs each variant once, in rotating
@@ -28,7 +28,7 @@ from circuits.models.load import LM, pick_device, wrap
 from circuits.models.sites import SITES
 
 SHAPES = {"6 x 384": (6, 384, 6), "GPT-2 small (12 x 768)": (12, 768, 12)}
-BATCH, TOKENS, LAST, VOCAB = 8, 128, 5, 50257
+BATCH, QUICK_BATCH, TOKENS, LAST, VOCAB = 8, 2, 128, 5, 50257
 GOALS = {
     ("6 x 384", "ours: last 5, logits"): 1.05,
     ("GPT-2 small (12 x 768)", "ours: last 5, no lm_head"): 0.75,
@@ -50,7 +50,7 @@ def ours(lm: LM, ids: torch.Tensor, mask: torch.Tensor) -> Variants:
     positions = torch.arange(TOKENS, device=lm.device).expand_as(ids)
     attention = mask.long()
     stream = {"resid_post": layers}
-    all_sites = {site: layers for site in SITES}
+    all_sites = dict.fromkeys(SITES, layers)
     zero = [Edit("head_z", lm.dims.layers // 2, torch.zeros_like)]
 
     def plain() -> object:
@@ -99,7 +99,7 @@ def nnsight(lm: LM, ids: torch.Tensor) -> Variants:
     """nnsight around the same module."""
     if importlib.util.find_spec("nnsight") is None:
         return {}
-    from nnsight import NNsight
+    from nnsight import NNsight  # type: ignore[import-not-found]
 
     model = NNsight(lm.model)
 
@@ -111,19 +111,21 @@ def nnsight(lm: LM, ids: torch.Tensor) -> Variants:
     return {"nnsight: last 5, logits": run}
 
 
-def measure(variants: Variants, repeats: int, device: torch.device) -> dict[str, list[float]]:
+def measure(
+    variants: Variants, rounds: int, clock: Callable[[], float], device: torch.device
+) -> dict[str, list[float]]:
     """Seconds of each variant in each round."""
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(-1, repeats):  # round -1 warms up
+    for turn in range(-1, rounds):  # round -1 warms up
         for i in range(len(names)):
             name = names[(i + turn) % len(names)]
-            start = time.perf_counter()
+            start = clock()
             variants[name]()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
@@ -150,19 +152,24 @@ def held(result: Result) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few rounds: a look, not a measurement")
+    parser.add_argument("--quick", action="store_true", help="5 rounds of a smaller batch: a look, not a measurement")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--cpu-time", action="store_true", help="CPU seconds instead of wall time, for a busy machine")
     options = parser.parse_args()
     device = pick_device(options.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"{BATCH} x {TOKENS} tokens, float32, torch {torch.__version__}, {device.type} ({where})\n")
+    batch, rounds = (QUICK_BATCH, 5) if options.quick else (BATCH, options.rounds)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    print(
+        f"{batch} x {TOKENS} tokens, float32, {rounds} rounds of {clock.__name__}, torch {torch.__version__}, {device.type} ({where})\n"
+    )
     for shape, sizes in SHAPES.items():
         lm = build(*sizes, device)
-        ids = torch.randint(0, VOCAB, (BATCH, TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
+        ids = torch.randint(0, VOCAB, (batch, TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
         mask = torch.ones_like(ids, dtype=torch.bool)
         variants = ours(lm, ids, mask) | transformer_lens(lm, ids) | nnsight(lm, ids)
-        print(table(shape, measure(variants, 4 if options.quick else options.repeats, device)))
+        print(table(shape, measure(variants, rounds, clock, device)))
         sites = {site: range(lm.dims.layers) for site in SITES}
         part, whole = forward(lm, ids, mask, capture=sites, positions=LAST), forward(lm, ids, mask, capture=sites)
         print(f"\nkept, all 8 sites: last {LAST} positions {held(part):.1f} MB, all positions {held(whole):.1f} MB\n")

@@ -326,9 +326,9 @@ def _check_sae(sae: SaeConfig) -> list[str]:
         errors.append(f"sae.min_r2={sae.min_r2}: explained variance is at most 1")
     if sae.source != "stream":
         errors.append(f"sae.source={sae.source}: choices: stream")
-    if sae.batch_size > sae.block_rows:
+    if 2 * sae.batch_size > sae.block_rows:
         errors.append(
-            f"sae.batch_size={sae.batch_size}: more than sae.block_rows={sae.block_rows}, the rows shuffled together"
+            f"sae.batch_size={sae.batch_size}: more than half of sae.block_rows={sae.block_rows}, the rows shuffled together; raise that"
         )
     needs = {Architecture.topk: ("k", "aux"), Architecture.relu: ("l1", "l1_warmup", "resample_every")}
     for architecture, names in needs.items():

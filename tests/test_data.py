@@ -62,8 +62,8 @@ def refused(path: Any, kind: str | None = None, **options: Any) -> str:
 
 
 def test_seeds_depend_on_every_part_and_on_nothing_else() -> None:
-    purposes = [(0, "shuffle", 3), (3, "shuffle", 0), (0, "shuffle3"), (0, "shuffle", "3"), (0, "init", 3), (0,)]
-    seeds = [derive_seed(*purpose) for purpose in purposes]
+    purposes: list[tuple[str | int, ...]] = [("shuffle", 3), ("shuffle3",), ("shuffle", "3"), ("init", 3), ()]
+    seeds = [derive_seed(seed, *purpose) for seed in (0, 3) for purpose in purposes] + [derive_seed(3, "shuffle", 0)]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(0, "shuffle", 3) == 8203140106345629940  # fixed for ever: artifacts rest on it
 
@@ -95,6 +95,12 @@ def test_jsonl_documents_come_from_the_field(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text('{"id": 1, "body": "one\\ntwo"}\n\n{"body": " ", "id": 2}\n{"body": "thr\u00e9e", "id": 3}')
     assert read(path, field="body") == ["one\ntwo", "thrée"]
+    assert (
+        read(path, kind="text", field="body") == read(tmp_path, kind="datasets", field="body") == ["one\ntwo", "thrée"]
+    )
+    path.rename(tmp_path / "corpus.lines")
+    assert read(tmp_path / "corpus.lines", kind="jsonl", field="body") == ["one\ntwo", "thrée"]
+    (tmp_path / "corpus.lines").rename(path)
     facts = check_corpus(None, path, field="body")
     assert (facts.kind, facts.documents, facts.complete) == ("jsonl", 2, True)
 
@@ -161,8 +167,8 @@ def test_faults_of_paths_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "no such file in" in refused(str(tmp_path / "*.md"))
     (tmp_path / "empty").mkdir()
     assert "no .arrow or .jsonl or .ndjson or .parquet or .txt file in this directory" in refused(tmp_path / "empty")
-    assert "data.kind=texts; did you mean text? choices: datasets jsonl text" in refused(tmp_path, kind="texts")
-    assert "data.split=test is for datasets" in refused(tmp_path, split="test")
+    assert "data.source=texts; did you mean text? choices: datasets jsonl text" in refused(tmp_path, kind="texts")
+    assert "which has no splits but train" in refused(tmp_path, split="test")
     (tmp_path / "more.jsonl").write_text('{"text": "a"}\n')
     assert "files of different kinds (text and jsonl)" in refused(tmp_path)
     assert "an empty list" in refused([])
@@ -202,7 +208,8 @@ print({{"torch", "transformers", "datasets"}} & set(sys.modules))
 
 def test_the_hash_is_of_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
-    one.mkdir(), other.mkdir()
+    one.mkdir()
+    other.mkdir()
     text = "".join(f"line {i}\n" for i in range(300_000))  # over the chunk size, so that an end falls on a border
     (one / "a.txt").write_bytes(text.encode())
     (other / "b.txt").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -248,3 +249,11 @@ def test_a_cached_hub_name_is_pinned_and_loads_without_network(tmp_path, model_d
     assert (facts.revision, facts.path, facts.model_type) == (commit, None, "gpt2")
     assert inspect_model("someone/small", revision=commit) == facts
     assert load_model("someone/small", dtype=torch.float32, device=CPU).name == "someone/small"
+
+
+def test_a_hub_that_accepts_and_never_answers_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("circuits.models.identify.NETWORK_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert "the hub was not reached (no answer in 0.3 s)" in refused("someone/small")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from circuits.errors import Damaged, DiskFull
 from circuits.sae import checkpoint
-from torch import Tensor
 
 
 def tensors(step: int) -> dict[str, Tensor]:
@@ -43,7 +44,7 @@ def test_every_truncation_and_every_flipped_region_is_noticed(tmp_path: Path) ->
         try:
             found, meta = checkpoint.load(path)
         except Damaged as e:
-            assert path.name in str(e)  # noqa: PT017 (a flip in the header's padding may leave the content equal)
+            assert path.name in str(e)
         else:
             assert meta["step"] == 1 and all(torch.equal(found[key], t) for key, t in tensors(1).items())
 
@@ -83,9 +84,7 @@ def test_prune_keeps_the_newest_and_clears_leftovers(tmp_path: Path) -> None:
     assert len(checkpoint.paths(tmp_path)) == 2
 
 
-def test_a_failed_write_leaves_the_old_checkpoint_and_no_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_checkpoint_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, 1)
     before = path.read_bytes()
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import sae_lens
 import torch
+from safetensors.torch import load_file, save_file
+
 from circuits.errors import UserError
 from circuits.sae import formats
 from circuits.sae.modules import SAE, SAEConfig, architectures
-from safetensors.torch import load_file, save_file
-
 
 
 def ours(name: str, d_in: int = 12, d_sae: int = 40) -> SAE:

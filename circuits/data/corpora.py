@@ -2,8 +2,9 @@
 
 Three kinds. `text`: .txt files. `jsonl`: one object a line with the text under a field. `datasets`: what the
 `datasets` library writes, parquet or arrow files, or a name on the hub. A path is a file, a directory, a pattern
-(``corpus/*.txt``) or a list of these; files are read in sorted order. Everything here is torch-free, so that a wrong
-file is one line of error before a job exists.
+(``corpus/*.txt``) or a list of these; files are read in sorted order. A known ending decides the kind; a given kind is
+for other names, and for directories that hold several. Everything here is torch-free, so that a wrong file is one line
+of error before a job exists.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class CorpusFacts:
 def find_corpus(kind: str | None, path: Paths, split: str | None = None) -> Corpus:
     """Resolve `path`; without a `kind` it is inferred from the files' names."""
     if kind is not None and kind not in KINDS:
-        raise UserError(f"data.kind={kind}{suggest(kind, KINDS)}")
+        raise UserError(f"data.source={kind}{suggest(kind, KINDS)}")
     given = [path] if isinstance(path, str | Path) else list(path)
     if not given:
         raise UserError("data.path is an empty list; give a file, a directory or a dataset's name")
@@ -66,8 +67,8 @@ def find_corpus(kind: str | None, path: Paths, split: str | None = None) -> Corp
     kinds = sorted({each for each, _ in found})
     if len(kinds) > 1:
         raise UserError(f"data.path: files of different kinds ({' and '.join(kinds)}); give files of one kind")
-    if split is not None and kinds[0] != "datasets":
-        raise UserError(f"data.split={split} is for datasets, and {given[0]} is {kinds[0]}; leave data.split out")
+    if kinds[0] != "datasets" and split not in (None, "train"):
+        raise UserError(f"data.split={split}: {given[0]} is {kinds[0]}, which has no splits but train")
     return Corpus(kinds[0], tuple(file for _, files in found for file in files))
 
 
@@ -158,17 +159,16 @@ def _resolve(kind: str | None, item: str, split: str | None) -> tuple[str, list[
     if path.is_dir():
         return _resolve_directory(kind, path, split)
     if path.is_file():
-        inferred = _SUFFIXES.get(path.suffix.lower(), "text")
-        kind = inferred if kind is None or (kind, inferred) == ("datasets", "jsonl") else kind
+        kind = _SUFFIXES.get(path.suffix.lower(), kind or "text")
         return kind, hub.split_files(path, split) if kind == "datasets" else [_readable(path)]
     matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if set(item) & set("*?[") else []
     files = [_readable(match) for match in matches if match.is_file()]
     if not files:
         raise UserError(_no_such_file(path))
-    kinds = {_SUFFIXES.get(file.suffix.lower(), "text") for file in files}
-    if kind is None and len(kinds) > 1:
-        raise UserError(f"{item}: files of different kinds ({' and '.join(sorted(kinds))}); choose with data.kind=KIND")
-    return kind or kinds.pop(), files
+    kinds = {_SUFFIXES.get(file.suffix.lower(), kind or "text") for file in files}
+    if len(kinds) > 1:
+        raise UserError(f"{item}: files of different kinds ({' and '.join(sorted(kinds))}); give files of one kind")
+    return kinds.pop(), files
 
 
 def _resolve_directory(kind: str | None, path: Path, split: str | None) -> tuple[str, list[Path]]:
@@ -178,9 +178,8 @@ def _resolve_directory(kind: str | None, path: Path, split: str | None) -> tuple
     files = sorted(file for file in path.rglob("[!.]*") if file.is_file())
     present = [name for name in KINDS if any(file.suffix.lower() in suffixes[name] for file in files)]
     if kind is None and len(present) > 1:
-        raise UserError(f"{path}: holds files of different kinds ({' and '.join(present)}); choose with data.kind=KIND")
-    if kind is None or (kind == "datasets" and present == ["jsonl"]):
-        kind = present[0] if present else None
+        raise UserError(f"{path}: holds files of different kinds ({' and '.join(present)}); choose with data=KIND")
+    kind = present[0] if len(present) == 1 else kind
     if kind is None or kind not in present:
         wanted = " or ".join(sorted(suffixes[kind] if kind else set().union(*suffixes.values())))
         raise UserError(f"{path}: no {wanted} file in this directory")

@@ -57,7 +57,9 @@ def check_field(file: Path, field: str) -> None:
     try:
         schema = pq.read_schema(file) if file.suffix == ".parquet" else _arrow_schema(file)
     except (pa.ArrowInvalid, pa.ArrowException) as e:
-        raise UserError(f"{file}: not readable as {file.suffix[1:]} (truncated or another format)") from e
+        raise UserError(
+            f"{file}: not readable as {'parquet' if file.suffix == '.parquet' else 'arrow'} (truncated or another format)"
+        ) from e
     if field not in schema.names:
         fields = suggest(field, schema.names, "fields")
         raise UserError(f"{file}: no field {field!r}{fields}; name the one with the text by data.field=NAME")

@@ -121,7 +121,9 @@ class ActivationStream:
             if value < 1:
                 raise UserError(f"{name}={value}; at least 1")
         if block_rows < 2 * batch_size:
-            raise UserError(f"block_rows={block_rows} is less than two batches of batch_size={batch_size}; raise it")
+            raise UserError(
+                f"sae.block_rows={block_rows} is less than two batches of sae.batch_size={batch_size}; raise it"
+            )
         self.lm, self.source, self.site = lm, source, check_site(site)
         self.layers = tuple(sorted({check_layer(layer, lm.dims) for layer in layers}))
         self.batch_size, self.block_rows, self.forward_batch = batch_size, block_rows, forward_batch
@@ -193,7 +195,7 @@ class ActivationStream:
         keep = self._keep(self.source.block(0, min(_PROBE, self.block_rows)))
         if not keep.any():
             raise UserError(
-                f"skip_first={self.skip_first} leaves no position of {self.source.name}'s sequences; lower it"
+                f"sae.skip_first={self.skip_first} leaves no position of {self.source.name}'s sequences; lower it"
             )
         return float(keep.sum()) / len(keep)
 
@@ -238,7 +240,7 @@ class ActivationStream:
         except torch.OutOfMemoryError as e:
             raise OutOfMemory(
                 f"out of memory on {device} while reading activations of {len(self.layers)} layers; lower "
-                f"forward_batch (now {self.forward_batch} sequences) or block_rows (now {self.block_rows})"
+                f"sae.forward_batch ({self.forward_batch} sequences) or sae.block_rows ({self.block_rows})"
             ) from e
 
     @torch.no_grad()
@@ -278,7 +280,7 @@ class ActivationStream:
             place = f" ({describe(sample)})" if describe else ""
             raise NonFinite(
                 f"non-finite activation at {self.site}, layer {self.layers[row]}, sample {sample}{place} "
-                f"of {self.source.name}; try a wider dtype, or leave such rows out with nonfinite=drop"
+                f"of {self.source.name}; try a wider dtype, or leave such rows out with sae.nonfinite=drop"
             )
         return {
             "rows": int(bad.any(dim=0).sum()),
@@ -295,7 +297,7 @@ class ActivationStream:
         return Batch(at, following, taken)
 
 
-def _bad_rows(by_layer: Sequence[Float[Tensor, "*rows width"]]) -> Bool[Tensor, "layers *rows"]:
+def _bad_rows(by_layer: Sequence[Float[Tensor, "... width"]]) -> Bool[Tensor, "layers ..."]:
     """Which rows of each layer hold a NaN or an infinity, at the cost of one host sync.
 
     Such a row has a sum that is not finite, which is many times cheaper to find than looking at every value. So has a

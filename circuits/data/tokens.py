@@ -45,8 +45,9 @@ class Tokens:
         return Tokens(self.ids[index, :width], mask[:, :width], self.samples[index])
 
     def to(self, device: torch.device) -> Tokens:
-        """The same block on `device`; does not wait for a copy from pinned memory."""
-        return Tokens(*(t.to(device, non_blocking=True) for t in (self.ids, self.mask, self.samples)))
+        """The same block on `device`; on CUDA without waiting, when it comes from pinned memory."""
+        free = device.type == "cuda"
+        return Tokens(*(t.to(device, non_blocking=free) for t in (self.ids, self.mask, self.samples)))
 
     def pin(self) -> Tokens:
         """The same block in page-locked memory, from which a CUDA device copies without blocking the host."""

@@ -223,7 +223,7 @@ def _within(seconds: float, name: str, ask: Callable[[], str], presets: Sequence
     if failure:
         raise failure[0]
     if not answer:
-        raise UserError(_not_reached(name, TimeoutError(f"no answer in {seconds:.0f} s"), presets))
+        raise UserError(_not_reached(name, TimeoutError(f"no answer in {seconds:g} s"), presets))
     return answer[0]
 
 

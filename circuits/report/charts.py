@@ -17,6 +17,7 @@ from circuits.report.style import INK, MUTED, Looks
 
 PANELS = 18
 LABELLED_LAYERS = 40
+AXIS_LETTERS = 120  # what fits under the x axis; longer names go to the legend
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ def by_layer(
     series = sorted({p.series for p in points}, key=looks.rank)
     layers = sorted({p.layer for p in points})
     across = len(layers) == 1 and len(series) > 1
+    named = across and sum(len(label) + 2 for label in series) <= AXIS_LETTERS
     neighbours = set(itertools.pairwise(layers))
     with drawing():
-        sheet = Sheet(name, looks, [] if across else series, height=height, control=bool(control))
+        sheet = Sheet(name, looks, [] if named else series, height=height, control=bool(control))
         axes = sheet.axes
         place = _places(layers, series, across)
         low = _axis_range(axes, [*points, *control], floor)
@@ -67,7 +69,7 @@ def by_layer(
         if fractions:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
         if across:
-            axes.set_xticks(range(len(series)), series)
+            axes.set_xticks(range(len(series)), series if named else [""] * len(series))
             label_axes(axes, f"swept value (layer {layers[0]})", ylabel)
         else:
             axes.set_xticks(layers if len(layers) <= LABELLED_LAYERS else layers[::2])

@@ -76,7 +76,7 @@ class Sheet:
             self.canvas.legend(
                 handles=handles,
                 loc="upper left",
-                bbox_to_anchor=((LEFT - 0.08) / width, 1 - 0.02 / total),
+                bbox_to_anchor=((LEFT - 0.08) / width, 1 - 0.05 / total),
                 ncols=columns,
                 frameon=False,
                 borderpad=0,

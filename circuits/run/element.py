@@ -1,7 +1,7 @@
 """One element of a sweep: ``python -m circuits.run.element DIR``, the same command here, on a cluster and by hand.
 
 ``DIR`` holds ``config.yaml`` (resolved) and ``element.json``. No Hydra and no pickle is involved, and the exit status is the
-truth: 0 done, 1 failed, 2 wrong input, 3 a gate said no, 128 + signal when it was asked to stop.
+truth: 0 done, 1 failed, 2 DIR is no element's, 3 a gate said no, 128 + signal when it was asked to stop.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def run(directory: Path, stop: StopFlag) -> int:
     except GateError as e:
         state, code, error = "gate", e.exit_code, str(e)
     except CircuitsError as e:
-        state, code, error, trace = "failed", e.exit_code, str(e), traceback.format_exc()
+        state, code, error, trace = "failed", 1, str(e), traceback.format_exc()
     except Exception as e:
         state, code, error, trace = "failed", 1, _explain(e, cfg), traceback.format_exc()
     if trace:
@@ -71,7 +71,7 @@ def run(directory: Path, stop: StopFlag) -> int:
         _provenance(directory, record, cfg, status)
     except CircuitsError as e:  # a full disk: the exit code still tells
         log.write(f"error: {e}")
-        code = code or e.exit_code
+        code = code or 1
     log.close()
     return code
 
@@ -151,11 +151,12 @@ def _explain(error: Exception, cfg: Any) -> str:
     first = str(error).splitlines()[0] if str(error) else ""
     kind = type(error).__name__
     if kind == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in first:
-        sae = cfg.sae
-        return (
-            f"out of memory: lower sae.block_rows ({sae.block_rows}), sae.forward_batch ({sae.forward_batch}) or "
-            f"sae.batch_size ({sae.batch_size}), take fewer layers in one run, or use precision=bf16"
-        )
+        from circuits.run import registry
+        from circuits.run.kinds import lookup
+
+        keys = registry.kind(cfg.task.name).memory_keys
+        named = " or ".join(f"{key} ({lookup(cfg, key)})" for key in keys)
+        return f"out of memory: lower {named}, take fewer layers in one run, or use precision=bf16"
     return f"{kind}: {first}"
 
 

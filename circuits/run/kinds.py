@@ -62,6 +62,7 @@ class Kind:
         bytes: about how much room one artifact takes, unfinished work included.
         check: what is wrong with this config for a model of these dimensions, one line each, before anything starts.
         gate: why a measurement (the artifact's ``metrics.json``) stays below a gate of this config, or None.
+        memory_keys: config keys to lower when memory runs out.
         columns: metrics of ``metrics.json`` that the end table shows.
     """
 
@@ -79,6 +80,7 @@ class Kind:
     bytes: Callable[[BaseConfig, ModelDims], int] = lambda cfg, dims: 0
     check: Callable[[BaseConfig, ModelDims], list[str]] = lambda cfg, dims: []
     gate: Callable[[BaseConfig, Mapping[str, Any]], str | None] = lambda cfg, metrics: None
+    memory_keys: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
 
 

@@ -23,8 +23,14 @@ if TYPE_CHECKING:
     from circuits.run.plan import Element, Standing
     from circuits.run.sweep import Sweep
 
-LINE_EVERY_S = 15.0  # between progress lines of one element when not a terminal
+LINE_EVERY_S = 30.0  # between progress lines of one element when not a terminal
 SHOWN = 40  # rows of the live table; a terminal has no more
+
+
+def console() -> Console:
+    """Standard output; what is piped or logged is never cut to a terminal's width."""
+    plain = Console(highlight=False, soft_wrap=True)
+    return plain if plain.is_terminal else Console(highlight=False, soft_wrap=True, width=240)
 
 
 def relative(path: Path) -> str:
@@ -55,7 +61,7 @@ class View:
         from circuits.run.sweep import kind_of
 
         self.sweep, self.elements, self.kind = sweep, elements, kind_of(sweep)
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = console()
         self._live: Live | None = None
         self._told: dict[int, tuple[Any, float]] = {}
         self._notes: set[str] = set()

@@ -98,6 +98,7 @@ KIND = Kind(
     bytes=needed_bytes,
     check=check,
     gate=gate,
+    memory_keys=("sae.block_rows", "sae.forward_batch", "sae.batch_size", "sae.expansion"),
     columns=(
         Column("explained_variance", "explained variance", ".3f", "explained_variance_ci"),
         Column("l0", "L0", ".1f"),

@@ -13,6 +13,7 @@ from rich.table import Table
 from circuits.errors import Damaged
 from circuits.run import status, sweep
 from circuits.run.store import verify
+from circuits.run.terminal import console as terminal_console
 from circuits.run.terminal import human_time, relative
 from circuits.schema import BaseConfig
 
@@ -32,7 +33,7 @@ class Options:
 def run(cfg: BaseConfig) -> int:
     """Show the table; exit code 1 when something asked for with ``verify`` is damaged."""
     options: Any = getattr(cfg, "status")  # noqa: B009 (joined to the schema at run time)
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal_console()
     while True:
         outputs, multirun = Path(cfg.outputs), Path(cfg.multirun)
         if cfg.of is None:

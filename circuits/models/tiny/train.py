@@ -130,7 +130,9 @@ def fit(
     model.train()
     for step in range(spec.steps):
         if should_stop is not None and should_stop():
-            raise RunError(f"training of the embedded model was stopped after {step} of {spec.steps} steps; run it again")
+            raise RunError(
+                f"training of the embedded model was stopped after {step} of {spec.steps} steps; run it again"
+            )
         sentences = mixture.sentences(spec.seed, step, spec.batch)
         loss = weighted_loss(model, pack(encode(sentences, ids), ROW, spec.answer_weight))
         value = float(loss)

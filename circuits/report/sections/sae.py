@@ -52,7 +52,7 @@ def sae(view: View) -> Part:
 def _lead(records: Sequence[Record]) -> str:
     kinds = sorted({r.architecture for r in records if r.architecture}, key=natural)
     sites = sorted({r.site for r in records if r.site})
-    parts = [f"{plural(len(records), 'SAE')}", f"layers {say.layers(records)}" if say.layers(records) else ""]
+    parts = [f"{plural(len(records), 'SAE')}", say.layers(records)]
     parts += [", ".join(kinds), f"at {', '.join(sites)}" if sites else ""]
     return " · ".join(part for part in parts if part) + "."
 

@@ -130,7 +130,9 @@ def _draw_curve(sheet: Sheet, axes: Axes, view: View, record: Record, table: pd.
         return
     spots = inside.iloc[np.unique(np.linspace(0, len(inside) - 1, min(len(inside), HOVER_POINTS)).round().astype(int))]
     # Invisible marks to point at: a line an eye can see is too thin for a mouse to hit.
-    (marks,) = axes.plot(spots["step"], spots[curve.column], "o", markersize=7, alpha=0, clip_on=False)
+    (marks,) = axes.plot(
+        spots["step"], spots[curve.column], "o", color=look.color, markersize=7, alpha=0, clip_on=False
+    )
     who = say.who(record)
     sheet.tell(marks, [f"{who}\nstep {whole(s)}: {curve.axis} {short(v)}" for s, v in spots.itertuples(index=False)])
 

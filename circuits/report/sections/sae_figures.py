@@ -43,21 +43,21 @@ class Measure:
 
 EXPLAINED = Measure(
     "explained_variance",
-    "Explained variance by layer",
+    "Explained variance",
     "explained variance",
     "Explained variance 1 − Σ‖x − x̂‖² / Σ‖x − mean‖² on held-out rows.",
     floor=EV_FLOOR,
 )
 DEAD = Measure(
     "dead_fraction",
-    "Dead features by layer",
+    "Dead features",
     "dead features",
     "Share of an SAE's features that count as dead.",
     fractions=True,
 )
 CE_SCORE = Measure(
     "ce_score",
-    "Cross-entropy score by layer",
+    "Cross-entropy score",
     "CE score",
     "(zero − spliced) / (zero − clean) in next-token cross-entropy: 1 where the model predicts with the reconstruction "
     "spliced in as well as untouched, 0 where it does no better than with the site set to zero.",
@@ -93,12 +93,14 @@ def measure_figure(view: View, records: Sequence[Record], measure: Measure, *, c
         say.which(drawn),
     ]
     values = [point.value for point in points]
+    single = len({r.layer for r in drawn}) == 1
+    title = f"{measure.title} {f'at {say.layers(drawn)}' if single else 'by layer'}"
     alt = (
-        f"{measure.title}: {plural(len(drawn), 'SAE')}, layers {say.layers(drawn)}, "
+        f"{title}: {plural(len(drawn), 'SAE')}, {say.layers(drawn)}, "
         f"from {measure.text(min(values))} to {measure.text(max(values))}"
     )
     data = pd.DataFrame(_row(view, r, (measure.name,), control) for r in drawn)
-    return sheet.finish(title=measure.title, caption=say.join(caption), alt=alt, data=data)
+    return sheet.finish(title=title, caption=say.join(caption), alt=alt, data=data)
 
 
 def _points(records: Sequence[Record], measure: Measure) -> list[Point]:
@@ -140,7 +142,7 @@ def frontier(view: View, records: Sequence[Record]) -> Figure | None:
     xs = np.array([r.numbers["l0"] for r in drawn])
     ys = np.array([max(r.numbers["explained_variance"], EV_FLOOR) for r in drawn])
     logarithmic = bool(xs.min() > 0 and xs.max() / xs.min() > 3)
-    labelled = len(drawn) <= LABELLED_POINTS
+    labelled = len(drawn) <= LABELLED_POINTS and len({r.layer for r in drawn}) > 1
     with drawing():
         sheet = Sheet("sae-frontier", view.looks, series, height=3.1, shown="marks")
         axes = sheet.axes
@@ -153,7 +155,7 @@ def frontier(view: View, records: Sequence[Record]) -> Figure | None:
             _label_points(axes, ends, ys, ["" if r.layer is None else str(r.layer) for r in drawn])
     sunk = int(sum(r.numbers["explained_variance"] < EV_FLOOR for r in drawn))
     caption = [
-        f"One point per SAE{', its layer beside it' if labelled else '; hover names its layer'}.",
+        f"One point per SAE{', its layer beside it' if labelled else ''}; hover names it.",
         "Grey lines join the SAEs of one layer." if len(series) > 1 else "",
         "Bars: 95% intervals over sequences, in both directions where saved.",
         say.sample(drawn),

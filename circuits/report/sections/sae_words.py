@@ -21,8 +21,9 @@ def who(record: Record) -> str:
 
 
 def layers(records: Sequence[Record]) -> str:
-    """``0–3``."""
-    return ranges(r.layer for r in records if r.layer is not None)
+    """``layers 0–3``; empty when no record has a layer."""
+    found = {r.layer for r in records if r.layer is not None}
+    return f"layer{'s' if len(found) > 1 else ''} {ranges(found)}" if found else ""
 
 
 def value_with_interval(record: Record, name: str) -> str:

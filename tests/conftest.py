@@ -1,0 +1,117 @@
+"""What tests share: the real command line in a temporary outputs folder, and the embedded model trained once a session."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ["model.embedded.steps=30", "tracking=off"]  # an embedded model that knows little, made in seconds
+
+
+@dataclass
+class Done:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines that begin with ``error:``."""
+        return [line for line in self.err.splitlines() if line.startswith("error:")]
+
+
+class Cli:
+    """Runs ``launch.py`` in a folder of its own, as a person would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def outputs(self) -> Path:
+        """The store's parent."""
+        return self.folder / "outputs"
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        """The environment of a command: no colours, no hub, no threads but our own."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "CIRCUITS", "OMP", "MKL", "HYDRA"))}
+        return {**kept, "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "160", **extra}
+
+    def command(self, *words: str) -> list[str]:
+        """The command line."""
+        return [sys.executable, str(ROOT / "launch.py"), *words]
+
+    def __call__(self, *words: str, timeout: float = 300, **extra: str) -> Done:
+        """Run it to its end."""
+        done = subprocess.run(
+            self.command(*words), cwd=self.folder, env=self.environment(**extra), capture_output=True, text=True, timeout=timeout,
+            stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *words: str, **extra: str) -> subprocess.Popen[str]:
+        """Start it and leave it running."""
+        return subprocess.Popen(
+            self.command(*words), cwd=self.folder, env=self.environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def artifacts(self, kind: str) -> list[Path]:
+        """The complete artifacts of a kind."""
+        return sorted(p.parent for p in (self.outputs / "artifacts" / kind).glob("[!.]*/manifest.json"))
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """The command line in an empty folder."""
+    return Cli(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """A folder whose store has the embedded model, fully trained by the framework itself: once a session."""
+    cli = Cli(tmp_path_factory.mktemp("trained"))
+    done = cli("task=sae", "layer=0", "sae.steps=20", "tracking=off", timeout=600)
+    assert done.code == 0, done.err + done.out
+    return cli
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(trained: Cli) -> Path:
+    """The directory of the fully trained embedded model."""
+    (found,) = trained.artifacts("tiny")
+    return found
+
+
+@pytest.fixture
+def warm(trained: Cli, tmp_path: Path) -> Iterator[Cli]:
+    """The command line in a folder whose store has the trained embedded model and nothing else."""
+    cli = Cli(tmp_path)
+    place = cli.outputs / "artifacts" / "tiny"
+    place.mkdir(parents=True)
+    for found in trained.artifacts("tiny"):
+        (place / found.name).symlink_to(found)
+    yield cli
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """Wait for something that another process does."""
+    import time
+
+    def wait(condition: Callable[[], object], seconds: float = 60, what: str = "it") -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                raise TimeoutError(f"waited {seconds} s for {what}")
+            time.sleep(0.02)
+
+    return wait
