@@ -328,7 +328,7 @@ def _check_sae(sae: SaeConfig) -> list[str]:
         errors.append(f"sae.source={sae.source}: choices: stream")
     if 2 * sae.batch_size > sae.block_rows:
         errors.append(
-            f"sae.batch_size={sae.batch_size}: more than half of sae.block_rows={sae.block_rows}, the rows shuffled together; raise that"
+            f"sae.batch_size={sae.batch_size}: more than half of sae.block_rows={sae.block_rows}; raise that"
         )
     needs = {Architecture.topk: ("k", "aux"), Architecture.relu: ("l1", "l1_warmup", "resample_every")}
     for architecture, names in needs.items():

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = ["model.embedded.steps=30", "tracking=off"]  # an embedded model that knows little, made in seconds
+QUICK = "model.embedded.steps=10"  # an embedded model that knows little, made in seconds
 
 
 @dataclass
@@ -91,15 +91,35 @@ def tiny_dir(trained: Cli) -> Path:
     return found
 
 
-@pytest.fixture
-def warm(trained: Cli, tmp_path: Path) -> Iterator[Cli]:
-    """The command line in a folder whose store has the trained embedded model and nothing else."""
-    cli = Cli(tmp_path)
+def sharing(store: Path, folder: Path) -> Cli:
+    """The command line in `folder`, with the embedded models of `store` and nothing else in its own."""
+    cli = Cli(folder)
     place = cli.outputs / "artifacts" / "tiny"
     place.mkdir(parents=True)
-    for found in trained.artifacts("tiny"):
+    for found in (store / "tiny").glob("[!.]*"):
         (place / found.name).symlink_to(found)
-    yield cli
+    return cli
+
+
+@pytest.fixture(scope="session")
+def quick_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose embedded model was trained for a few steps only: enough wherever quality does not matter."""
+    cli = Cli(tmp_path_factory.mktemp("quick"))
+    done = cli("task=sae", "layer=0", "sae.steps=4", QUICK, "tracking=off")
+    assert done.code == 0, done.err + done.out
+    return cli.outputs / "artifacts"
+
+
+@pytest.fixture
+def warm(quick_store: Path, tmp_path: Path) -> Cli:
+    """The command line in a folder whose store has the quick embedded model (add the override `QUICK`)."""
+    return sharing(quick_store, tmp_path)
+
+
+@pytest.fixture
+def able(trained: Cli, tmp_path: Path) -> Cli:
+    """The command line in a folder whose store has the fully trained embedded model."""
+    return sharing(trained.outputs / "artifacts", tmp_path)
 
 
 @pytest.fixture

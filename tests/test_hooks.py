@@ -1,42 +1,17 @@
-"""Capture, edits, gradients, early stop and restart on random GPT-2 and Qwen2, against the models' own outputs."""
+"""Capture, edits, early stop and restart on random GPT-2 and Qwen2, against the models' own outputs."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+from small_models import LAYERS, VOCAB, build, every_site, rows
 
 from circuits.errors import NonFinite, UserError
 from circuits.models.hooks import Edit, check_finite, finite_rows, forward, make_prefix
-from circuits.models.load import LM, wrap
+from circuits.models.load import LM
 from circuits.models.modules import module_at
 from circuits.models.positions import last_positions, position_ids
 from circuits.models.sites import FAMILIES, SITES, hook_name, site_width
-
-LAYERS, VOCAB = 3, 50
-
-
-def build(family: str, dtype: torch.dtype = torch.float32, head_dim: int = 12) -> LM:
-    """A small model whose every parameter is random, so that no site is trivially zero or identical to another."""
-    common = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 0}
-    with torch.random.fork_rng():
-        torch.manual_seed(11)
-        if family == "gpt2":
-            sizes = {"n_layer": LAYERS, "n_embd": 32, "n_head": 4, "n_positions": 32}
-            model = GPT2LMHeadModel(GPT2Config(**sizes, **common))
-        else:  # grouped-query attention, head_dim x heads != width, untied embedding
-            sizes = {"num_hidden_layers": LAYERS, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
-            more = {
-                "head_dim": head_dim,
-                "intermediate_size": 80,
-                "max_position_embeddings": 32,
-                "tie_word_embeddings": False,
-            }
-            model = Qwen2ForCausalLM(Qwen2Config(**sizes, **more, **common))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.15)
-    return wrap(model.to(dtype))
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
@@ -44,33 +19,11 @@ def lm(request) -> LM:
     return build(request.param)
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
-def double(request) -> LM:
-    return build(request.param, torch.float64)
-
-
-def rows(*lengths: int, side: str = "right", seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random token rows padded to the longest."""
-    generator = torch.Generator().manual_seed(seed)
-    longest = max(lengths)
-    ids = torch.zeros(len(lengths), longest, dtype=torch.long)
-    mask = torch.zeros(len(lengths), longest, dtype=torch.bool)
-    for row, length in enumerate(lengths):
-        where = slice(0, length) if side == "right" else slice(longest - length, None)
-        ids[row, where] = torch.randint(1, VOCAB, (length,), generator=generator)
-        mask[row, where] = True
-    return ids, mask
-
-
 def native(lm: LM, ids: torch.Tensor, mask: torch.Tensor, **kwargs):
     with torch.no_grad():
         return lm.model(
             input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False, **kwargs
         )
-
-
-def every_site() -> dict[str, range]:
-    return {site: range(LAYERS) for site in SITES}
 
 
 # What a site is
@@ -385,74 +338,6 @@ def test_a_prefix_is_left_as_it_was_when_gradients_are_taken(lm):
     result = forward(lm, ids, mask, capture=[("resid_pre", 1)], logits="last", prefix=prefix, detach=False)
     (gradient,) = torch.autograd.grad(result.logits.sum(), result.sites["resid_pre", 1])
     assert gradient.abs().sum() > 0 and not prefix.resid.requires_grad
-
-
-# Gradients
-
-
-def metric_of(logits: torch.Tensor) -> torch.Tensor:
-    return (logits[:, 3] - logits[:, 4]).sum()
-
-
-@pytest.mark.parametrize("site", SITES)
-def test_gradients_agree_with_finite_differences(double, site):
-    ids, mask = rows(6, 4)
-    key = (site, 1)
-    result = forward(double, ids, mask, capture=[key], logits="last", detach=False)
-    (gradient,) = torch.autograd.grad(metric_of(result.logits), result.sites[key])
-    direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-
-    def at(step: float) -> float:
-        edit = Edit(site, 1, lambda x: x + step * direction)
-        return float(metric_of(forward(double, ids, mask, edits=[edit], logits="last").logits))
-
-    step = 1e-3  # the rotary models' norms compute in float32: a smaller step would drown in their rounding
-    expected = (at(step) - at(-step)) / (2 * step)
-    assert float((gradient * direction).sum()) == pytest.approx(expected, rel=5e-3, abs=5e-4)
-
-
-def test_one_backward_gives_the_gradient_at_all_sites_of_all_layers(lm):
-    ids, mask = rows(6, 4)
-    together = forward(lm, ids, mask, capture=every_site(), logits="last", detach=False)
-    keys = list(together.sites)
-    gradients = dict(
-        zip(keys, torch.autograd.grad(metric_of(together.logits), list(together.sites.values())), strict=True)
-    )
-    for key in [("resid_pre", 0), ("resid_mid", 1), ("head_z", 2), ("mlp_act", 0)]:
-        alone = forward(lm, ids, mask, capture=[key], logits="last", detach=False)
-        (expected,) = torch.autograd.grad(metric_of(alone.logits), alone.sites[key])
-        torch.testing.assert_close(gradients[key], expected)
-    # The stream's gradient is that of both its branches: direct and through the MLP.
-    through_mlp = gradients["resid_mid", 1] - gradients["resid_post", 1]
-    torch.testing.assert_close(gradients["mlp_out", 1], gradients["resid_post", 1])
-    assert through_mlp.abs().max() > 1e-4
-
-
-@pytest.mark.parametrize("positions", [1, 3, 9])
-def test_gradients_of_kept_positions_are_those_of_the_whole(lm, positions):
-    ids, mask = rows(6, 4)
-    keys = [(site, layer) for site in SITES for layer in (0, 2)]
-    whole = forward(lm, ids, mask, capture=keys, logits="last", detach=False)
-    part = forward(lm, ids, mask, capture=keys, logits="last", detach=False, positions=positions)
-    torch.testing.assert_close(part.logits, whole.logits)
-    full = torch.autograd.grad(metric_of(whole.logits), [whole.sites[key] for key in keys])
-    some = torch.autograd.grad(metric_of(part.logits), [part.sites[key] for key in keys])
-    for ours, all_positions in zip(some, full, strict=True):
-        for row in range(2):
-            at = part.index[row][part.valid[row]]
-            torch.testing.assert_close(ours[row][part.valid[row]], all_positions[row, at], atol=1e-6, rtol=1e-4)
-        assert (ours[~part.valid] == 0).all()
-
-
-def test_edits_are_differentiable(lm):
-    ids, mask = rows(6, 4)
-    steer = torch.zeros(lm.dims.width, requires_grad=True)
-    edit = Edit("resid_mid", 1, lambda x: x + steer)
-    result = forward(lm, ids, mask, capture=[("resid_mid", 1)], edits=[edit], logits="last", detach=False)
-    by_steer, by_site = torch.autograd.grad(metric_of(result.logits), [steer, result.sites["resid_mid", 1]])
-    torch.testing.assert_close(by_steer, by_site.sum((0, 1)))
-    assert not forward(lm, ids, mask, edits=[edit], logits="last").logits.requires_grad
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in lm.model.parameters())
 
 
 # Refusals

@@ -256,8 +256,8 @@ def test_wrong_settings_are_refused(lm: LM) -> None:
         ({"site": "resid_pots"}, "unknown site"),
         ({"nonfinite": "zero"}, "choices: fail drop"),
         ({"batch_size": 0}, "batch_size=0; at least 1"),
-        ({"block_rows": 31}, "block_rows=31 is less than two batches of batch_size=16"),
-        ({"skip_first": 12}, "skip_first=12 leaves no position"),
+        ({"block_rows": 31}, "sae.block_rows=31 is less than two batches of sae.batch_size=16"),
+        ({"skip_first": 12}, "sae.skip_first=12 leaves no position"),
     ):
         with pytest.raises(UserError, match=message):
             make_stream(lm, **options)  # type: ignore[arg-type]

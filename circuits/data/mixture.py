@@ -21,11 +21,13 @@ END = "."
 
 
 class Sentence(NamedTuple):
-    """A prompt with its answer. The answer is the last word before the full stop that ends the text."""
+    """A prompt, its answer, what follows from it, and a full stop."""
 
     text: str
     behaviour: str
     answer: str
+    place: int
+    """Number of words before the answer."""
 
 
 def sentences(seed: int, index: int, n: int, split: Split = "train") -> list[Sentence]:
@@ -37,7 +39,8 @@ def sentences(seed: int, index: int, n: int, split: Split = "train") -> list[Sen
     found = []
     for i in which:
         example = draw_from(behaviours[i], rng, split)
-        found.append(Sentence(f"{example.clean}{example.target}{END}", behaviours[i].name, example.target))
+        text = f"{example.clean}{example.target}{example.rest}{END}"
+        found.append(Sentence(text, behaviours[i].name, example.target, len(WORD.findall(example.clean))))
     return found
 
 

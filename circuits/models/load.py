@@ -74,7 +74,7 @@ def load_model(name_or_dir: str, *, revision: str | None = None, dtype: torch.dt
     except SafetensorError as e:
         raise Damaged(f"{directory}: its weights cannot be read ({e}); copy or download them again") from e
     _check_report(directory, report)
-    return wrap(model.to(device), _tokenizer(directory), name=name_or_dir)
+    return wrap(model.to(device), load_tokenizer(directory), name=name_or_dir)
 
 
 def wrap(model: nn.Module, tokenizer: Any = None, name: str = "") -> LM:
@@ -97,7 +97,8 @@ def _check_report(directory: Path, report: dict[str, Any]) -> None:
         )
 
 
-def _tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer in a model's directory."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     mend = "save one there with tokenizer.save_pretrained"

@@ -41,8 +41,12 @@ def absolute(cfg: schema.BaseConfig, base: Path) -> schema.BaseConfig:
     cfg.outputs, cfg.multirun = str(base / cfg.outputs), str(base / cfg.multirun)
     for section, name in ((cfg.model, "id"), (cfg.data, "path"), (cfg.sae, "from_")):
         value = getattr(section, name)
-        if value is not None and (base / value).exists() and not (name == "id" and cfg.model.embedded is not None):
+        if not value or (name == "id" and cfg.model.embedded is not None):
+            continue
+        if (base / value).exists():
             setattr(section, name, str((base / value).resolve()))
+        elif name == "path" and set(value) & set("*?["):  # a pattern: its files are looked for where it was typed
+            setattr(section, name, str(base / value))
     return cfg
 
 

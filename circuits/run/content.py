@@ -74,7 +74,7 @@ class Contents:
             return None
         if not Path(data.path).exists():  # a hub name: its commit
             return content_hash(data.source.value, data.path, data.split)
-        memo = ("corpus", data.path)
+        memo = ("corpus", data.source.value, data.path, data.split)  # how it is read decides what is in it
         if memo not in self._values:
             files = (
                 sorted(p for p in Path(data.path).rglob("*") if p.is_file())
@@ -82,7 +82,9 @@ class Contents:
                 else [Path(data.path)]
             )
             self._values[memo] = self._remembered(
-                "corpus", files, lambda: content_hash(data.source.value, data.path, data.split)
+                f"corpus {data.source.value} {data.split}",
+                files,
+                lambda: content_hash(data.source.value, data.path, data.split),
             )
         return self._values[memo]
 

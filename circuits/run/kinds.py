@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -133,6 +135,11 @@ def key_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Conte
     return Key(kind.name, kind.label(cfg, layers), layers, text, inputs)
 
 
+def readable(name: str) -> str:
+    """The last part of a path or hub name, safe for a directory's name, at most 40 characters: for labels."""
+    return re.sub(r"[^\w.+-]+", "_", name.rstrip("/").rsplit("/", 1)[-1])[:40]
+
+
 def lookup(cfg: Any, path: str) -> Any:
     """``lookup(cfg, "model.embedded")``."""
     for name in path.split("."):
@@ -160,6 +167,8 @@ def canonical(path: str, value: Any, contents: Contents) -> Any:
         return [canonical(path, member, contents) for member in value]
     if isinstance(value, Mapping):
         return {str(k): canonical(f"{path}.{k}", v, contents) for k, v in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{path}={value}: a finite number is expected")
     return value
 
 

@@ -22,6 +22,7 @@ from circuits.errors import UserError, suggest
 
 _NUMBER = re.compile(r"0|[1-9][0-9]*")
 _RANGE = re.compile(r"(0|[1-9][0-9]*)-(0|[1-9][0-9]*)")
+MOST = 10_000  # layers: a slip of the finger must not fill the memory
 _FORMS = "15, [10,12], [0-8,14], 10-24 or all"
 
 
@@ -74,6 +75,8 @@ def _members(value: Any, whole: Any, depth: int | None, sets: Mapping[str, Seque
         first, last = int(match[1]), int(match[2])
         if first > last:
             raise UserError(f"layer={_show(whole)}: {text} runs backwards; write {last}-{first}")
+        if last >= MOST:
+            raise UserError(f"layer={_show(whole)}: {text}: no model has {last + 1} layers")
         return range(first, last + 1)
     if re.search(r"[‐-―−]", text):
         raise UserError(
@@ -86,8 +89,8 @@ def _members(value: Any, whole: Any, depth: int | None, sets: Mapping[str, Seque
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else str(value).lower()
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(_show(member) for member in value) + "]"
     return str(value)
@@ -96,7 +99,7 @@ def _show(value: Any) -> str:
 def ranges(layers: Sequence[int]) -> str:
     """``0-3,7`` for (0, 1, 2, 3, 7): the short way to write layers, itself in the grammar for one range."""
     parts: list[list[int]] = []
-    for layer in sorted(layers):
+    for layer in sorted(set(layers)):
         if parts and layer == parts[-1][-1] + 1:
             parts[-1].append(layer)
         else:

@@ -8,6 +8,7 @@ heartbeat for `STALE_S` seconds (another host).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -22,6 +23,7 @@ import psutil
 
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
+SAME_START_S = 5.0  # start times carry the boot time, which shifts by a second as the clock is corrected
 
 
 def owner(**facts: Any) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def process_alive(host: str, pid: int, started: float) -> bool | None:
         return None
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+        return abs(process.create_time() - started) < SAME_START_S and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
@@ -80,10 +82,11 @@ class Note:
 
     def take(self, facts: dict[str, Any]) -> bool:
         """Take it if nobody live holds it; whether that succeeded."""
-        if self.read() is not None:
+        found = self.read()
+        if found is not None:
             if self.live() is not None:
                 return False
-            self._break()
+            self._break(found["token"])
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -93,13 +96,20 @@ class Note:
             json.dump(facts, f)
         return True
 
-    def _break(self) -> None:
-        """Remove a stale note. The rename lets exactly one of several watchers do it."""
+    def _break(self, stale: str) -> None:
+        """Remove the note with token `stale`. The rename lets exactly one of several watchers do it.
+
+        A slower watcher may catch the note that the quicker one has just taken; it puts that back.
+        """
         grave = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}")
         try:
             self.path.rename(grave)
         except FileNotFoundError:
             return
+        caught = Note(grave).read()
+        if caught is not None and caught["token"] != stale:
+            with contextlib.suppress(FileExistsError):
+                os.link(grave, self.path)
         grave.unlink(missing_ok=True)
 
     def drop(self, token: str) -> None:
@@ -140,9 +150,11 @@ class Lease:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
             try:
-                os.utime(self.note.path)
+                facts = self.note.read()
+                if facts is not None and facts["token"] == self.facts["token"]:
+                    os.utime(self.note.path)
             except OSError:
-                return  # taken from us, or the place is gone: publishing is safe without it
+                continue  # a file system that is away for a moment must not end the heartbeat; publishing is safe without it
 
     def release(self) -> None:
         """Stop the heartbeat and give the lease up."""

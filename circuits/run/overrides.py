@@ -94,6 +94,8 @@ def _canonical(overrides: Iterable[str]) -> list[str]:
 
 def _model(value: str) -> list[str]:
     presets = places.choices("model")
+    if not value:
+        return ["model="]  # refused with the choices, never taken for this directory
     names = [value] if Path(value).is_dir() else value.split(",")
     unknown = [name for name in names if name not in presets]
     if not unknown or value.startswith(("choice(", "glob(", "$", "'", '"')):
@@ -107,7 +109,9 @@ def _model(value: str) -> list[str]:
 
 def _quoted(value: str) -> str:
     """`value` so that Hydra's grammar reads it as one string; what is quoted or swept already stays."""
-    if value == "null" or re.fullmatch(r"[\w./:@-]+(,[\w./:@-]+)*", value) or value[:1] in ("'", '"', "$"):
+    if value == "null" or value[:1] in ("'", '"', "$"):
+        return value
+    if re.fullmatch(r"[\w./:@-]+(,[\w./:@-]+)*", value) and not ("," in value and Path(value).exists()):
         return value
     return "'" + value.replace("'", "\\'") + "'"
 
@@ -176,6 +180,8 @@ def _root_keys() -> dict[str, Any]:
 
 def _check_key(override: Any, known: dict[str, Any]) -> str | None:
     key: str = override.key_or_group
+    if key in ("hydra/launcher", "hydra/sweeper"):
+        return f"{key}: there is one; cluster= chooses who runs the elements (choices: {' '.join(places.choices('cluster'))})"
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return None
     head, *rest = key.split(".")
@@ -225,7 +231,7 @@ def _plain(override: Any) -> list[Any]:
     value = override.value()
     found = [value] if not hasattr(value, "list") else list(value.list or [])
     plain = [getattr(v, "text", v) for v in found]
-    return [v for v in plain if v is None or isinstance(v, (str, int, float, bool)) and not str(v).startswith("$")]
+    return [v for v in plain if v is None or (isinstance(v, (str, int, float, bool)) and not str(v).startswith("$"))]
 
 
 def _check_value(override: Any, hint: Any) -> str | None:
@@ -234,7 +240,12 @@ def _check_value(override: Any, hint: Any) -> str | None:
     for value in _plain(override):
         if Any in options or (value is None and type(None) in options):
             continue
-        where = f"{override.key_or_group.replace('from_', 'from')}={'null' if value is None else value}"
+        key, shown = override.key_or_group.replace("from_", "from"), str(value)
+        where = f"{key}={'null' if value is None else shown.lower() if isinstance(value, bool) else shown}"
+        if value == "":
+            return f"{where}: empty" + (
+                f"; write {key}=null for none" if type(None) in options else "; it needs a value"
+            )
         for enum in [o for o in options if isinstance(o, type) and issubclass(o, Enum)]:
             if value not in enum.__members__:
                 return f"{where}: no such choice" + suggest(str(value), enum.__members__)

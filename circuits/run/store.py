@@ -23,7 +23,7 @@ from typing import Any
 
 from circuits.errors import Damaged
 from circuits.files import disk_errors, fsync_dir, fsync_file, read_json, sha256_file, sha256_text, write_json
-from circuits.run.kinds import Key
+from circuits.run.kinds import HASH_CHARACTERS, Key
 from circuits.run.leases import Lease, Note
 
 MANIFEST = "manifest.json"
@@ -48,6 +48,15 @@ class Artifact:
         return content_hash(self.manifest["files"])
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which directory stands at `path` now; None when there is none."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_ino, facts.st_ctime_ns
+
+
 def content_hash(files: dict[str, Any]) -> str:
     """SHA-256 over names and hashes of the files of a manifest."""
     return sha256_text("\n".join(f"{name} {facts['sha256']}" for name, facts in sorted(files.items())))
@@ -67,21 +76,32 @@ def verify(path: Path, deep: bool | None = None) -> dict[str, Any]:
         manifest = read_json(path / MANIFEST)
         files = manifest["files"]
         total = sum(facts["bytes"] for facts in files.values())
+        missing = {"kind", "key", "layers"} - set(manifest)
     except FileNotFoundError as e:
         raise Damaged(f"{path}: no {MANIFEST}") from e
-    except (ValueError, KeyError, TypeError) as e:
+    except OSError as e:
+        raise Damaged(f"{path / MANIFEST}: cannot be read ({e.strerror})") from e
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise Damaged(f"{path / MANIFEST}: not a manifest ({e})") from e
+    if missing:
+        raise Damaged(f"{path / MANIFEST}: not a manifest (without {' '.join(sorted(missing))})")
+    try:
+        _verify_files(path, files, deep or (deep is None and total <= HASHED_ON_READ))
+    except OSError as e:
+        raise Damaged(f"{e.filename}: cannot be read ({e.strerror})") from e
+    return manifest
+
+
+def _verify_files(path: Path, files: dict[str, Any], deep: bool) -> None:
     for name, facts in files.items():
         file = path / name
         if not file.is_file():
             raise Damaged(f"{file}: missing")
         if file.stat().st_size != facts["bytes"]:
             raise Damaged(f"{file}: {file.stat().st_size} bytes, {facts['bytes']} were written")
-    if deep or (deep is None and total <= HASHED_ON_READ):
-        for name, facts in files.items():
-            if sha256_file(path / name) != facts["sha256"]:
-                raise Damaged(f"{path / name}: its content is not what was written")
-    return manifest
+    for name, facts in files.items() if deep else ():
+        if sha256_file(path / name) != facts["sha256"]:
+            raise Damaged(f"{path / name}: its content is not what was written")
 
 
 class Store:
@@ -89,10 +109,14 @@ class Store:
 
     def __init__(self, root: Path, say: Callable[[str], None] = lambda text: None) -> None:
         self.root, self._say = root, say
+        self._notes: dict[Path, Note] = {}  # kept: silence on another host shows only to who looks twice
 
     def path(self, key: Key) -> Path:
-        """Where the artifact of `key` is or will be."""
-        return self.root / key.kind / key.dirname
+        """Where the artifact of `key` is or will be. Its hash decides: a label may name a copy of the same file."""
+        path = self.root / key.kind / key.dirname
+        if not path.exists():
+            return min(path.parent.glob(f"*-{key.hash[:HASH_CHARACTERS]}"), default=path)
+        return path
 
     def beside(self, key: Key, suffix: str) -> Path:
         """``D.partial``, ``D.lease`` or ``D.claim`` of `key`."""
@@ -102,17 +126,20 @@ class Store:
     def find(self, key: Key, deep: bool | None = None) -> Artifact | None:
         """The artifact of `key`, or None when it is absent or damaged (a damaged one is named; making it anew replaces it)."""
         path = self.path(key)
-        if not path.exists():
-            return None
-        try:
-            return Artifact(path, verify(path, deep))
-        except Damaged as e:
-            self._say(f"damaged artifact {key.id}: {e}; it will be made again")
-            return None
+        while (seen := _identity(path)) is not None:
+            try:
+                return Artifact(path, verify(path, deep))
+            except Damaged as e:
+                if _identity(path) == seen:
+                    self._say(f"damaged artifact {key.id}: {e}; it will be made again")
+                    return None
+                # somebody replaced it while it was read: look at the new one
+        return None
 
     def holder(self, key: Key) -> dict[str, Any] | None:
         """Who is making the artifact now, or will: the live lease or claim."""
-        return Note(self.beside(key, "lease")).live() or Note(self.beside(key, "claim")).live()
+        notes = [self._notes.setdefault(path, Note(path)) for path in map(self.beside, (key, key), ("lease", "claim"))]
+        return next(filter(None, (note.live() for note in notes)), None)
 
     def lease(self, key: Key, **facts: Any) -> Lease:
         """A lease on making the artifact of `key` (not yet acquired)."""
@@ -175,7 +202,8 @@ class Store:
                 "files": files,
             }
             write_json(written / MANIFEST, manifest)
-            fsync_dir(written)
+            for directory in (written, *(p for p in written.rglob("*") if p.is_dir())):
+                fsync_dir(directory)
             artifact = self._rename(key, written, path, manifest, replace)
             fsync_dir(path.parent)
             shutil.rmtree(self.beside(key, "partial"), ignore_errors=True)
@@ -187,7 +215,7 @@ class Store:
                 written.rename(path)
                 return Artifact(path, manifest)
             except OSError as e:
-                if e.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                if e.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                     raise
             winner = None if replace else self.find(key)
             if winner is not None:
@@ -200,7 +228,10 @@ class Store:
             if not replace and self._valid(aside) and not path.exists():
                 aside.rename(path)  # another writer had replaced the damaged one in between: adopt it
                 continue
-            shutil.rmtree(aside, ignore_errors=True)
+            if aside.is_dir() and not aside.is_symlink():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.unlink(missing_ok=True)
 
     @staticmethod
     def _valid(path: Path) -> bool:

@@ -36,6 +36,7 @@ class Tracker:
         self._runs: dict[int | None, Any] = {}
         self._wandb_off = config.mode is TrackingMode.disabled
         with disk_errors(run_dir):
+            _drop_torn(run_dir / FILE)
             self._file = (run_dir / FILE).open("a", encoding="utf-8")
 
     def start(self, layer: int | None, key: str, name: str, config: Mapping[str, Any]) -> None:
@@ -112,6 +113,16 @@ class Tracker:
         for layer in list(self._runs):
             self._guard(layer, lambda run: run.finish(exit_code=1))
         self._file.close()
+
+
+def _drop_torn(path: Path) -> None:
+    """Cut a last line that was not written whole, or the next row would be glued to it."""
+    if not path.exists():
+        return
+    with path.open("rb+") as f:
+        content = f.read()
+        if content and not content.endswith(b"\n"):
+            f.truncate(content.rfind(b"\n") + 1)
 
 
 def _finite(value: float) -> float | None:

@@ -14,7 +14,7 @@ from circuits.errors import GateError
 from circuits.files import write_json
 from circuits.run.content import Contents
 from circuits.run.context import Context, Work
-from circuits.run.kinds import Column, Kind, ModelDims
+from circuits.run.kinds import Column, Kind, ModelDims, readable
 from circuits.schema import BaseConfig, DataSource
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
 
 def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
     """``tiny-L0-topk``."""
-    from circuits.tasks.tokens import readable
-
     layer = f"L{layers[0]}" if layers else "L"
     return f"{readable(cfg.model.id)}-{layer}-{'from' if cfg.sae.from_ else cfg.sae.architecture.value}"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from circuits.errors import Damaged
 from circuits.run import status, sweep
@@ -60,7 +61,9 @@ def _overview(console: Console, sweeps: list[sweep.Sweep], everything: bool) -> 
         started = found.record["created"][:16].replace("T", " ")
         counted = "  ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         note = found.record["note"] or ""
-        table.add_row(started, found.id, found.record["task"], str(len(states)), counted, relative(found.path), note)
+        table.add_row(
+            started, found.id, found.record["task"], str(len(states)), counted, relative(found.path), Text(note)
+        )
     console.print(table)
     if len(sweeps) > NEWEST and not everything:
         console.print(f"… and {len(sweeps) - NEWEST} older ones: status.all=true")

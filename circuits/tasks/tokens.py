@@ -8,7 +8,7 @@ from typing import Any
 
 from circuits.run.content import Contents
 from circuits.run.context import Context, Work
-from circuits.run.kinds import Kind
+from circuits.run.kinds import Kind, readable
 from circuits.schema import BaseConfig
 
 
@@ -20,13 +20,6 @@ def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
 def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
     """``corpus-gpt2``: the corpus and the tokenizer."""
     return f"{readable(cfg.data.path or cfg.data.source.value)}-{readable(cfg.model.id)}"
-
-
-def readable(name: str) -> str:
-    """The last part of a path or hub name, safe for a directory's name, at most 40 characters."""
-    import re
-
-    return re.sub(r"[^\w.+-]+", "_", name.rstrip("/").rsplit("/", 1)[-1])[:40]
 
 
 KIND = Kind(
@@ -45,16 +38,15 @@ KIND = Kind(
 
 def build(context: Context, work: Work) -> None:
     """Tokenise the corpus and publish it."""
-    from transformers import AutoTokenizer
-
     from circuits.data.corpora import documents
     from circuits.data.textstore import tokenise
     from circuits.models.identify import inspect_model, local_files
+    from circuits.models.load import load_tokenizer
 
     data, model = context.cfg.data, context.run.cfg.model
     source = str(context.require("tiny").path) if model.embedded is not None else model.id
     directory = local_files(inspect_model(source, model.revision))
-    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    tokenizer = load_tokenizer(directory)
 
     def progress(count: int, tokens: int) -> None:
         context.progress("tokenising", tokens, data.max_tokens, "token")

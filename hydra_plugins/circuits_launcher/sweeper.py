@@ -11,6 +11,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from circuits.errors import UserError
+
 ConfigStore.instance().store(
     group="hydra/sweeper", name="circuits", node={"_target_": f"{__name__}.CircuitsSweeper"}, provider="circuits"
 )
@@ -33,5 +35,7 @@ class CircuitsSweeper(Sweeper):
             raise RuntimeError("Hydra sweeps only after setup")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         batches = BasicSweeper.split_arguments(parser.parse_overrides(arguments), max_batch_size=None)
+        if not any(batches):
+            raise UserError(f"nothing to run: a sweep in {' '.join(arguments)} is empty (range(0,4) is 0, 1, 2, 3)")
         for batch in batches:  # one batch: no maximum was given
             self.launcher.launch(batch, initial_job_idx=0)

@@ -39,6 +39,8 @@ class Example(NamedTuple):
     """Prompts about the same thing (noun, country, pair of names); a grouped split keeps a group on one side."""
     factors: dict[str, str]
     """What was chosen in making the prompt, for analyses by condition."""
+    rest: str = ""
+    """What training text goes on with after the answer (with a leading space), where the behaviour determines it."""
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ WORDS = tuple(
     "river stone lamp cloud apple chair window garden paper bridge winter candle "
     "mirror forest engine basket pocket silver button carpet ladder tunnel violin harbor".split()
 )
-LENGTHS = (5, 6, 7, 8)
-RUNS = (1, 2, 3)
+LENGTHS = (3, 4, 5, 6, 7)
+RUNS = (1, 2)
 
 
 def draw(rng: np.random.Generator) -> Example:
     """A sequence of different words and two different runs in it that end before the last word."""
-    words, run = distinct(rng, WORDS, pick(rng, LENGTHS)), pick(rng, RUNS)
+    words = distinct(rng, WORDS, pick(rng, LENGTHS))
+    run = pick(rng, RUNS) if len(words) > 3 else 1
     place, other = distinct(rng, range(len(words) - run), 2)
     return Example(
         clean=" ".join(words + words[place : place + run]),
@@ -32,6 +33,7 @@ def draw(rng: np.random.Generator) -> Example:
         foil=f" {words[other + run]}",
         group=words[place],
         factors={"length": str(len(words)), "place": str(place), "run": str(run)},
+        rest="".join(f" {w}" for w in words[place + run + 1 :]),
     )
 
 

@@ -50,34 +50,34 @@ class Packed(NamedTuple):
     """Weight of predicting this token; 0 at a sentence's first token and at padding."""
 
 
-def encode(sentences: list[mixture.Sentence], ids: dict[str, int]) -> list[list[int]]:
-    """Each sentence as <bos> words <eos>; the answer is the third token from the end."""
+def encode(sentences: list[mixture.Sentence], ids: dict[str, int]) -> list[tuple[list[int], int]]:
+    """Each sentence as <bos> words <eos>, and the position of its answer."""
     bos, eos = SPECIALS.index(BOS), SPECIALS.index(EOS)
-    return [[bos, *(ids[word] for word in WORD.findall(s.text)), eos] for s in sentences]
+    return [([bos, *(ids[word] for word in WORD.findall(s.text)), eos], 1 + s.place) for s in sentences]
 
 
-def pack(sequences: list[list[int]], width: int, answer_weight: float) -> Packed:
+def pack(sequences: list[tuple[list[int], int]], width: int, answer_weight: float) -> Packed:
     """First-fit packing, longest first, into rows of `width`."""
-    rows: list[list[list[int]]] = []
+    rows: list[list[tuple[list[int], int]]] = []
     room: list[int] = []
-    for sequence in sorted(sequences, key=len, reverse=True):
+    for sequence, answer in sorted(sequences, key=lambda s: -len(s[0])):
         row = next((r for r, left in enumerate(room) if left >= len(sequence)), len(rows))
         if row == len(rows):
             rows.append([])
             room.append(width)
-        rows[row].append(sequence)
+        rows[row].append((sequence, answer))
         room[row] -= len(sequence)
     ids, positions = torch.zeros(len(rows), width, dtype=torch.int64), torch.zeros(len(rows), width, dtype=torch.int64)
     sentence, weight = torch.full((len(rows), width), -1), torch.zeros(len(rows), width)
     for r, row_sequences in enumerate(rows):
         start = 0
-        for s, sequence in enumerate(row_sequences):
+        for s, (sequence, answer) in enumerate(row_sequences):
             end = start + len(sequence)
             ids[r, start:end] = torch.tensor(sequence)
             positions[r, start:end] = torch.arange(len(sequence))
             sentence[r, start:end] = s
             weight[r, start + 1 : end] = 1.0
-            weight[r, end - 3] = answer_weight
+            weight[r, start + answer : end - 2] = answer_weight
             start = end
     return Packed(ids, positions, sentence, weight)
 

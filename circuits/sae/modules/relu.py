@@ -65,10 +65,10 @@ class ReLUObjective(Objective):
         f = torch.addmm(w["b_enc"], c, w["W_enc"].T).relu_()
         error = torch.addmm(w["b_dec"], f, w["W_dec"]) - x
         g = error * (2 / len(x))
-        active = f > 0
+        active = f.sign()  # 1.0 or 0.0: products with a boolean mask would cost several times as much on a CPU
         h = torch.addmm(torch.full_like(w["b_enc"], l1 / len(x)), g, w["W_dec"].T).mul_(active)
         dense_gradients(w, c, f, h, g)
-        return Outcome(error, active.sum(0, dtype=x.dtype), {"l1": f.sum() * (l1 / len(x))})
+        return Outcome(error, active.sum(0), {"l1": f.sum() * (l1 / len(x))})
 
     def loss(
         self, w: Weights, x: Float[Tensor, "batch d_in"], step: int, dead: Int[Tensor, " n_dead"] | None

@@ -1,0 +1,208 @@
+"""The local launcher's behaviour under failure: nothing is lost, nothing is left behind, everything is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import QUICK, Cli
+
+SHORT = [QUICK, "sae.heldout_sequences=64", "sae.block_rows=4096", "tracking=off"]
+Wait = Callable[..., None]
+
+
+def elements(cli: Cli) -> list[psutil.Process]:
+    """Worker processes of this test's folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "circuits.run.element" in words and str(cli.folder) in words[-1]:
+            found.append(process)
+    return found
+
+
+def of_folder(cli: Cli) -> list[psutil.Process]:
+    """Every process that a run of this folder left: by its working directory or its command line."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        words = " ".join(process.info["cmdline"] or [])
+        if str(cli.folder) in words or process.info["cwd"] == str(cli.folder):
+            found.append(process)
+    return found
+
+
+def training(cli: Cli) -> list[dict]:
+    """The statuses of elements that are training an SAE now."""
+    found = []
+    for path in [*(cli.folder / "multirun").glob("*/*/*/status.json"), *(cli.outputs / "runs").glob("*/*/status.json")]:
+        facts = json.loads(path.read_text())
+        if facts["state"] == "running" and (facts["progress"] or {}).get("phase") == "training":
+            found.append(facts)
+    return found
+
+
+def test_a_failing_element_stops_no_other_and_is_named_with_its_log(warm: Cli) -> None:
+    done = warm(
+        "layer=1", "sae.lr=1e-3,1e38,1e-4", "sae.clip=1e30", "sae.warmup=0", "sae.steps=40", "sae.log_every=1", *SHORT
+    )
+    assert done.code == 1
+    assert len(warm.artifacts("sae")) == 2
+    assert "1 of 3 failed (2 done, kept):" in done.out
+    assert re.search(r"1  sae.lr=1e.?38 .*layer 1, step \d+.* log multirun/.*/001-sae.lr=1e.?38/run.log", done.err), (
+        done.err
+    )
+    (log,) = (warm.folder / "multirun").glob("*/*/001-*/run.log")
+    assert "Traceback" in log.read_text(), "the traceback is in the log"
+    assert "Traceback" not in done.out + done.err
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_ended_launcher_checkpoints_and_leaves_no_process(warm: Cli, wait_until: Wait, how: signal.Signals) -> None:
+    running = warm.start("layer=0,1", "sae.steps=100000", *SHORT)
+    wait_until(lambda: len(training(warm)) == 2 or running.poll() is not None, 120, "two elements in training")
+    running.send_signal(how)
+    out, _ = running.communicate(timeout=60)
+    assert running.returncode == 130 and "interrupted" in out and "the same command resumes" in out
+    assert not of_folder(warm)
+    for path in (warm.folder / "multirun").glob("*/*/*/status.json"):
+        assert json.loads(path.read_text())["state"] == "interrupted"
+    assert len(list((warm.outputs / "artifacts" / "sae").glob("*.partial/step-*.safetensors"))) >= 2
+    assert not list((warm.outputs / "artifacts" / "sae").glob("*.lease")), "leases were given up"
+
+
+def test_a_killed_launcher_leaves_no_process(warm: Cli, wait_until: Wait) -> None:
+    running = warm.start("layer=0,1", "sae.steps=100000", *SHORT[:-1], "tracking=wandb")
+    wait_until(lambda: len(training(warm)) == 2 or running.poll() is not None, 120, "two elements in training")
+    running.kill()
+    running.wait()
+    wait_until(lambda: not of_folder(warm), 40, "the workers to notice")
+    assert len(list((warm.outputs / "artifacts" / "sae").glob("*.partial/step-*.safetensors"))) >= 2, (
+        "with a last checkpoint"
+    )
+    shown = warm("task=status").out
+    assert "interrupted" in shown
+
+
+def test_a_killed_worker_is_named_and_the_others_finish(warm: Cli, wait_until: Wait) -> None:
+    running = warm.start("layer=0,1", "sae.steps=3000", "sae.checkpoint_every=20", *SHORT)
+    wait_until(lambda: training(warm) or running.poll() is not None, 120, "training")
+    victim = elements(warm)[0]
+    name = Path(victim.cmdline()[-1]).name
+    victim.send_signal(signal.SIGKILL)
+    out, _ = running.communicate(timeout=300)
+    assert running.returncode == 1
+    assert "killed by SIGKILL" in out and name in out
+    assert len(warm.artifacts("sae")) == 1
+    done = warm("layer=0,1", "sae.steps=3000", "sae.checkpoint_every=20", *SHORT)
+    assert done.code == 0 and "1 to run · 1 cached" in done.out
+
+
+def test_workers_0_runs_in_this_process(warm: Cli) -> None:
+    done = warm("layer=0,1", "cluster.workers=0", "sae.steps=20", *SHORT)
+    assert done.code == 0 and len(warm.artifacts("sae")) == 2
+    assert "layer 0: explained variance" in done.out, "the log is on the terminal"
+
+
+def test_every_element_has_the_task_s_threads_whatever_the_pool(warm: Cli) -> None:
+    assert warm("layer=0,1", "cluster.workers=2", "sae.steps=20", *SHORT).code == 0
+    assert warm("layer=2", "task.resources.cpus=2", "sae.steps=20", *SHORT).code == 0
+    threads = {
+        json.loads((path / "metrics.json").read_text())["layer"]: json.loads((path / "manifest.json").read_text())[
+            "environment"
+        ]["threads"]
+        for path in warm.artifacts("sae")
+    }
+    assert threads == {0: 1, 1: 1, 2: 2}
+
+
+def test_sweeps_and_runs_are_listed_newest_first_with_name_and_note(warm: Cli) -> None:
+    assert "no runs yet" in warm("task=status").out
+    assert warm("layer=0", "sae.steps=20", "name=first", "note='كيف الحال'", *SHORT).code == 0
+    assert warm("layer=0,1", "sae.steps=20", *SHORT).code == 0
+    shown = warm("task=status").out.splitlines()
+    assert "1 cached  1 done" in shown[1] and "first-" in shown[2] and "كيف الحال" in shown[2]
+    one = warm("task=status", "of=first").out
+    assert "done" in one and "sae/tiny-L0-topk" in one
+    assert warm("task=status", "of=frist").code == 2
+    assert warm("task=status", "status.verify=true").code == 0
+    page = warm("task=report", "of=first")
+    assert page.code == 0 and Path(warm.folder / page.out.strip()).exists()
+
+
+def kill_at_random_moments(cli: Cli, words: list[str], kills: int, seed: int, wait_until: Wait) -> list[str]:
+    """Run the command until it succeeds, killing the worker `kills` times at random moments; where each kill fell."""
+    chance = random.Random(seed)
+    moments = []
+    while True:
+        running = cli.start(*words)
+        wait_until(lambda: training(cli) or running.poll() is not None, 120, "training")  # noqa: B023
+        if len(moments) < kills and running.poll() is None:
+            time.sleep(chance.expovariate(1 / 0.15))
+            for worker in elements(cli):
+                moments.append(_where(cli))
+                worker.send_signal(signal.SIGKILL)
+        running.communicate(timeout=300)
+        if running.returncode == 0:
+            return moments
+
+
+def _where(cli: Cli) -> str:
+    """What the run was doing, from what lies on the disk."""
+    hidden = [path.name for path in (cli.outputs / "artifacts" / "sae").rglob(".*")]
+    if any(name.startswith(".step-") for name in hidden):
+        return "writing a checkpoint"
+    if any(name.endswith(".tmp") for name in hidden):
+        return "publishing"
+    phases = [facts["progress"]["phase"] for facts in training(cli)]
+    return phases[0] if phases else "measuring"
+
+
+def resumed_equals_undisturbed(cli: Cli, kills: int, architecture: str, layer: str, wait_until: Wait) -> list[str]:
+    """Kill a run at random moments until it is through; its SAEs must equal those of an undisturbed run."""
+    words = [
+        f"layer={layer}",
+        f"sae={architecture}",
+        "sae.steps=400",
+        "sae.checkpoint_every=3",
+        "sae.dead_after=2000",
+        *SHORT,
+    ]
+    if architecture == "relu":
+        words.append("sae.resample_every=50")
+    assert cli(*words).code == 0
+    undisturbed = {path.name: (path / "sae_weights.safetensors").read_bytes() for path in cli.artifacts("sae")}
+    curves = {path.name: (path / "metrics.json").read_text() for path in cli.artifacts("sae")}
+    for path in cli.artifacts("sae"):
+        shutil.rmtree(path)
+    moments = kill_at_random_moments(cli, words, kills, seed=kills, wait_until=wait_until)
+    assert {path.name: (path / "sae_weights.safetensors").read_bytes() for path in cli.artifacts("sae")} == undisturbed
+    assert {path.name: (path / "metrics.json").read_text() for path in cli.artifacts("sae")} == curves
+    assert not list((cli.outputs / "artifacts" / "sae").glob("*.partial")), "unfinished work was cleared"
+    return moments
+
+
+@pytest.mark.parametrize("architecture", ["topk", "relu"])
+def test_killed_and_resumed_saes_are_bit_identical(warm: Cli, wait_until: Wait, architecture: str) -> None:
+    resumed_equals_undisturbed(warm, 3, architecture, "[1,2]", wait_until)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("architecture", ["topk", "relu"])
+def test_soak_thirty_kills(
+    warm: Cli, wait_until: Wait, architecture: str, record_property: Callable[..., None]
+) -> None:
+    moments = resumed_equals_undisturbed(warm, 30, architecture, "[0-3]", wait_until)
+    counted = {where: moments.count(where) for where in sorted(set(moments))}
+    record_property("kills", counted)
+    with (Path(os.environ.get("CIRCUITS_SOAK_RESULTS", os.devnull))).open("a") as f:
+        f.write(f"{architecture}: {len(moments)} kills, bit-identical; {counted}\n")
+    assert len(moments) >= 30
