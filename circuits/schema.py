@@ -194,11 +194,11 @@ class SaeConfig:
     batch_size: int = 256  # rows (activation vectors) a step
     steps: int = 1000
     max_steps: int | None = added(None)  # stop there although the schedule goes on to `steps`
-    warmup: int = 100  # steps of linear learning-rate warm-up
+    warmup: int = 50  # steps of linear learning-rate warm-up
     decay: float = 0.2  # last share of the steps, in which the rate falls linearly to zero
     l1_warmup: int | None = None
     clip: float = 1.0  # gradient norm
-    dead_after: int = 50000  # rows without firing after which a feature counts as dead
+    dead_after: int = 25600  # rows without firing after which a feature counts as dead
     aux: float | None = None  # weight of the auxiliary loss on dead features (topk)
     resample_every: int | None = None  # steps between resamplings of dead features (relu)
     source: str = "stream"  # activations straight from the model

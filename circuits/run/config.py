@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,4 +73,6 @@ def one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
     message = lines[0] if lines else type(error).__name__
+    if (file := re.match(r"In '(.+)': \w+ raised while composing config", message)) and len(lines) > 1:
+        message = f"{lines[1]} (conf/{file[1]}.yaml)"
     return f"{key}: {message}" if key and not message.startswith(key) else message

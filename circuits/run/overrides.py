@@ -111,7 +111,7 @@ def _quoted(value: str) -> str:
     """`value` so that Hydra's grammar reads it as one string; what is quoted or swept already stays."""
     if value == "null" or value[:1] in ("'", '"', "$"):
         return value
-    if re.fullmatch(r"[\w./:@-]+(,[\w./:@-]+)*", value) and not ("," in value and Path(value).exists()):
+    if re.fullmatch(r"[\w./:@-]+(,[\w./:@-]+)*", value, re.ASCII) and not ("," in value and Path(value).exists()):
         return value
     return "'" + value.replace("'", "\\'") + "'"
 

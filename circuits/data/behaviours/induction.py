@@ -13,10 +13,7 @@ import numpy as np
 
 from circuits.data.behaviours.base import Behaviour, Example, distinct, pick, words_in
 
-WORDS = tuple(
-    "river stone lamp cloud apple chair window garden paper bridge winter candle "
-    "mirror forest engine basket pocket silver button carpet ladder tunnel violin harbor".split()
-)
+WORDS = tuple("river stone lamp cloud apple chair window garden paper bridge winter candle".split())
 LENGTHS = (3, 4, 5, 6, 7)
 RUNS = (1, 2)
 
