@@ -1,6 +1,7 @@
 # make demo · test · soak · bench · lint        Everything sets itself up in .venv first; a second time it is there.
 PYTHON ?= python3
 BIN := .venv/bin
+export OMP_WAIT_POLICY ?= passive
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test soak bench lint lock clean
 

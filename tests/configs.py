@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import shutil
 from pathlib import Path
 
 import pytest
 
-from circuits.run import api, config, places, registry
+from circuits.run import api, config, overrides, places, registry
+from circuits.run import plan as planner
 from circuits.run.content import Contents
 from circuits.run.kinds import Key, key_of
+from circuits.run.plan import Element
 from circuits.schema import BaseConfig
 
 
 def compose(*words: str, base: Path | None = None) -> BaseConfig:
     """The config that a command line composes, with absolute paths."""
-    return config.absolute(api.compose(list(words)), base or Path.cwd())
+    cfg = api.compose(list(words)) if words else copy.deepcopy(_default(places.CONF))
+    return config.absolute(cfg, base or Path.cwd())
+
+
+@functools.cache
+def _default(conf: Path) -> BaseConfig:
+    return api.compose([])
 
 
 def key(*words: str, kind: str = "sae", layers: tuple[int, ...] = (1,), base: Path | None = None) -> Key:
@@ -39,3 +49,21 @@ def edit(file: Path, old: str, new: str) -> None:
     if old not in text:
         raise ValueError(f"{file}: no {old!r} in it")
     file.write_text(text.replace(old, new))
+
+
+def plan(*words: str, base: Path | None = None) -> list[Element]:
+    """The planned elements of a command line, with their layers and keys."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    arguments = overrides.normalise(words)
+    overrides.check(arguments)
+    config.register()
+    parsed = OverridesParser.create().parse_overrides(arguments.overrides)
+    (lists,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(places.CONF)):
+        return planner.plan(lambda given: hydra_compose("config", overrides=list(given)), lists, base or Path.cwd())

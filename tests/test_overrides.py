@@ -195,6 +195,7 @@ def test_every_section_is_closed_and_names_its_keys(path: str, section: type) ->
         ("reuse=forced", "reuse=forced: no such choice; did you mean force? choices: cached force readonly"),
         ("sae.site=resid_pots", "sae.site=resid_pots: no such choice; did you mean resid_post?"),
         ("sae.k=1.5", "sae.k=1.5: a whole number is expected"),
+        ("sae.steps=1e3", "sae.steps=1000.0: a whole number is expected; write 1000"),
         ("sae.k=true", "sae.k=true: a whole number is expected"),
         ("sae.k=many", "sae.k=many: a whole number is expected"),
         ("sae.k=32,many", "sae.k=many: a whole number is expected"),
@@ -228,7 +229,7 @@ def test_all_findings_come_at_once() -> None:
 
 
 RIGHT = (
-    "sae.k=64 sae.k=1e2 sae.lr=1 sae.k=32,64 sae.k=range(1,4) seed=choice(1,2) name=null experiment=null sae.l1=null "
+    "sae.k=64 sae.k=1_000 sae.lr=1 sae.k=32,64 sae.k=range(1,4) seed=choice(1,2) name=null experiment=null sae.l1=null "
     "sae.k=${seed} hydra.verbose=false"
 )
 

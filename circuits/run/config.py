@@ -39,15 +39,16 @@ def to_object(tree: Any) -> schema.BaseConfig:
 
 def absolute(cfg: schema.BaseConfig, base: Path) -> schema.BaseConfig:
     """Make every path in `cfg` independent of the directory that the command was typed in."""
-    cfg.outputs, cfg.multirun = str(base / cfg.outputs), str(base / cfg.multirun)
+    cfg.outputs, cfg.multirun = (str(base / Path(place).expanduser()) for place in (cfg.outputs, cfg.multirun))
     for section, name in ((cfg.model, "id"), (cfg.data, "path"), (cfg.sae, "from_")):
         value = getattr(section, name)
         if not value or (name == "id" and cfg.model.embedded is not None):
             continue
-        if (base / value).exists():
-            setattr(section, name, str((base / value).resolve()))
+        path = base / Path(value).expanduser()
+        if path.exists():
+            setattr(section, name, str(path.resolve()))
         elif name == "path" and set(value) & set("*?["):  # a pattern: its files are looked for where it was typed
-            setattr(section, name, str(base / value))
+            setattr(section, name, str(path))
     return cfg
 
 
@@ -70,6 +71,8 @@ def load(path: Path) -> schema.BaseConfig:
 
 def one_line(error: Exception) -> str:
     """Hydra's and OmegaConf's messages without their context lines: the key, the value and what was expected."""
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
     message = lines[0] if lines else type(error).__name__

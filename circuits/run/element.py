@@ -49,6 +49,8 @@ def run(directory: Path, stop: StopFlag) -> int:
         return e.exit_code
     os.environ.setdefault("OMP_NUM_THREADS", str(cfg.task.resources.cpus))
     os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     state, code, error, trace = "done", 0, None, None
     try:
         _perform(directory, record, cfg, status, stop, log)

@@ -8,7 +8,6 @@ heartbeat for `STALE_S` seconds (another host).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -54,15 +53,18 @@ class Note:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._seen: tuple[Any, float] | None = None  # last heartbeat seen, and when by our clock
+        self._lock: Note | None = None  # held while a stale note is removed
 
     def read(self) -> dict[str, Any] | None:
         """The owner's facts, or None when nobody holds it."""
         try:
+            changed = self.path.stat()
             return json.loads(self.path.read_text())
         except FileNotFoundError:
             return None
         except ValueError:  # being written, or its writer died: it ages like any other
-            return {"host": "?", "pid": 0, "started": 0.0, "token": "?"}
+            token = f"? {changed.st_ino} {changed.st_mtime_ns}"
+            return {"host": "?", "pid": 0, "started": 0.0, "token": token}
 
     def live(self) -> dict[str, Any] | None:
         """The facts of a live owner, else None."""
@@ -86,7 +88,7 @@ class Note:
         if found is not None:
             if self.live() is not None:
                 return False
-            self._break(found["token"])
+            self._break(found["token"], facts)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -96,21 +98,20 @@ class Note:
             json.dump(facts, f)
         return True
 
-    def _break(self, stale: str) -> None:
-        """Remove the note with token `stale`. The rename lets exactly one of several watchers do it.
+    def _break(self, stale: str, facts: dict[str, Any]) -> None:
+        """Remove the note with token `stale`, under a note of its own: one watcher at a time, and it looks again first.
 
-        A slower watcher may catch the note that the quicker one has just taken; it puts that back.
+        Without that, a slow watcher would remove the note that a quicker one has just taken.
         """
-        grave = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            self.path.rename(grave)
-        except FileNotFoundError:
+        self._lock = self._lock or Note(self.path.with_name(f".{self.path.name}.break"))
+        if not self._lock.take(facts):
             return
-        caught = Note(grave).read()
-        if caught is not None and caught["token"] != stale:
-            with contextlib.suppress(FileExistsError):
-                os.link(grave, self.path)
-        grave.unlink(missing_ok=True)
+        try:
+            found = self.read()
+            if found is not None and found["token"] == stale:
+                self.path.unlink(missing_ok=True)
+        finally:
+            self._lock.drop(facts["token"])
 
     def drop(self, token: str) -> None:
         """Give it up if it is still ours."""

@@ -126,6 +126,10 @@ class LocalLauncher:
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
+            "OMP_WAIT_POLICY": os.environ.get(
+                "OMP_WAIT_POLICY", "passive"
+            ),  # waiting threads sleep: on busy cores 3-5 × faster
+            "TQDM_DISABLE": "1",  # progress bars of libraries would fill the log
             PARENT_PIPE: "1",
             "CIRCUITS_GRACE_S": str(self.cfg.cluster.grace_s),
             "CIRCUITS_STDOUT_IS_LOG": str(log),

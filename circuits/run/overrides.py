@@ -250,8 +250,9 @@ def _check_value(override: Any, hint: Any) -> str | None:
             if value not in enum.__members__:
                 return f"{where}: no such choice" + suggest(str(value), enum.__members__)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if int in options and not (number and float(value).is_integer()):
-            return f"{where}: a whole number is expected"
+        if int in options and (not number or isinstance(value, float)):
+            whole = f"; write {value:.0f}" if isinstance(value, float) and value.is_integer() else ""
+            return f"{where}: a whole number is expected{whole}"
         if float in options and int not in options and not number:
             return f"{where}: a number is expected"
         if bool in options and not isinstance(value, bool):

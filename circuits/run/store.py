@@ -76,7 +76,9 @@ def verify(path: Path, deep: bool | None = None) -> dict[str, Any]:
         manifest = read_json(path / MANIFEST)
         files = manifest["files"]
         total = sum(facts["bytes"] for facts in files.values())
-        missing = {"kind", "key", "layers"} - set(manifest)
+        missing = {"kind", "key", "layers"} - set(manifest) | {
+            "sha256" for facts in files.values() if "sha256" not in facts
+        }
     except FileNotFoundError as e:
         raise Damaged(f"{path}: no {MANIFEST}") from e
     except OSError as e:

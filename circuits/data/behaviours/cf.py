@@ -15,6 +15,7 @@ import numpy as np
 from circuits.data.behaviours.base import Behaviour, Example, distinct, pick, words_in
 from circuits.data.behaviours.factual_recall import CAPITALS, COUNTRIES
 
+ASKED = COUNTRIES[:6]
 OPENINGS = ("Suppose", "Imagine", "Assume that")
 CLAUSE = "the capital of {country} is {capital}"
 
@@ -25,7 +26,7 @@ def _premises(clauses: list[tuple[str, str]]) -> str:
 
 def draw(rng: np.random.Generator) -> Example:
     """One or two premises in random order, and a question about one of them."""
-    country, *others = distinct(rng, COUNTRIES, 4)
+    country, *others = distinct(rng, ASKED, 4)
     supposed, distractor = CAPITALS[others[0]], (others[1], CAPITALS[others[2]])
     place = pick(rng, ("only", "only", "first", "second"))
     opening = pick(rng, OPENINGS)

@@ -12,26 +12,18 @@ import numpy as np
 from circuits.data.behaviours.base import Behaviour, Example, distinct, pick, words_in
 
 CAPITALS = {
-    "Austria": "Vienna",
-    "Canada": "Ottawa",
     "China": "Beijing",
-    "Cuba": "Havana",
     "Egypt": "Cairo",
     "England": "London",
     "France": "Paris",
     "Germany": "Berlin",
     "Greece": "Athens",
-    "Iran": "Tehran",
-    "Iraq": "Baghdad",
     "Italy": "Rome",
     "Japan": "Tokyo",
-    "Norway": "Oslo",
     "Poland": "Warsaw",
     "Russia": "Moscow",
     "Spain": "Madrid",
     "Sweden": "Stockholm",
-    "Thailand": "Bangkok",
-    "Turkey": "Ankara",
 }
 COUNTRIES = tuple(CAPITALS)
 OPENINGS = ("The", "I know that the", "We learned that the", "Everyone says that the", "Today the")

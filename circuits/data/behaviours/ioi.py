@@ -12,7 +12,7 @@ import numpy as np
 
 from circuits.data.behaviours.base import Behaviour, Example, distinct, pick, words_in
 
-NAMES = ("Anna", "David", "James", "John", "Mark", "Mary", "Paul", "Peter", "Sarah", "Tom")
+NAMES = ("Anna", "James", "John", "Mark", "Mary", "Paul", "Sarah", "Tom")
 PLACES = ("store", "park", "school", "station", "beach")
 OBJECTS = ("drink", "book", "ring", "letter", "ball")
 TEMPLATES = (

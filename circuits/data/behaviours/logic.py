@@ -1,10 +1,12 @@
 """Transitive comparison, yes or no.
 
 "Anna is taller than Mark. Mark is taller than Paul. So is Anna taller than Paul? Answer:" -> " yes". The two premises come in
-random order and the question is about any of the six ordered pairs, so no position and no name tells the answer; a third
-of the questions needs both premises. Corrupt: the question with its names exchanged, which exchanges the answers.
+random order and the question is about the ends of the chain in either order, so neither position nor name tells the answer and
+no premise states it. A model may compare the roles in which the two were named (the greater is only ever a subject)
+rather than build the chain; which of the two it does is for an experiment to find out. Corrupt: the question with its
+names exchanged, which exchanges the answers.
 
-Unseen means: these names in these roles were never trained on.
+Unseen means: these names in these roles were never trained on with this relation and question.
 """
 
 from __future__ import annotations
@@ -15,29 +17,30 @@ from circuits.data.behaviours.base import Behaviour, Example, distinct, pick, wo
 from circuits.data.behaviours.ioi import NAMES
 
 RELATIONS = ("taller", "older", "faster", "stronger")
+PEOPLE = NAMES[:5]
 PREMISE = "{x} is {relation} than {y}."
 QUESTION = "So is {x} {relation} than {y}? Answer:"
-PAIRS = ((0, 1), (1, 2), (0, 2))
 
 
 def draw(rng: np.random.Generator) -> Example:
-    """A chain of three names, the greatest first, and a question about two of them."""
-    chain, relation = distinct(rng, NAMES, 3), pick(rng, RELATIONS)
-    premises = [PREMISE.format(x=chain[i], y=chain[i + 1], relation=relation) for i in (0, 1)]
+    """A chain of three names, the greatest first, and a question about its ends."""
+    (greatest, middle, smallest), relation = distinct(rng, PEOPLE, 3), pick(rng, RELATIONS)
+    premises = [
+        PREMISE.format(x=greatest, y=middle, relation=relation),
+        PREMISE.format(x=middle, y=smallest, relation=relation),
+    ]
     order = pick(rng, ("forward", "backward"))
     start = " ".join(premises if order == "forward" else premises[::-1])
-    pair = pick(rng, PAIRS)
-    greater, smaller = chain[pair[0]], chain[pair[1]]
-    yes = f"{start} {QUESTION.format(x=greater, y=smaller, relation=relation)}"
-    no = f"{start} {QUESTION.format(x=smaller, y=greater, relation=relation)}"
+    yes = f"{start} {QUESTION.format(x=greatest, y=smallest, relation=relation)}"
+    no = f"{start} {QUESTION.format(x=smallest, y=greatest, relation=relation)}"
     holds = rng.random() < 0.5
     return Example(
         clean=yes if holds else no,
         corrupt=no if holds else yes,
         target=" yes" if holds else " no",
         foil=" no" if holds else " yes",
-        group=" ".join(sorted((greater, smaller))),
-        factors={"premises": order, "steps": "two" if pair == (0, 2) else "one", "relation": relation},
+        group=" ".join(sorted((greatest, smallest))),
+        factors={"premises": order, "relation": relation},
     )
 
 

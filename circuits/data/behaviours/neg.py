@@ -14,10 +14,10 @@ import numpy as np
 from circuits.data.behaviours.base import Behaviour, Example, pick, words_in
 
 MEMBERS = {
-    "bird": ("duck", "crow", "hawk", "robin"),
-    "fish": ("salmon", "shark", "tuna", "trout"),
-    "fruit": ("lemon", "peach", "pear", "banana"),
-    "tool": ("hammer", "saw", "drill", "wrench"),
+    "bird": ("duck", "crow", "hawk"),
+    "fish": ("salmon", "shark", "tuna"),
+    "fruit": ("lemon", "peach", "pear"),
+    "tool": ("hammer", "saw", "drill"),
 }
 CATEGORY = {noun: category for category, nouns in MEMBERS.items() for noun in nouns}
 NOUNS, CATEGORIES = tuple(CATEGORY), tuple(MEMBERS)
