@@ -12,11 +12,13 @@ help:
 	@echo "make soak    long fault runs: kill -9 at random moments (about 20 minutes)"
 	@echo "make bench   speed as ratios against peers, in one run (about 10 minutes)"
 
-# requirements.lock pins every version; plain torch installs the CPU or the CUDA build, as the platform gives.
+# requirements.lock pins every version; plain torch installs the CPU or the CUDA build, as the platform gives. For a chosen CUDA:
+# make setup TORCH_INDEX=URL, the URL that PyTorch's "get started" page shows for it.
 .venv/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "setting up .venv (about 2 minutes, once)"
+	@test -z "$(TORCH_INDEX)" || $(BIN)/python -m pip install --quiet --disable-pip-version-check --index-url "$(TORCH_INDEX)" "$$(grep '^torch==' requirements.lock)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
@@ -27,7 +29,7 @@ demo: setup
 	@$(BIN)/python launch.py task=sae 'layer=range(0,4)' name=demo
 
 test: lint
-	@$(BIN)/python -m pytest -q -m "not soak and not gpu and not weights" tests
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m "not soak and not gpu and not weights" tests
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -75,10 +75,18 @@ def cli(tmp_path: Path) -> Cli:
     return Cli(tmp_path)
 
 
+def shared(factory: pytest.TempPathFactory, name: str) -> Cli:
+    """A folder that all workers of one test session share: what they ask for at the same time is made once, by our own leases."""
+    base = factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / name
+    folder.mkdir(exist_ok=True)
+    return Cli(folder)
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     """A folder whose store has the embedded model, fully trained by the framework itself: once a session."""
-    cli = Cli(tmp_path_factory.mktemp("trained"))
+    cli = shared(tmp_path_factory, "trained")
     done = cli("task=sae", "layer=0", "sae.steps=20", "tracking=off", timeout=600)
     assert done.code == 0, done.err + done.out
     return cli
@@ -104,7 +112,7 @@ def sharing(store: Path, folder: Path) -> Cli:
 @pytest.fixture(scope="session")
 def quick_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store whose embedded model was trained for a few steps only: enough wherever quality does not matter."""
-    cli = Cli(tmp_path_factory.mktemp("quick"))
+    cli = shared(tmp_path_factory, "quick")
     done = cli("task=sae", "layer=0", "sae.steps=4", QUICK, "tracking=off")
     assert done.code == 0, done.err + done.out
     return cli.outputs / "artifacts"

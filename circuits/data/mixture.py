@@ -1,13 +1,14 @@
 """The text the embedded model is trained on: sentences of all behaviours, as a function of (seed, index).
 
-A sentence is a prompt, its answer and a full stop. Which behaviour comes next is drawn by `Behaviour.weight`. Training sentences
-come only from texts on the training side of the split, held-out ones only from the other (`behaviours.split`), so no
+A sentence is a prompt, its answer, what follows from it and a full stop. All behaviours are equally likely, unless the caller says
+otherwise (training asks for more of what is not yet learned). Training sentences come only from texts on the training side of the split, held-out ones only from the other (`behaviours.split`), so no
 clean prompt is ever on both sides. Torch-free.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -30,11 +31,16 @@ class Sentence(NamedTuple):
     """Number of words before the answer."""
 
 
-def sentences(seed: int, index: int, n: int, split: Split = "train") -> list[Sentence]:
-    """Block `index` of `n` sentences: the same for the same arguments, whatever was asked for before."""
+def sentences(
+    seed: int, index: int, n: int, split: Split = "train", shares: Mapping[str, float] | None = None
+) -> list[Sentence]:
+    """Block `index` of `n` sentences: the same for the same arguments, whatever was asked for before.
+
+    `shares`: behaviour -> how often it is drawn relative to the others (default: all alike).
+    """
     rng = np.random.default_rng(derive_seed(seed, "mixture", split, index))
     behaviours = list(BEHAVIOURS.values())
-    edges = list(accumulate(b.weight for b in behaviours))
+    edges = list(accumulate(shares[b.name] if shares else 1.0 for b in behaviours))
     which = np.searchsorted(edges, rng.random(n) * edges[-1], side="right")
     found = []
     for i in which:
@@ -50,10 +56,10 @@ def words() -> list[str]:
 
 
 def fingerprint() -> str:
-    """Changes when a behaviour, a word, a weight or a generator does: what a model trained on this mixture depends on.
+    """Changes when a behaviour, a word or a generator does: what a model trained on this mixture depends on.
 
-    Names, words and weights enter directly, generators through 64 sentences of each side.
+    Names and words enter directly, generators through 64 sentences of each side.
     """
-    declared = [f"{b.name} {b.weight} {' '.join(b.words)}" for b in BEHAVIOURS.values()]
+    declared = [f"{b.name} {' '.join(b.words)}" for b in BEHAVIOURS.values()]
     sample = [s.text for side in ("train", "heldout") for s in sentences(0, 0, 64, side)]  # type: ignore[arg-type]
     return hashlib.sha256("\n".join([WORD.pattern, *declared, *sample]).encode()).hexdigest()

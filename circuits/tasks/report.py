@@ -26,7 +26,7 @@ class Options:
 
 
 def run(cfg: BaseConfig) -> int:
-    """Make the page that ``of=`` names; the newest sweep's without it."""
+    """Make the page of the sweep that ``of=`` names."""
     if cfg.of is None:
         raise UserError("report: of which sweep? of=SWEEP; task=status lists them")
     found = sweep.find(cfg.of, Path(cfg.outputs), Path(cfg.multirun))

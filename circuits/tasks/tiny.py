@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from circuits.run.content import Contents
 from circuits.run.context import Context, Work
 from circuits.run.kinds import Kind
 from circuits.schema import BaseConfig
+
+if TYPE_CHECKING:
+    from circuits.models.load import LM
 
 
 def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
@@ -28,7 +32,7 @@ KIND = Kind(
     ),
     extra=extra,
     inline=True,
-    load="circuits.models.load:load_model",
+    load="circuits.tasks.tiny:opened",
     bytes=lambda cfg, dims: 10 << 20,
 )
 THREADS = 2  # while it is trained, whatever the task has: the model is the same whoever makes it
@@ -66,6 +70,15 @@ def build(context: Context, work: Work) -> None:
     finally:
         torch.set_num_threads(threads)
     context.say(f"made {artifact.id}")
+
+
+def opened(path: Path) -> LM:
+    """The model for a notebook: float32, on the best device there is."""
+    import torch
+
+    from circuits.models.load import load_model, pick_device
+
+    return load_model(str(path), dtype=torch.float32, device=pick_device())
 
 
 def _train(train: Any, spec: Any, out: Any, progress: Any, context: Context) -> None:

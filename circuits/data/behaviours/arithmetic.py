@@ -51,6 +51,5 @@ BEHAVIOUR = Behaviour(
     description="addition of single digits",
     words=words_in(TEMPLATES, (str(n) for n in range(19))),
     draw=draw,
-    weight=2.0,
     domain=domain,
 )

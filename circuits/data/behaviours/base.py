@@ -45,15 +45,13 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Behaviour:
-    """A generator of examples and what the embedded model needs to learn it."""
+    """A generator of examples. The embedded model learns every behaviour there is, so its words are declared."""
 
     name: str
     description: str
     words: tuple[str, ...]
     """Every word that may occur in a prompt or as an answer."""
     draw: Callable[[np.random.Generator], Example]
-    weight: float = 1.0
-    """Share in the embedded model's training mixture, relative to the others: what is hard to learn is drawn more often."""
     domain: Callable[[], Iterable[Example]] | None = None
     """All examples, where the whole domain is to be tested rather than unseen draws (single-digit sums)."""
 

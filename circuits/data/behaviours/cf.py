@@ -1,11 +1,11 @@
-"""A premise against stored knowledge (Ortu et al. 2024, "Competition of mechanisms").
+"""A counterfactual premise against stored knowledge (Ortu et al. 2024, "Competition of mechanisms").
 
-"Suppose the capital of France is Rome. Then the capital of France is" -> " Rome", not " Paris". Corrupt: the same premise with
-the true capital, so the foil is the fact and the logit difference is context against memory. In half of the prompts a
-second premise about another country stands before or after, so that copying the last capital is not enough: the
-premise must be found by its country. The answer stands in the premise (that is the behaviour), never at the prompt's end.
+"Suppose the capital of France is Rome. Then the capital of France is" -> " Rome": what was supposed wins over the fact. When
+the premise is about another country, "Suppose the capital of Spain is Rome. Then the capital of France is", the fact stands: " Paris".
+Each is the corrupt prompt of the other and both are drawn equally often, so neither copying the capital in the prompt nor
+recalling the fact is enough. What is supposed stands in the premise (that is the behaviour), never at the prompt's end.
 
-Unseen means: this combination of countries and supposed capitals was never trained on.
+Unseen means: this premise and this question were never trained on together.
 """
 
 from __future__ import annotations
@@ -15,41 +15,32 @@ import numpy as np
 from circuits.data.behaviours.base import Behaviour, Example, distinct, pick, words_in
 from circuits.data.behaviours.factual_recall import CAPITALS, COUNTRIES
 
-ASKED = COUNTRIES[:6]
 OPENINGS = ("Suppose", "Imagine", "Assume that")
-CLAUSE = "the capital of {country} is {capital}"
-
-
-def _premises(clauses: list[tuple[str, str]]) -> str:
-    return " and ".join(CLAUSE.format(country=country, capital=capital) for country, capital in clauses)
+PREMISE = "{opening} the capital of {country} is {capital}."
+QUESTION = "Then the capital of {country} is"
 
 
 def draw(rng: np.random.Generator) -> Example:
-    """One or two premises in random order, and a question about one of them."""
-    country, *others = distinct(rng, ASKED, 4)
-    supposed, distractor = CAPITALS[others[0]], (others[1], CAPITALS[others[2]])
-    place = pick(rng, ("only", "only", "first", "second"))
-    opening = pick(rng, OPENINGS)
-    question = f"Then the capital of {country} is"
-
-    def prompt(capital: str) -> str:
-        asked = (country, capital)
-        clauses = {"only": [asked], "first": [asked, distractor], "second": [distractor, asked]}[place]
-        return f"{opening} {_premises(clauses)}. {question}"
-
+    """A premise about the country asked for or about another one; the supposed capital is that of a third."""
+    country, other, third = distinct(rng, COUNTRIES, 3)
+    opening, supposed = pick(rng, OPENINGS), CAPITALS[third]
+    question = QUESTION.format(country=country)
+    counterfactual = f"{PREMISE.format(opening=opening, country=country, capital=supposed)} {question}"
+    factual = f"{PREMISE.format(opening=opening, country=other, capital=supposed)} {question}"
+    about = pick(rng, ("same", "other"))
     return Example(
-        clean=prompt(supposed),
-        corrupt=prompt(CAPITALS[country]),
-        target=f" {supposed}",
-        foil=f" {CAPITALS[country]}",
+        clean=counterfactual if about == "same" else factual,
+        corrupt=factual if about == "same" else counterfactual,
+        target=f" {supposed if about == 'same' else CAPITALS[country]}",
+        foil=f" {CAPITALS[country] if about == 'same' else supposed}",
         group=country,
-        factors={"country": country, "premise": place, "opening": opening},
+        factors={"country": country, "premise": about, "opening": opening},
     )
 
 
 BEHAVIOUR = Behaviour(
     name="cf",
     description="a supposed capital against the true one",
-    words=words_in(COUNTRIES, CAPITALS.values(), OPENINGS, CLAUSE, "and", ".", "Then"),
+    words=words_in(COUNTRIES, CAPITALS.values(), OPENINGS, PREMISE, QUESTION),
     draw=draw,
 )

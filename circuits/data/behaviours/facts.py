@@ -31,7 +31,16 @@ FIELDS = {
     "Euler": "mathematics",
 }
 PEOPLE = tuple(FIELDS)
-OPENINGS = ("The", "I know that the", "We learned that the", "Everyone says that the", "Today the")
+OPENINGS = (
+    "The",
+    "Today the",
+    "I know that the",
+    "We learned that the",
+    "We read that the",
+    "Everyone says that the",
+    "He said that the",
+    "It seems that the",
+)
 BODIES = (
     "fame of {person} comes from",
     "life of {person} was given to",

@@ -26,7 +26,16 @@ CAPITALS = {
     "Sweden": "Stockholm",
 }
 COUNTRIES = tuple(CAPITALS)
-OPENINGS = ("The", "I know that the", "We learned that the", "Everyone says that the", "Today the")
+OPENINGS = (
+    "The",
+    "Today the",
+    "I know that the",
+    "We learned that the",
+    "We read that the",
+    "Everyone says that the",
+    "He said that the",
+    "It seems that the",
+)
 BODIES = (
     "capital of {country} is",
     "capital city of {country} is",

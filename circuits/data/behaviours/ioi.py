@@ -45,5 +45,4 @@ BEHAVIOUR = Behaviour(
     description="indirect object identification",
     words=words_in(NAMES, PLACES, OBJECTS, TEMPLATES),
     draw=draw,
-    weight=2.0,
 )

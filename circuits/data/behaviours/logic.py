@@ -49,5 +49,4 @@ BEHAVIOUR = Behaviour(
     description="transitive comparison of three people, yes or no",
     words=words_in(NAMES, RELATIONS, PREMISE, QUESTION, "yes no"),
     draw=draw,
-    weight=3.0,
 )

@@ -22,7 +22,16 @@ MEMBERS = {
 CATEGORY = {noun: category for category, nouns in MEMBERS.items() for noun in nouns}
 NOUNS, CATEGORIES = tuple(CATEGORY), tuple(MEMBERS)
 POLARITY = ("surely", "not")
-OPENINGS = ("A", "He said that a", "We read that a", "It seems that a", "She thinks that a")
+OPENINGS = (
+    "A",
+    "I know that a",
+    "We learned that a",
+    "We read that a",
+    "Everyone says that a",
+    "He said that a",
+    "She thinks that a",
+    "It seems that a",
+)
 ANSWERS = (" false", " true")
 
 
@@ -57,5 +66,4 @@ BEHAVIOUR = Behaviour(
     description="true or false, from category membership and negation",
     words=words_in(NOUNS, CATEGORIES, POLARITY, OPENINGS, ANSWERS, "is a . This is"),
     draw=draw,
-    weight=2.0,
 )

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -24,6 +25,7 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from circuits.data import mixture
+from circuits.data.behaviours import BEHAVIOURS
 from circuits.data.behaviours.base import WORD
 from circuits.data.seeds import derive_seed
 from circuits.errors import NonFinite, RunError
@@ -33,6 +35,8 @@ from circuits.models.tiny.spec import BOS, EOS, SPECIALS, TinySpec, hf_config, v
 from circuits.models.tiny.tokenizer import build_tokenizer, word_ids
 
 Progress = Callable[[int, int, dict[str, float]], None]
+
+ERROR_RATE, KEEP_ALIVE, LEARNED = 0.05, 0.1, 0.05
 
 ROW = 64
 """Positions of a packed row; the longest sentence has about 30."""
@@ -45,41 +49,44 @@ class Packed(NamedTuple):
     positions: Int[Tensor, "rows pos"]
     """Counted from 0 in every sentence."""
     sentence: Int[Tensor, "rows pos"]
-    """Number of the sentence within its row, -1 at padding."""
+    """Number of the sentence in the batch, -1 at padding."""
     weight: Float[Tensor, "rows pos"]
     """Weight of predicting this token; 0 at a sentence's first token and at padding."""
+    answers: Int[Tensor, "n 2"]
+    """Row and position of each sentence's answer."""
 
 
-def encode(sentences: list[mixture.Sentence], ids: dict[str, int]) -> list[tuple[list[int], int]]:
-    """Each sentence as <bos> words <eos>, and the position of its answer."""
+def encode(sentences: list[mixture.Sentence], ids: dict[str, int]) -> list[list[int]]:
+    """Each sentence as <bos> words <eos>; its answer stands at ``place + 1``."""
     bos, eos = SPECIALS.index(BOS), SPECIALS.index(EOS)
-    return [([bos, *(ids[word] for word in WORD.findall(s.text)), eos], 1 + s.place) for s in sentences]
+    return [[bos, *(ids[word] for word in WORD.findall(s.text)), eos] for s in sentences]
 
 
-def pack(sequences: list[tuple[list[int], int]], width: int, answer_weight: float) -> Packed:
-    """First-fit packing, longest first, into rows of `width`."""
-    rows: list[list[tuple[list[int], int]]] = []
+def pack(sequences: list[list[int]], answers: list[int], answer_weight: float, width: int = ROW) -> Packed:
+    """First-fit packing, longest first. `answers`: position of the answer in each sequence.
+
+    What follows an answer up to the full stop is determined by the behaviour too (`Example.rest`) and weighs as much.
+    """
     room: list[int] = []
-    for sequence, answer in sorted(sequences, key=lambda s: -len(s[0])):
-        row = next((r for r, left in enumerate(room) if left >= len(sequence)), len(rows))
-        if row == len(rows):
-            rows.append([])
+    starts: list[tuple[int, int]] = [(0, 0)] * len(sequences)
+    for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
+        length = len(sequences[i])
+        row = next((r for r, left in enumerate(room) if left >= length), len(room))
+        if row == len(room):
             room.append(width)
-        rows[row].append((sequence, answer))
-        room[row] -= len(sequence)
-    ids, positions = torch.zeros(len(rows), width, dtype=torch.int64), torch.zeros(len(rows), width, dtype=torch.int64)
-    sentence, weight = torch.full((len(rows), width), -1), torch.zeros(len(rows), width)
-    for r, row_sequences in enumerate(rows):
-        start = 0
-        for s, (sequence, answer) in enumerate(row_sequences):
-            end = start + len(sequence)
-            ids[r, start:end] = torch.tensor(sequence)
-            positions[r, start:end] = torch.arange(len(sequence))
-            sentence[r, start:end] = s
-            weight[r, start + 1 : end] = 1.0
-            weight[r, start + answer : end - 2] = answer_weight
-            start = end
-    return Packed(ids, positions, sentence, weight)
+        starts[i] = (row, width - room[row])
+        room[row] -= length
+    shape = (len(room), width)
+    ids, positions, sentence = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, -1)
+    weight, places = np.zeros(shape, np.float32), np.zeros((len(sequences), 2), np.int64)
+    for i, ((row, start), sequence, answer) in enumerate(zip(starts, sequences, answers, strict=True)):
+        end = start + len(sequence)
+        ids[row, start:end], positions[row, start:end] = sequence, range(len(sequence))
+        sentence[row, start:end] = i
+        weight[row, start + 1 : end] = 1.0
+        weight[row, start + answer : end - 2] = answer_weight
+        places[i] = row, start + answer
+    return Packed(*(torch.from_numpy(array) for array in (ids, positions, sentence, weight, places)))
 
 
 def attention_mask(sentence: Int[Tensor, "rows pos"]) -> Bool[Tensor, "rows 1 pos pos"]:
@@ -88,8 +95,8 @@ def attention_mask(sentence: Int[Tensor, "rows pos"]) -> Bool[Tensor, "rows 1 po
     return (same & torch.ones(same.shape[1:], dtype=torch.bool).tril())[:, None]
 
 
-def weighted_loss(model: Qwen2ForCausalLM, batch: Packed) -> Float[Tensor, ""]:
-    """The weighted next-token loss of a packed batch."""
+def weighted_loss(model: Qwen2ForCausalLM, batch: Packed) -> tuple[Float[Tensor, ""], Bool[Tensor, " n"]]:
+    """The weighted next-token loss, and which sentences' answers were the most likely token."""
     logits = model(
         input_ids=batch.ids,
         position_ids=batch.positions,
@@ -98,7 +105,9 @@ def weighted_loss(model: Qwen2ForCausalLM, batch: Packed) -> Float[Tensor, ""]:
     ).logits
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
     weight = batch.weight[:, 1:].flatten()
-    return (loss * weight).sum() / weight.sum()
+    rows, places = batch.answers.unbind(dim=1)
+    right = logits.detach()[rows, places - 1].argmax(dim=-1) == batch.ids[rows, places]
+    return (loss * weight).sum() / weight.sum(), right
 
 
 def new_model(spec: TinySpec, vocab: int) -> Qwen2ForCausalLM:
@@ -108,12 +117,26 @@ def new_model(spec: TinySpec, vocab: int) -> Qwen2ForCausalLM:
         return Qwen2ForCausalLM(Qwen2Config(**hf_config(spec, vocab))).float()
 
 
-def learning_rate(spec: TinySpec, step: int) -> float:
-    """Linear warm-up, then a cosine from `lr` to a tenth of it."""
-    if step < spec.warmup:
-        return spec.lr * (step + 1) / spec.warmup
-    done = (step - spec.warmup) / max(1, spec.steps - spec.warmup)
-    return spec.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+class Curriculum:
+    """Running error per behaviour: it sets what is drawn next, and says when everything is learned."""
+
+    def __init__(self) -> None:
+        self.errors = dict.fromkeys(BEHAVIOURS, 1.0)
+
+    def shares(self) -> dict[str, float]:
+        """What is not yet learned is drawn more often, what is learned is kept alive."""
+        return {name: KEEP_ALIVE + error for name, error in self.errors.items()}
+
+    def update(self, behaviours: list[str], right: list[bool]) -> None:
+        """Move each behaviour's error a twentieth of the way to that of this batch."""
+        for name in self.errors:
+            now = [r for b, r in zip(behaviours, right, strict=True) if b == name]
+            if now:
+                self.errors[name] += ERROR_RATE * (1 - sum(now) / len(now) - self.errors[name])
+
+    def learned(self) -> bool:
+        """Whether every behaviour's running error is below `LEARNED`."""
+        return max(self.errors.values()) < LEARNED
 
 
 def fit(
@@ -122,31 +145,39 @@ def fit(
     ids: dict[str, int],
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
-) -> None:
-    """Train `model` in place for `spec.steps` steps."""
+) -> int:
+    """Train `model` in place; returns the number of steps taken.
+
+    Warm-up, a constant rate until all is learned (at the latest until the decay must begin), linear decay to zero.
+    """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=spec.lr, betas=(0.9, 0.98), weight_decay=spec.weight_decay, fused=True
     )
+    curriculum, end, step, decaying = Curriculum(), spec.steps, 0, False
     model.train()
-    for step in range(spec.steps):
+    while step < end:
         if should_stop is not None and should_stop():
-            raise RunError(
-                f"training of the embedded model was stopped after {step} of {spec.steps} steps; run it again"
-            )
-        sentences = mixture.sentences(spec.seed, step, spec.batch)
-        loss = weighted_loss(model, pack(encode(sentences, ids), ROW, spec.answer_weight))
-        value = float(loss)
+            raise RunError(f"training of the embedded model was stopped after {step} of {end} steps; run it again")
+        sentences = mixture.sentences(spec.seed, step, spec.batch, shares=curriculum.shares())
+        batch = pack(encode(sentences, ids), [s.place + 1 for s in sentences], spec.answer_weight)
+        loss, right = weighted_loss(model, batch)
+        value = loss.item()
         if not math.isfinite(value):
             raise NonFinite(f"loss of the embedded model is {value} at step {step}; lower its lr ({spec.lr})")
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(spec, step)
+            group["lr"] = spec.lr * min(1.0, (step + 1) / spec.warmup, (end - step) / spec.decay)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        step += 1
+        curriculum.update([s.behaviour for s in sentences], right.tolist())
+        if not decaying and curriculum.learned():
+            decaying, end = True, min(end, step + spec.decay)
         if progress is not None:
-            progress(step + 1, spec.steps, {"loss": value})
+            progress(step, end, {"loss": value, "error": max(curriculum.errors.values())})
     model.eval()
+    return step
 
 
 def train(

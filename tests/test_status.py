@@ -1,0 +1,276 @@
+"""What runs say of themselves: states that outlive a kill, metrics that outlive a torn write, tables that lie about neither."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from configs import compose, plan
+
+from circuits.errors import RunError, UserError
+from circuits.run import status, sweep, tracking
+from circuits.run.status import Status
+from circuits.run.tracking import Tracker
+from circuits.schema import TrackingConfig, TrackingMode
+from circuits.tasks import status as task
+
+
+def running(directory: Path) -> int:
+    """A process that says it runs in `directory`, until it is killed; its pid."""
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            Status(directory, "sae").progress("training", 10, 100, "step", {"EV": 0.5})
+            os.write(tell, b"x")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.read(ready, 1)
+    os.close(ready)
+    os.close(tell)
+    return pid
+
+
+def rewrite(directory: Path, **changed: Any) -> None:
+    """Change facts in a status file."""
+    file = directory / status.FILE
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+
+
+# -- status.json -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_running_while_its_process_lives_and_killed_after(tmp_path: Path) -> None:
+    pid = running(tmp_path)
+    facts = status.read(tmp_path)
+    assert facts["state"] == "running" and facts["pid"] == pid and facts["error"] is None
+    os.kill(pid, signal.SIGKILL)
+    while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.005)
+    facts = status.read(tmp_path)
+    assert facts["state"] == "killed" and "SIGKILL" in facts["error"], (
+        "although its launcher has not asked how it ended"
+    )
+    os.waitpid(pid, 0)
+    assert status.read(tmp_path)["state"] == "killed"
+    assert json.loads((tmp_path / status.FILE).read_text())["state"] == "running", "reading writes nothing"
+
+
+def test_another_process_with_the_same_pid_is_not_the_run(tmp_path: Path) -> None:
+    Status(tmp_path, "sae")
+    assert status.read(tmp_path)["state"] == "running"
+    rewrite(tmp_path, process_started=psutil.Process().create_time() - 3600)
+    assert status.read(tmp_path)["state"] == "killed"
+
+
+def test_a_run_on_another_host_is_judged_by_its_silence(tmp_path: Path) -> None:
+    Status(tmp_path, "sae")
+    rewrite(tmp_path, host="another")
+    assert status.read(tmp_path)["state"] == "running"
+    long_ago = time.time() - status.SILENT_S - 1
+    os.utime(tmp_path / status.FILE, (long_ago, long_ago))
+    assert status.read(tmp_path)["state"] == "killed"
+
+
+@pytest.mark.parametrize("state", [s for s in status.FINISHED if s != "killed"])
+def test_what_has_ended_stays_as_it_ended(tmp_path: Path, state: str) -> None:
+    Status(tmp_path, "sae").finish(state, 0, error="why")
+    rewrite(tmp_path, process_started=0.0)
+    facts = status.read(tmp_path)
+    assert facts["state"] == state and facts["error"] == "why" and facts["ended"]
+
+
+def test_a_resumed_run_counts_its_restarts_and_forgets_the_old_error(tmp_path: Path) -> None:
+    status.write_plain(tmp_path, "waiting", task="sae")
+    first = Status(tmp_path, "sae")
+    assert first.facts["restarts"] == 0
+    first.finish("failed", 1, error="boom", traceback="…")
+    second = Status(tmp_path, "sae")
+    assert second.facts["restarts"] == 1
+    assert status.read(tmp_path)["error"] is None and status.read(tmp_path)["state"] == "running"
+
+
+def test_no_status_and_an_unreadable_one(tmp_path: Path) -> None:
+    assert status.read(tmp_path) == {}
+    (tmp_path / status.FILE).write_text('{"state": "runn')
+    facts = status.read(tmp_path)
+    assert facts["state"] == "failed" and str(tmp_path / status.FILE) in facts["error"]
+    assert Status(tmp_path, "sae").facts["state"] == "running", "a new run takes its place"
+
+
+def test_progress_gives_rate_and_time_left_within_a_phase(tmp_path: Path) -> None:
+    writer = Status(tmp_path, "sae")
+    writer.progress("training", 0, 100, "step", {})
+    time.sleep(0.1)
+    writer.progress("training", 50, 100, "step", {"EV": 0.5})
+    found = writer.facts["progress"]
+    assert found["rate"] > 0 and found["eta_s"] == pytest.approx(50 / found["rate"]) and found["metrics"] == {"EV": 0.5}
+    writer.progress("measuring", 5, None, "sequence", {})
+    found = writer.facts["progress"]
+    assert found["rate"] is None and found["eta_s"] is None, "another phase has another rate"
+
+
+def test_the_last_step_is_always_on_disk(tmp_path: Path) -> None:
+    writer = Status(tmp_path, "sae")
+    for step in range(1, 101):
+        writer.progress("training", step, 100, "step", {})
+    assert status.read(tmp_path)["progress"]["done"] == 100
+    writer.finish("done", 0)
+    facts = status.read(tmp_path)
+    assert facts["peak_rss_bytes"] > 1 << 20 and facts["wall_s"] >= 0 and facts["exit_code"] == 0
+
+
+# -- metrics.jsonl -----------------------------------------------------------------------------------------------
+
+
+def log(directory: Path, *steps: int) -> None:
+    """Log rows as a run does, from opening the file to closing it."""
+    tracker = Tracker(directory, TrackingConfig(mode=TrackingMode.disabled), "group", [])
+    for step in steps:
+        tracker.log(step, {"loss": 1.0 / step}, layer=0)
+    tracker.close()
+
+
+def test_rows_are_appended_by_whoever_resumes(tmp_path: Path) -> None:
+    assert tracking.read(tmp_path) == []
+    log(tmp_path, 1, 2)
+    log(tmp_path, 3)
+    assert [row["step"] for row in tracking.read(tmp_path)] == [1, 2, 3]
+
+
+def test_a_torn_last_row_is_left_out_and_the_next_run_writes_on_cleanly(tmp_path: Path) -> None:
+    file = tmp_path / tracking.FILE
+    log(tmp_path, 1, 2, 3)
+    whole = file.read_bytes()
+    second = whole.index(b"\n", whole.index(b"\n") + 1) + 1
+    for size in range(second, len(whole)):
+        file.write_bytes(whole[:size])
+        left = [row["step"] for row in tracking.read(tmp_path)]
+        assert left in ([1, 2], [1, 2, 3])
+        log(tmp_path, 4)
+        assert [row["step"] for row in tracking.read(tmp_path)] in ([1, 2, 4], [1, 2, 3, 4])
+
+
+def test_damage_in_the_middle_is_named_with_its_line(tmp_path: Path) -> None:
+    log(tmp_path, 1, 2, 3)
+    file = tmp_path / tracking.FILE
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], lines[1][:-5], lines[2], ""]))
+    with pytest.raises(RunError, match=r"metrics\.jsonl, line 2: not JSON"):
+        tracking.read(tmp_path)
+
+
+def test_what_json_has_no_number_for_is_null(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, TrackingConfig(mode=TrackingMode.disabled), "group", [])
+    tracker.log(1, {"loss": float("nan"), "norm": float("inf"), "ok": 2.0})
+    tracker.close()
+    (row,) = tracking.read(tmp_path)
+    assert (row["loss"], row["norm"], row["ok"]) == (None, None, 2.0)
+
+
+# -- sweeps and their table --------------------------------------------------------------------------------------
+
+
+def made(folder: Path, *words: str) -> sweep.Sweep:
+    """A sweep that was launched by this process and has not run."""
+    return sweep.create(plan("task=sae", *words, base=folder), folder)
+
+
+def shown(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What ``task=status`` prints."""
+    capsys.readouterr()
+    assert task.run(compose("task=status", *words, base=folder)) == 0
+    return capsys.readouterr().out
+
+
+def test_a_sweep_is_found_by_id_name_or_directory_and_a_wrong_one_names_the_nearest(tmp_path: Path) -> None:
+    first, second = made(tmp_path, "layer=0", "name=baseline"), made(tmp_path, "layer=0,1")
+    places = (tmp_path / "outputs", tmp_path / "multirun")
+    for of in (first.id, "baseline", str(first.path)):
+        assert sweep.find(of, *places).path == first.path
+    with pytest.raises(UserError, match=f"did you mean {second.id}"):
+        sweep.find(second.id[:-1], *places)
+    made(tmp_path, "layer=1", "name=baseline")
+    with pytest.raises(UserError, match="2 sweeps have this name; take an id: "):
+        sweep.find("baseline", *places)
+
+
+def test_sweeps_made_at_the_same_moment_have_directories_of_their_own(tmp_path: Path) -> None:
+    elements = plan("task=sae", "layer=0", base=tmp_path)
+    assert len({sweep.create(elements, tmp_path).path for _ in range(20)}) == 20
+
+
+def test_element_directories_are_named_by_what_was_swept(tmp_path: Path) -> None:
+    found = made(tmp_path, "layer=0,1", "sae.k=8,16", "note=not swept")
+    assert sorted(path.name for path in found.path.iterdir() if path.is_dir()) == [
+        "000-layer=0,sae.k=8", "001-layer=0,sae.k=16", "002-layer=1,sae.k=8", "003-layer=1,sae.k=16",
+    ]  # fmt: skip
+    long = plan("layer=" + ",".join(f"[{','.join('0' * n)}]" for n in range(60, 64)), base=tmp_path)
+    assert all(len(element.name) <= 80 for element in long) and len({element.name for element in long}) == 4
+
+
+def test_an_element_that_waits_for_a_launcher_that_is_gone_never_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = made(tmp_path, "layer=0,1")
+    assert "2 waiting" in shown(tmp_path, capsys)
+    record = json.loads((found.path / sweep.FILE).read_text())
+    record["launcher"] |= {"host": socket.gethostname(), "started": 0.0}
+    (found.path / sweep.FILE).write_text(json.dumps(record))
+    assert "2 never started" in shown(tmp_path, capsys)
+
+
+def test_the_table_counts_states_and_one_sweep_names_its_errors_and_logs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = made(tmp_path, "layer=0,1,2")
+    directories = [found.directory(item) for item in found.record["elements"]]
+    Status(directories[0], "sae").finish("done", 0)
+    Status(directories[1], "sae").finish("failed", 1, error="layer 1, step 7: the loss is [nan]")
+    pid = running(directories[2])
+    assert "1 done  1 failed  1 running" in shown(tmp_path, capsys)
+    one = shown(tmp_path, capsys, f"of={found.id}")
+    assert "layer 1, step 7: the loss is [nan]" in one and "001-layer=1/run.log" in one
+    assert "training  10/100" in one
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert "1 done  1 failed  1 killed" in shown(tmp_path, capsys)
+
+
+@pytest.mark.parametrize("note", ["see [1]", "[/closing]", "[bold]x", "50% [red]"])
+def test_a_note_is_shown_as_it_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], note: str) -> None:
+    found = made(tmp_path, "layer=0", f"note='{note}'")
+    assert note in shown(tmp_path, capsys)
+    assert note in shown(tmp_path, capsys, f"of={found.id}")
+
+
+def test_an_empty_folder_says_how_to_begin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no runs yet; try: python launch.py task=sae layer=0" in shown(tmp_path, capsys)
+
+
+def test_only_the_newest_are_listed_unless_all_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task, "NEWEST", 2)
+    elements = plan("task=sae", "layer=0", base=tmp_path)
+    ids = [sweep.create(elements, tmp_path).id for _ in range(3)]
+    text = shown(tmp_path, capsys)
+    assert sum(one in text for one in ids) == 2 and "1 older ones: status.all=true" in text
+    assert all(one in shown(tmp_path, capsys, "status.all=true") for one in ids)
+
+
+def test_a_sweep_that_is_being_written_or_damaged_does_not_hide_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = made(tmp_path, "layer=0"), made(tmp_path, "layer=0")
+    (bad.path / sweep.FILE).write_text('{"id": "x')
+    assert good.id in shown(tmp_path, capsys)
