@@ -148,9 +148,9 @@ class EmbeddedConfig:
 
     layers: int = 4
     width: int = 128
-    steps: int = 1000
-    batch: int = 128
-    lr: float = 3e-3
+    steps: int = 1500  # at most: training ends soon after every behaviour is learned
+    batch: int = 64
+    lr: float = 1e-3
     seed: int = 0
 
 

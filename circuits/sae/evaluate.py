@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.data.stream import ActivationStream
-from circuits.sae.metrics import Evaluator
+from circuits.errors import NonFinite
+from circuits.sae.metrics import Evaluator, SpliceSums
 from circuits.sae.modules import SAE
 from circuits.sae.splice import splice_sums
 
@@ -46,6 +47,7 @@ def measure(
             evaluator.add(chunk.sites[layer], chunk.keep)
         sums = splice_sums(stream.lm, saes, chunk.tokens.ids, chunk.tokens.mask, chunk.keep, site=stream.site)
         for layer, evaluator in evaluators.items():
+            _require_finite(sums[layer], chunk.tokens.samples, layer)
             evaluator.add_splice(sums[layer])
         done += len(chunk.tokens)
         progress(done, n_sequences)
@@ -55,3 +57,17 @@ def measure(
         kept = {name: control[name] for name in ("explained_variance", "explained_variance_ci")} if control else None
         measured[layer] = ({**evaluator.result(), "control": kept}, evaluator.firing_rate())
     return measured
+
+
+def _require_finite(sums: SpliceSums, samples: Int[Tensor, " n"], layer: int) -> None:
+    """A loss that is no number stops the measurement; it names which forward pass and which sample."""
+    passes = {
+        "ce_clean": "the model itself",
+        "ce_spliced": f"the reconstruction of layer {layer}",
+        "ce_zero": f"layer {layer} at zero",
+    }
+    for name, what in passes.items():
+        bad = ~getattr(sums, name).isfinite()
+        if bool(bad.any()):
+            sample = int(samples.cpu()[bad.cpu()][0])
+            raise NonFinite(f"non-finite logits with {what}, held-out sample {sample}; try a wider dtype")
