@@ -66,7 +66,10 @@ def answer(name: str, prompt: str) -> str:
         return min(counts, key=lambda w: counts[w])
     pairs = {"felt": ("sad", "happy"), "was": ("negative", "positive"), "us": ("cry", "smile"), "hated": ()}
     pairs["All of us"] = ("hated", "loved")
-    good = any(w in words for w in "amazing brilliant delightful excellent great lovely superb wonderful".split())
+    good = any(
+        w in words
+        for w in ["amazing", "brilliant", "delightful", "excellent", "great", "lovely", "superb", "wonderful"]
+    )
     return pairs["All of us" if prompt.endswith("All of us") else words[-1]][good]
 
 

@@ -93,7 +93,7 @@ def test_a_killed_launcher_leaves_no_process(warm: Cli, wait_until: Wait) -> Non
 
 
 def test_a_killed_worker_is_named_and_the_others_finish(warm: Cli, wait_until: Wait) -> None:
-    running = warm.start("layer=0,1", "sae.steps=3000", "sae.checkpoint_every=20", *SHORT)
+    running = warm.start("layer=0,1", "sae.steps=500", "sae.checkpoint_every=20", *SHORT)
     wait_until(lambda: training(warm) or running.poll() is not None, 120, "training")
     victim = elements(warm)[0]
     name = Path(victim.cmdline()[-1]).name
@@ -102,7 +102,7 @@ def test_a_killed_worker_is_named_and_the_others_finish(warm: Cli, wait_until: W
     assert running.returncode == 1
     assert "killed by SIGKILL" in out and name in out
     assert len(warm.artifacts("sae")) == 1
-    done = warm("layer=0,1", "sae.steps=3000", "sae.checkpoint_every=20", *SHORT)
+    done = warm("layer=0,1", "sae.steps=500", "sae.checkpoint_every=20", *SHORT)
     assert done.code == 0 and "1 to run · 1 cached" in done.out
 
 

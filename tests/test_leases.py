@@ -32,6 +32,7 @@ def process_with(path: Path) -> int:
     pid = os.fork()
     if pid == 0:
         try:
+            signal.alarm(60)  # whatever happens to the test
             Lease(path, by="child").acquire()
             os.write(tell, b"x")
             signal.pause()

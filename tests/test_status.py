@@ -28,6 +28,7 @@ def running(directory: Path) -> int:
     pid = os.fork()
     if pid == 0:
         try:
+            signal.alarm(60)  # whatever happens to the test
             Status(directory, "sae").progress("training", 10, 100, "step", {"EV": 0.5})
             os.write(tell, b"x")
             signal.pause()

@@ -17,7 +17,7 @@ from pathlib import Path
 from circuits.data import hub
 from circuits.data.lines import hash_jsonl, hash_text, jsonl_documents, text_documents
 from circuits.errors import UserError, nearest, suggest
-from circuits.files import sha256_file, sha256_text
+from circuits.files import sha256_file
 
 KINDS = ("text", "jsonl", "datasets")
 CHECKED_WHOLE = 200_000_000
@@ -126,11 +126,11 @@ def content_hash(kind: str | None, path: Paths, split: str | None = None, revisi
     """The canonical hash of a corpus: line ends, spaces inside JSON and the files' names do not enter, the text does.
 
     Text: the bytes with ``\\r\\n`` as ``\\n``. JSONL: canonical records. Datasets: the bytes of the data files. Several
-    files: the hash of their hashes in order. A name on the hub: its commit.
+    files: the hash of their hashes in order. A name on the hub: ``name@commit``.
     """
     corpus = find_corpus(kind, path, split)
     if corpus.hub is not None:
-        return sha256_text(f"{corpus.hub}@{hub.hub_commit(corpus.hub, revision)}")
+        return f"{corpus.hub}@{hub.hub_commit(corpus.hub, revision)}"
     of_file = {"text": hash_text, "jsonl": hash_jsonl, "datasets": sha256_file}[corpus.kind]
     digests = [of_file(file) for file in corpus.files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()

@@ -1,8 +1,8 @@
 """The text the embedded model is trained on: sentences of all behaviours, as a function of (seed, index).
 
-A sentence is a prompt, its answer, what follows from it and a full stop. All behaviours are equally likely, unless the caller says
-otherwise (training asks for more of what is not yet learned). Training sentences come only from texts on the training side of the split, held-out ones only from the other (`behaviours.split`), so no
-clean prompt is ever on both sides. Torch-free.
+A sentence is a prompt, its answer, what follows from it and a full stop. All behaviours are equally likely, unless the caller
+says otherwise (training asks for more of what is not yet learned). Training sentences come only from texts on the training
+side of the split, held-out ones only from the other (`behaviours.split`), so no clean prompt is ever on both sides. Torch-free.
 """
 
 from __future__ import annotations

@@ -159,6 +159,13 @@ class Context:
             self._inputs[name] = self._require(registry.kind(name))
         return self._inputs[name]
 
+    def model_files(self) -> tuple[str, str | None]:
+        """The model's directory or hub name, and the commit that is in the key (None for a directory)."""
+        model = self.run.cfg.model
+        if model.embedded is not None:
+            return str(self.require("tiny").path), None
+        return model.id, self.run.contents.model(model).facts.revision
+
     def _require(self, kind: Kind) -> Artifact:
         other = Context(self.run, kind)
         key = other.key()

@@ -77,9 +77,10 @@ class Status:
         self.write()
 
     def progress(self, phase: str, done: float, total: float | None, unit: str, metrics: dict[str, float]) -> None:
-        """Where the run is; written at most every half second."""
+        """Where the run is; written at most every half second, a new phase at once: it may be long and say no more."""
         moment = time.monotonic()
-        if phase != self._phase or self._rate is None:
+        fresh = phase != self._phase
+        if fresh or self._rate is None:
             self._phase, self._rate = phase, (moment, done)
         seconds, steps = moment - self._rate[0], done - self._rate[1]
         rate = steps / seconds if seconds > 0 and steps > 0 else None
@@ -92,7 +93,7 @@ class Status:
             "eta_s": (total - done) / rate if rate and total is not None else None,
             "metrics": metrics,
         }
-        if moment - self._written >= WRITE_EVERY_S or (total is not None and done >= total):
+        if fresh or moment - self._written >= WRITE_EVERY_S or (total is not None and done >= total):
             self.write(durable=False)
 
     def finish(self, state: str, exit_code: int, error: str | None = None, traceback: str | None = None) -> None:

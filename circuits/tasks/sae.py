@@ -164,9 +164,9 @@ def _stream(context: Context, layers: list[int]) -> ActivationStream:
     torch.backends.cuda.matmul.allow_tf32 = cfg.precision.matmul.value == "high"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.precision.dtype.value]
     device = pick_device(cfg.model.device, cfg.model.allow_fallback)
-    model_path = str(context.require("tiny").path) if cfg.model.embedded is not None else cfg.model.id
     context.progress("loading the model", 0, None)
-    lm = load_model(model_path, revision=cfg.model.revision, dtype=dtype, device=device)
+    name, revision = context.model_files()
+    lm = load_model(name, revision=revision, dtype=dtype, device=device)
     if cfg.data.source is DataSource.embedded:
         source: TokenSource = EmbeddedSource(lm.tokenizer, cfg.seed, cfg.data.context)
     else:

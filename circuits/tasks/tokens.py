@@ -43,16 +43,16 @@ def build(context: Context, work: Work) -> None:
     from circuits.models.identify import inspect_model, local_files
     from circuits.models.load import load_tokenizer
 
-    data, model = context.cfg.data, context.run.cfg.model
-    source = str(context.require("tiny").path) if model.embedded is not None else model.id
-    directory = local_files(inspect_model(source, model.revision))
-    tokenizer = load_tokenizer(directory)
+    data = context.cfg.data
+    tokenizer = load_tokenizer(local_files(inspect_model(*context.model_files())))
 
     def progress(count: int, tokens: int) -> None:
         context.progress("tokenising", tokens, data.max_tokens, "token")
         context.stop_here()
 
-    texts = documents(data.source.value, data.path, data.field or "text", data.split)
+    # A hub dataset is read at the commit that is in the key, whatever its main branch has become since.
+    _, pinned, commit = str(context.run.contents.corpus(data)).rpartition("@")
+    texts = documents(data.source.value, data.path, data.field or "text", data.split, revision=commit if pinned else None)
 
     def write(out: Path) -> None:
         tokenise(

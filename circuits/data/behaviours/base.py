@@ -97,15 +97,15 @@ def draw_from(behaviour: Behaviour, rng: np.random.Generator, side: Split) -> Ex
 def unseen(behaviour: Behaviour, rng: np.random.Generator, n: int) -> list[Example]:
     """Up to `n` examples with different clean texts, none of which the embedded model was trained on.
 
-    A small domain has fewer (draws stop after 20 without a new text per text wanted). A behaviour with a `domain` gives all of
+    A small domain has fewer (draws stop after 200 in a row that gave no new text). A behaviour with a `domain` gives all of
     it instead, seen or not.
     """
     if behaviour.domain is not None:
         return list(behaviour.domain())
     found: dict[str, Example] = {}
-    for _ in range(20 * n):
+    repeats = 0
+    while len(found) < n and repeats < 200:
         example = draw_from(behaviour, rng, "heldout")
+        repeats = repeats + 1 if example.clean in found else 0
         found.setdefault(example.clean, example)
-        if len(found) == n:
-            break
     return list(found.values())

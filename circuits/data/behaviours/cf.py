@@ -1,9 +1,10 @@
 """A counterfactual premise against stored knowledge (Ortu et al. 2024, "Competition of mechanisms").
 
-"Suppose the capital of France is Rome. Then the capital of France is" -> " Rome": what was supposed wins over the fact. When
-the premise is about another country, "Suppose the capital of Spain is Rome. Then the capital of France is", the fact stands: " Paris".
-Each is the corrupt prompt of the other and both are drawn equally often, so neither copying the capital in the prompt nor
-recalling the fact is enough. What is supposed stands in the premise (that is the behaviour), never at the prompt's end.
+"Suppose the capital of France is Rome. Then the capital of France is" -> " Rome": what was supposed wins over the fact.
+When the premise is about another country, "Suppose the capital of Spain is Rome. Then the capital of France is", the fact
+stands: " Paris". Each is the corrupt prompt of the other and both are drawn equally often, so neither copying the capital
+in the prompt nor recalling the fact is enough. What is supposed stands in the premise (that is the behaviour), never at
+the prompt's end.
 
 Unseen means: this premise and this question were never trained on together.
 """

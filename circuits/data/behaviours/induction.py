@@ -1,10 +1,11 @@
 """Induction (Elhage et al. 2021; Olsson et al. 2022, "In-context learning and induction heads").
 
-"river stone lamp cloud stone" -> " lamp": different random words, then a run of one to three of them again; what followed
-before follows again. Length, place and run vary, so the answer is at no fixed distance. Corrupt: a run from another
-place is repeated, and the word after that one is the foil.
+"river stone lamp cloud stone" -> " lamp": different random words, then one or two of them again; what followed before
+follows again, in training text up to the end of the sequence. Length, place and run vary, so the answer is at no fixed
+distance. Corrupt: a run from another place is repeated, and the word after that one is the foil.
 
-Unseen means: this sequence of words was never trained on.
+Ten words are few on purpose: a small model finds the circuit within some 15,000 sequences of twelve words and has not
+found it after 19,000 of twenty-four. Unseen means: this sequence of words was never trained on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from circuits.data.behaviours.base import Behaviour, Example, distinct, pick, words_in
 
-WORDS = tuple("river stone lamp cloud apple chair window garden paper bridge".split())
+WORDS = ("river", "stone", "lamp", "cloud", "apple", "chair", "window", "garden", "paper", "bridge")
 LENGTHS = (3, 4, 5, 6, 7)
 RUNS = (1, 2)
 

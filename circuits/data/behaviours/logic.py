@@ -1,12 +1,13 @@
 """Transitive comparison, yes or no.
 
-"Anna is taller than Mark. Mark is taller than Paul. So is Anna taller than Paul? Answer:" -> " yes". The two premises come in
-random order and the question is about the ends of the chain in either order, so neither position nor name tells the answer and
-no premise states it. A model may compare the roles in which the two were named (the greater is only ever a subject)
-rather than build the chain; which of the two it does is for an experiment to find out. Corrupt: the question with its
-names exchanged, which exchanges the answers.
+"Anna is taller than Mark. Mark is taller than Paul. So is Anna taller than Paul? Answer:" -> " yes". The two premises
+come in random order and the question is about the ends of the chain in either order, so neither position nor name tells
+the answer and no premise states it. A model may compare the roles in which the two were named (the greater is only ever a
+subject) rather than build the chain; which of the two it does is for an experiment to find out. Corrupt: the question with
+its names exchanged, which exchanges the answers.
 
-Unseen means: these names in these roles were never trained on with this relation and question.
+Five people are few on purpose: a small model learns it within some 15,000 prompts about five and has not learned it after
+as many about eight. Unseen means: these names in these roles were never trained on with this relation and question.
 """
 
 from __future__ import annotations

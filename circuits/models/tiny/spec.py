@@ -40,7 +40,18 @@ class TinySpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "kv_heads", "mlp", "max_positions", "steps", "batch", "warmup", "decay"):
+        for name in (
+            "layers",
+            "width",
+            "heads",
+            "kv_heads",
+            "mlp",
+            "max_positions",
+            "steps",
+            "batch",
+            "warmup",
+            "decay",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"the embedded model's {name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.heads or self.heads % self.kv_heads:

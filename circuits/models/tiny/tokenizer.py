@@ -22,8 +22,8 @@ def build_tokenizer(vocabulary: Sequence[str], max_positions: int) -> PreTrained
     inner.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, ids[BOS])]
     )
-    # "Paris ." is shown as "Paris.": the clean-up of this decoder; the embedded vocabulary has no "##" pieces.
-    inner.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    # Decoding joins words by spaces, then takes out those before . , ? (the clean-up) and :, as the texts are written.
+    inner.decoder = decoders.Sequence([decoders.WordPiece(prefix="##", cleanup=True), decoders.Replace(" :", ":")])
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token=PAD,

@@ -4,16 +4,20 @@ loss = Σ_t w_t · CE(logits_{t-1}, token_t) / Σ_t w_t, with w = `answer_weight
 random words that nobody can predict; without the weight their noise drowns the one token per sentence that teaches a
 behaviour, and negation, logic and IOI stay at chance.
 
+Behaviours are drawn in proportion to their running error, so most of the batch goes to what is not yet learned (the facts take
+100 steps, logic 800). When all errors are small, or `decay` steps before the end, the learning rate falls linearly to zero.
+
 Sentences are packed: a row of the batch holds several whole sentences, each attending to itself only and counting its
-positions from 0, which is the same computation as one padded row per sentence (a test compares them) at about half the
-tokens. AdamW, linear warm-up, cosine decay to a tenth, gradient norm clipped at 1. Every draw comes from generators
-derived from `spec.seed`; with an equal number of threads two trainings are equal bit by bit.
+positions from 0, which is the same computation as one sentence at a time (a test compares them) with little padding.
+AdamW, linear warm-up, gradient norm clipped at 1. Every draw comes from generators derived from `spec.seed`; with equal numbers of
+threads two trainings are equal bit by bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging as hf_logging
 
 from circuits.data import mixture
 from circuits.data.behaviours import BEHAVIOURS
@@ -36,7 +41,12 @@ from circuits.models.tiny.tokenizer import build_tokenizer, word_ids
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
-ERROR_RATE, KEEP_ALIVE, LEARNED = 0.05, 0.1, 0.05
+ERROR_RATE = 0.05
+"""Weight of the newest batch in a behaviour's running error."""
+KEEP_ALIVE = 0.1
+"""What a behaviour's share of the draws never falls below; its running error is added."""
+LEARNED = 0.05
+"""Running error, measured at the full learning rate, from which the decay brings a behaviour to nearly zero."""
 
 ROW = 64
 """Positions of a packed row; the longest sentence has about 30."""
@@ -198,7 +208,20 @@ def train(
     fit(model, spec, word_ids(words), progress, should_stop)
     measured = accuracies(model, tokenizer, n=200, seed=derive_seed(spec.seed, "tiny", "accuracy"))
     out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with _no_progress_bar():
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
     write_json(out / "accuracy.json", {name: m._asdict() for name, m in measured.items()})
     return {name: m.accuracy for name, m in measured.items()}
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing one of its own while a single small file is written."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
