@@ -13,9 +13,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Cli
+from conftest import QUICK, ROOT, Cli
 from omegaconf import OmegaConf
 
+import circuits
 from circuits import schema
 from circuits.run import config, places, registry
 
@@ -268,6 +269,12 @@ def test_every_kind_declares_sections_inputs_and_a_loader_that_exist(name: str) 
         name, function = kind.load.split(":")
         loader = getattr(importlib.import_module(name), function)
         inspect.signature(loader).bind(Path("an artifact's directory"))
+
+
+def test_a_notebook_opens_the_embedded_model(warm: Cli) -> None:
+    name, value = QUICK.split("=")
+    lm = circuits.open("tiny", outputs=warm.outputs, **{name.replace(".", "__"): int(value)})
+    assert lm.dims.layers == 4 and lm.tokenizer.bos_token_id is not None
 
 
 def _choices() -> list[str]:

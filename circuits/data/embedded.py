@@ -70,5 +70,5 @@ def _word_ids(tokenizer: Any) -> dict[str, int] | None:
     """Word -> id, if `tokenizer` gives every word of the mixture its one token in the middle of a text; else None."""
     words, vocabulary = mixture.words(), tokenizer.get_vocab()
     ids = {word: vocabulary[word] for word in words if word in vocabulary}
-    asked = tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]
-    return ids if asked == [ids.get(word) for word in words] else None
+    asked = tokenizer([f"{word} {word}" for word in words], add_special_tokens=False)["input_ids"]
+    return ids if asked == [[ids.get(word)] * 2 for word in words] else None

@@ -194,9 +194,11 @@ class Context:
         self.stop_here()
 
     def _command(self, kind: Kind) -> str:
-        read = registry.reads(kind.name)
+        """The command line that makes an artifact of `kind` under this run's overrides."""
+        task = self.kind.name if kind.inline else kind.name  # an inline kind is made on the way of a task
+        read = registry.reads(task)
         kept = [word for word in self.run.overrides if word.split("=")[0].split(".")[0] in read]
-        return " ".join(["python launch.py", f"task={kind.name}", *kept])
+        return " ".join(["python launch.py", f"task={task}", *kept])
 
     def conclude(self) -> list[str]:
         """List the run's artifacts in its status; what the gates say about them."""
@@ -217,7 +219,10 @@ class Context:
         facts: dict[str, Any] = {}
         for name, input_key in key.inputs.items():
             artifact = self._inputs.get(name)
-            facts[name] = {"id": input_key.id, "key": input_key.hash, "content": artifact.content if artifact else None}
+            used = (
+                artifact.id if artifact else input_key.id
+            )  # a renamed copy of a model has the same key and another name
+            facts[name] = {"id": used, "key": input_key.hash, "content": artifact.content if artifact else None}
         return facts
 
     def write_config(self, path: Path) -> None:

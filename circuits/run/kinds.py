@@ -64,6 +64,7 @@ class Kind:
         bytes: about how much room one artifact takes, unfinished work included.
         check: what is wrong with this config for a model of these dimensions, one line each, before anything starts.
         gate: why a measurement (the artifact's ``metrics.json``) stays below a gate of this config, or None.
+        question: what the report of a run asks, as the beginning of a sentence that goes on "at layers 0-3".
         memory_keys: config keys to lower when memory runs out.
         columns: metrics of ``metrics.json`` that the end table shows.
     """
@@ -82,6 +83,7 @@ class Kind:
     bytes: Callable[[BaseConfig, ModelDims], int] = lambda cfg, dims: 0
     check: Callable[[BaseConfig, ModelDims], list[str]] = lambda cfg, dims: []
     gate: Callable[[BaseConfig, Mapping[str, Any]], str | None] = lambda cfg, metrics: None
+    question: Callable[[BaseConfig], str] | None = None
     memory_keys: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
 

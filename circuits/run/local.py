@@ -23,7 +23,7 @@ from circuits.errors import CircuitsError, UserError
 from circuits.files import read_json
 from circuits.run import element as element_module
 from circuits.run import machine, registry, status, terminal
-from circuits.run.leases import Note, owner
+from circuits.run.leases import HEARTBEAT_S, Note, owner
 from circuits.run.places import CODE
 from circuits.run.plan import Element, Standing
 from circuits.run.signals import PARENT_PIPE, StopFlag
@@ -56,6 +56,7 @@ class LocalLauncher:
         self.adopted = list(standing.adopted)
         self.workers: list[Worker] = []
         self.claims: list[tuple[Note, str]] = []
+        self._beaten = time.monotonic()
         self.view = terminal.View(sweep, elements)
 
     def run(self) -> int:
@@ -100,6 +101,7 @@ class LocalLauncher:
                 self.workers.remove(worker)
                 self._ended(worker)
             self._look_at_adopted()
+            self._beat_claims()
             self.view.update()
             time.sleep(POLL_S)
 
@@ -264,6 +266,15 @@ class LocalLauncher:
         finally:
             for note, token in self.claims:
                 note.drop(token)
+
+    def _beat_claims(self) -> None:
+        """Touch our claims, for watchers on other hosts."""
+        if time.monotonic() - self._beaten < HEARTBEAT_S:
+            return
+        self._beaten = time.monotonic()
+        for note, _ in self.claims:
+            with contextlib.suppress(OSError):
+                os.utime(note.path)
 
     # -- the end -------------------------------------------------------------------------------------------------
 

@@ -72,6 +72,7 @@ def launch(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str
         )
         return max(function(element.cfg) for element in elements)
     store = Store(Path(first.outputs) / "artifacts", say=lambda text: print(text, file=sys.stderr))
+    store.sweep_leftovers()
     sorted_out = standing(elements, _memo(store.find), store.holder)
     sweep = create(elements, base)
     from circuits.run import local

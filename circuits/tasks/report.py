@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
 from circuits.files import read_json
-from circuits.run import status, sweep
+from circuits.run import config, status, sweep
 from circuits.run.layers import ranges
 from circuits.schema import BaseConfig
 
@@ -46,7 +46,7 @@ def make(path: Path, out: Path | None = None) -> Path:
     return build(
         ReportInput(
             title=record["name"] or record["id"],
-            question=_question(record, elements),
+            question=_question(found),
             sweep_id=record["id"],
             command=record["command"],
             again=f"python launch.py task=report of={record['id']}",
@@ -57,21 +57,16 @@ def make(path: Path, out: Path | None = None) -> Path:
     )
 
 
-def _question(record: dict[str, Any], elements: list[Element]) -> str:
+def _question(found: sweep.Sweep) -> str:
     """One sentence from the config: what was asked."""
-    cfg = dict(elements[0].config)
-    sae, model, data = cfg.get("sae", {}), cfg.get("model", {}), cfg.get("data", {})
+    record, kind = found.record, sweep.kind_of(found)
+    cfg = config.load(found.directory(record["elements"][0]) / "config.yaml")
     layers = ranges(sorted({layer for item in record["elements"] for layer in item["layers"]}))
     swept = sorted({key for item in record["elements"] for key in item["swept"]} - {"layer"})
-    architectures = sorted({str(element.config.get("sae", {}).get("architecture")) for element in elements})
+    asked = kind.question(cfg) if kind.question else f"What does task={kind.name} measure in {Path(cfg.model.id).name}"
     over = f", over {' and '.join(swept)}" if swept else ""
-    source = Path(data["path"]).name if data.get("path") else f"{data.get('source')} text"
     note = f" Note: {record['note']}" if record.get("note") else ""
-    return (
-        f"How well do {' and '.join(architectures)} sparse autoencoders reconstruct {sae.get('site')} of "
-        f"{Path(str(model.get('id'))).name} at layer{'s' if ',' in layers or '-' in layers else ''} {layers}{over}, "
-        f"trained on {source} for {sae.get('steps')} steps?{note}"
-    )
+    return f"{asked} at layer{'' if layers.isdigit() else 's'} {layers}{over}?{note}"
 
 
 def _element(found: sweep.Sweep, item: dict[str, Any]) -> Element:

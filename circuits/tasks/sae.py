@@ -76,6 +76,14 @@ def gate(cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:
     )
 
 
+def question(cfg: BaseConfig) -> str:
+    """What a sweep of SAEs asks."""
+    data = Path(cfg.data.path).name if cfg.data.path else f"{cfg.data.source.value} text"
+    steps = min(cfg.sae.steps, cfg.sae.max_steps or cfg.sae.steps)
+    trained = f"{cfg.sae.architecture.value} sparse autoencoders, trained for {steps:,} steps on {data},"
+    return f"How well do {trained} reconstruct {cfg.sae.site.value} of {Path(cfg.model.id).name}"
+
+
 def needed_bytes(cfg: BaseConfig, dims: ModelDims) -> int:
     """Float32 weights, and checkpoints with two Adam moments each."""
     width = dims.width_of(cfg.sae.site.value) or 0
@@ -96,6 +104,7 @@ KIND = Kind(
     bytes=needed_bytes,
     check=check,
     gate=gate,
+    question=question,
     memory_keys=("sae.block_rows", "sae.forward_batch", "sae.batch_size", "sae.expansion"),
     columns=(
         Column("explained_variance", "explained variance", ".3f", "explained_variance_ci"),

@@ -52,7 +52,9 @@ def build(context: Context, work: Work) -> None:
 
     # A hub dataset is read at the commit that is in the key, whatever its main branch has become since.
     _, pinned, commit = str(context.run.contents.corpus(data)).rpartition("@")
-    texts = documents(data.source.value, data.path, data.field or "text", data.split, revision=commit if pinned else None)
+    texts = documents(
+        data.source.value, data.path, data.field or "text", data.split, revision=commit if pinned else None
+    )
 
     def write(out: Path) -> None:
         tokenise(

@@ -1,0 +1,76 @@
+"""What the documents say is what happens: their commands are accepted, their examples run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import QUICK, ROOT, Cli
+
+from circuits.errors import UserError
+from circuits.run import overrides
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> list[str]:
+    """Every ``python launch.py …`` in the documents."""
+    found = []
+    for page in PAGES:
+        found += re.findall(r"(?:^\$ |`)python launch\.py ([^`\n]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return sorted(set(found))
+
+
+def test_there_are_commands_in_the_readme() -> None:
+    assert len(commands()) >= 10
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_of_the_documents_is_accepted(line: str, tmp_path: Path) -> None:
+    words = [word.replace("DIR", str(tmp_path)).replace("SWEEP", "sae-0000") for word in shlex.split(line)]
+    arguments = overrides.normalise(words)
+    try:
+        overrides.check(arguments)
+    except UserError as e:
+        meant_to_fail = f"$ python launch.py {line}\nerror: " in (ROOT / "README.md").read_text(encoding="utf-8")
+        assert meant_to_fail, e
+
+
+def test_every_page_that_is_linked_exists() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_a_new_task_is_one_module_and_one_yaml(warm: Cli, tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    for name in ("circuits", "conf", "hydra_plugins"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "launch.py", checkout)
+    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    (yaml,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (module,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (checkout / "conf" / "task" / "norms.yaml").write_text(yaml)
+    (checkout / "circuits" / "tasks" / "norms.py").write_text(module)
+
+    def launch(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(checkout / "launch.py"), *words]
+        return subprocess.run(
+            command, cwd=warm.folder, env=warm.environment(), capture_output=True, text=True, check=False
+        )
+
+    done = launch("task=norms", "layer=1,2", QUICK, "tracking=off")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "mean norm" in done.stdout
+    assert len(warm.artifacts("norms")) == 2
+    assert json.loads((warm.artifacts("norms")[0] / "metrics.json").read_text())["norm"] > 0
+    assert "2 cached" in launch("task=norms", "layer=1,2", QUICK, "tracking=off").stdout
+    assert "norms" in launch("--help").stdout
+    refused = launch("task=norms", "sae.k=3")
+    assert refused.returncode == 2 and "task=norms does not read it; task=sae does" in refused.stderr
