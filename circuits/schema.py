@@ -209,8 +209,8 @@ class SaeConfig:
     nonfinite: NonFinitePolicy = NonFinitePolicy.fail
     from_: str | None = file(None)  # a SAELens directory to take instead of training (written sae.from=DIR)
     min_r2: float | None = free(None)  # gate: exit 3 when the held-out explained variance stays below it
-    checkpoint_every: int | None = free(250)  # steps
-    checkpoint_minutes: float | None = free(5.0)
+    checkpoint_every: int | None = free(5000)  # steps between checkpoints; whichever of the two comes first
+    checkpoint_minutes: float | None = free(10.0)
     checkpoint_keep: int = free(2)
     log_every: int = free(20)  # steps
 
@@ -327,9 +327,7 @@ def _check_sae(sae: SaeConfig) -> list[str]:
     if sae.source != "stream":
         errors.append(f"sae.source={sae.source}: choices: stream")
     if 2 * sae.batch_size > sae.block_rows:
-        errors.append(
-            f"sae.batch_size={sae.batch_size}: more than half of sae.block_rows={sae.block_rows}; raise that"
-        )
+        errors.append(f"sae.batch_size={sae.batch_size}: more than half of sae.block_rows={sae.block_rows}; raise that")
     needs = {Architecture.topk: ("k", "aux"), Architecture.relu: ("l1", "l1_warmup", "resample_every")}
     for architecture, names in needs.items():
         for name in names:
@@ -347,6 +345,10 @@ def _check_rest(cfg: BaseConfig) -> list[str]:
     errors = []
     if cfg.cluster.workers is not None and cfg.cluster.workers < 0:
         errors.append(f"cluster.workers={cfg.cluster.workers}: 0 (in this process) or more")
+    if cfg.cluster.grace_s < 0:
+        errors.append(f"cluster.grace_s={cfg.cluster.grace_s}: 0 seconds or more")
+    if cfg.sae.skip_first >= cfg.data.context:
+        errors.append(f"sae.skip_first={cfg.sae.skip_first}: leaves nothing of data.context={cfg.data.context} tokens")
     if cfg.task.resources.cpus < 1:
         errors.append(f"task.resources.cpus={cfg.task.resources.cpus}: at least 1")
     if cfg.model.embedded is not None and min(cfg.model.embedded.steps, cfg.model.embedded.batch) < 1:

@@ -325,7 +325,7 @@ def test_an_input_of_a_task_lends_it_its_sections() -> None:
         (["sae=relu", "sae.k=3"], "sae.k=3: sae=relu does not read it; sae=topk does"),
         (["model=hf"], "model.id: needs a value; write model.id=…"),
         (["data=text"], "data=text needs data.path=FILE"),
-        (["sae.from=/nowhere"], "sae.from=/nowhere: no SAELens directory"),
+        (["sae.from=/nowhere"], "sae.from=/nowhere: no such directory"),
         (["model.device=cuda:99"], "model.device=cuda:99: this machine has"),
         (["model.device=tpu"], "model.device=tpu: no such device; choices: auto cpu cuda cuda:N mps"),
         (["model.embedded.layers=2", "layer=3"], "which has 2 layers (0-1)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from circuits.run import config, overrides, places, registry
 from circuits.run.content import Contents
 from circuits.run.kinds import Kind, key_of
 from circuits.run.layers import parse_layers
+from circuits.run.plan import model_dims
 from circuits.run.store import Artifact, Store
 
 
@@ -75,7 +77,7 @@ def compose(words: list[str]) -> schema.BaseConfig:
 def _layer(kind: Kind, cfg: schema.BaseConfig) -> tuple[int, ...]:
     if kind.layers == "none":
         return ()
-    layers = parse_layers(cfg.layer, cfg.model.layers, cfg.model.sets)
+    layers = parse_layers(cfg.layer, model_dims(cfg).depth, cfg.model.sets)
     if kind.layers == "each" and len(layers) != 1:
         raise UserError(f"layer={cfg.layer}: one layer, please; an artifact of kind {kind.name} is of one layer")
     return layers
@@ -85,4 +87,6 @@ def _written(value: Any) -> str:
     """A Python value as the command line writes it."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str) and not re.fullmatch(r"[\w./:@,\[\]-]*", value):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return "null" if value is None else str(value)

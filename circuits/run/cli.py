@@ -48,6 +48,8 @@ def _hydra(argv: list[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(places.CONF), config_name="config")(_launch)()
     except (HydraException, OmegaConfBaseException) as e:
         cause = e.__cause__ if isinstance(e.__cause__, OmegaConfBaseException) else e
+        if "requires --multirun" in str(e):
+            raise UserError("--cfg shows the config of one element: give one value instead of the sweep") from e
         raise UserError(config.one_line(cause)) from e
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)

@@ -6,12 +6,13 @@ element. Hub names are pinned: the commit that a revision resolves to is what en
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from circuits.errors import UserError
+from circuits.errors import DiskFull, UserError
 from circuits.files import read_json, sha256_file, sha256_text, write_json
 
 
@@ -72,9 +73,9 @@ class Contents:
 
         if data.path is None:
             return None
-        if not Path(data.path).exists():  # a hub name: its commit
-            return content_hash(data.source.value, data.path, data.split)
         memo = ("corpus", data.source.value, data.path, data.split)  # how it is read decides what is in it
+        if memo not in self._values and not Path(data.path).exists():  # a hub name (its commit) or a pattern
+            self._values[memo] = content_hash(data.source.value, data.path, data.split)
         if memo not in self._values:
             files = (
                 sorted(p for p in Path(data.path).rglob("*") if p.is_file())
@@ -105,8 +106,11 @@ class Contents:
         if memo not in self._hashes:
             self._hashes[memo] = compute()
             if self._memory is not None:
-                self._memory.parent.mkdir(parents=True, exist_ok=True)
-                write_json(self._memory, self._hashes)
+                with contextlib.suppress(
+                    OSError, DiskFull
+                ):  # only a memory; who needs the place will say what is wrong
+                    self._memory.parent.mkdir(parents=True, exist_ok=True)
+                    write_json(self._memory, self._hashes)
         return self._hashes[memo]
 
 

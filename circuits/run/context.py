@@ -44,8 +44,8 @@ class Work:
     def __init__(self, context: Context, key: Key) -> None:
         self._context, self.key = context, key
         self._began = time.monotonic()
-        forced = context.run.name if context.run.cfg.reuse is Reuse.force and context.kind.layers != "none" else None
-        self.partial = context.run.store.partial(key, owner=forced)
+        forced = context.run.cfg.reuse is Reuse.force and context.kind.layers != "none"
+        self.partial = context.run.store.partial(key, owner="reuse=force" if forced else None)
 
     def commit(self, write: Callable[[Path], None], **facts: Any) -> Artifact:
         """Publish what `write` puts into a fresh directory.
@@ -81,6 +81,7 @@ class Context:
         self.cfg: Any = Scope(run.cfg, kind)
         self.layers = run.layers
         self._inputs: dict[str, Artifact] = {}
+        self._keys: dict[int | None, Key] = {}
 
     # -- reporting -----------------------------------------------------------------------------------------------
 
@@ -109,7 +110,10 @@ class Context:
 
     def key(self, layer: int | None = None) -> Key:
         """The key of this kind's artifact at `layer`."""
-        return key_of(self.kind, self.run.cfg, () if layer is None else (layer,), self.run.contents)
+        if layer not in self._keys:  # what a run makes is fixed when it begins
+            layers = () if layer is None else (layer,)
+            self._keys[layer] = key_of(self.kind, self.run.cfg, layers, self.run.contents)
+        return self._keys[layer]
 
     def missing(self) -> list[int]:
         """The layers whose artifact has to be made, by ``reuse``.

@@ -47,15 +47,14 @@ def run(directory: Path, stop: StopFlag) -> int:
     except CircuitsError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
-    os.environ.setdefault("OMP_NUM_THREADS", str(cfg.task.resources.cpus))
-    os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _set_threads(cfg.task.resources.cpus)
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TQDM_DISABLE", "1")
     state, code, error, trace = "done", 0, None, None
     try:
         _perform(directory, record, cfg, status, stop, log)
     except Stopped as e:
-        state, error = "interrupted", f"stopped ({e}); the same command resumes it"
+        state, error = "interrupted", f"stopped ({e}); the same command goes on from what was saved"
         code = 128 + (
             signal.SIGUSR2 if str(e) == "SIGUSR2" else signal.SIGINT if str(e) == "SIGINT" else signal.SIGTERM
         )
@@ -76,6 +75,14 @@ def run(directory: Path, stop: StopFlag) -> int:
         code = code or 1
     log.close()
     return code
+
+
+def _set_threads(count: int) -> None:
+    """The task's threads, whatever the shell or an element before us in this process had."""
+    os.environ.update(OMP_NUM_THREADS=str(count), MKL_NUM_THREADS=str(count))
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(count)
 
 
 class Log:

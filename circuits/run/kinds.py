@@ -28,11 +28,12 @@ HASH_CHARACTERS = 12  # of the key, in a directory's name
 class ModelDims:
     """What is known of a model before it is loaded; None where nobody knows yet.
 
-    `width_of` gives the width of an activation site by its name.
+    `width_of` gives the width of an activation site by its name; `context` is the longest sequence.
     """
 
     depth: int | None
     width_of: Callable[[str], int | None]
+    context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ class Kind:
         inline: made by whoever needs it first; another kind that is missing is an error with the command that makes it.
         cpus: threads while it is made, for inline kinds; None takes the task's.
         load: ``module:function`` that opens the artifact's directory for a notebook.
-        bytes: about how much room one artifact takes, unfinished work included.
-        check: what is wrong with this config for a model of these dimensions, one line each, before anything starts.
+        bytes: about how much room one artifact takes, and how much its unfinished work takes beside it.
+        check: what is wrong with this config for a model of these dimensions and these layers, one line each, before the start.
+        normal: the config with what has no effect under it set to one value, so that equal results have equal keys.
         gate: why a measurement (the artifact's ``metrics.json``) stays below a gate of this config, or None.
         question: what the report of a run asks, as the beginning of a sentence that goes on "at layers 0-3".
         memory_keys: config keys to lower when memory runs out.
@@ -80,8 +82,9 @@ class Kind:
     inline: bool = False
     cpus: int | None = None
     load: str | None = None
-    bytes: Callable[[BaseConfig, ModelDims], int] = lambda cfg, dims: 0
-    check: Callable[[BaseConfig, ModelDims], list[str]] = lambda cfg, dims: []
+    bytes: Callable[[BaseConfig, ModelDims], tuple[int, int]] = lambda cfg, dims: (0, 0)
+    check: Callable[[BaseConfig, ModelDims, tuple[int, ...]], list[str]] = lambda cfg, dims, layers: []
+    normal: Callable[[BaseConfig], BaseConfig] = lambda cfg: cfg
     gate: Callable[[BaseConfig, Mapping[str, Any]], str | None] = lambda cfg, metrics: None
     question: Callable[[BaseConfig], str] | None = None
     memory_keys: tuple[str, ...] = ()
@@ -124,6 +127,7 @@ def key_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Conte
 
     if kind.layers == "none":
         layers = ()
+    cfg = kind.normal(cfg)
     inputs = {name: key_of(registry.kind(name), cfg, layers, contents) for name in kind.inputs(cfg)}
     payload = {
         "kind": kind.name,

@@ -29,8 +29,10 @@ from circuits.run.plan import Element, Standing
 from circuits.run.signals import PARENT_PIPE, StopFlag
 from circuits.run.store import Store
 from circuits.run.sweep import Sweep, kind_of
+from circuits.schema import BaseConfig
 
 POLL_S = 0.1
+LOOK_S = 1.0  # between looks at what others are making
 
 
 class Interrupted(BaseException):
@@ -55,8 +57,8 @@ class LocalLauncher:
         self.waiting = list(standing.to_run)
         self.adopted = list(standing.adopted)
         self.workers: list[Worker] = []
-        self.claims: list[tuple[Note, str]] = []
-        self._beaten = time.monotonic()
+        self.claims: dict[int, list[tuple[Note, str]]] = {}  # by element
+        self._beaten = self._looked = time.monotonic()
         self.view = terminal.View(sweep, elements)
 
     def run(self) -> int:
@@ -71,10 +73,12 @@ class LocalLauncher:
                 else:
                     self._run_pool()
         except Interrupted as e:
+            self._end_workers()  # first: a terminal that is gone must not keep us from it
             self.view.close()
-            self._end_workers()
             self.view.summary(interrupted=str(e))
             return 130
+        finally:
+            self._end_workers()
         self.view.close()
         self._log_cached()
         self.view.summary()
@@ -84,13 +88,7 @@ class LocalLauncher:
     # -- the pool ------------------------------------------------------------------------------------------------
 
     def _pool_size(self) -> int:
-        cluster, resources = self.cfg.cluster, self.cfg.task.resources
-        if cluster.workers is not None:
-            return cluster.workers
-        fits = max(1, machine.cores() // resources.cpus)
-        if resources.gpus and machine.gpus():
-            fits = max(1, machine.gpus() // resources.gpus)
-        return max(1, min(fits, len(self.standing.to_run) + len(self.adopted)))
+        return pool_size(self.cfg, len(self.standing.to_run) + len(self.adopted))
 
     def _run_pool(self) -> None:
         size = self._pool_size()
@@ -108,7 +106,7 @@ class LocalLauncher:
     def _start(self, element: Element) -> Worker:
         directory = self.sweep.directory(element)
         log = directory / element_module.LOG
-        gpu = self._free_gpu()
+        gpu = self._free_gpu(element)
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "circuits.run.element", str(directory)],
@@ -116,19 +114,19 @@ class LocalLauncher:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=self._environment(log, gpu),
+                env=self._environment(element, log, gpu),
             )
         return Worker(element, process, gpu)
 
-    def _environment(self, log: Path, gpu: int | None) -> dict[str, str]:
-        threads = str(self.cfg.task.resources.cpus)
+    def _environment(self, element: Element, log: Path, gpu: int | None) -> dict[str, str]:
+        threads = str(element.cfg.task.resources.cpus)
         path = os.pathsep.join([str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
         extra = {
             "PYTHONPATH": path,
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
-            "OMP_WAIT_POLICY": os.environ.get(
+            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),  # waiting threads soon sleep: cores may be busy
                 "OMP_WAIT_POLICY", "passive"
             ),  # waiting threads sleep: on busy cores 3-5 × faster
             "TQDM_DISABLE": "1",  # progress bars of libraries would fill the log
@@ -145,16 +143,17 @@ class LocalLauncher:
         names = os.environ.get("CUDA_VISIBLE_DEVICES")
         return names.split(",")[gpu].strip() if names else str(gpu)
 
-    def _free_gpu(self) -> int | None:
+    def _free_gpu(self, element: Element) -> int | None:
         """A GPU of its own for each worker; none when there is none, or the config names a device itself."""
         count = machine.gpus()
-        if not self.cfg.task.resources.gpus or not count or self.cfg.model.device != "auto":
+        if not element.cfg.task.resources.gpus or not count or element.cfg.model.device != "auto":
             return None
         used = [worker.gpu for worker in self.workers]
         return min(range(count), key=used.count)
 
     def _ended(self, worker: Worker) -> None:
         """Close a finished worker; say on its behalf how it ended if it could not."""
+        self._drop_claims(worker.element.index)
         assert worker.process.stdin is not None  # opened with PIPE
         worker.process.stdin.close()
         directory = self.sweep.directory(worker.element)
@@ -175,15 +174,24 @@ class LocalLauncher:
             self.view.note(str(e))
 
     def _run_here(self) -> None:
-        for element in self.waiting:
-            element_module.run(self.sweep.directory(element), StopFlag())
-        while self.adopted:
+        """Every element in this process, one after the other; a signal lets the running one save its checkpoint."""
+        stop = StopFlag()
+
+        def end(number: int, frame: FrameType | None) -> None:
+            stop.reason = signal.Signals(number).name
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, end)
+        while self.waiting or self.adopted:
+            if self.waiting:
+                element = self.waiting.pop(0)
+                element_module.run(self.sweep.directory(element), stop)
+                self._drop_claims(element.index)
+            if stop.reason is not None:
+                raise Interrupted(stop.reason)
             self._look_at_adopted()
-            for element in [e for e in self.waiting if e in self.standing.adopted]:
-                self.waiting.remove(element)
-                element_module.run(self.sweep.directory(element), StopFlag())
-            time.sleep(POLL_S)
-        self.waiting = []
+            self._beat_claims()
+            time.sleep(0 if self.waiting else POLL_S)
 
     def _end_workers(self) -> None:
         """Ask every worker for its last checkpoint, then end what is still there with its whole session."""
@@ -197,6 +205,7 @@ class LocalLauncher:
                 os.killpg(worker.process.pid, signal.SIGKILL)
             worker.process.wait()
             self._ended(worker)
+        self.workers = []
 
     # -- what others have or are making --------------------------------------------------------------------------
 
@@ -238,8 +247,11 @@ class LocalLauncher:
                     )
 
     def _look_at_adopted(self) -> None:
+        if time.monotonic() - self._looked < LOOK_S:
+            return
+        self._looked = time.monotonic()
         for element in list(self.adopted):
-            missing = [key for key in element.keys.values() if not self.store.path(key).exists()]
+            missing = [key for key in element.keys.values() if self.store.find(key) is None]
             if not missing:
                 self.adopted.remove(element)
                 self._answer_cached(element)
@@ -257,24 +269,32 @@ class LocalLauncher:
                 Note(self.store.beside(key, "claim")) for key in element.keys.values() if self.store.find(key) is None
             ]
             taken = [note for note in notes if note.take(facts)]
-            self.claims += [(note, facts["token"]) for note in taken]
-            if notes and not taken and self.cfg.reuse.value == "cached":
+            self.claims[element.index] = [(note, facts["token"]) for note in taken]
+            # What another element of this very sweep will make is not waited for here: the worker waits on its lease.
+            ours = any((note.read() or {}).get("token") == facts["token"] for note in notes)
+            if notes and not ours and self.cfg.reuse.value == "cached":
                 self.waiting.remove(element)
                 self.adopted.append(element)
         try:
             yield
         finally:
-            for note, token in self.claims:
-                note.drop(token)
+            for index in list(self.claims):
+                self._drop_claims(index)
 
     def _beat_claims(self) -> None:
         """Touch our claims, for watchers on other hosts."""
         if time.monotonic() - self._beaten < HEARTBEAT_S:
             return
         self._beaten = time.monotonic()
-        for note, _ in self.claims:
-            with contextlib.suppress(OSError):
-                os.utime(note.path)
+        for claimed in self.claims.values():
+            for note, _ in claimed:
+                with contextlib.suppress(OSError):
+                    os.utime(note.path)
+
+    def _drop_claims(self, index: int) -> None:
+        """An element that has ended claims nothing: if it failed, whoever waits for its artifact makes it."""
+        for note, token in self.claims.pop(index, []):
+            note.drop(token)
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -300,8 +320,8 @@ class LocalLauncher:
         try:
             page = registry.modules()["report"].make(self.sweep.path)
             self.view.say(f"report  {terminal.relative(page)}")
-        except CircuitsError as e:
-            self.view.note(f"no report: {e}")
+        except Exception as e:  # the sweep is done, whatever became of its page
+            self.view.note(f"no report ({type(e).__name__}: {e}); task=report of={self.sweep.id} makes it again")
 
     def _exit_code(self) -> int:
         codes = set()
@@ -312,6 +332,16 @@ class LocalLauncher:
         if not codes:
             return 0
         return codes.pop() if len(codes) == 1 and codes <= {2, 3} else 1
+
+
+def pool_size(cfg: BaseConfig, elements: int) -> int:
+    """Worker processes: what ``cluster.workers`` says, else as many as cores and GPUs carry and elements need."""
+    if cfg.cluster.workers is not None:
+        return cfg.cluster.workers
+    fits = max(1, machine.cores() // cfg.task.resources.cpus)
+    if cfg.task.resources.gpus and machine.gpus():
+        fits = max(1, machine.gpus() // cfg.task.resources.gpus)
+    return max(1, min(fits, elements))
 
 
 def _last_error(log: Path) -> str | None:
@@ -335,7 +365,8 @@ def _ending_signals() -> Iterator[None]:
             signal.signal(other, signal.SIG_IGN)
         raise Interrupted(signal.Signals(number).name)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]  # nohup stays nohup
     before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield

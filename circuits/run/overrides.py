@@ -109,6 +109,8 @@ def _model(value: str) -> list[str]:
 
 def _quoted(value: str) -> str:
     """`value` so that Hydra's grammar reads it as one string; what is quoted or swept already stays."""
+    if re.match(r"(choice|range|glob|sort|shuffle|interval)\(", value):
+        return value
     if value == "null" or value[:1] in ("'", '"', "$"):
         return value
     if re.fullmatch(r"[\w./:@-]+(,[\w./:@-]+)*", value, re.ASCII) and not ("," in value and Path(value).exists()):
@@ -182,8 +184,10 @@ def _check_key(override: Any, known: dict[str, Any]) -> str | None:
     key: str = override.key_or_group
     if key in ("hydra/launcher", "hydra/sweeper"):
         return f"{key}: there is one; cluster= chooses who runs the elements (choices: {' '.join(places.choices('cluster'))})"
-    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+    if key.startswith("hydra.launcher."):
         return None
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        return f"{key}: not read here; outputs= and multirun= say where runs go, cluster= who runs them"
     head, *rest = key.split(".")
     if head == "experiment" and not rest:
         return _check_choice(override, "experiment")
@@ -211,6 +215,8 @@ def _check_key(override: Any, known: dict[str, Any]) -> str | None:
         path = f"{path}.{name}"
         if section is dict:
             return None
+    if head == "task" and rest[0] != "resources":
+        return f"{key}: fixed by the task's yaml; task.resources.* can be set"
     return _check_value(override, hint) if section is None else f"{key}: a section; set one of its keys"
 
 

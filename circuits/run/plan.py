@@ -18,6 +18,15 @@ from circuits.run.kinds import Key, Kind, ModelDims, key_of
 from circuits.run.layers import LayerOutOfRange, parse_layers, ranges
 from circuits.schema import Backend, BaseConfig, Reuse
 
+ONE_VALUE = (
+    "outputs",
+    "multirun",
+    "cluster",
+    "reuse",
+    "name",
+    "note",
+    "task",
+)  # of a whole sweep; task.resources.* may vary
 NAME_LENGTH = 80  # of an element's directory: file systems stop at 255, terminals long before
 
 
@@ -31,6 +40,7 @@ class Element:
     swept: dict[str, str] = field(default_factory=dict)
     layers: tuple[int, ...] = ()
     keys: dict[int, Key] = field(default_factory=dict)
+    bytes: tuple[int, int] = (0, 0)  # of one artifact; of its unfinished work
 
     @property
     def name(self) -> str:
@@ -61,6 +71,10 @@ def plan(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]]
             continue
         mine = {key: value for key, _, value in (word.partition("=") for word in overrides) if key in swept}
         elements.append(Element(index, list(overrides), cfg, mine))
+    for key in sorted(swept):
+        if not key.startswith("task.resources.") and key.split(".")[0] in ONE_VALUE:
+            noun = "task" if key == "task" else "value of it"
+            errors.append(f"{key}: one sweep is over one {noun}; start one after the other")
     for element in elements:
         errors += schema.check(element.cfg)
     if not errors:
@@ -98,7 +112,6 @@ class _Checker:
         self.count, self.written = count, written
         self.errors: list[str] = []
         self.outside: dict[tuple[str, int], list[list[int]]] = {}
-        self.bytes_needed: dict[Path, int] = {}
         self._contents: dict[str, Contents] = {}
         self._facts: dict[Any, Any] = {}
 
@@ -124,7 +137,7 @@ class _Checker:
             if cfg.model.allow_fallback or cfg.cluster.backend is not Backend.local
             else [machine.device_error(cfg.model.device)]
         )
-        found += kind.check(cfg, dims)
+        found += [_writable(Path(cfg.outputs)), *kind.check(cfg, dims, element.layers)]
         self.errors += [error for error in found if error]
         if self.errors:
             return
@@ -136,34 +149,21 @@ class _Checker:
         except CircuitsError as e:
             self.errors.append(str(e))
             return
-        outputs = Path(cfg.outputs)
-        self.bytes_needed[outputs] = self.bytes_needed.get(outputs, 0) + kind.bytes(cfg, dims) * len(element.layers)
+        element.bytes = kind.bytes(cfg, dims)
 
     def _dims(self, cfg: BaseConfig) -> ModelDims | None:
-        """Depth and widths: of the embedded model by its config, of a preset by its yaml, else by the model's config.json."""
+        """The model's dimensions; of a preset that cannot be reached, what its yaml says; None when nothing is known."""
         model = cfg.model
-        if model.embedded is not None:
-            from circuits.models.sites import dims_of, site_width
-            from circuits.models.tiny.spec import TinySpec, hf_config, vocabulary
-
-            spec = {name: getattr(model.embedded, name) for name in ("layers", "width", "steps", "batch", "lr", "seed")}
-            dims = dims_of(hf_config(TinySpec(**spec), len(vocabulary())))
-            return ModelDims(dims.layers, lambda site: site_width(dims, site))
-        memo = (model.id, model.revision)
+        memo = (model.id, model.revision, str(model.embedded))
         if memo not in self._facts:
             try:
-                self._facts[memo] = Contents().model(model).facts.dims
-            except UserError as e:
+                self._facts[memo] = model_dims(cfg)
+            except UserError as e:  # one of the findings; what the preset's yaml says still serves the other checks
                 self.errors += e.messages
-                self._facts[memo] = None
-        known = self._facts[memo]
-        if known is not None:
-            from circuits.models.sites import site_width
-
-            return ModelDims(known.layers, lambda site: site_width(known, site))
-        if model.layers is None:
-            return None  # nothing is known of it; why is among the errors
-        return ModelDims(model.layers, lambda site: model.width if site.startswith("resid") else None)
+                self._facts[memo] = model.layers and ModelDims(
+                    model.layers, lambda site: model.width if site.startswith("resid") else None
+                )
+        return self._facts[memo]
 
     def findings(self) -> list[str]:
         """All errors, the ones about layers joined."""
@@ -179,28 +179,57 @@ class _Checker:
                 f"layer={self.written}: {which} for model={model}, which has {depth} layers (0-{depth - 1})"
                 + (f": {_short(bad)}" if self.count > 1 else "")
             )
-        if not lines and not self.errors:
-            lines += [e for outputs, needed in self.bytes_needed.items() if (e := _room(outputs, needed))]
         return lines + self.errors
+
+
+def model_dims(cfg: BaseConfig) -> ModelDims:
+    """Depth, widths and context: of the embedded model by its config, of any other by its config.json.
+
+    Raises:
+        UserError: there is no such model, or it cannot be reached.
+    """
+    from circuits.models.sites import dims_of, site_width
+    from circuits.models.tiny.spec import TinySpec, hf_config, vocabulary
+
+    model = cfg.model
+    if model.embedded is not None:
+        spec = {name: getattr(model.embedded, name) for name in ("layers", "width", "steps", "batch", "lr", "seed")}
+        dims = dims_of(hf_config(TinySpec(**spec), len(vocabulary())))
+    else:
+        dims = Contents().model(model).facts.dims
+    return ModelDims(dims.layers, lambda site: site_width(dims, site), dims.context)
 
 
 def _short(layers: list[int]) -> str:
     return " ".join(map(str, layers)) if len(layers) < 4 else f"{layers[0]} … {layers[-1]}"
 
 
-def _room(outputs: Path, needed: int) -> str | None:
-    """Why `outputs` cannot take `needed` more bytes, or None."""
+def _writable(outputs: Path) -> str | None:
+    """Why nothing can be written below `outputs`, or None."""
     try:
         outputs.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         return f"outputs={outputs}: cannot be made ({e.strerror}); choose another place with outputs=DIR"
     if not os.access(outputs, os.W_OK | os.X_OK):
         return f"outputs={outputs}: no permission to write; choose another place with outputs=DIR"
+    return None
+
+
+def room(elements: Sequence[Element], pool: int) -> None:
+    """Refuse what does not fit: the artifacts of all `elements`, and the unfinished work of `pool` of them at a time.
+
+    Raises:
+        UserError: with what is needed and what is free.
+    """
+    if not elements:
+        return
+    outputs = Path(elements[0].cfg.outputs)
+    work = sorted((element.bytes[1] * len(element.keys) for element in elements), reverse=True)
+    needed = sum(element.bytes[0] * len(element.keys) for element in elements) + sum(work[: max(1, pool)])
     free = shutil.disk_usage(outputs).free
     if free < needed:
         sizes = f"about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
-        return f"outputs={outputs}: {sizes}; free some, or choose another place with outputs=DIR"
-    return None
+        raise UserError(f"outputs={outputs}: {sizes}; free some, or choose another place with outputs=DIR")
 
 
 @dataclass

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 import time
 import uuid
@@ -106,6 +107,13 @@ def _verify_files(path: Path, files: dict[str, Any], deep: bool) -> None:
             raise Damaged(f"{path / name}: its content is not what was written")
 
 
+def _umask() -> int:
+    """The process's file-creation mask (which can only be read by setting it)."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
 class Store:
     """Finds, makes and publishes artifacts below `root`."""
 
@@ -193,6 +201,7 @@ class Store:
         with disk_errors(path):
             files = {}
             for file in sorted(p for p in written.rglob("*") if p.is_file()):
+                file.chmod(0o666 & ~_umask())  # some libraries write files that only their owner may read
                 fsync_file(file)
                 files[str(file.relative_to(written))] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
             manifest = {

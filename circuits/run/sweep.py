@@ -29,7 +29,7 @@ from circuits.run import config, provenance, registry, status
 from circuits.run.element import RECORD
 from circuits.run.kinds import Key, Kind
 from circuits.run.leases import owner
-from circuits.run.plan import Element, plan, standing
+from circuits.run.plan import Element, plan, room, standing
 from circuits.run.store import Store
 from circuits.schema import Where
 
@@ -74,9 +74,10 @@ def launch(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str
     store = Store(Path(first.outputs) / "artifacts", say=lambda text: print(text, file=sys.stderr))
     store.sweep_leftovers()
     sorted_out = standing(elements, _memo(store.find), store.holder)
-    sweep = create(elements, base)
     from circuits.run import local
 
+    room(sorted_out.to_run, local.pool_size(first, len(sorted_out.to_run)))
+    sweep = create(elements, base)
     return local.LocalLauncher(sweep, elements, sorted_out, store).run()
 
 
@@ -102,6 +103,8 @@ def create(elements: Sequence[Element], base: Path) -> Sweep:
         day.mkdir(parents=True, exist_ok=True)
         while True:
             path = day / f"{stem}-{secrets.token_hex(2)}"
+            if any(parent.glob(f"*/{path.name}")):
+                continue  # an id is unique over all days
             try:
                 path.mkdir()
                 break
@@ -200,8 +203,10 @@ def find(of: str, outputs: Path, multirun: Path) -> Sweep:
     Raises:
         UserError: none or several; the message lists the nearest.
     """
-    if (Path(of) / FILE).exists():
-        return load(Path(of).resolve())
+    given = Path(of)
+    for path in (given, given.parent if (given / RECORD).exists() else given):  # a sweep's directory, or an element's
+        if (path / FILE).exists():
+            return load(path.resolve())
     sweeps = every(outputs, multirun)
     found = [sweep for sweep in sweeps if of in (sweep.id, sweep.record["name"])]
     if not found:

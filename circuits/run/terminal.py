@@ -27,10 +27,16 @@ LINE_EVERY_S = 30.0  # between progress lines of one element when not a terminal
 SHOWN = 40  # rows of the live table; a terminal has no more
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """``launch.py … | head``: nobody reads any more; the sweep goes on in silence."""
+        self.quiet = True
+
+
 def console() -> Console:
     """Standard output; what is piped or logged is never cut to a terminal's width."""
-    plain = Console(highlight=False, soft_wrap=True)
-    return plain if plain.is_terminal else Console(highlight=False, soft_wrap=True, width=240)
+    plain = _Console(highlight=False, soft_wrap=True)
+    return plain if plain.is_terminal else _Console(highlight=False, soft_wrap=True, width=240)
 
 
 def relative(path: Path) -> str:

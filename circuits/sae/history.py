@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from circuits.errors import Damaged
 from circuits.files import write_atomic
 
 
@@ -22,14 +23,21 @@ class History:
         self._last = (0, time.monotonic())
 
     def resume(self, step: int) -> None:
-        """Take what was saved up to `step`; a line that a crash left incomplete is after it."""
+        """Take what was saved up to `step`.
+
+        Raises:
+            Damaged: the file is not readable; it was moved aside and the history goes on without it.
+        """
         self._rows, self._last = [], (step, time.monotonic())
         if not step or not self._path.exists():
             return
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            if row["step"] <= step:
-                self._rows.append(row)
+        try:
+            rows = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        except ValueError as e:
+            aside = self._path.with_name(self._path.name + ".damaged")
+            self._path.replace(aside)
+            raise Damaged(f"{aside}: not JSON lines; the training curve begins at step {step}") from e
+        self._rows = [row for row in rows if row["step"] <= step]
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """One row."""

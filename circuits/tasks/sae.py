@@ -7,15 +7,17 @@ holds ``metrics.json`` (held-out), ``history.parquet`` (training curves) and the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.errors import GateError
+from circuits.errors import Damaged, GateError, UserError
 from circuits.files import write_json
 from circuits.run.content import Contents
 from circuits.run.context import Context, Work
 from circuits.run.kinds import Column, Kind, ModelDims, readable
-from circuits.schema import BaseConfig, DataSource
+from circuits.schema import BaseConfig, DataSource, NonFinitePolicy, SaeConfig
 
 if TYPE_CHECKING:
     from circuits.data.stream import ActivationStream
@@ -45,24 +47,49 @@ def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
     return f"{readable(cfg.model.id)}-{layer}-{'from' if cfg.sae.from_ else cfg.sae.architecture.value}"
 
 
-def check(cfg: BaseConfig, dims: ModelDims) -> list[str]:
-    """Sizes that do not fit the model, and a corpus that cannot be read."""
+def normal(cfg: BaseConfig) -> BaseConfig:
+    """Equal results, equal keys: a cap beyond the schedule is none, and an SAE that is taken over is not trained."""
+    sae = cfg.sae
+    if sae.max_steps is not None and sae.max_steps >= sae.steps:
+        sae = replace(sae, max_steps=None)
+    if sae.from_ is not None:
+        kept = ("site", "from_", "block_rows", "forward_batch", "skip_first", "heldout_sequences", "nonfinite")
+        sae = replace(SaeConfig(), **{name: getattr(sae, name) for name in kept})
+    return replace(cfg, sae=sae)
+
+
+def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str]:
+    """Sizes that do not fit the model, a corpus or an SAE that cannot be read."""
     errors = []
     width = dims.width_of(cfg.sae.site.value)
-    if width is not None and cfg.sae.k is not None and cfg.sae.k > cfg.sae.expansion * width:
+    if cfg.sae.from_ is not None:
+        from circuits.sae.directory import problems
+
+        errors += [f"sae.from={cfg.sae.from_}: {problem}" for problem in problems(Path(cfg.sae.from_), width)]
+    elif width is not None and cfg.sae.k is not None and cfg.sae.k > cfg.sae.expansion * width:
         d_sae = cfg.sae.expansion * width
         errors.append(f"sae.k={cfg.sae.k}: more than d_sae={d_sae} (sae.expansion={cfg.sae.expansion} × width {width})")
+    if dims.context is not None and cfg.data.context > dims.context:
+        errors.append(f"data.context={cfg.data.context}: more than the model's {dims.context} positions")
+    if cfg.sae.nonfinite is NonFinitePolicy.drop and len(layers) > 1:
+        errors.append(
+            "sae.nonfinite=drop: one layer a run (a row dropped for one would be missing in the others); sweep over layers"
+        )
     if cfg.data.path is not None:
-        from circuits.data.corpora import check_corpus
-        from circuits.errors import UserError
-
-        try:
-            check_corpus(cfg.data.source.value, cfg.data.path, cfg.data.field or "text", cfg.data.split)
-        except UserError as e:
-            errors += e.messages
-    if cfg.sae.from_ is not None and not (Path(cfg.sae.from_) / "cfg.json").is_file():
-        errors.append(f"sae.from={cfg.sae.from_}: no SAELens directory (cfg.json and sae_weights.safetensors)")
+        errors += _corpus_problems(cfg.data.source.value, cfg.data.path, cfg.data.field or "text", cfg.data.split)
     return errors
+
+
+@lru_cache
+def _corpus_problems(source: str, path: str, field: str, split: str | None) -> tuple[str, ...]:
+    """What is wrong with a corpus; read once for all elements of a sweep."""
+    from circuits.data.corpora import check_corpus
+
+    try:
+        check_corpus(source, path, field, split)
+    except UserError as e:
+        return tuple(e.messages)
+    return ()
 
 
 def gate(cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:
@@ -84,11 +111,11 @@ def question(cfg: BaseConfig) -> str:
     return f"How well do {trained} reconstruct {cfg.sae.site.value} of {Path(cfg.model.id).name}"
 
 
-def needed_bytes(cfg: BaseConfig, dims: ModelDims) -> int:
-    """Float32 weights, and checkpoints with two Adam moments each."""
+def needed_bytes(cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
+    """Float32 weights; checkpoints with two Adam moments each, one more than are kept while a new one is written."""
     width = dims.width_of(cfg.sae.site.value) or 0
-    parameters = 2 * width * width * cfg.sae.expansion
-    return 4 * parameters * (1 + 3 * (cfg.sae.checkpoint_keep + 1))
+    weights = 4 * 2 * width * width * cfg.sae.expansion
+    return weights, 3 * weights * (cfg.sae.checkpoint_keep + 1)
 
 
 KIND = Kind(
@@ -103,6 +130,7 @@ KIND = Kind(
     load="circuits.sae.formats:load",
     bytes=needed_bytes,
     check=check,
+    normal=normal,
     gate=gate,
     question=question,
     memory_keys=("sae.block_rows", "sae.forward_batch", "sae.batch_size", "sae.expansion"),
@@ -144,7 +172,10 @@ def _make(context: Context, works: dict[int, Work]) -> None:
     specs = {layer: _spec(context, stream, layer) for layer in works}
     saved = _saved(context, works, stream)
     for layer, work in works.items():
-        histories[layer].resume(saved[layer][1]["step"] if layer in saved else 0)
+        try:
+            histories[layer].resume(saved[layer][1]["step"] if layer in saved else 0)
+        except Damaged as e:
+            context.say(f"damaged training curve: {e}")
         name = f"{context.run.name}/L{layer}"
         context.run.tracker.start(
             layer, work.key.hash, name, {"layer": layer, "artifact": work.key.id, **specs[layer].as_dict()}
@@ -232,6 +263,7 @@ def _saved(context: Context, works: Mapping[int, Work], stream: ActivationStream
             continue
         context.say(f"layer {layer}: resumed at step {latest.meta['step']}")
         found[layer] = (latest.tensors, latest.meta)
+        stream.dropped.update({int(block): record for block, record in latest.meta["dropped"].items()})
     return found
 
 
@@ -251,7 +283,10 @@ def _hooks(
     def save(layer: int, step: int, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
         directory = works[layer].partial
         histories[layer].save()
-        checkpoint.save(checkpoint.path_for(directory, step), tensors, {**meta, "stream": stream.facts})
+        dropped = {str(block): record for block, record in stream.dropped.items()}
+        checkpoint.save(
+            checkpoint.path_for(directory, step), tensors, {**meta, "stream": stream.facts, "dropped": dropped}
+        )
         checkpoint.prune(directory, sae.checkpoint_keep)
 
     return Hooks(

@@ -57,7 +57,7 @@ def _overview(console: Console, sweeps: list[sweep.Sweep], everything: bool) -> 
     live = False
     for found in sweeps if everything else sweeps[:NEWEST]:
         states = [_facts(found, item).get("state", "waiting") for item in found.record["elements"]]
-        live = live or "running" in states
+        live = live or "running" in states or "waiting" in states
         started = found.record["created"][:16].replace("T", " ")
         counted = "  ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         note = found.record["note"] or ""
@@ -79,7 +79,7 @@ def _one(console: Console, found: sweep.Sweep) -> bool:
     for item in record["elements"]:
         facts = _facts(found, item)
         state = facts.get("state", "waiting")
-        live = live or state == "running"
+        live = live or state in ("running", "waiting")
         table.add_row(str(item["index"]), item["name"], state, _detail(facts), human_time(facts.get("wall_s") or None))
     console.print(table)
     for item in record["elements"]:

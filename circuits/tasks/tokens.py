@@ -32,7 +32,7 @@ KIND = Kind(
     extra=extra,
     inline=True,
     load="circuits.data.textstore:TextStore",
-    bytes=lambda cfg, dims: 4 * min(cfg.data.max_tokens or 0, 50_000_000),
+    bytes=lambda cfg, dims: (4 * min(cfg.data.max_tokens or 0, 50_000_000), 0),
 )
 
 

@@ -43,7 +43,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 ERROR_RATE = 0.05
 """Weight of the newest batch in a behaviour's running error."""
-KEEP_ALIVE = 0.1
+KEEP_ALIVE = 0.04
 """What a behaviour's share of the draws never falls below; its running error is added."""
 LEARNED = 0.05
 """Running error, measured at the full learning rate, from which the decay brings a behaviour to nearly zero."""
