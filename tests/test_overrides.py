@@ -230,7 +230,7 @@ def test_all_findings_come_at_once() -> None:
 
 RIGHT = (
     "sae.k=64 sae.k=1_000 sae.lr=1 sae.k=32,64 sae.k=range(1,4) seed=choice(1,2) name=null experiment=null sae.l1=null "
-    "sae.k=${seed} hydra.verbose=false"
+    "sae.k=${seed}"
 )
 
 
