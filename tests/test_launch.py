@@ -192,7 +192,7 @@ def resumed_equals_undisturbed(cli: Cli, kills: int, architecture: str, layer: s
 
 @pytest.mark.parametrize("architecture", ["topk", "relu"])
 def test_killed_and_resumed_saes_are_bit_identical(warm: Cli, wait_until: Wait, architecture: str) -> None:
-    resumed_equals_undisturbed(warm, 3, architecture, "[1,2]", wait_until)
+    resumed_equals_undisturbed(warm, 2, architecture, "[1,2]", wait_until)
 
 
 @pytest.mark.soak

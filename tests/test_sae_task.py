@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -57,7 +56,7 @@ def test_a_set_of_layers_in_one_run_equals_single_runs_bit_by_bit(
     alone = sharing(warm.outputs / "artifacts", tmp_path_factory.mktemp("alone"))
     for architecture in ("topk", "relu"):
         assert warm("task=sae", "layer=all", f"sae={architecture}", *SHORT).code == 0
-        assert alone("task=sae", "layer=1,3", f"sae={architecture}", *SHORT).code == 0
+        assert alone("task=sae", "layer=2", f"sae={architecture}", *SHORT).code == 0
     for path in alone.artifacts("sae"):
         together = warm.outputs / "artifacts" / "sae" / path.name  # the same key, hence the same name
         assert same(path, together)
@@ -194,13 +193,6 @@ def test_notebooks_open_an_artifact_by_its_config(warm: Cli, monkeypatch: pytest
     assert sae.cfg.k == 16
     with pytest.raises(UserError, match=r"python launch.py task=sae layer=1 sae.k=17"):
         circuits.open("sae", layer=1, sae__k=17, **given)
-
-
-def test_a_cached_sweep_answers_in_seconds(warm: Cli) -> None:
-    assert warm("task=sae", "layer=0,1", *SHORT).code == 0
-    start = time.monotonic()
-    assert "2 cached" in warm("task=sae", "layer=0,1", *SHORT).out
-    assert time.monotonic() - start < 60, "not a speed test: only that nothing was trained"
 
 
 def test_tracking_writes_jsonl_always_and_wandb_per_layer_offline(warm: Cli) -> None:
