@@ -166,7 +166,9 @@ def _where(cli: Cli) -> str:
     return phases[0] if phases else "measuring"
 
 
-def resumed_equals_undisturbed(cli: Cli, kills: int, architecture: str, layer: str, wait_until: Wait) -> list[str]:
+def resumed_equals_undisturbed(
+    cli: Cli, kills: int, architecture: str, layer: str, wait_until: Wait, steps: int = 150
+) -> list[str]:
     """Kill a run at random moments until it is through; its SAEs must equal those of an undisturbed run."""
     words = [
         f"layer={layer}",
@@ -200,7 +202,7 @@ def test_killed_and_resumed_saes_are_bit_identical(warm: Cli, wait_until: Wait, 
 def test_soak_thirty_kills(
     warm: Cli, wait_until: Wait, architecture: str, record_property: Callable[..., None]
 ) -> None:
-    moments = resumed_equals_undisturbed(warm, 30, architecture, "[0-3]", wait_until)
+    moments = resumed_equals_undisturbed(warm, 30, architecture, "[0,3]", wait_until, steps=1200)
     counted = {where: moments.count(where) for where in sorted(set(moments))}
     record_property("kills", counted)
     with (Path(os.environ.get("CIRCUITS_SOAK_RESULTS", os.devnull))).open("a") as f:
