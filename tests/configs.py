@@ -12,7 +12,7 @@ import pytest
 from circuits.run import api, config, overrides, places, registry
 from circuits.run import plan as planner
 from circuits.run.content import Contents
-from circuits.run.kinds import Key, key_of
+from circuits.run.keys import Key, key_of
 from circuits.run.plan import Element
 from circuits.schema import BaseConfig
 

@@ -24,7 +24,8 @@ from circuits.errors import UserError
 from circuits.models.tiny.spec import TinySpec, hf_config
 from circuits.run import places, registry
 from circuits.run.content import Contents
-from circuits.run.kinds import Scope, canonical, key_of
+from circuits.run.keys import canonical, key_of
+from circuits.run.kinds import Scope
 
 SAE = registry.kind("sae")
 #: Fields that may change without changing any result. Another one here is a decision, not an accident.

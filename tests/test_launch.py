@@ -143,21 +143,27 @@ def kill_at_random_moments(cli: Cli, words: list[str], kills: int, seed: int, wa
     chance = random.Random(seed)
     moments = []
     while True:
+        left = _hidden(cli)  # what earlier kills left behind; it is swept later
         running = cli.start(*words)
         wait_until(lambda: training(cli) or running.poll() is not None, 120, "training")  # noqa: B023
         if len(moments) < kills and running.poll() is None:
             time.sleep(chance.expovariate(1 / 0.15))
             for worker in elements(cli):
-                moments.append(_where(cli))
+                moments.append(_where(cli, left))
                 worker.send_signal(signal.SIGKILL)
         running.communicate(timeout=300)
         if running.returncode == 0:
             return moments
 
 
-def _where(cli: Cli) -> str:
-    """What the run was doing, from what lies on the disk."""
-    hidden = [path.name for path in (cli.outputs / "artifacts" / "sae").rglob(".*")]
+def _hidden(cli: Cli) -> set[str]:
+    """Temporary files and directories of unfinished writes."""
+    return {path.name for path in (cli.outputs / "artifacts" / "sae").rglob(".*")}
+
+
+def _where(cli: Cli, left: set[str]) -> str:
+    """What the run was doing, from what lies on the disk besides what was `left` there before it."""
+    hidden = _hidden(cli) - left
     if any(name.startswith(".step-") for name in hidden):
         return "writing a checkpoint"
     if any(name.endswith(".tmp") for name in hidden):

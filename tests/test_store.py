@@ -18,7 +18,7 @@ import pytest
 from circuits.errors import Damaged, DiskFull
 from circuits.files import sha256_text
 from circuits.run import store as store_module
-from circuits.run.kinds import Key
+from circuits.run.keys import Key
 from circuits.run.leases import Note, owner
 from circuits.run.store import MANIFEST, Artifact, Store, content_hash, verify
 

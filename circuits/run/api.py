@@ -12,7 +12,8 @@ from circuits import schema
 from circuits.errors import UserError
 from circuits.run import config, overrides, places, registry
 from circuits.run.content import Contents
-from circuits.run.kinds import Kind, key_of
+from circuits.run.keys import key_of
+from circuits.run.kinds import Kind
 from circuits.run.layers import parse_layers
 from circuits.run.plan import model_dims
 from circuits.run.store import Artifact, Store

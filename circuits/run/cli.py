@@ -59,10 +59,10 @@ def _hydra(argv: list[str]) -> int:
 def _launch(elements: Any) -> None:
     """What Hydra is given to run: our launcher calls it with (compose, overrides of each element)."""
     global _exit_code
-    from circuits.run import sweep
+    from circuits.run import launching
 
     compose, lists = elements
-    _exit_code = sweep.launch(compose, lists)
+    _exit_code = launching.launch(compose, lists)
 
 
 def _fail(error: CircuitsError) -> int:

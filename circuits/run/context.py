@@ -13,7 +13,8 @@ from circuits.errors import Damaged, UserError
 from circuits.files import disk_errors, read_json
 from circuits.run import provenance, registry
 from circuits.run.content import Contents
-from circuits.run.kinds import Key, Kind, Scope, key_of
+from circuits.run.keys import Key, key_of
+from circuits.run.kinds import Kind, Scope
 from circuits.run.signals import StopFlag
 from circuits.run.status import Status, entry, now
 from circuits.run.store import Artifact, Store

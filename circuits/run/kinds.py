@@ -1,27 +1,18 @@
-"""Kinds of artifacts and their keys, without torch and before anything exists.
+"""Kinds of artifacts: what each reads, needs and is called. Declared beside its task, without torch.
 
-Key = SHA-256 over the kind, its version, the sections it reads (canonical, by role: see ``circuits.schema``), the layer, the
-content of files it names, and the keys of its inputs (a Merkle chain). Resources, tracking, paths and workers never enter.
+Their keys are computed in :mod:`circuits.run.keys`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
-from functools import cached_property
 from typing import Any, Literal
 
 from circuits.errors import UserError
-from circuits.files import sha256_text
 from circuits.run.content import Contents
 from circuits.schema import BaseConfig
-
-HASH_CHARACTERS = 12  # of the key, in a directory's name
 
 
 @dataclass(frozen=True)
@@ -91,91 +82,9 @@ class Kind:
     columns: tuple[Column, ...] = ()
 
 
-@dataclass(frozen=True)
-class Key:
-    """The identity of one artifact."""
-
-    kind: str
-    label: str
-    layers: tuple[int, ...]
-    payload: str  # canonical JSON of everything that entered
-    inputs: Mapping[str, Key]
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 of the payload, in hex."""
-        return sha256_text(self.payload)
-
-    @property
-    def dirname(self) -> str:
-        """``tiny-L0-topk-9c41d2a81f3e``."""
-        return f"{self.label}-{self.hash[:HASH_CHARACTERS]}"
-
-    @property
-    def id(self) -> str:
-        """``sae/tiny-L0-topk-9c41d2a81f3e``: how people and other configs name the artifact."""
-        return f"{self.kind}/{self.dirname}"
-
-
-def key_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Contents) -> Key:
-    """The key of `kind` at `layers` (one layer for ``each``, none for ``none``) under `cfg`.
-
-    Raises:
-        UserError: a file that the config names cannot be read.
-    """
-    from circuits.run import registry
-
-    if kind.layers == "none":
-        layers = ()
-    cfg = kind.normal(cfg)
-    inputs = {name: key_of(registry.kind(name), cfg, layers, contents) for name in kind.inputs(cfg)}
-    payload = {
-        "kind": kind.name,
-        "version": kind.version,
-        "layers": list(layers),
-        "config": {section: canonical(section, lookup(cfg, section), contents) for section in kind.sections},
-        "extra": dict(kind.extra(cfg, contents)),
-        "inputs": {name: key.hash for name, key in inputs.items()},
-    }
-    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return Key(kind.name, kind.label(cfg, layers), layers, text, inputs)
-
-
 def readable(name: str) -> str:
     """The last part of a path or hub name, safe for a directory's name, at most 40 characters: for labels."""
     return re.sub(r"[^\w.+-]+", "_", name.rstrip("/").rsplit("/", 1)[-1])[:40]
-
-
-def lookup(cfg: Any, path: str) -> Any:
-    """``lookup(cfg, "model.embedded")``."""
-    for name in path.split("."):
-        cfg = getattr(cfg, name, None)
-    return cfg
-
-
-def canonical(path: str, value: Any, contents: Contents) -> Any:
-    """`value` as plain JSON with each field taken by its role."""
-    if isinstance(value, Enum):
-        return value.value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        result = {}
-        for field in dataclasses.fields(value):
-            role, member = field.metadata.get("role", "keyed"), getattr(value, field.name)
-            if role == "free" or (role == "added" and member == field.default):
-                continue
-            where = f"{path}.{field.name}"
-            if role == "file":
-                result[field.name] = contents.of(where, value)
-            else:
-                result[field.name] = canonical(where, member, contents)
-        return result
-    if isinstance(value, (list, tuple)):
-        return [canonical(path, member, contents) for member in value]
-    if isinstance(value, Mapping):
-        return {str(k): canonical(f"{path}.{k}", v, contents) for k, v in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{path}={value}: a finite number is expected")
-    return value
 
 
 class Scope:

@@ -14,7 +14,8 @@ from circuits import schema
 from circuits.errors import CircuitsError, UserError
 from circuits.run import config, machine, registry
 from circuits.run.content import Contents
-from circuits.run.kinds import Key, Kind, ModelDims, key_of
+from circuits.run.keys import Key, key_of
+from circuits.run.kinds import Kind, ModelDims
 from circuits.run.layers import LayerOutOfRange, parse_layers, ranges
 from circuits.schema import Backend, BaseConfig, Reuse
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from circuits.errors import Damaged
 from circuits.files import disk_errors, fsync_dir, fsync_file, read_json, sha256_file, sha256_text, write_json
-from circuits.run.kinds import HASH_CHARACTERS, Key
+from circuits.run.keys import HASH_CHARACTERS, Key
 from circuits.run.leases import Lease, Note
 
 MANIFEST = "manifest.json"

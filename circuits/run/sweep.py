@@ -13,12 +13,11 @@
 from __future__ import annotations
 
 import datetime as dt
-import importlib
 import re
 import secrets
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,9 @@ from circuits.errors import UserError, suggest
 from circuits.files import disk_errors, read_json, write_json
 from circuits.run import config, provenance, registry, status
 from circuits.run.element import RECORD
-from circuits.run.kinds import Key, Kind
+from circuits.run.kinds import Kind
 from circuits.run.leases import owner
-from circuits.run.plan import Element, plan, room, standing
-from circuits.run.store import Store
-from circuits.schema import Where
+from circuits.run.plan import Element
 
 FILE = "sweep.json"
 
@@ -53,44 +50,6 @@ class Sweep:
         if isinstance(element, Element):
             return self.path if len(self.record["elements"]) == 1 else self.path / element.name
         return self.path / element["dir"]
-
-
-def launch(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]]) -> int:
-    """Plan a sweep, run it where ``cluster`` says, show how it went; the exit code.
-
-    Raises:
-        UserError: anything that preflight finds; nothing was started.
-    """
-    base = Path.cwd()
-    elements = plan(compose, lists, base)
-    first = elements[0].cfg
-    if len({element.cfg.task.name for element in elements}) > 1:
-        raise UserError("task: one sweep is over one task; start the tasks one after the other")
-    if first.task.where is Where.here:
-        function = getattr(
-            importlib.import_module(first.task._target_.rsplit(".", 1)[0]), first.task._target_.rsplit(".", 1)[1]
-        )
-        return max(function(element.cfg) for element in elements)
-    store = Store(Path(first.outputs) / "artifacts", say=lambda text: print(text, file=sys.stderr))
-    store.sweep_leftovers()
-    sorted_out = standing(elements, _memo(store.find), store.holder)
-    from circuits.run import local
-
-    room(sorted_out.to_run, local.pool_size(first, len(sorted_out.to_run)))
-    sweep = create(elements, base)
-    return local.LocalLauncher(sweep, elements, sorted_out, store).run()
-
-
-def _memo(find: Callable[[Key], Any]) -> Callable[[Key], Any]:
-    """`find`, asked once per key (a damaged artifact is named once)."""
-    known: dict[str, Any] = {}
-
-    def remembered(key: Key) -> Any:
-        if key.hash not in known:
-            known[key.hash] = find(key)
-        return known[key.hash]
-
-    return remembered
 
 
 def create(elements: Sequence[Element], base: Path) -> Sweep:

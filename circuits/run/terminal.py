@@ -18,10 +18,10 @@ from rich.text import Text
 from circuits.run import status
 from circuits.run.kinds import Kind
 from circuits.run.layers import ranges
+from circuits.run.sweep import Sweep, kind_of
 
 if TYPE_CHECKING:
     from circuits.run.plan import Element, Standing
-    from circuits.run.sweep import Sweep
 
 LINE_EVERY_S = 30.0  # between progress lines of one element when not a terminal
 SHOWN = 40  # rows of the live table; a terminal has no more
@@ -64,8 +64,6 @@ class View:
     """Shows one sweep from its elements' status files."""
 
     def __init__(self, sweep: Sweep, elements: Sequence[Element]) -> None:
-        from circuits.run.sweep import kind_of
-
         self.sweep, self.elements, self.kind = sweep, elements, kind_of(sweep)
         self.console = console()
         self._live: Live | None = None
