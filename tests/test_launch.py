@@ -179,7 +179,7 @@ def resumed_equals_undisturbed(
     words = [
         f"layer={layer}",
         f"sae={architecture}",
-        "sae.steps=400",
+        f"sae.steps={steps}",
         "sae.checkpoint_every=3",
         "sae.dead_after=2000",
         *SHORT,

@@ -75,17 +75,18 @@ def train(
         batches = _begin(batches, specs, trainers, device)
     clock = time.monotonic()
     for batch in batches:
-        for layer, trainer in trainers.items():
-            if trainer.step == batch.position.step:  # a layer that is ahead waits for the others
-                trainer.train_step(batch.rows[layer])
+        # A layer that is ahead waits for the others; what it logged and saved at these steps it did before.
+        moved = {layer: trainer for layer, trainer in trainers.items() if trainer.step == batch.position.step}
+        for layer, trainer in moved.items():
+            trainer.train_step(batch.rows[layer])
         done = batch.position.step + 1
         if done % hooks.log_every == 0 or done == steps:
-            _log(trainers, done, good, hooks)
+            _log(moved, done, good, hooks)
         due = bool(hooks.save_every) and done % (hooks.save_every or 1) == 0
         due = due or (hooks.save_minutes is not None and time.monotonic() - clock >= hooks.save_minutes * 60)
         stopping = done < steps and hooks.stopping()
         if (due and done < steps) or stopping:
-            _save(trainers, done, batch.following, good, hooks)
+            _save(moved, done, batch.following, good, hooks)
             clock = time.monotonic()
         if stopping:
             return None
@@ -115,8 +116,7 @@ def _begin(
 
 def _log(trainers: Mapping[int, Trainer], done: int, good: Mapping[int, int], hooks: Hooks) -> None:
     for layer, trainer in trainers.items():
-        if trainer.step == done:
-            hooks.log(layer, done, _checked(trainer, layer, good))
+        hooks.log(layer, done, _checked(trainer, layer, good))
 
 
 def _checked(trainer: Trainer, layer: int, good: Mapping[int, int]) -> dict[str, float]:
@@ -128,10 +128,8 @@ def _checked(trainer: Trainer, layer: int, good: Mapping[int, int]) -> dict[str,
 
 
 def _save(trainers: Mapping[int, Trainer], done: int, position: Position, good: dict[int, int], hooks: Hooks) -> None:
-    """A checkpoint of every layer that is at this step. One whose loss is not a number is never saved."""
+    """A checkpoint of each of these layers. One whose loss is not a number is never saved."""
     for layer, trainer in trainers.items():
-        if trainer.step != done:
-            continue
         if "loss" in trainer.sums and not math.isfinite(float(trainer.sums["loss"])):
             _checked(trainer, layer, good)
         tensors, meta = trainer.state()
