@@ -30,7 +30,7 @@ demo: setup
 	@$(BIN)/python launch.py task=sae 'layer=range(0,4)' name=demo
 
 test: lint
-	@$(BIN)/python -m pytest -q --durations=12 -n auto --maxprocesses 4 --dist worksteal -m "not soak and not gpu and not weights" tests
+	@CIRCUITS_TRAIN_FIRST=1 $(BIN)/python -m pytest -q --durations=12 -n auto --maxprocesses 4 --dist worksteal -m "not soak and not gpu and not weights" tests
 
 lint: setup
 	@$(BIN)/ruff check .
