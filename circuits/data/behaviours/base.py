@@ -43,6 +43,19 @@ class Example(NamedTuple):
     """What training text goes on with after the answer (with a leading space), where the behaviour determines it."""
 
 
+OPENINGS = (
+    "The",
+    "Today the",
+    "I know that the",
+    "We learned that the",
+    "We read that the",
+    "Everyone says that the",
+    "He said that the",
+    "It seems that the",
+)
+"""Beginnings of a statement about a thing in the world, for relations that differ only in the thing."""
+
+
 @dataclass(frozen=True)
 class Behaviour:
     """A generator of examples. The embedded model learns every behaviour there is, so its words are declared."""

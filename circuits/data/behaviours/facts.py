@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from circuits.data.behaviours.base import Behaviour, Example, pick, words_in
+from circuits.data.behaviours.base import OPENINGS, Behaviour, Example, pick, words_in
 
 FIELDS = {
     "Einstein": "physics",
@@ -31,16 +31,6 @@ FIELDS = {
     "Euler": "mathematics",
 }
 PEOPLE = tuple(FIELDS)
-OPENINGS = (
-    "The",
-    "Today the",
-    "I know that the",
-    "We learned that the",
-    "We read that the",
-    "Everyone says that the",
-    "He said that the",
-    "It seems that the",
-)
 BODIES = (
     "fame of {person} comes from",
     "life of {person} was given to",

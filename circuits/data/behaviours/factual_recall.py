@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from circuits.data.behaviours.base import Behaviour, Example, distinct, pick, words_in
+from circuits.data.behaviours.base import OPENINGS, Behaviour, Example, distinct, pick, words_in
 
 CAPITALS = {
     "China": "Beijing",
@@ -26,16 +26,6 @@ CAPITALS = {
     "Sweden": "Stockholm",
 }
 COUNTRIES = tuple(CAPITALS)
-OPENINGS = (
-    "The",
-    "Today the",
-    "I know that the",
-    "We learned that the",
-    "We read that the",
-    "Everyone says that the",
-    "He said that the",
-    "It seems that the",
-)
 BODIES = (
     "capital of {country} is",
     "capital city of {country} is",
