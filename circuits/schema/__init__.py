@@ -1,0 +1,89 @@
+"""The typed shape of the whole configuration: one dataclass per group, closed, and the rules that cross fields.
+
+One module a group; this one joins them. Standard library only. Hydra merges ``conf/`` into the node that :func:`root_schema`
+builds, so an unknown key, a value of the wrong type or a choice that does not exist is refused before anything runs.
+
+A field's *role* says how it takes part in an artifact's key (``circuits.run.kinds``):
+
+========  ====================================================================================
+keyed     the default: it changes the result, so it enters the key
+free      it changes no result (logging, checkpoints, devices): never in a key
+added     left out of the key while at its default, so that a new option re-keys nothing
+file      names a file, a directory or a hub name: its *content* enters the key, not its spelling
+========  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from circuits.schema import data as data_rules
+from circuits.schema import sae as sae_rules
+from circuits.schema.cluster import Backend, ClusterConfig, TrackingConfig, TrackingMode
+from circuits.schema.data import DataConfig, DataSource
+from circuits.schema.fields import MISSING, added, file, free
+from circuits.schema.model import Dtype, EmbeddedConfig, Matmul, ModelConfig, PrecisionConfig, Site
+from circuits.schema.sae import Architecture, NonFinitePolicy, SaeConfig
+from circuits.schema.task import Resources, Reuse, TaskConfig, Where
+
+
+@dataclass
+class BaseConfig:
+    """The root: groups and run-level keys. Tasks' own options are joined to it by :func:`root_schema`."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sae: SaeConfig = field(default_factory=SaeConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    layer: Any = "all"
+    seed: int = 0
+    name: str | None = None  # part of the run directory's name
+    note: str | None = None  # kept with the run, shown by status and report
+    of: str | None = None  # the sweep or run that a service task is about
+    reuse: Reuse = Reuse.cached
+    outputs: str = "outputs"
+    multirun: str = "multirun"
+
+
+#: Root keys that every task reads.
+RUN_KEYS = ("name", "note", "reuse", "outputs", "multirun", "task", "cluster", "tracking")
+
+
+def root_schema(options: dict[str, type]) -> type:
+    """`BaseConfig` with each task's own ``Options`` dataclass under the task's name (``status.watch``)."""
+    extra = [(name, cls, field(default_factory=cls)) for name, cls in options.items()]
+    return dataclasses.make_dataclass("Config", extra, bases=(BaseConfig,))
+
+
+def check(cfg: BaseConfig) -> list[str]:
+    """Every cross-field rule that `cfg` breaks, one line each. Reads plain values only: no file, no model."""
+    return [*data_rules.check(cfg.data), *sae_rules.check(cfg.sae), *_check_root(cfg)]
+
+
+def _check_root(cfg: BaseConfig) -> list[str]:
+    errors = []
+    if cfg.cluster.workers is not None and cfg.cluster.workers < 0:
+        errors.append(f"cluster.workers={cfg.cluster.workers}: 0 (in this process) or more")
+    if cfg.cluster.grace_s < 0:
+        errors.append(f"cluster.grace_s={cfg.cluster.grace_s}: 0 seconds or more")
+    if cfg.sae.skip_first >= cfg.data.context:
+        errors.append(f"sae.skip_first={cfg.sae.skip_first}: leaves nothing of data.context={cfg.data.context} tokens")
+    if cfg.task.resources.cpus < 1:
+        errors.append(f"task.resources.cpus={cfg.task.resources.cpus}: at least 1")
+    if cfg.model.embedded is not None and min(cfg.model.embedded.steps, cfg.model.embedded.batch) < 1:
+        errors.append("model.embedded: steps and batch are at least 1")
+    if not cfg.seed >= 0:
+        errors.append(f"seed={cfg.seed}: 0 or more")
+    return errors
+
+
+__all__ = [
+    "MISSING", "RUN_KEYS", "Architecture", "Backend", "BaseConfig", "ClusterConfig", "DataConfig", "DataSource", "Dtype",
+    "EmbeddedConfig", "Matmul", "ModelConfig", "NonFinitePolicy", "PrecisionConfig", "Resources", "Reuse", "SaeConfig", "Site",
+    "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added", "check", "file", "free", "root_schema",
+]  # fmt: skip

@@ -1,0 +1,70 @@
+"""The model, its sites and its number formats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from circuits.schema.fields import MISSING, file, free
+
+
+class Site(Enum):
+    """Capture points of a transformer block."""
+
+    resid_pre = "resid_pre"
+    resid_mid = "resid_mid"
+    resid_post = "resid_post"
+    mlp_in = "mlp_in"
+    mlp_act = "mlp_act"
+    mlp_out = "mlp_out"
+    head_z = "head_z"
+    attn_out = "attn_out"
+
+
+class Dtype(Enum):
+    """The number format that the model computes in."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Matmul(Enum):
+    """How float32 matrix products are computed on an accelerator."""
+
+    highest = "highest"  # true float32
+    high = "high"  # TF32
+
+
+@dataclass
+class EmbeddedConfig:
+    """How the embedded model is trained (circuits/models/tiny)."""
+
+    layers: int = 4
+    width: int = 128
+    steps: int = 1500  # at most: training ends soon after every behaviour is learned
+    batch: int = 64
+    lr: float = 1e-3
+    seed: int = 0
+
+
+@dataclass
+class ModelConfig:
+    """A causal language model: the embedded one, a hub name or a directory."""
+
+    id: str = file(MISSING)
+    revision: str | None = free(None)  # hub branch, tag or commit; the commit it resolves to is in the key through `id`
+    embedded: EmbeddedConfig | None = None
+    layers: int | None = free(None)  # depth and width, known to a preset, so that bounds are checked without a network
+    width: int | None = free(None)
+    sets: dict[str, list[int]] = field(default_factory=dict, metadata={"role": "free"})  # named sets for `layer=`
+    device: str = free("auto")  # auto (cuda > mps > cpu), cpu, cuda, cuda:1, mps
+    allow_fallback: bool = free(False)  # use the next device when the named one is absent
+
+
+@dataclass
+class PrecisionConfig:
+    """Number formats; they enter the key of whatever is computed under them."""
+
+    dtype: Dtype = Dtype.fp32
+    matmul: Matmul = Matmul.highest

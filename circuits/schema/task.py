@@ -1,0 +1,43 @@
+"""What ``task=`` selects, and what one element of it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from circuits.schema.fields import MISSING
+
+
+class Where(Enum):
+    """Where a task runs."""
+
+    cluster = "cluster"  # where `cluster` says: worker processes here, or a scheduler
+    here = "here"  # always in the calling process
+
+
+class Reuse(Enum):
+    """What to do about an artifact that is already in the store."""
+
+    cached = "cached"  # use it
+    force = "force"  # make it anew and replace it
+    readonly = "readonly"  # use it; a missing one is an error
+
+
+@dataclass
+class Resources:
+    """What one element needs; the launcher joins it with the cluster's limits."""
+
+    gpus: int = 0
+    cpus: int = 1  # threads of every element, whatever the pool's size: results depend on it bit by bit
+    memory: str = "4G"
+    time: str = "12:00:00"
+
+
+@dataclass
+class TaskConfig:
+    """What `task=` selects."""
+
+    name: str = MISSING
+    _target_: str = MISSING  # the function that runs it; its module declares KIND
+    where: Where = Where.cluster
+    resources: Resources = field(default_factory=Resources)
