@@ -43,6 +43,8 @@ def _hydra(argv: list[str]) -> int:
     # One place formats all errors, ours: Hydra is asked to let them through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [sys.argv[0], *argv]
+    # A stock launcher's job imports us from wherever it starts.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(places.CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
     config.register()
     try:
         hydra.main(version_base="1.3", config_path=str(places.CONF), config_name="config")(_launch)()
@@ -56,13 +58,20 @@ def _hydra(argv: list[str]) -> int:
     return _exit_code
 
 
-def _launch(elements: Any) -> None:
-    """What Hydra is given to run: our launcher calls it with (compose, overrides of each element)."""
+def _launch(given: Any) -> None:
+    """What Hydra is given to run. Our launcher calls it with (compose, overrides of each element, its own keys).
+
+    A stock launcher (``hydra/launcher=submitit_slurm``) calls it with one composed config, in a job of its own.
+    """
     global _exit_code
     from circuits.run import launching
 
-    compose, lists = elements
-    _exit_code = launching.launch(compose, lists)
+    if isinstance(given, tuple):
+        _exit_code = launching.launch(*given)
+        return
+    code = launching.one_here(given)
+    if code:
+        sys.exit(code)  # or Slurm would call it completed
 
 
 def _fail(error: CircuitsError) -> int:

@@ -12,12 +12,17 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from circuits import schema
 from circuits.errors import UserError
-from circuits.run import registry
+from circuits.run import places, registry
 
 
 def register() -> None:
     """Give Hydra the schema: one root node, so that no choice of a group is anything but a real one."""
-    ConfigStore.instance().store(name="schema", node=schema.root_schema(registry.options()), provider="circuits")
+    ConfigStore.instance().store(name="schema", node=root(), provider="circuits")
+
+
+def root() -> type:
+    """The root dataclass, with every task's options and every cluster's personal section."""
+    return schema.root_schema(registry.options(), places.choices("cluster"))
 
 
 def to_object(tree: Any) -> schema.BaseConfig:
@@ -29,7 +34,7 @@ def to_object(tree: Any) -> schema.BaseConfig:
     try:
         plain = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True, enum_to_str=True))
         plain.pop("hydra", None)
-        merged = OmegaConf.merge(OmegaConf.structured(schema.root_schema(registry.options())), plain)
+        merged = OmegaConf.merge(OmegaConf.structured(root()), plain)
         return cast(schema.BaseConfig, OmegaConf.to_object(merged))
     except MissingMandatoryValue as e:
         raise UserError(f"{e.full_key}: needs a value; write {e.full_key}=…") from e

@@ -50,11 +50,11 @@ def run(directory: Path, stop: StopFlag) -> int:
     _set_threads(cfg.task.resources.cpus)
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    state, code, error, trace = "done", 0, None, None
+    state, code, error, trace, again = "done", 0, None, None, False
     try:
         _perform(directory, record, cfg, status, stop, log)
     except Stopped as e:
-        state, error = "interrupted", f"stopped ({e}); the same command goes on from what was saved"
+        state, error, again = _stopped(str(e), status)
         code = 128 + (
             signal.SIGUSR2 if str(e) == "SIGUSR2" else signal.SIGINT if str(e) == "SIGINT" else signal.SIGTERM
         )
@@ -73,8 +73,29 @@ def run(directory: Path, stop: StopFlag) -> int:
     except CircuitsError as e:  # a full disk: the exit code still tells
         log.write(f"error: {e}")
         code = code or 1
+    if _on_cluster():
+        from circuits.run.slurm import requeue
+
+        if not (again and requeue.queue_again(log.write)):
+            requeue.close_sweep(directory, log.write)
     log.close()
     return code
+
+
+def _on_cluster() -> bool:
+    """Whether a job of ours runs this (not somebody's own ``salloc`` session)."""
+    return "CIRCUITS_SLURM_TAG" in os.environ and "SLURM_ARRAY_JOB_ID" in os.environ
+
+
+def _stopped(reason: str, status: Any) -> tuple[str, str, bool]:
+    """The state, the line and whether to queue again, of an element that was asked to stop."""
+    if not _on_cluster():
+        return "interrupted", f"stopped ({reason}); the same command goes on from what was saved", False
+    from circuits.run.slurm import requeue
+
+    verdict = requeue.judge(reason, status.facts["timeouts"])
+    status.facts["timeouts"] += verdict.timed_out
+    return ("failed" if verdict.timed_out and not verdict.again else "interrupted"), verdict.error, verdict.again
 
 
 def _set_threads(count: int) -> None:

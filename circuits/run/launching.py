@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from circuits.errors import UserError
-from circuits.run import local
+from circuits.run import config, local
+from circuits.run.content import Contents
 from circuits.run.keys import Key
-from circuits.run.plan import plan, room, standing
+from circuits.run.plan import Element, keys_of, plan, room, standing
 from circuits.run.store import Store
-from circuits.run.sweep import create
-from circuits.schema import Where
+from circuits.run.sweep import Sweep, create, kind_of
+from circuits.schema import Backend, Where
 
 
-def launch(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]]) -> int:
+def launch(
+    compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]], launcher: Mapping[str, Any] | None = None
+) -> int:
     """Plan a sweep, run it where ``cluster`` says, show how it went; the exit code.
+
+    Args:
+        compose: overrides → composed config.
+        lists: the overrides of each element.
+        launcher: the ``hydra.launcher.*`` values that were given.
 
     Raises:
         UserError: anything that preflight finds; nothing was started.
@@ -33,12 +41,91 @@ def launch(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str
             importlib.import_module(first.task._target_.rsplit(".", 1)[0]), first.task._target_.rsplit(".", 1)[1]
         )
         return max(function(element.cfg) for element in elements)
-    store = Store(Path(first.outputs) / "artifacts", say=lambda text: print(text, file=sys.stderr))
+    store = Store(Path(first.outputs) / "artifacts", say=_say)
     store.sweep_leftovers()
+    if first.cluster.backend is Backend.slurm:
+        return _to_slurm(elements, store, launcher or {}, lambda: create(elements, base, launcher))
+    if launcher:
+        raise UserError(
+            f"hydra.launcher.{next(iter(launcher))}: cluster=local does not read it; cluster=slurm, csd3 and ncc do"
+        )
     sorted_out = standing(elements, _memo(store.find), store.holder)
     room(sorted_out.to_run, local.pool_size(first, len(sorted_out.to_run)))
     sweep = create(elements, base)
     return local.LocalLauncher(sweep, elements, sorted_out, store).run()
+
+
+def _to_slurm(elements: list[Element], store: Store, launcher: Mapping[str, Any], sweep: Callable[[], Sweep]) -> int:
+    """Preflight against the cluster, then, alone with the store, see what is missing and submit it."""
+    from circuits.run.slurm import launcher as slurm
+    from circuits.run.slurm.submission import alone
+
+    cluster = elements[0].cfg.cluster
+    slurm.refuse(elements, launcher, cluster.dry_run)
+    if cluster.dry_run:
+        slurm.dry_run(elements, standing(elements, _memo(store.find), store.holder).to_run, launcher)
+        return 0
+    with alone(store, _say):
+        sorted_out = standing(elements, _memo(store.find), store.holder)
+        room(sorted_out.to_run, cluster.parallelism or len(sorted_out.to_run))
+        job = slurm.SlurmLauncher(sweep(), elements, sorted_out, store, launcher)
+        code = job.submit()
+    return job.wait() if code is None else code
+
+
+def recover(sweep: Sweep) -> int:
+    """Run, or submit, exactly the elements of `sweep` whose artifacts are missing, under their original numbers.
+
+    Raises:
+        UserError: nothing is missing, or what the elements would make has changed since.
+    """
+    elements = planned(sweep)
+    first = elements[0].cfg
+    store = Store(Path(first.outputs) / "artifacts", say=_say)
+    if first.cluster.backend is Backend.slurm:
+        return _to_slurm(elements, store, sweep.record.get("hydra_launcher", {}), lambda: sweep)
+    sorted_out = standing(elements, _memo(store.find), store.holder)
+    room(sorted_out.to_run, local.pool_size(first, len(sorted_out.to_run)))
+    return local.LocalLauncher(sweep, elements, sorted_out, store).run()
+
+
+def planned(sweep: Sweep) -> list[Element]:
+    """The elements of a sweep on disk, as they were planned.
+
+    Raises:
+        UserError: a key changed since (an edited file, another version of the kind).
+    """
+    kind, changed, elements = kind_of(sweep), [], []
+    contents: dict[str, Contents] = {}
+    for item in sweep.record["elements"]:
+        cfg = config.load(sweep.directory(item) / "config.yaml")
+        mine = contents.setdefault(cfg.outputs, Contents(Path(cfg.outputs) / "artifacts" / ".hashes.json"))
+        element = Element(item["index"], item["overrides"], cfg, item["swept"], tuple(item["layers"]))
+        element.keys = keys_of(kind, cfg, element.layers, mine)
+        if {key.id for key in element.keys.values()} != set(item["artifacts"].values()):
+            changed.append(item["name"])
+        elements.append(element)
+    if changed:
+        raise UserError(
+            f"{sweep.id}: what {' '.join(changed)} would make has changed since it was submitted (an edited file, or other code); "
+            f"launch it anew: {sweep.record['command']}"
+        )
+    return elements
+
+
+def one_here(tree: Any) -> int:
+    """One element in this process: Hydra's stock launchers call this, in a job of theirs; the exit code."""
+    base = Path.cwd()
+    elements = plan(lambda words: tree, [[]], base)
+    store = Store(Path(elements[0].cfg.outputs) / "artifacts", say=_say)
+    elements[0].cfg.cluster.workers, elements[0].cfg.cluster.backend = 0, Backend.local
+    return local.LocalLauncher(
+        create(elements, base), elements, standing(elements, _memo(store.find), store.holder), store
+    ).run()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _memo(find: Callable[[Key], Any]) -> Callable[[Key], Any]:

@@ -3,7 +3,8 @@
 Correctness never rests on them (it rests on the rename that publishes an artifact). A *lease* is held by the process that
 is making an artifact: a file created with O_EXCL and touched by a heartbeat. A *claim* is held by a live launcher for an
 element that will make it. Either is stale when its process is gone (same host), or when the watcher, by its own clock, saw no
-heartbeat for `STALE_S` seconds (another host).
+heartbeat for `STALE_S` seconds (another host). A claim of a cluster's job lives while the job is in the queue under its tag; a
+lease taken inside a job ends with the job, whatever host it ran on.
 """
 
 from __future__ import annotations
@@ -26,14 +27,35 @@ SAME_START_S = 5.0  # start times carry the boot time, which shifts by a second 
 
 
 def owner(**facts: Any) -> dict[str, Any]:
-    """Who this process is: host, pid and its start time (a pid alone may be reused)."""
+    """Who this process is: host, pid and its start time (a pid alone may be reused); inside a cluster's job, which one."""
     return {
+        **_worker_job(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
         "token": uuid.uuid4().hex,
         **facts,
     }
+
+
+def _worker_job() -> dict[str, Any]:
+    job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    if not job or not os.environ.get("CIRCUITS_SLURM_TAG"):
+        return {}  # inside somebody's own salloc session: the process is what counts
+    return {"worker_job": f"{job}_{task}", "incarnation": os.environ.get("SLURM_RESTART_COUNT", "0")}
+
+
+def _job_ended(facts: dict[str, Any]) -> bool:
+    """Whether the owner ran inside a job (or a turn of a requeued job) that is known to have ended."""
+    job = facts.get("worker_job")
+    if job is None:
+        return False
+    here = _worker_job()
+    if here.get("worker_job") == job:
+        return bool(here["incarnation"] != facts["incarnation"])
+    from circuits.run.slurm.commands import element_alive
+
+    return element_alive(job) is False
 
 
 def process_alive(host: str, pid: int, started: float) -> bool | None:
@@ -71,9 +93,15 @@ class Note:
         facts = self.read()
         if facts is None:
             return None
+        if "job" in facts:  # a claim of an array element
+            from circuits.run.slurm.commands import element_alive
+
+            return None if element_alive(facts["job"], facts["tag"]) is False else facts
         alive = process_alive(facts["host"], facts["pid"], facts["started"])
         if alive is not None:
             return facts if alive else None
+        if _job_ended(facts):
+            return None
         try:
             beat = (facts["token"], self.path.stat().st_mtime_ns)
         except FileNotFoundError:

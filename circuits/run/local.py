@@ -17,18 +17,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from circuits.errors import CircuitsError, UserError
-from circuits.files import read_json
+from circuits.errors import CircuitsError
+from circuits.run import answers, machine, status, terminal
 from circuits.run import element as element_module
-from circuits.run import machine, registry, status, terminal
 from circuits.run.leases import HEARTBEAT_S, Note, owner
 from circuits.run.places import CODE
 from circuits.run.plan import Element, Standing
 from circuits.run.signals import PARENT_PIPE, StopFlag
 from circuits.run.store import Store
-from circuits.run.sweep import Sweep, kind_of
+from circuits.run.sweep import Sweep
 from circuits.schema import BaseConfig
 
 POLL_S = 0.1
@@ -80,10 +78,13 @@ class LocalLauncher:
         finally:
             self._end_workers()
         self.view.close()
-        self._log_cached()
+        cached = [self.sweep.directory(element) for element in self.standing.cached]
+        answers.log_cached(self.sweep, cached, self.view.note)
         self.view.summary()
-        self._report()
-        return self._exit_code()
+        page = answers.make_report(self.sweep, self.view.note)
+        if page is not None:
+            self.view.say(f"report  {terminal.relative(page)}")
+        return answers.exit_code(status.read(self.sweep.directory(element)) for element in self.elements)
 
     # -- the pool ------------------------------------------------------------------------------------------------
 
@@ -166,7 +167,7 @@ class LocalLauncher:
             hint = " (often: out of memory)" if name == "SIGKILL" else ""
             error = f"killed by {name}{hint}; the last checkpoint is kept"
         else:
-            error = _last_error(directory / element_module.LOG) or f"ended with exit code {code} without a word"
+            error = status.last_error(directory / element_module.LOG) or f"ended with exit code {code} without a word"
         facts.update(state="failed", error=error, exit_code=code, ended=status.now())
         try:
             status.write_plain(directory, **facts)
@@ -210,41 +211,7 @@ class LocalLauncher:
     # -- what others have or are making --------------------------------------------------------------------------
 
     def _answer_cached(self, element: Element) -> None:
-        """The element's answer from the store, gates included."""
-        kind = kind_of(self.sweep)
-        entries, gate = [], None
-        for layer, key in element.keys.items():
-            artifact = self.store.find(key)
-            if artifact is None:
-                raise UserError(f"{key.id} went away while it was being read; run the same command again")
-            metrics = read_json(artifact.path / "metrics.json")
-            entries.append(status.entry(kind, artifact, layer, metrics, cached=True))
-            gate = gate or kind.gate(element.cfg, metrics)
-            self._note_provenance(artifact)
-        facts: dict[str, Any] = {"task": kind.name, "began": status.now(), "ended": status.now(), "artifacts": entries}
-        if gate:
-            facts.update(error=gate, exit_code=3)
-        status.write_plain(self.sweep.directory(element), "gate" if gate else "cached", **facts)
-
-    def _note_provenance(self, artifact: Any) -> None:
-        """Say when an answer from the store was made by other code, or from another build of an input."""
-        here, there = self.sweep.record["code"], artifact.manifest["code"]
-        if here["commit"] != there["commit"]:
-            self.view.note(
-                f"{artifact.id} was made by commit {(there['commit'] or '?')[:10]}; this is {(here['commit'] or '?')[:10]}"
-            )
-        for name, facts in artifact.manifest["inputs"].items():
-            path = self.store.root / facts["id"]
-            manifest = path / "manifest.json"
-            if manifest.exists() and facts["content"]:
-                from circuits.run.store import content_hash
-
-                now = content_hash(read_json(manifest)["files"])
-                if now != facts["content"]:
-                    self.view.note(
-                        f"{artifact.id} was made from another build of its input {name} ({facts['id']}: content "
-                        f"{facts['content'][:10]} then, {now[:10]} now); reuse=force makes it anew"
-                    )
+        answers.answer_cached(self.sweep, element, self.store, self.view.note)
 
     def _look_at_adopted(self) -> None:
         if time.monotonic() - self._looked < LOOK_S:
@@ -296,43 +263,6 @@ class LocalLauncher:
         for note, token in self.claims.pop(index, []):
             note.drop(token)
 
-    # -- the end -------------------------------------------------------------------------------------------------
-
-    def _log_cached(self) -> None:
-        """Cached elements log their stored summary, so that a sweep is whole in W&B too."""
-        from circuits.run.tracking import Tracker
-
-        for element in self.standing.cached:
-            cfg, directory = element.cfg, self.sweep.directory(element)
-            model = cfg.model.id.rsplit("/", 1)[-1]
-            tracker = Tracker(
-                directory, cfg.tracking, self.sweep.record["group"], [cfg.task.name, model, "cached"], self.view.note
-            )
-            for item in status.read(directory)["artifacts"]:
-                tracker.start(
-                    item["layer"], item["id"], f"{element.name}/L{item['layer']}", {"cached": True, **element.swept}
-                )
-                tracker.log(int(item["metrics"].get("steps", 0)), status.numbers(item["metrics"]), item["layer"])
-                tracker.summary(item["metrics"], item["layer"])
-            tracker.close()
-
-    def _report(self) -> None:
-        try:
-            page = registry.modules()["report"].make(self.sweep.path)
-            self.view.say(f"report  {terminal.relative(page)}")
-        except Exception as e:  # the sweep is done, whatever became of its page
-            self.view.note(f"no report ({type(e).__name__}: {e}); task=report of={self.sweep.id} makes it again")
-
-    def _exit_code(self) -> int:
-        codes = set()
-        for element in self.elements:
-            facts = status.read(self.sweep.directory(element))
-            codes.add({"done": 0, "cached": 0, "gate": 3}.get(facts.get("state", ""), facts.get("exit_code") or 1))
-        codes.discard(0)
-        if not codes:
-            return 0
-        return codes.pop() if len(codes) == 1 and codes <= {2, 3} else 1
-
 
 def pool_size(cfg: BaseConfig, elements: int) -> int:
     """Worker processes: what ``cluster.workers`` says, else as many as cores and GPUs carry and elements need."""
@@ -342,18 +272,6 @@ def pool_size(cfg: BaseConfig, elements: int) -> int:
     if cfg.task.resources.gpus and machine.gpus():
         fits = max(1, machine.gpus() // cfg.task.resources.gpus)
     return max(1, min(fits, elements))
-
-
-def _last_error(log: Path) -> str | None:
-    """The last line of a log that says what went wrong."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines[-50:]):
-        if "error:" in line.lower():
-            return line.split("error:", 1)[-1].strip() or None
-    return lines[-1].strip() if lines else None
 
 
 @contextlib.contextmanager

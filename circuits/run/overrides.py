@@ -19,12 +19,17 @@ from typing import Any
 
 from circuits import schema
 from circuits.errors import UserError, suggest
-from circuits.run import places, registry
+from circuits.run import config, places, registry
 
 _WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-dir", "-cd"}
 _PLAIN = {"--multirun", "-m", "--run", "-r", "--help", "-h", "--resolve", "--version", "--hydra-help",
           "--shell-completion", "-sc", "--info", "-i"}  # fmt: skip
 _NOT_A_RUN = {"--cfg", "-c", "--help", "-h", "--version", "--hydra-help", "--shell-completion", "-sc", "--info", "-i"}
+
+
+#: Hydra's own way to Slurm; it blocks, recomposes on the node and pickles, but whoever asks for it gets it.
+STOCK_LAUNCHERS = ("submitit_slurm", "submitit_local")
+STOCK_FOLDER = "multirun/submitit"  # where its scripts and pickles go
 
 
 @dataclass
@@ -41,7 +46,10 @@ class Arguments:
 
     def argv(self) -> list[str]:
         """For Hydra's parser: flags first; a plain run is a sweep of one."""
-        return [*self.flags, *(["--multirun"] if self.runs else []), *self.overrides]
+        stock = (
+            [f"hydra.sweep.dir={STOCK_FOLDER}"] if any(w.startswith("hydra/launcher=") for w in self.overrides) else []
+        )
+        return [*self.flags, *(["--multirun"] if self.runs else []), *self.overrides, *stock]
 
 
 def normalise(argv: Sequence[str]) -> Arguments:
@@ -173,7 +181,7 @@ def _grammar_error(word: str, message: str) -> str:
 
 def _root_keys() -> dict[str, Any]:
     """Root keys of the schema; a dataclass type for a section, None for a value."""
-    root = schema.root_schema(registry.options())
+    root = config.root()
     hints = {f.name: f.default_factory for f in dataclasses.fields(root)}
     return {
         name: cls if isinstance(cls, type) and dataclasses.is_dataclass(cls) else None for name, cls in hints.items()
@@ -182,10 +190,12 @@ def _root_keys() -> dict[str, Any]:
 
 def _check_key(override: Any, known: dict[str, Any]) -> str | None:
     key: str = override.key_or_group
+    if key == "hydra/launcher" and override.value() in STOCK_LAUNCHERS:
+        return None
     if key in ("hydra/launcher", "hydra/sweeper"):
         return f"{key}: there is one; cluster= chooses who runs the elements (choices: {' '.join(places.choices('cluster'))})"
     if key.startswith("hydra.launcher."):
-        return None
+        return _check_launcher(key)
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return f"{key}: not read here; outputs= and multirun= say where runs go, cluster= who runs them"
     head, *rest = key.split(".")
@@ -218,6 +228,18 @@ def _check_key(override: Any, known: dict[str, Any]) -> str | None:
     if head == "task" and rest[0] != "resources":
         return f"{key}: fixed by the task's yaml; task.resources.* can be set"
     return _check_value(override, hint) if section is None else f"{key}: a section; set one of its keys"
+
+
+def _check_launcher(key: str) -> str | None:
+    """hydra-submitit-launcher's own names: those that mean something here."""
+    from circuits.run.slurm.request import LAUNCHER_KEYS, launcher_names
+
+    name = key.split(".")[2]
+    if name in LAUNCHER_KEYS or name.startswith("_"):
+        return None
+    if name in launcher_names():
+        return f'{key}: not read here; further sbatch options: cluster.sbatch=["--{name.replace("_", "-")}=…"]'
+    return f"{key}: no such key" + suggest(name, LAUNCHER_KEYS, "keys of hydra.launcher")
 
 
 def _names(section: type) -> list[str]:

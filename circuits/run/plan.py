@@ -146,7 +146,7 @@ class _Checker:
             contents = self._contents.setdefault(
                 cfg.outputs, Contents(Path(cfg.outputs) / "artifacts" / ".hashes.json")
             )
-            element.keys = {layer: key_of(kind, cfg, (layer,), contents) for layer in element.layers}
+            element.keys = keys_of(kind, cfg, element.layers, contents)
         except CircuitsError as e:
             self.errors.append(str(e))
             return
@@ -199,6 +199,11 @@ def model_dims(cfg: BaseConfig) -> ModelDims:
     else:
         dims = Contents().model(model).facts.dims
     return ModelDims(dims.layers, lambda site: site_width(dims, site), dims.context)
+
+
+def keys_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Contents) -> dict[int, Key]:
+    """The keys of all that one element makes, by layer."""
+    return {layer: key_of(kind, cfg, (layer,), contents) for layer in layers}
 
 
 def _short(layers: list[int]) -> str:

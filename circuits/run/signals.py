@@ -6,8 +6,9 @@ TERM INT  checkpoint at the next safe point and exit; never requeued
 EOF       the launcher is gone (its end of our standard input closed): as TERM
 ========  ===========================================================================================
 
-Handlers only set a flag; the task looks at it between steps. A second TERM, or `grace_s` seconds without reaching a safe
-point after the launcher has gone, ends the process at once: periodic checkpoints are what is relied on.
+Handlers only set a flag; the task looks at it between steps. A second TERM (not the same one, which a scheduler sends to the
+whole group and its shell passes on), or `grace_s` seconds without reaching a safe point after the launcher has gone, ends the
+process at once: periodic checkpoints are what is relied on.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 
 #: Set by a launcher that holds the other end of our standard input.
 PARENT_PIPE = "CIRCUITS_PARENT_PIPE"
+SAME_SIGNAL_S = 1.0  # a TERM that comes within this is the first one again
 
 
 class Stopped(BaseException):
@@ -31,6 +34,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._first = 0.0  # when the first signal came
 
     def install(self, grace_s: float = 30.0) -> StopFlag:
         """Install the handlers; watch the launcher when it holds our standard input."""
@@ -41,8 +45,13 @@ class StopFlag:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.reason is not None and number != signal.SIGUSR2:
+        if number == signal.SIGUSR2:
+            self.reason = self.reason or "SIGUSR2"  # repeated until we end; whoever was cancelled stays cancelled
+            return
+        if self.reason in ("SIGTERM", "SIGINT") and time.monotonic() - self._first > SAME_SIGNAL_S:
             os._exit(128 + number)
+        if self.reason not in ("SIGTERM", "SIGINT"):
+            self._first = time.monotonic()
         self.reason = signal.Signals(number).name
 
     def _watch_parent(self, grace_s: float) -> None:

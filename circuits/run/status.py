@@ -7,6 +7,7 @@ States: waiting, running, done, cached, failed, gate (a gate said no; the measur
 from __future__ import annotations
 
 import datetime as dt
+import os
 import resource
 import sys
 import time
@@ -46,6 +47,12 @@ def peak_gpu() -> int | None:
     return int(torch.cuda.max_memory_allocated())
 
 
+def worker_job() -> str | None:
+    """The array element that this process runs in (``48133_4``)."""
+    job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{job}_{task}" if job and task else None
+
+
 class Status:
     """The writer's side, for one run directory."""
 
@@ -63,6 +70,8 @@ class Status:
             "pid": who["pid"],
             "process_started": who["started"],
             "restarts": before["restarts"] + 1 if before.get("state") not in (None, "waiting") else 0,
+            "timeouts": before.get("timeouts", 0),
+            "job": worker_job(),
             "began": now(),
             "ended": None,
             "progress": None,
@@ -117,8 +126,11 @@ def write_plain(run_dir: Path, state: str, **facts: Any) -> None:
     write_json(run_dir / FILE, {**plain, **facts}, durable=False)
 
 
-def read(run_dir: Path) -> dict[str, Any]:
-    """The status of a run directory, with "running" turned into "killed" when nobody is there any more."""
+def read(run_dir: Path, trust_running: bool = False) -> dict[str, Any]:
+    """The status of a run directory, with "running" turned into "killed" when nobody is there any more.
+
+    `trust_running` leaves that judgement to the caller, who knows what the scheduler says.
+    """
     path = run_dir / FILE
     try:
         facts = read_json(path)
@@ -126,7 +138,7 @@ def read(run_dir: Path) -> dict[str, Any]:
         return {}
     except ValueError:
         return {"state": "failed", "error": f"{path}: not readable", "restarts": 0, "artifacts": []}
-    if facts["state"] == "running":
+    if facts["state"] == "running" and not trust_running:
         alive = process_alive(facts["host"], facts["pid"], facts["process_started"])
         if alive is None:
             alive = time.time() - path.stat().st_mtime < SILENT_S
@@ -134,6 +146,18 @@ def read(run_dir: Path) -> dict[str, Any]:
             facts["state"] = "killed"
             facts["error"] = facts["error"] or "killed without a word (SIGKILL, out of memory or a lost node)"
     return facts
+
+
+def last_error(log: Path) -> str | None:
+    """The last line of a log that says what went wrong."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines[-50:]):
+        if "error:" in line.lower():
+            return line.split("error:", 1)[-1].strip() or None
+    return lines[-1].strip() if lines else None
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

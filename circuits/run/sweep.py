@@ -17,7 +17,7 @@ import re
 import secrets
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Sweep:
         return self.path / element["dir"]
 
 
-def create(elements: Sequence[Element], base: Path) -> Sweep:
+def create(elements: Sequence[Element], base: Path, launcher: Mapping[str, Any] | None = None) -> Sweep:
     """Make the sweep's directory and its elements' directories; names never collide."""
     cfg = elements[0].cfg
     parent = Path(cfg.multirun) if len(elements) > 1 else Path(cfg.outputs) / "runs"
@@ -69,7 +69,7 @@ def create(elements: Sequence[Element], base: Path) -> Sweep:
                 break
             except FileExistsError:
                 continue
-        record = _record(elements, path, base)
+        record = {**_record(elements, path, base), "hydra_launcher": dict(launcher or {})}
         sweep = Sweep(path, record)
         for element in elements:
             _write_element(sweep, element)

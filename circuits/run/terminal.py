@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +63,11 @@ def human_time(seconds: float | None) -> str:
 class View:
     """Shows one sweep from its elements' status files."""
 
-    def __init__(self, sweep: Sweep, elements: Sequence[Element]) -> None:
-        self.sweep, self.elements, self.kind = sweep, elements, kind_of(sweep)
+    def __init__(
+        self, sweep: Sweep, elements: Sequence[Element], facts: Callable[[], Mapping[int, dict[str, Any]]] | None = None
+    ) -> None:
+        """`facts` tells how each element fares, by its number; without it their status files do."""
+        self.sweep, self.elements, self.kind, self._facts = sweep, elements, kind_of(sweep), facts
         self.console = console()
         self._live: Live | None = None
         self._told: dict[int, tuple[Any, float]] = {}
@@ -75,32 +78,50 @@ class View:
 
     def header(self, standing: Standing, workers: int) -> None:
         """What is asked, how much of it is there already."""
+        parts = self._asked()
+        if len(self.elements) > 1 and standing.to_run:
+            parts.append("in this process" if workers == 0 else f"{workers} worker{'s' if workers > 1 else ''}")
+        self.say(" · ".join([*parts, relative(self.sweep.path)]))
+        self._counts(standing, "already being made")
+        if standing.to_run and workers:
+            self.live()
+
+    def title(self, standing: Standing, where: str, queued: str) -> None:
+        """The header of a sweep that goes to a cluster."""
+        self.say(f"{' · '.join(self._asked())} → {where}")
+        self._counts(standing, queued)
+
+    def _asked(self) -> list[str]:
         cfg = self.elements[0].cfg
         layers = sorted({layer for element in self.elements for layer in element.layers})
-        model = cfg.model.id.rstrip("/").rsplit("/", 1)[-1]
-        parts = [cfg.task.name, model, f"layers {ranges(layers)}" if len(layers) != 1 else f"layer {layers[0]}"]
-        if len(self.elements) > 1:
-            parts.append(f"{len(self.elements)} elements")
-            if standing.to_run:
-                parts.append("in this process" if workers == 0 else f"{workers} worker{'s' if workers > 1 else ''}")
-        self.say(" · ".join([*parts, relative(self.sweep.path)]))
-        counts = [
-            (len(standing.to_run), "to run"),
-            (len(standing.cached), "cached"),
-            (len(standing.adopted), "already being made"),
-        ]
+        parts = [cfg.task.name, cfg.model.id.rstrip("/").rsplit("/", 1)[-1]]
+        if layers:
+            parts.append(f"layers {ranges(layers)}" if len(layers) != 1 else f"layer {layers[0]}")
+        return [*parts, *([f"{len(self.elements)} elements"] if len(self.elements) > 1 else [])]
+
+    def _counts(self, standing: Standing, adopted: str) -> None:
+        counts = [(len(standing.to_run), "to run"), (len(standing.cached), "cached"), (len(standing.adopted), adopted)]
         if len(self.elements) > 1 or standing.adopted:
             self.say("  " + " · ".join(f"{count} {word}" for count, word in counts if count))
-        if self.console.is_terminal and standing.to_run and workers:
+
+    def live(self) -> None:
+        """Begin the live table, on a terminal."""
+        if self.console.is_terminal:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
+
+    def _states(self) -> list[tuple[Element, dict[str, Any]]]:
+        if self._facts is not None:
+            found = self._facts()
+            return [(element, found[element.index]) for element in self.elements]
+        return [(element, status.read(self.sweep.directory(element))) for element in self.elements]
 
     def update(self) -> None:
         """Read the status files and show what changed."""
         if time.monotonic() - self._drawn < 0.25:
             return
         self._drawn = time.monotonic()
-        states = [(element, status.read(self.sweep.directory(element))) for element in self.elements]
+        states = self._states()
         if self._live is not None:
             self._live.update(self._table(states), refresh=True)
         else:
@@ -126,7 +147,7 @@ class View:
             shown = "  ".join(f"{name} {value:.3g}" for name, value in progress["metrics"].items())
             return [str(element.index), label, bar, done, progress["phase"], shown, _speed(progress)]
         style = {"failed": "red", "gate": "yellow", "done": "green"}.get(state, "")
-        note = facts.get("error") or self._metrics_text(facts)
+        note = facts.get("error") or facts.get("reason") or facts.get("note") or self._metrics_text(facts)
         return [
             str(element.index),
             label,
@@ -140,7 +161,7 @@ class View:
     def _line(self, element: Element, facts: dict[str, Any]) -> None:
         """One line per event: a new state, a new phase, or progress every `LINE_EVERY_S`."""
         state, progress = facts.get("state", "waiting"), facts.get("progress") or {}
-        if state == "waiting":
+        if state in ("waiting", "pending", "starting"):
             return
         event = (state, progress.get("phase") if state == "running" else None)
         told, when = self._told.get(element.index, ((None, None), 0.0))
@@ -180,10 +201,10 @@ class View:
 
     def summary(self, interrupted: str | None = None) -> None:
         """The end table; what failed, with its log; how to go on."""
-        states = [(element, status.read(self.sweep.directory(element))) for element in self.elements]
+        states = self._states()
         if any(facts.get("artifacts") for _, facts in states):
             self.console.print(end_table(self.kind, [(element.swept, facts) for element, facts in states]))
-        bad = [(e, f) for e, f in states if f.get("state") not in ("done", "cached", "waiting")]
+        bad = [(e, f) for e, f in states if f.get("state") not in ("done", "cached", "waiting", "adopted", "pending")]
         kept = sum(1 for _, facts in states if facts.get("state") in ("done", "cached"))
         if interrupted:
             self.say(

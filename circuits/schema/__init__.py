@@ -16,12 +16,22 @@ file      names a file, a directory or a hub name: its *content* enters the key,
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from circuits.schema import cluster as cluster_rules
 from circuits.schema import data as data_rules
 from circuits.schema import sae as sae_rules
-from circuits.schema.cluster import Backend, ClusterConfig, TrackingConfig, TrackingMode
+from circuits.schema.cluster import (
+    Backend,
+    ClusterConfig,
+    PersonalConfig,
+    QueueConfig,
+    TrackingConfig,
+    TrackingMode,
+    personal_schema,
+)
 from circuits.schema.data import DataConfig, DataSource
 from circuits.schema.fields import MISSING, added, file, free
 from circuits.schema.model import Dtype, EmbeddedConfig, Matmul, ModelConfig, PrecisionConfig, Site
@@ -40,6 +50,7 @@ class BaseConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    user: Any = None  # one PersonalConfig per cluster; typed by root_schema
     layer: Any = "all"
     seed: int = 0
     name: str | None = None  # part of the run directory's name
@@ -51,26 +62,31 @@ class BaseConfig:
 
 
 #: Root keys that every task reads.
-RUN_KEYS = ("name", "note", "reuse", "outputs", "multirun", "task", "cluster", "tracking")
+RUN_KEYS = ("name", "note", "reuse", "outputs", "multirun", "task", "cluster", "tracking", "user")
 
 
-def root_schema(options: dict[str, type]) -> type:
-    """`BaseConfig` with each task's own ``Options`` dataclass under the task's name (``status.watch``)."""
-    extra = [(name, cls, field(default_factory=cls)) for name, cls in options.items()]
+def root_schema(options: dict[str, type], clusters: Iterable[str] = ()) -> type:
+    """`BaseConfig` with each task's own ``Options`` dataclass under the task's name (``status.watch``).
+
+    `clusters` names the sections of ``user``.
+    """
+    personal = personal_schema(clusters)
+    extra = [(name, cls, field(default_factory=cls)) for name, cls in {"user": personal, **options}.items()]
     return dataclasses.make_dataclass("Config", extra, bases=(BaseConfig,))
 
 
 def check(cfg: BaseConfig) -> list[str]:
     """Every cross-field rule that `cfg` breaks, one line each. Reads plain values only: no file, no model."""
-    return [*data_rules.check(cfg.data), *sae_rules.check(cfg.sae), *_check_root(cfg)]
+    return [
+        *cluster_rules.check(cfg.cluster),
+        *data_rules.check(cfg.data),
+        *sae_rules.check(cfg.sae),
+        *_check_root(cfg),
+    ]
 
 
 def _check_root(cfg: BaseConfig) -> list[str]:
     errors = []
-    if cfg.cluster.workers is not None and cfg.cluster.workers < 0:
-        errors.append(f"cluster.workers={cfg.cluster.workers}: 0 (in this process) or more")
-    if cfg.cluster.grace_s < 0:
-        errors.append(f"cluster.grace_s={cfg.cluster.grace_s}: 0 seconds or more")
     if cfg.sae.skip_first >= cfg.data.context:
         errors.append(f"sae.skip_first={cfg.sae.skip_first}: leaves nothing of data.context={cfg.data.context} tokens")
     if cfg.task.resources.cpus < 1:
@@ -83,7 +99,8 @@ def _check_root(cfg: BaseConfig) -> list[str]:
 
 
 __all__ = [
-    "MISSING", "RUN_KEYS", "Architecture", "Backend", "BaseConfig", "ClusterConfig", "DataConfig", "DataSource", "Dtype",
-    "EmbeddedConfig", "Matmul", "ModelConfig", "NonFinitePolicy", "PrecisionConfig", "Resources", "Reuse", "SaeConfig", "Site",
-    "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added", "check", "file", "free", "root_schema",
+    "MISSING", "RUN_KEYS", "Architecture", "Backend", "BaseConfig", "ClusterConfig", "DataConfig", "DataSource",
+    "Dtype", "EmbeddedConfig", "Matmul", "ModelConfig", "NonFinitePolicy", "PersonalConfig", "PrecisionConfig",
+    "QueueConfig", "Resources", "Reuse", "SaeConfig", "Site", "TaskConfig", "TrackingConfig", "TrackingMode", "Where",
+    "added", "check", "file", "free", "root_schema",
 ]  # fmt: skip

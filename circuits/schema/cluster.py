@@ -1,8 +1,10 @@
-"""Who runs the elements, and where their metrics go."""
+"""Who runs the elements, and where their metrics go. Data that launchers read; it never enters a key."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -10,16 +12,67 @@ class Backend(Enum):
     """Who runs the elements of a sweep."""
 
     local = "local"  # a bounded pool of worker processes on this machine
+    slurm = "slurm"  # one array job
+
+
+@dataclass
+class QueueConfig:
+    """Where jobs with (or without) a GPU go, and that queue's limits."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    max_time: str | None = None  # the longest job it takes
+    cpus_per_gpu: int | None = None  # cores that come with each GPU
+    gpu_type: str | None = None  # --gres=gpu:<type>:n
+    gpu_memory: str | None = None  # of one GPU, to see whether a model fits
 
 
 @dataclass
 class ClusterConfig:
-    """Who runs the elements. Data that the launcher reads; it never enters a key."""
+    """Who runs the elements."""
 
     name: str = "local"
     backend: Backend = Backend.local
     workers: int | None = None  # worker processes; null: as many as cores and GPUs carry; 0: in this process, for pdb
     grace_s: int = 30  # seconds that a worker gets for its last checkpoint
+    gpu: QueueConfig = field(default_factory=QueueConfig)
+    cpu: QueueConfig = field(default_factory=QueueConfig)
+    parallelism: int | None = None  # elements of one array at a time
+    wait: bool = False  # stay, and show the sweep until it ends
+    dry_run: bool = False  # print the script, submit nothing
+    snapshot: bool = False  # run from a copy of the code as it is now
+    needs: list[str] = field(default_factory=list)  # personal values without which nothing is submitted
+    modules: list[str] = field(default_factory=list)  # module load …
+    setup: list[str] = field(default_factory=list)  # shell lines before the run
+    environment: dict[str, str] = field(default_factory=dict)  # exported before the run
+    offline: bool = False  # nodes reach no network: hub and W&B stay offline
+    mail: str | None = None
+    mail_type: str = "END,FAIL"
+    signal_s: int = 120  # seconds before the time limit at which a run saves and is queued again
+    max_num_timeout: int = 3  # times that a run may reach its time limit and go on
+    sbatch: list[str] = field(default_factory=list)  # further options: ["--constraint=x"]
+    python: str | None = None  # the nodes' interpreter; null: the one that submits
+
+
+@dataclass
+class PersonalConfig:
+    """What is yours on one cluster: conf/user/local.yaml, or the environment (``CIRCUITS_CSD3_ACCOUNT``)."""
+
+    account: str | None = None  # of jobs with a GPU, and of others when cpu_account is not set
+    cpu_account: str | None = None
+    partition: str | None = None
+    cpu_partition: str | None = None
+    qos: str | None = None
+    gpu_type: str | None = None
+    mail: str | None = None
+    scratch: str | None = None  # large and fast: caches go there
+
+
+def personal_schema(clusters: Iterable[str]) -> type:
+    """The ``user`` section: one :class:`PersonalConfig` per cluster."""
+    fields = [(name, PersonalConfig, field(default_factory=PersonalConfig)) for name in clusters]
+    return dataclasses.make_dataclass("UserConfig", fields)
 
 
 class TrackingMode(Enum):
@@ -37,3 +90,31 @@ class TrackingConfig:
     mode: TrackingMode = TrackingMode.offline
     project: str = "circuits"
     entity: str | None = None
+
+
+def check(cluster: ClusterConfig) -> list[str]:
+    """What is wrong with the values alone, one line each."""
+    errors = []
+    if cluster.workers is not None and cluster.workers < 0:
+        errors.append(f"cluster.workers={cluster.workers}: 0 (in this process) or more")
+    for name in ("grace_s", "max_num_timeout"):
+        if getattr(cluster, name) < 0:
+            errors.append(f"cluster.{name}={getattr(cluster, name)}: 0 or more")
+    if cluster.parallelism is not None and cluster.parallelism < 1:
+        errors.append(f"cluster.parallelism={cluster.parallelism}: at least 1")
+    if cluster.signal_s < 1:
+        errors.append(f"cluster.signal_s={cluster.signal_s}: at least 1 second")
+    if cluster.backend is Backend.local:
+        for name in ("wait", "dry_run", "snapshot"):
+            if getattr(cluster, name):
+                errors.append(f"cluster.{name}=true: cluster=local does not read it; it runs here and waits")
+    elif cluster.workers is not None:
+        errors.append(
+            f"cluster.workers={cluster.workers}: only cluster=local reads it; cluster.parallelism bounds an array"
+        )
+    errors += [
+        f"cluster.sbatch={option}: an option as sbatch takes it is expected: --name or --name=value"
+        for option in cluster.sbatch
+        if not option.startswith("-") or option.strip() != option
+    ]
+    return errors

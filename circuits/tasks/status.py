@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from circuits.errors import Damaged
-from circuits.run import status, sweep
+from circuits.run import sweep
+from circuits.run.states import LIVE, facts_of, hints
 from circuits.run.store import verify
 from circuits.run.terminal import console as terminal_console
 from circuits.run.terminal import human_time, relative
@@ -56,8 +57,8 @@ def _overview(console: Console, sweeps: list[sweep.Sweep], everything: bool) -> 
         table.add_column(heading, no_wrap=True)
     live = False
     for found in sweeps if everything else sweeps[:NEWEST]:
-        states = [_facts(found, item).get("state", "waiting") for item in found.record["elements"]]
-        live = live or "running" in states or "waiting" in states
+        states = [facts.get("state", "waiting") for facts in facts_of(found).values()]
+        live = live or any(state in LIVE for state in states)
         started = found.record["created"][:16].replace("T", " ")
         counted = "  ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         note = found.record["note"] or ""
@@ -76,32 +77,23 @@ def _one(console: Console, found: sweep.Sweep) -> bool:
     console.print(f"  {record['command']}" + (f"\n  note: {record['note']}" if record["note"] else ""), markup=False)
     live = False
     table = Table.grid(padding=(0, 2))
+    known = facts_of(found)
     for item in record["elements"]:
-        facts = _facts(found, item)
+        facts = known[item["index"]]
         state = facts.get("state", "waiting")
-        live = live or state in ("running", "waiting")
+        live = live or state in LIVE
         table.add_row(str(item["index"]), item["name"], state, _detail(facts), human_time(facts.get("wall_s") or None))
     console.print(table)
     for item in record["elements"]:
-        facts = _facts(found, item)
+        facts = known[item["index"]]
         if facts.get("error"):
-            console.print(
-                f"  {item['index']}  {facts['error']}     log {relative(found.directory(item) / 'run.log')}",
-                markup=False,
-            )
+            log = relative(found.directory(item) / "run.log")
+            console.print(f"  {item['index']}  {facts['error']}     log {log}", markup=False)
+    for line in dict.fromkeys(str(facts["queue_error"]) for facts in known.values() if facts.get("queue_error")):
+        console.print(f"note: {line}; what is shown is from the runs' own files", markup=False)
+    for line in hints(found, known):
+        console.print(line, markup=False)
     return live
-
-
-def _facts(found: sweep.Sweep, item: dict[str, Any]) -> dict[str, Any]:
-    """An element's status; one that waits for a launcher that is gone waits for nobody."""
-    facts = status.read(found.directory(item))
-    launcher = found.record["launcher"]
-    if (
-        facts.get("state") == "waiting"
-        and status.process_alive(launcher["host"], launcher["pid"], launcher["started"]) is False
-    ):
-        return {**facts, "state": "never started"}
-    return facts
 
 
 def _detail(facts: dict[str, Any]) -> str:
@@ -111,6 +103,11 @@ def _detail(facts: dict[str, Any]) -> str:
         rate = f"  {progress['rate']:.3g} {progress['unit']}/s" if progress["rate"] else ""
         left = f"  {human_time(progress['eta_s'])} left" if progress["eta_s"] is not None else ""
         return f"{progress['phase']}  {progress['done']:g}{total}{rate}{left}"
+    if facts.get("state") == "pending":
+        again = "queued again, " if facts.get("requeued") else ""
+        return f"{facts.get('job', '')}  {again}{facts.get('reason', '')}"
+    if facts.get("note"):
+        return str(facts["note"])
     found = facts.get("artifacts") or []
     return found[0]["id"] if len(found) == 1 else f"{len(found)} artifacts" if found else ""
 

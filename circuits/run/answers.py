@@ -1,0 +1,91 @@
+"""What every launcher does beside running elements: answers from the store, their log, the page, the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from circuits.errors import UserError
+from circuits.files import read_json
+from circuits.run import config, registry, status
+from circuits.run.element import RECORD
+from circuits.run.plan import Element
+from circuits.run.store import Artifact, Store, content_hash
+from circuits.run.sweep import Sweep, kind_of
+
+Say = Callable[[str], None]
+
+
+def answer_cached(sweep: Sweep, element: Element, store: Store, note: Say) -> None:
+    """The element's answer from the store, gates included."""
+    kind = kind_of(sweep)
+    entries, gate = [], None
+    for layer, key in element.keys.items():
+        artifact = store.find(key)
+        if artifact is None:
+            raise UserError(f"{key.id} went away while it was being read; run the same command again")
+        metrics = read_json(artifact.path / "metrics.json")
+        entries.append(status.entry(kind, artifact, layer, metrics, cached=True))
+        gate = gate or kind.gate(element.cfg, metrics)
+        _note_provenance(sweep, artifact, store, note)
+    facts: dict[str, Any] = {"task": kind.name, "began": status.now(), "ended": status.now(), "artifacts": entries}
+    if gate:
+        facts.update(error=gate, exit_code=3)
+    status.write_plain(sweep.directory(element), "gate" if gate else "cached", **facts)
+
+
+def _note_provenance(sweep: Sweep, artifact: Artifact, store: Store, note: Say) -> None:
+    """Say when an answer from the store was made by other code, or from another build of an input."""
+    here, there = sweep.record["code"], artifact.manifest["code"]
+    if here["commit"] != there["commit"]:
+        note(
+            f"{artifact.id} was made by commit {(there['commit'] or '?')[:10]}; this is {(here['commit'] or '?')[:10]}"
+        )
+    for name, facts in artifact.manifest["inputs"].items():
+        manifest = store.root / facts["id"] / "manifest.json"
+        if manifest.exists() and facts["content"]:
+            now = content_hash(read_json(manifest)["files"])
+            if now != facts["content"]:
+                note(
+                    f"{artifact.id} was made from another build of its input {name} ({facts['id']}: content "
+                    f"{facts['content'][:10]} then, {now[:10]} now); reuse=force makes it anew"
+                )
+
+
+def log_cached(sweep: Sweep, directories: Iterable[Path], note: Say) -> None:
+    """Cached elements log their stored summary, so that a sweep is whole in W&B too. Once for each."""
+    from circuits.run.tracking import FILE, Tracker
+
+    for directory in directories:
+        facts = status.read(directory)
+        if (directory / FILE).exists():
+            continue
+        record, cfg = read_json(directory / RECORD), config.load(directory / "config.yaml")
+        model = cfg.model.id.rsplit("/", 1)[-1]
+        tracker = Tracker(directory, cfg.tracking, sweep.record["group"], [cfg.task.name, model, "cached"], note)
+        for item in facts["artifacts"]:
+            name = f"{record['name']}/L{item['layer']}"
+            tracker.start(item["layer"], item["id"], name, {"cached": True, **record["swept"]})
+            tracker.log(int(item["metrics"].get("steps", 0)), status.numbers(item["metrics"]), item["layer"])
+            tracker.summary(item["metrics"], item["layer"])
+        tracker.close()
+
+
+def make_report(sweep: Sweep, note: Say) -> Path | None:
+    """The sweep's page; a sweep is done, whatever became of its page."""
+    try:
+        page: Path = registry.modules()["report"].make(sweep.path)
+        return page
+    except Exception as e:
+        note(f"no report ({type(e).__name__}: {e}); task=report of={sweep.id} makes it again")
+        return None
+
+
+def exit_code(facts: Iterable[dict[str, Any]]) -> int:
+    """Of a whole sweep, from its elements' facts: 0, the one reason that all failures share (2 or 3), else 1."""
+    codes = {{"done": 0, "cached": 0, "gate": 3}.get(f.get("state", ""), f.get("exit_code") or 1) for f in facts}
+    codes.discard(0)
+    if not codes:
+        return 0
+    return codes.pop() if len(codes) == 1 and codes <= {2, 3} else 1

@@ -1,0 +1,274 @@
+"""Slurm's own commands, asked in one place: bounded in time, their errors as one line, nothing of an outer job passed on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from circuits.errors import RunError, UserError
+
+TIMEOUT_S = 60.0  # a controller that is restarting answers within this
+MEMO_S = 2.0  # how long one look at the queue serves
+KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
+
+
+class SlurmError(RunError):
+    """A Slurm command said no; the message is its own first line."""
+
+
+def present() -> bool:
+    """Whether jobs can be submitted from this machine."""
+    return shutil.which("sbatch") is not None
+
+
+def environment() -> dict[str, str]:
+    """Ours without what an ``salloc`` or ``srun`` session around us set: it would shape the new job, or break it."""
+    return {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+
+
+def ask(words: Sequence[str], given: str | None = None, timeout: float = TIMEOUT_S) -> str:
+    """What a command prints.
+
+    Raises:
+        UserError: the command is not on this machine.
+        SlurmError: it failed or did not answer.
+    """
+    try:
+        done = subprocess.run(
+            list(words), input=given, capture_output=True, text=True, timeout=timeout, check=False, env=environment()
+        )
+    except FileNotFoundError as e:
+        raise UserError(f"{words[0]} is not on this machine: a Slurm cluster is reached from its login node") from e
+    except subprocess.TimeoutExpired as e:
+        raise SlurmError(f"{words[0]} did not answer within {timeout:g} s; is the Slurm controller up?") from e
+    if done.returncode != 0:
+        raise SlurmError(one_line(words[0], done.stderr or done.stdout, done.returncode))
+    return done.stdout
+
+
+def one_line(command: str, text: str, code: int) -> str:
+    """A command's complaint: its error lines joined, its name once in front."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = [line.split("error:", 1)[-1].strip() for line in lines if "error" in line.lower()] or lines[:1]
+    return f"{command}: {'; '.join(dict.fromkeys(said)) or f'exit code {code}'}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One array element (or a pending rest of an array) in the queue."""
+
+    id: str  # 48133_4
+    state: str  # PENDING RUNNING COMPLETING …
+    reason: str
+    tag: str
+    nodes: str = ""
+    restarts: int = 0
+
+
+_FORMAT = "JobArrayID:64,State:32,ReasonList:128,Comment:256,RestartCnt:16"
+
+
+def queue(*, job: str | None = None, mine: bool = True) -> dict[str, Job]:
+    """What stands in the queue now, by element: of `job`, or all jobs of this user.
+
+    Raises:
+        SlurmError: the controller does not answer.
+    """
+    words = ["squeue", "--noheader", "--array", f"--Format={_FORMAT}"]
+    words += [f"--jobs={job}"] if job else ["--me"] if mine else []
+    try:
+        text = ask(words)
+    except SlurmError as e:
+        if "Invalid job id" in str(e):  # it left the queue, and its record has gone
+            return {}
+        raise
+    found = {}
+    for line in text.splitlines():
+        cells = _cells(line, (64, 32, 128, 256, 16))
+        restarts = int(cells[4]) if cells[4].isdigit() else 0
+        found[cells[0]] = Job(cells[0], cells[1], cells[2].strip("()"), cells[3], restarts=restarts)
+    return {id: job for id, job in found.items() if job.state not in _GONE}
+
+
+#: States in which squeue still shows a job for a while although it has ended.
+_GONE = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
+
+
+def _cells(line: str, widths: Iterable[int]) -> list[str]:
+    """squeue pads every field to its width."""
+    cells, start = [], 0
+    for width in widths:
+        cells.append(line[start : start + width].strip())
+        start += width
+    return cells
+
+
+_seen: tuple[float, dict[str, Job] | None] = (float("-inf"), None)
+
+
+def element_alive(job: str, tag: str | None = None) -> bool | None:
+    """Whether array element `job` is queued or runs (under `tag`, when given); None when the queue cannot be asked.
+
+    One look at the queue serves for `MEMO_S` seconds: a store may hold a thousand claims.
+    """
+    global _seen
+    if not shutil.which("squeue"):
+        return None
+    if time.monotonic() - _seen[0] > MEMO_S:
+        try:
+            _seen = (time.monotonic(), queue())
+        except (SlurmError, UserError):
+            _seen = (time.monotonic(), None)
+    if _seen[1] is None:
+        return None
+    found = _seen[1].get(job)
+    return found is not None and (tag is None or found.tag == tag)
+
+
+def tagged(tag: str) -> list[str]:
+    """Ids of the arrays in the queue that carry `tag`."""
+    return sorted({job.id.split("_")[0] for job in queue().values() if job.tag == tag})
+
+
+def submit(script: str) -> str:
+    """Hand a script to sbatch; the job's id.
+
+    Raises:
+        SlurmError: sbatch refused, in its own words.
+    """
+    return ask(["sbatch", "--parsable"], given=script).strip().split(";")[0]
+
+
+def release(jobs: Sequence[str]) -> None:
+    """Let held arrays go; one that has ended or was cancelled meanwhile is no error."""
+    for job in jobs:
+        try:
+            ask(["scontrol", "release", job])
+        except SlurmError as e:
+            if not any(known in str(e) for known in ("Invalid job id", "already finished", "Job/step already")):
+                raise
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """Cancel arrays; one that is gone is no error."""
+    for job in jobs:
+        try:
+            ask(["scancel", job])
+        except SlurmError as e:
+            if "Invalid job id" not in str(e):
+                raise
+
+
+def depend(after: Mapping[str, Sequence[str]]) -> None:
+    """Make each element wait until the elements that it names have succeeded: one ``scontrol`` for all of them.
+
+    Args:
+        after: ``48133_4`` → the ids that it waits for (``afterok``).
+
+    Raises:
+        SlurmError: the site forbids it, or an id is not known.
+    """
+    if not after:
+        return
+    lines = [f"update JobId={job} Dependency=afterok:{':'.join(ids)}" for job, ids in after.items()]
+    done = subprocess.run(
+        ["scontrol"], input="\n".join([*lines, "quit\n"]), capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+        env=environment(),
+    )  # fmt: skip
+    said = f"{done.stdout}\n{done.stderr}"
+    if done.returncode != 0 or "error" in said.lower() or "denied" in said.lower():
+        raise SlurmError(one_line("scontrol", said.replace("scontrol:", ""), done.returncode))
+
+
+def show(job: str) -> dict[str, str]:
+    """``scontrol show job`` of one element as fields; empty when Slurm has forgotten it."""
+    try:
+        text = ask(["scontrol", "--oneliner", "show", "job", job])
+    except SlurmError:
+        return {}
+    first = text.splitlines()[0] if text.strip() else ""
+    return dict(word.split("=", 1) for word in first.split() if "=" in word)
+
+
+def config_value(name: str) -> str | None:
+    """One value of the cluster's configuration (``MaxArraySize``)."""
+    for line in ask(["scontrol", "show", "config"]).splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == name:
+            return value.strip()
+    return None
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What ``sinfo`` says of a partition."""
+
+    name: str
+    limit: str  # 12:00:00 · infinite
+    gres: str  # gpu:a100:4 · (null)
+
+
+def partitions() -> dict[str, Partition]:
+    """The cluster's partitions by name."""
+    found: dict[str, Partition] = {}
+    for line in ask(["sinfo", "--noheader", "--format=%R|%l|%G"]).splitlines():
+        name, limit, gres = line.split("|")
+        before = found.get(name)
+        found[name] = Partition(name, limit, f"{before.gres},{gres}" if before else gres)
+    return found
+
+
+def accounts() -> set[str] | None:
+    """The accounts that this user may charge, in lower case; None when the cluster keeps no accounts."""
+    user = os.environ.get("USER") or os.environ.get("LOGNAME") or ""
+    try:
+        import pwd
+
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except (ImportError, KeyError):
+        pass
+    try:
+        text = ask(
+            ["sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={user}", "format=account"], timeout=15
+        )
+    except (SlurmError, UserError):
+        return None
+    found = {line.strip().lower() for line in text.splitlines() if line.strip()}
+    return found or None
+
+
+@dataclass(frozen=True)
+class Accounted:
+    """What accounting recorded of an array element."""
+
+    state: str
+    exit_code: str
+    elapsed: str
+    max_rss: str
+    node: str
+
+
+def accounting(jobs: Sequence[str]) -> dict[str, Accounted]:
+    """``sacct`` of arrays by element; empty when the cluster keeps no accounts."""
+    if not jobs or not shutil.which("sacct"):
+        return {}
+    fields = "JobID,State,ExitCode,Elapsed,MaxRSS,NodeList"
+    try:
+        text = ask(["sacct", "--noheader", "--parsable2", f"--jobs={','.join(jobs)}", f"--format={fields}"], timeout=30)
+    except SlurmError:
+        return {}
+    found: dict[str, Accounted] = {}
+    for line in text.splitlines():
+        id, state, code, elapsed, rss, node = line.split("|")
+        element, _, step = id.partition(".")
+        if not step:
+            found[element] = Accounted(state.split()[0], code, elapsed, "", node)
+        elif step == "batch" and element in found and rss:
+            found[element] = Accounted(
+                found[element].state, found[element].exit_code, found[element].elapsed, rss, node
+            )
+    return found

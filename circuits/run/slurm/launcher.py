@@ -1,0 +1,237 @@
+"""``cluster=slurm|csd3|ncc``: one array per sweep and resource request, detached. The elements are run by the nodes."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from circuits.errors import CircuitsError, UserError
+from circuits.files import disk_errors
+from circuits.run import answers, status, terminal
+from circuits.run.places import CODE
+from circuits.run.plan import Element, Standing
+from circuits.run.slurm import preflight, script, states
+from circuits.run.slurm.request import Request, cluster_environment, request_of
+from circuits.run.slurm.submission import Submission
+from circuits.run.store import Store
+from circuits.run.sweep import Sweep
+
+WATCH_S = 2.0  # between looks at the queue while waiting
+LIVE = ("waiting", "pending", "starting", "running")
+
+
+class SlurmLauncher:
+    """Submits the elements of one sweep. `after` names, for an element, the array elements that it waits for."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        elements: list[Element],
+        standing: Standing,
+        store: Store,
+        launcher: Mapping[str, Any],
+        after: Mapping[int, Sequence[str]] | None = None,
+    ) -> None:
+        self.sweep, self.elements, self.standing, self.store = sweep, elements, standing, store
+        self.cfg, self.launcher, self.after = elements[0].cfg, launcher, after or {}
+        self.view = terminal.View(sweep, elements, lambda: states.facts_of(sweep))
+
+    def submit(self) -> int | None:
+        """Submit what is to be made; the exit code, or None when it is to be waited for (``cluster.wait=true``)."""
+        for element in self.standing.cached:
+            answers.answer_cached(self.sweep, element, self.store, self.view.note)
+        for element in self.standing.adopted:
+            self._adopt(element)
+        requests = requests_of(self.standing.to_run, self.launcher)
+        arrays = self.arrays(requests)
+        self._header(requests)
+        if arrays:
+            jobs = self._submit(arrays)
+            shown = " ".join(
+                f"{job}_[{script.numbers(array.elements)}]" for job, array in zip(jobs, arrays, strict=True)
+            )
+            self.view.say(f"submitted {shown}      {terminal.relative(self.sweep.path)}")
+            self.view.say(f"follow    python launch.py task=status of={self.sweep.id} status.watch=true")
+            self.view.say(f"cancel    scancel {' '.join(jobs)}")
+        else:
+            self._all_answered()
+            if not self.standing.adopted:
+                return answers.exit_code(status.read(self.sweep.directory(element)) for element in self.elements)
+        return None if self.cfg.cluster.wait else 0
+
+    def _all_answered(self) -> None:
+        """Nothing to submit: no element will end last, so the end is here."""
+        cached = [self.sweep.directory(element) for element in self.standing.cached]
+        answers.log_cached(self.sweep, cached, self.view.note)
+        self.view.summary()
+        if self.standing.adopted:
+            return
+        page = answers.make_report(self.sweep, self.view.note)
+        if page is not None:
+            self.view.say(f"report  {terminal.relative(page)}")
+
+    # -- what is submitted ---------------------------------------------------------------------------------------
+
+    def arrays(self, requests: Mapping[int, Request]) -> list[script.Array]:
+        """One array per distinct request, with the elements' original numbers."""
+        tag = f"circuits:{self.sweep.id}:{secrets.token_hex(4)}"
+        folder = self.sweep.path / "slurm"
+        groups: dict[Request, list[int]] = {}
+        for index, request in requests.items():
+            groups.setdefault(request, []).append(index)
+        cluster = self.cfg.cluster
+        modules = [f"module load {' '.join(cluster.modules)}"] if cluster.modules else []
+        return [
+            script.Array(
+                request,
+                tuple(sorted(members)),
+                folder,
+                tag,
+                cluster.python or sys.executable,
+                self.sweep.path / "code" if cluster.snapshot else CODE,
+                [*cluster.setup, *modules],
+                cluster_environment(self.cfg),
+            )
+            for request, members in groups.items()
+        ]
+
+    def _submit(self, arrays: Sequence[script.Array]) -> list[str]:
+        folder = self.sweep.path / "slurm"
+        directories = {item["index"]: item["dir"] for item in self.sweep.record["elements"]}
+        with disk_errors(folder):
+            folder.mkdir(exist_ok=True)
+            if self.cfg.cluster.snapshot:
+                snapshot(self.sweep.path / "code")
+            by_number = [""] * (max(directories) + 1)
+            for element in self.elements:
+                by_number[element.index] = str(self.sweep.directory(element))
+            (folder / script.ELEMENTS).write_text("".join(f"{line}\n" for line in by_number), encoding="utf-8")
+            for number, array in enumerate(arrays):
+                (folder / f"array-{number}.sh").write_text(array.text(), encoding="utf-8")
+        claims = {
+            element.index: [
+                self.store.beside(key, "claim") for key in element.keys.values() if self.store.find(key) is None
+            ]
+            for element in self.standing.to_run
+        }
+        for paths in claims.values():
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+        submission = Submission(
+            self.store, self.sweep.path, arrays, directories, claims, self.after, self.cfg.task.name
+        )
+        return submission.run()
+
+    def _adopt(self, element: Element) -> None:
+        """Another job is making it: nothing to submit; status says whose it is."""
+        holders = [self.store.holder(key) for key in element.keys.values() if self.store.find(key) is None]
+        names = sorted(
+            {str(h.get("job") or h.get("worker_job") or f"pid {h['pid']} on {h['host']}") for h in holders if h}
+        )
+        status.write_plain(
+            self.sweep.directory(element),
+            "adopted",
+            task=self.cfg.task.name,
+            note=f"being made by {', '.join(names)}",
+            by=names,
+        )
+
+    def _header(self, requests: Mapping[int, Request]) -> None:
+        first = next(iter(requests.values()), None)
+        where = f"{self.cfg.cluster.name} ({first.shown})" if first else self.cfg.cluster.name
+        queued = sorted(
+            {name for e in self.standing.adopted for name in status.read(self.sweep.directory(e)).get("by", [])}
+        )
+        self.view.title(self.standing, where, f"already queued ({', '.join(queued)})" if queued else "already queued")
+
+    # -- cluster.wait=true ---------------------------------------------------------------------------------------
+
+    def wait(self) -> int:
+        """Show the sweep until it has ended. Ctrl-C leaves; the jobs go on."""
+        self.view.live()
+        try:
+            while True:
+                facts = states.facts_of(self.sweep)
+                self._follow_adopted(facts)
+                self.view.update()
+                if not any(fact.get("state") in (*LIVE, "adopted") or _again(fact) for fact in facts.values()):
+                    break
+                time.sleep(WATCH_S)
+        except KeyboardInterrupt:
+            self.view.close()
+            self.view.say(
+                f"left; the jobs go on. follow    python launch.py task=status of={self.sweep.id} status.watch=true"
+            )
+            return 0
+        self.view.close()
+        self.view.summary()
+        final = states.facts_of(self.sweep)
+        return answers.exit_code(final.values())
+
+    def _follow_adopted(self, facts: dict[int, dict[str, Any]]) -> None:
+        for element in list(self.standing.adopted):
+            missing = [key for key in element.keys.values() if self.store.find(key) is None]
+            if not missing:
+                answers.answer_cached(self.sweep, element, self.store, self.view.note)
+                self.standing.adopted.remove(element)
+            elif all(self.store.holder(key) is None for key in missing):
+                error = "whoever was making it ended without it; the same command submits it"
+                status.write_plain(
+                    self.sweep.directory(element), "failed", task=self.cfg.task.name, error=error, exit_code=1
+                )
+                self.standing.adopted.remove(element)
+
+
+def _again(fact: Mapping[str, Any]) -> bool:
+    """An interrupted element that Slurm has not listed again yet."""
+    return fact.get("state") == "interrupted" and bool(fact.get("queue_error"))
+
+
+def requests_of(elements: Sequence[Element], launcher: Mapping[str, Any]) -> dict[int, Request]:
+    """Each element's resource request by its number."""
+    return {element.index: request_of(element.cfg, launcher) for element in elements}
+
+
+def refuse(elements: Sequence[Element], launcher: Mapping[str, Any], dry: bool) -> None:
+    """Everything that the preset or the cluster would refuse.
+
+    Raises:
+        UserError: with all findings. A dry run asks no cluster: it may be made anywhere.
+    """
+    found = preflight.written_findings(elements)
+    if not found:
+        requests = requests_of(elements, launcher)
+        found = preflight.local_findings(elements, requests, launcher)
+        if not dry:
+            try:
+                found += preflight.cluster_findings(elements[0].cfg.cluster.name, requests)
+            except CircuitsError as e:
+                found.append(str(e))
+    if found:
+        raise UserError(found)
+
+
+def snapshot(place: Path) -> None:
+    """A copy of the code as it is now: what the nodes will import, whatever is edited meanwhile."""
+    if place.exists():
+        return
+    for name in ("circuits", "conf"):
+        shutil.copytree(CODE / name, place / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
+
+
+def dry_run(elements: Sequence[Element], to_run: Sequence[Element], launcher: Mapping[str, Any]) -> None:
+    """Print exactly what would be submitted; the sweep's directory, which does not exist yet, is named in its place."""
+    first = elements[0].cfg
+    sweep = Sweep(
+        Path(first.multirun) / "DRY-RUN", {"id": "DRY-RUN", "task": first.task.name, "elements": [{}] * len(elements)}
+    )
+    arrays = SlurmLauncher(sweep, list(elements), Standing(), None, launcher).arrays(requests_of(to_run, launcher))  # type: ignore[arg-type]
+    if not arrays:
+        print("nothing to submit: every element is cached or being made")
+    for array in arrays:
+        print(array.text())

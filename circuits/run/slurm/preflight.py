@@ -1,0 +1,146 @@
+"""What Slurm, or the cluster's preset, would refuse: found before anything is queued, all at once, one line each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from circuits.run.plan import Element
+from circuits.run.slurm import commands
+from circuits.run.slurm.request import Request, clock, minutes, missing_personal
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
+
+
+def local_findings(
+    elements: Sequence[Element], requests: Mapping[int, Request], launcher: Mapping[str, Any]
+) -> list[str]:
+    """What can be said without the cluster: personal values, times and sizes as written, the preset's own limits."""
+    found = []
+    for element in elements:
+        cfg = element.cfg
+        found += missing_personal(cfg, launcher)
+        request = requests.get(element.index)
+        if request is None:
+            continue
+        queue = cfg.cluster.gpu if request.gpus else cfg.cluster.cpu
+        if queue.max_time and request.minutes > minutes(queue.max_time):
+            found.append(
+                f"task.resources.time={clock(request.minutes)}: {cfg.cluster.name} takes at most {queue.max_time}"
+            )
+        found += _fits(element, request, queue.gpu_memory)
+        found += _weights(element)
+    return list(dict.fromkeys(found))
+
+
+def written_findings(elements: Sequence[Element]) -> list[str]:
+    """Times and sizes that are none."""
+    found = []
+    for element in elements:
+        need = element.cfg.task.resources
+        try:
+            if minutes(need.time) < 1:
+                raise ValueError
+        except ValueError:
+            found.append(f"task.resources.time={need.time}: no time; write minutes (90), HH:MM:SS or D-HH:MM:SS")
+        if _SIZE.fullmatch(need.memory) is None:
+            found.append(f"task.resources.memory={need.memory}: no size; write 32G or 500M")
+        if need.gpus < 0:
+            found.append(f"task.resources.gpus={need.gpus}: 0 or more")
+        for queue in ("gpu", "cpu"):
+            limit = getattr(element.cfg.cluster, queue).max_time
+            try:
+                minutes(limit or "1")
+            except ValueError:
+                found.append(f"cluster.{queue}.max_time={limit}: no time; write HH:MM:SS")
+    return list(dict.fromkeys(found))
+
+
+def cluster_findings(cluster: str, requests: Mapping[int, Request]) -> list[str]:
+    """What the cluster itself would refuse: partition, time, GPUs, account, array size."""
+    if not commands.present():
+        return [
+            f"cluster={cluster}: sbatch is not on this machine; run the same command on the cluster's login node, or cluster=local"
+        ]
+    found = []
+    partitions = commands.partitions()
+    accounts = commands.accounts()
+    for request in dict.fromkeys(requests.values()):
+        if request.partition is not None:
+            for name in request.partition.split(","):
+                found += _partition(name, request, partitions)
+        if request.account and accounts is not None and request.account.lower() not in accounts:
+            yours = " ".join(sorted(accounts))
+            found.append(f"account {request.account}: you cannot charge it on {cluster}; yours: {yours}")
+    largest = max(requests, default=0)
+    limit = commands.config_value("MaxArraySize")
+    if limit and limit.isdigit() and largest >= int(limit):
+        found.append(
+            f"{largest + 1} elements: {cluster} takes arrays of at most {limit} (MaxArraySize); split the sweep, "
+            "or take a set of layers in one element (layer=0-8,9-16)"
+        )
+    return list(dict.fromkeys(found))
+
+
+def _partition(name: str, request: Request, partitions: Mapping[str, commands.Partition]) -> list[str]:
+    from circuits.errors import suggest
+
+    known = partitions.get(name)
+    if known is None:
+        return [f"partition {name}: no such partition" + suggest(name, partitions, "partitions")]
+    found = []
+    if known.limit not in ("infinite", "n/a") and request.minutes > minutes(known.limit):
+        found.append(f"task.resources.time={request.time}: partition {name} takes at most {known.limit}")
+    if request.gpus and "gpu" not in known.gres:
+        with_gpus = " ".join(sorted(p.name for p in partitions.values() if "gpu" in p.gres)) or "none"
+        found.append(
+            f"partition {name} has no GPUs, and task.resources.gpus={request.gpus}; partitions with GPUs: {with_gpus}"
+        )
+    return found
+
+
+def _fits(element: Element, request: Request, gpu_memory: str | None) -> list[str]:
+    """Whether the weights alone fit one GPU of the preset; activations and SAEs come on top."""
+    if not gpu_memory or not request.gpus or element.cfg.model.embedded is not None:
+        return []
+    from circuits.run.content import Contents
+
+    parameters = getattr(Contents().model(element.cfg.model).facts, "parameters", None)
+    if not parameters:
+        return []
+    width = 4 if element.cfg.precision.dtype.value == "fp32" else 2
+    needed, has = parameters * width, size(gpu_memory)
+    if needed <= has:
+        return []
+    return [
+        f"model={element.cfg.model.id}: its weights take {needed / 1e9:.0f} GB in {element.cfg.precision.dtype.value} and a GPU of "
+        f"{element.cfg.cluster.name} has {gpu_memory}; use precision=bf16 or a smaller model"
+    ]
+
+
+def _weights(element: Element) -> list[str]:
+    """Nodes without a network need the model in the cache."""
+    model = element.cfg.model
+    if not element.cfg.cluster.offline or model.embedded is not None:
+        return []
+    from circuits.models import identify
+
+    cached = getattr(identify, "cached_weights", None)
+    if cached is None or cached(model.id, model.revision):
+        return []
+    name = element.cfg.cluster.name
+    return [
+        f"model={model.id}: its weights are not in the cache and the nodes of {name} reach no network; first: "
+        f"python launch.py task=prefetch model={model.id}"
+    ]
+
+
+def size(text: str) -> int:
+    """Bytes of ``80G``."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    return int(
+        float(match[1]) * {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}[match[2].upper()]
+    )

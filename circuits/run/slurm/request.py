@@ -1,0 +1,187 @@
+"""What one element asks of Slurm: its task's resources joined with the cluster's queue and the person's own values.
+
+Precedence, for each value: ``cluster.gpu.account=…`` on the command line or in the cluster's yaml, then
+``user.<cluster>.account`` (conf/user/local.yaml), then ``CIRCUITS_<CLUSTER>_ACCOUNT``. hydra-submitit-launcher's own names
+(``hydra.launcher.timeout_min=90``) come last and win.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from circuits.schema import BaseConfig, PersonalConfig, QueueConfig
+
+#: hydra-submitit-launcher's keys (its ``SlurmQueueConf``) that have a meaning here, and the field of :class:`Request` each sets.
+LAUNCHER_KEYS = {
+    "timeout_min": "minutes",
+    "cpus_per_task": "cpus",
+    "gpus_per_node": "gpus",
+    "mem_gb": "memory",
+    "name": "name",
+    "partition": "partition",
+    "qos": "qos",
+    "constraint": "constraint",
+    "exclude": "exclude",
+    "gres": "gres",
+    "account": "account",
+    "signal_delay_s": "signal_s",
+    "max_num_timeout": "max_num_timeout",
+    "array_parallelism": "parallelism",
+    "setup": "setup",
+    "additional_parameters": "more",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One resource request; elements with equal ones share an array."""
+
+    name: str
+    partition: str | None
+    account: str | None
+    qos: str | None
+    minutes: int
+    cpus: int
+    memory: str
+    gpus: int = 0
+    gres: str | None = None
+    parallelism: int | None = None
+    signal_s: int = 120
+    max_num_timeout: int = 3
+    mail: str | None = None
+    mail_type: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    setup: tuple[str, ...] = ()
+    more: tuple[tuple[str, str], ...] = ()  # further sbatch options by name
+    sbatch: tuple[str, ...] = ()  # further options as written
+
+    @property
+    def time(self) -> str:
+        """``12:00:00``."""
+        return clock(self.minutes)
+
+    @property
+    def shown(self) -> str:
+        """``ampere, 1 GPU, 12:00:00, at most 8 at a time``."""
+        count, unit = (self.gpus, "GPU") if self.gpus else (self.cpus, "CPU")
+        parts = [self.partition or "default partition", f"{count} {unit}{'s' if count > 1 else ''}", self.time]
+        if self.parallelism:
+            parts.append(f"at most {self.parallelism} at a time")
+        return ", ".join(parts)
+
+
+def request_of(cfg: BaseConfig, launcher: Mapping[str, Any]) -> Request:
+    """What `cfg`'s element asks for; `launcher` holds the ``hydra.launcher.*`` values that were given."""
+    cluster, need = cfg.cluster, cfg.task.resources
+    gpus = int(launcher.get("gpus_per_node", need.gpus))
+    queue: QueueConfig = cluster.gpu if gpus else cluster.cpu
+    gpu_type = queue.gpu_type or personal(cfg, "gpu_type")
+    suffix = "" if gpus else "cpu_"
+
+    def own(name: str) -> str | None:
+        return getattr(queue, name) or personal(cfg, f"{suffix}{name}") or personal(cfg, name)
+
+    plain = Request(
+        name=f"circuits-{cfg.task.name}",
+        partition=own("partition"),
+        account=own("account"),
+        qos=queue.qos or personal(cfg, "qos"),
+        minutes=minutes(need.time),
+        cpus=max(need.cpus, gpus * (queue.cpus_per_gpu or 0)),
+        memory=need.memory,
+        gpus=gpus,
+        gres=f"gpu:{gpu_type}:{gpus}" if gpus and gpu_type else f"gpu:{gpus}" if gpus else None,
+        parallelism=cluster.parallelism,
+        signal_s=cluster.signal_s,
+        max_num_timeout=cluster.max_num_timeout,
+        mail=cluster.mail or personal(cfg, "mail"),
+        mail_type=cluster.mail_type if cluster.mail or personal(cfg, "mail") else None,
+        sbatch=tuple(cluster.sbatch),
+    )
+    return with_launcher(plain, launcher)
+
+
+def with_launcher(request: Request, launcher: Mapping[str, Any]) -> Request:
+    """`request` with the ``hydra.launcher.*`` values that were given."""
+    convert: dict[str, Callable[[Any], Any]] = {
+        "memory": lambda gigabytes: f"{gigabytes}G",
+        "more": lambda options: tuple((str(name), str(value)) for name, value in options.items()),
+        "setup": tuple,
+    }
+    changes = {
+        LAUNCHER_KEYS[key]: convert.get(LAUNCHER_KEYS[key], lambda value: value)(value)
+        for key, value in launcher.items()
+        if value is not None and key in LAUNCHER_KEYS
+    }
+    return replace(request, **changes)
+
+
+def personal(cfg: BaseConfig, name: str) -> str | None:
+    """A person's own value for this cluster: from ``user``, else from the environment."""
+    own: PersonalConfig | None = getattr(cfg.user, cfg.cluster.name, None)
+    value = getattr(own, name, None) if own is not None else None
+    return value or os.environ.get(f"CIRCUITS_{cfg.cluster.name.upper()}_{name.upper()}") or None
+
+
+def missing_personal(cfg: BaseConfig, launcher: Mapping[str, Any]) -> list[str]:
+    """One line per personal value that this cluster needs and nobody gave."""
+    asked = request_of(cfg, launcher)
+    name = cfg.cluster.name
+    return [
+        f"{name} needs {'an' if value[0] in 'aeiou' else 'a'} {value}: set user.{name}.{value} in conf/user/local.yaml (see "
+        f"local.yaml.example) or CIRCUITS_{name.upper()}_{value.upper()}"
+        for value in cfg.cluster.needs
+        if getattr(asked, value, None) is None and personal(cfg, value) is None
+    ]
+
+
+def cluster_environment(cfg: BaseConfig) -> dict[str, str]:
+    """What is exported on the node: caches on scratch, no network when there is none, then ``cluster.environment``."""
+    found: dict[str, str] = {}
+    scratch = personal(cfg, "scratch")
+    if scratch:
+        found["HF_HOME"] = f"{scratch.rstrip('/')}/huggingface"
+    elif os.environ.get("HF_HOME"):
+        found["HF_HOME"] = os.environ["HF_HOME"]
+    if cfg.cluster.offline:
+        found.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    return {**found, **cfg.cluster.environment}
+
+
+def minutes(text: str) -> int:
+    """Minutes of a Slurm time (``90``, ``12:00:00``, ``1-12:00:00``), rounded up.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if re.fullmatch(r"\d+", text):
+        return int(text)
+    days, _, rest = text.rpartition("-")
+    parts = rest.split(":")
+    if not re.fullmatch(r"(\d+-)?\d+(:\d{1,2}){0,2}", text):
+        raise ValueError(text)
+    numbers = [int(part) for part in parts]
+    if days:  # D-HH[:MM[:SS]]
+        hours, mins, seconds = [*numbers, 0, 0][:3]
+    elif len(numbers) == 3:
+        hours, mins, seconds = numbers
+    else:  # MM:SS
+        hours, mins, seconds = 0, numbers[0], numbers[1]
+    return int(days or 0) * 1440 + hours * 60 + mins + (seconds > 0)
+
+
+def clock(count: int) -> str:
+    """Minutes as ``HH:MM:SS``, as people read a job's limit."""
+    return f"{count // 60:02d}:{count % 60:02d}:00"
+
+
+def launcher_names() -> tuple[str, ...]:
+    """All names that hydra-submitit-launcher's typed config has."""
+    from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+
+    return tuple(f.name for f in fields(SlurmQueueConf))

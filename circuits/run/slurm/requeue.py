@@ -1,0 +1,79 @@
+"""What an element on a node does when it is stopped, and when it is the last of its sweep. No torch.
+
+A job is queued again by itself when its time is nearly up (USR2) or the node is wanted (preemption, which may bring only
+TERM); never when it was cancelled: a TERM that Slurm does not call a preemption is somebody's ``scancel``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from circuits.run import answers, status
+from circuits.run import sweep as sweeps
+from circuits.run.leases import Lease
+from circuits.run.slurm import commands
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the stopped element is queued again, and what its status says."""
+
+    again: bool
+    error: str
+    timed_out: bool = False
+
+
+def judge(reason: str, timeouts: int) -> Verdict:
+    """What becomes of an element that was stopped by signal `reason`, having reached its limit `timeouts` times before."""
+    job = status.worker_job() or ""
+    preempted = commands.show(job).get("PreemptTime", "None") not in ("None", "Unknown", "")
+    if preempted:
+        return Verdict(True, f"preempted; job {job} is queued again and goes on from what was saved")
+    if reason != "SIGUSR2":
+        return Verdict(False, f"stopped ({reason}); the same command goes on from what was saved")
+    limit = int(os.environ.get("CIRCUITS_MAX_TIMEOUTS", "3"))
+    if timeouts >= limit:
+        times = "once" if timeouts == 0 else f"{timeouts + 1} times"
+        return Verdict(
+            False,
+            f"reached its time limit {times} (cluster.max_num_timeout={limit}); raise task.resources.time, then the same command "
+            "goes on from what was saved",
+            True,
+        )
+    return Verdict(True, f"time limit reached; job {job} is queued again and goes on from what was saved", True)
+
+
+def queue_again(say: Callable[[str], None]) -> bool:
+    """Ask Slurm to queue this very element again; whether it will."""
+    job = status.worker_job() or ""
+    try:
+        commands.ask(["scontrol", "requeue", job])
+        return True
+    except commands.SlurmError as e:
+        say(
+            f"error: {job} could not be queued again ({e}); the same command, or task=recover, goes on from what was saved"
+        )
+        return False
+
+
+def close_sweep(directory: Path, say: Callable[[str], None]) -> None:
+    """The last element to end logs the cached ones and makes the page."""
+    path = directory if (directory / sweeps.FILE).exists() else directory.parent
+    if not (path / sweeps.FILE).exists():
+        return
+    sweep = sweeps.load(path)
+    places = [sweep.directory(item) for item in sweep.record["elements"]]
+    states = {place: status.read(place, trust_running=True).get("state") for place in places}
+    if any(state not in (*status.FINISHED, "adopted") for state in states.values()):
+        return
+    lease = Lease(path / "closing.lease")
+    if not lease.acquire():
+        return  # another element ended in this very moment
+    try:
+        answers.log_cached(sweep, [place for place, state in states.items() if state == "cached"], say)
+        answers.make_report(sweep, say)
+    finally:
+        lease.release()

@@ -1,0 +1,146 @@
+"""The script of one array, as sbatch gets it: submitit's header, our body.
+
+The header is written by submitit's own (private, therefore pinned) script writer. The body runs each element by its own
+command, ``python -m circuits.run.element DIR``, and hands on what Slurm tells the batch shell:
+
+* USR2 (time is nearly up, or the node is wanted) is repeated every second until the element ends: while Python starts, the
+  signal is ignored, so the first ones may be lost, never all of them;
+* TERM is passed on once.
+
+The exit status is the element's.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from circuits.run.slurm.request import Request
+
+ELEMENTS = "elements.txt"  # in the sweep's slurm/ folder: line N+1 is the directory of element N
+
+BODY = r"""
+set -u
+dir=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {elements})
+if [ -z "$dir" ] || ! cd "$dir"; then echo "error: element $SLURM_ARRAY_TASK_ID: its directory is gone"; exit 1; fi
+exec >>"$dir/run.log" 2>&1 </dev/null
+export CIRCUITS_STDOUT_IS_LOG="$dir/run.log"
+( trap '' USR2; exec {python} -m circuits.run.element "$dir" ) & child=$!
+trap 'kill -TERM $child 2>/dev/null' TERM
+while :; do
+  if [ -n "$asked" ]; then
+    kill -USR2 $child 2>/dev/null || true
+    sleep 1 & wait $! ; kill -0 $child 2>/dev/null && continue
+  fi
+  wait $child; code=$?
+  kill -0 $child 2>/dev/null || break
+done
+wait $child 2>/dev/null; again=$?
+[ $again -eq 127 ] || code=$again
+exit $code
+"""
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array job to be."""
+
+    request: Request
+    elements: tuple[int, ...]  # their original numbers
+    folder: Path  # the sweep's slurm/ folder
+    tag: str  # of the whole submission, in the job's comment
+    python: str
+    code: Path  # what is imported on the node
+    setup: Sequence[str]
+    environment: Mapping[str, str]
+
+    def text(self) -> str:
+        """The whole script."""
+        head = header(self)
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in self._exports().items()]
+        body = BODY.replace("{elements}", shlex.quote(str(self.folder / ELEMENTS))).replace(
+            "{python}", shlex.quote(self.python)
+        )
+        return (
+            "\n".join(
+                [
+                    head,
+                    "",
+                    "asked=",
+                    "trap 'asked=1' USR2  # before anything that takes time",
+                    "",
+                    "# setup",
+                    *self.setup,
+                    *self.request.setup,
+                    *lines,
+                    "",
+                    "# run",
+                ]
+            )
+            + body
+        )
+
+    def _exports(self) -> dict[str, str]:
+        return {
+            "PYTHONUNBUFFERED": "1",
+            "TQDM_DISABLE": "1",
+            "GOMP_SPINCOUNT": "10000",
+            "CIRCUITS_MAX_TIMEOUTS": str(self.request.max_num_timeout),
+            "CIRCUITS_SLURM_TAG": self.tag,
+            **self.environment,
+            "PYTHONPATH": str(self.code),
+        }
+
+
+def header(array: Array) -> str:
+    """The ``#SBATCH`` lines, by submitit."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    request = array.request
+    more: dict[str, object] = {
+        "array": numbers(array.elements) + (f"%{request.parallelism}" if request.parallelism else ""),
+        "chdir": str(array.folder),
+        "output": str(array.folder / "%A_%a.out"),
+        "signal": f"B:USR2@{request.signal_s}",
+        "kill-on-invalid-dep": "yes",
+        **dict(request.more),
+    }
+    text = _make_sbatch_string(
+        command="true",
+        folder=array.folder,
+        job_name=request.name,
+        partition=request.partition,
+        account=request.account,
+        qos=request.qos,
+        time=request.minutes,
+        nodes=1,
+        ntasks_per_node=1,
+        cpus_per_task=request.cpus,
+        mem=request.memory,
+        gres=request.gres,
+        constraint=request.constraint,
+        exclude=request.exclude,
+        mail_type=request.mail_type,
+        mail_user=request.mail,
+        comment=array.tag,
+        wckey=None,  # type: ignore[arg-type]  # submitit's own default charges a key that most sites do not have
+        stderr_to_stdout=True,
+        additional_parameters=more,
+        use_srun=False,
+    )
+    lines = [line for line in text.splitlines() if line.startswith(("#!", "#SBATCH"))]
+    lines += ["#SBATCH --requeue", "#SBATCH --hold", *(f"#SBATCH {option}" for option in request.sbatch)]
+    return "\n".join(lines)
+
+
+def numbers(elements: Sequence[int]) -> str:
+    """``0-2,5-12``: element numbers as sbatch writes them."""
+    runs: list[list[int]] = []
+    for number in sorted(elements):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -1,0 +1,135 @@
+"""How the elements of a submitted sweep fare: their own status files, the queue, and accounting where there is some.
+
+The status file tells what the run itself knows (progress, errors, metrics); the queue tells what the run cannot know (that it
+waits, and why; that it is gone). A run that is gone without a last word is explained by accounting, else by what Slurm still
+remembers of the job, else by the fact alone. One ``squeue`` and at most one ``sacct`` a look, whatever the number of elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from circuits.errors import CircuitsError
+from circuits.files import write_json
+from circuits.run import status
+from circuits.run.slurm import commands
+from circuits.run.slurm.submission import read_record
+from circuits.run.sweep import Sweep
+
+ACCOUNTING = "accounting.json"  # beside an element's status: what sacct said when it had ended
+
+_ENDED = {
+    "CANCELLED": "cancelled (scancel)",
+    "TIMEOUT": "killed at its time limit before it could save; raise task.resources.time or cluster.signal_s",
+    "OUT_OF_MEMORY": "killed by Slurm: out of memory; raise task.resources.memory",
+    "NODE_FAIL": "its node failed",
+    "PREEMPTED": "preempted",
+    "FAILED": "killed without a word (SIGKILL, out of memory or a lost node)",
+    "BOOT_FAIL": "its node did not start",
+    "DEADLINE": "its deadline passed",
+}
+
+
+def jobs_of(sweep: Sweep) -> dict[int, str]:
+    """Each element's array element (``48133_4``), the latest when it was submitted again."""
+    record = read_record(sweep.path)
+    if record is None:
+        return {}
+    found = {}
+    for array in [*record["earlier"], *record["arrays"]]:
+        found.update({element: f"{array['job']}_{element}" for element in array["elements"]})
+    return found
+
+
+def arrays_of(sweep: Sweep) -> list[str]:
+    """Ids of the sweep's latest arrays."""
+    record = read_record(sweep.path)
+    return [array["job"] for array in record["arrays"]] if record else []
+
+
+def facts_of(sweep: Sweep) -> dict[int, dict[str, Any]]:
+    """Every element's status by its number, with ``job``, and for what waits in the queue its ``reason``.
+
+    A controller that does not answer is said in ``queue_error`` of every element that is not known to have ended.
+    """
+    jobs = jobs_of(sweep)
+    found = {item["index"]: status.read(sweep.directory(item), trust_running=True) for item in sweep.record["elements"]}
+    open_ones = {index: facts for index, facts in found.items() if index in jobs and not _final(facts)}
+    for index, job in jobs.items():
+        found[index]["job"] = job
+    if not open_ones:
+        return found
+    try:
+        queued = _queue(sorted({jobs[index].split("_")[0] for index in open_ones}))
+    except CircuitsError as e:
+        for facts in open_ones.values():
+            facts["queue_error"] = str(e)
+        return found
+    gone = {index: facts for index, facts in open_ones.items() if jobs[index] not in queued}
+    for index, facts in open_ones.items():
+        if index not in gone:
+            _place(facts, queued[jobs[index]])
+    if gone:
+        _explain(sweep, gone, jobs)
+    return found
+
+
+def _queue(arrays: list[str]) -> dict[str, commands.Job]:
+    return commands.queue(job=",".join(arrays)) if len(arrays) == 1 else commands.queue()
+
+
+def _final(facts: Mapping[str, Any]) -> bool:
+    """Whether the run itself had its last word (an interrupted one may be in the queue again)."""
+    return facts.get("state") in ("done", "cached", "failed", "gate") and not facts.get("again")
+
+
+def _place(facts: dict[str, Any], job: commands.Job) -> None:
+    """What the queue adds to a status."""
+    if job.state in ("RUNNING", "COMPLETING", "CONFIGURING", "STOPPED", "SUSPENDED"):
+        if facts.get("state") in ("waiting", "interrupted"):
+            facts.update(state="starting" if job.state != "COMPLETING" else facts["state"], error=None)
+        return
+    facts.update(state="pending", reason=job.reason, requeued=job.restarts > 0, error=None)
+
+
+def _explain(sweep: Sweep, gone: Mapping[int, dict[str, Any]], jobs: Mapping[int, str]) -> None:
+    """Elements that left the queue without a last word."""
+    again = {index: status.read(_directory(sweep, index), trust_running=True) for index in gone}
+    for index, facts in list(gone.items()):  # it may have spoken while we asked the queue
+        if _final(again[index]):
+            facts.update(again[index], job=jobs[index])
+    left = {index: facts for index, facts in gone.items() if not _final(facts)}
+    if not left:
+        return
+    known = commands.accounting(sorted({jobs[index].split("_")[0] for index in left}))
+    for index, facts in left.items():
+        accounted = known.get(jobs[index])
+        slurm = accounted.state if accounted else commands.show(jobs[index]).get("JobState", "")
+        cancelled = facts.get("state") == "interrupted" or slurm in ("RUNNING", "PENDING", "COMPLETING", "REQUEUED")
+        reason = facts.get("error") if cancelled and facts.get("error") else _ENDED.get(slurm, _ENDED["FAILED"])
+        kept = "; the last checkpoint is kept" if facts.get("state") == "running" else ""
+        facts.update(
+            state="interrupted" if facts.get("state") == "interrupted" else "killed",
+            error=f"{reason}{kept}",
+            slurm=slurm,
+        )
+        if slurm == "CANCELLED":
+            facts.update(state="cancelled")
+        facts["exit_code"] = facts.get("exit_code") or 1
+
+
+def _directory(sweep: Sweep, index: int) -> Any:
+    return sweep.directory(next(item for item in sweep.record["elements"] if item["index"] == index))
+
+
+def record_accounting(sweep: Sweep) -> dict[int, commands.Accounted]:
+    """Elapsed time and peak memory of ended elements from ``sacct``, kept beside their statuses; empty without accounting."""
+    jobs = jobs_of(sweep)
+    known = commands.accounting(sorted({job.split("_")[0] for job in jobs.values()}))
+    found = {index: known[job] for index, job in jobs.items() if job in known}
+    for index, accounted in found.items():
+        place = _directory(sweep, index) / ACCOUNTING
+        if not place.exists() and accounted.state not in ("RUNNING", "PENDING"):
+            write_json(place, {"job": jobs[index], **accounted.__dict__}, durable=False)
+    return found

@@ -1,0 +1,248 @@
+"""Submitting a sweep so that a client killed between any two steps leaves no orphan and no double.
+
+The steps, under a store-wide lease::
+
+    announce   outputs/artifacts/.submissions/<sweep>.json: who submits what, under which tag
+    sbatch     each array, held; the tag is its comment
+    record     jobs.json in the sweep's directory: every array's id
+    depend     elements that wait for others (one scontrol)
+    claim      beside every artifact to be made: which element of which job will make it
+    release    the arrays; then the announcement goes
+
+Whoever submits next looks at announcements whose process is gone: with a record the submission is *rolled forward* (claims,
+release), without one it is *rolled back* (what carries its tag is cancelled: nobody was told of it). sbatch is never repeated
+blindly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from circuits.errors import RunError
+from circuits.files import read_json, write_json
+from circuits.run import status
+from circuits.run.leases import Lease, Note, owner, process_alive
+from circuits.run.slurm import commands
+from circuits.run.slurm.script import Array
+from circuits.run.store import Store
+
+RECORD = "jobs.json"
+NOTES = ".submissions"
+STRAY_S = 20.0  # a client killed while sbatch ran: its job may appear this much later
+
+
+@contextlib.contextmanager
+def alone(store: Store, say: Callable[[str], None]) -> Iterator[None]:
+    """The store-wide lease on submitting; what an interrupted submission left is settled first."""
+    folder = store.root / NOTES
+    folder.mkdir(parents=True, exist_ok=True)
+    lease = Lease(folder / "submit.lease")
+    told: list[str] = []
+
+    def waiting(holder: dict[str, Any]) -> None:
+        if not told:
+            told.append("")
+            say(f"waiting for another submission into this store (pid {holder['pid']} on {holder['host']})")
+
+    lease.wait(waiting, lambda: False)
+    try:
+        settle(store, say)
+        yield
+    finally:
+        lease.release()
+
+
+def settle(store: Store, say: Callable[[str], None]) -> None:
+    """Roll interrupted submissions forward or back. Only under :func:`alone`."""
+    for path in sorted((store.root / NOTES).glob("*.json")):
+        try:
+            note = read_json(path)
+        except ValueError:
+            path.unlink(missing_ok=True)  # it was never announced whole, so nothing was submitted
+            continue
+        if process_alive(note["host"], note["pid"], note["started"]):
+            continue  # cannot be: it would hold the lease
+        sweep = Path(note["sweep"])
+        record = read_record(sweep)
+        if record is not None and record["tag"] == note["tag"] and record["complete"]:
+            _claim(store, record)
+            commands.release([array["job"] for array in record["arrays"]])
+            say(f"{sweep.name}: its submission was interrupted and is now complete")
+        else:
+            found = _strays(note)
+            commands.cancel(found)
+            _never_started(sweep, note)
+            say(f"{sweep.name}: its submission was interrupted; {' '.join(found) or 'nothing'} of it was cancelled")
+        path.unlink(missing_ok=True)
+
+
+def _strays(note: Mapping[str, Any]) -> list[str]:
+    """Arrays under the note's tag. An sbatch whose client was killed may still be talking to the controller: wait for it."""
+    end = time.time() + STRAY_S
+    while True:
+        found = commands.tagged(note["tag"])
+        recent = time.time() - note["announced"] < STRAY_S * 3
+        if found or not recent or not _sbatch_runs(note) or time.time() > end:
+            return found
+        time.sleep(0.3)
+
+
+def _sbatch_runs(note: Mapping[str, Any]) -> bool:
+    """Whether an sbatch started by the note's client still runs on this machine."""
+    import psutil
+
+    for process in psutil.process_iter(["name", "create_time"]):
+        if process.info["name"] == "sbatch" and process.info["create_time"] > note["started"]:
+            return True
+    return False
+
+
+def _never_started(sweep: Path, note: Mapping[str, Any]) -> None:
+    for name in note["directories"]:
+        directory = sweep / name
+        if status.read(directory).get("state") == "waiting":
+            error = "its submission was interrupted; the same command submits it"
+            status.write_plain(directory, "failed", task=note["task"], error=error, exit_code=1)
+
+
+def read_record(sweep: Path) -> dict[str, Any] | None:
+    """``jobs.json`` of a sweep; None when nothing of it was submitted."""
+    try:
+        return read_json(sweep / RECORD)
+    except FileNotFoundError:
+        return None
+
+
+class Submission:
+    """One submission of some elements of a sweep. Its steps are methods, called in order by :meth:`run`."""
+
+    STEPS = ("announce", "sbatch", "record", "depend", "claim", "release")
+
+    def __init__(
+        self,
+        store: Store,
+        sweep: Path,
+        arrays: Sequence[Array],
+        directories: Mapping[int, str],
+        claims: Mapping[int, Sequence[Path]],
+        after: Mapping[int, Sequence[str]],
+        task: str,
+    ) -> None:
+        """
+        Args:
+            store: where the artifacts will go.
+            sweep: the sweep's directory.
+            arrays: what to submit; all carry one tag.
+            directories: each element's directory, relative to the sweep's.
+            claims: for each element, the claim notes of the artifacts that it will make.
+            after: for each element, ids of array elements that must have succeeded first.
+            task: the task's name, for the statuses of elements that never start.
+        """
+        self.store, self.sweep, self.arrays, self.task = store, sweep, list(arrays), task
+        self.directories, self.claims, self.after = directories, claims, after
+        self.tag = arrays[0].tag
+        self.jobs: list[str] = []
+        self._note = store.root / NOTES / f"{sweep.name}.json"
+        self._before = read_record(sweep)
+
+    def run(self, between: Callable[[str], None] = lambda step: None) -> list[str]:
+        """All steps; the arrays' ids. `between` is told each step that is done.
+
+        Raises:
+            SlurmError: Slurm refused; nothing of it stays in the queue.
+        """
+        try:
+            for step in self.STEPS:
+                getattr(self, f"_{step}")()
+                between(step)
+        except Exception:
+            self._roll_back()
+            raise
+        self._note.unlink(missing_ok=True)
+        return self.jobs
+
+    def _announce(self) -> None:
+        facts = {
+            **owner(),
+            "announced": time.time(),
+            "sweep": str(self.sweep),
+            "tag": self.tag,
+            "task": self.task,
+            "directories": [self.directories[e] for array in self.arrays for e in array.elements],
+        }
+        write_json(self._note, facts)
+
+    def _sbatch(self) -> None:
+        for array in self.arrays:
+            self.jobs.append(commands.submit(array.text()))
+
+    def _record(self) -> None:
+        arrays = [
+            {"job": job, "elements": list(array.elements), "request": array.request.shown}
+            for job, array in zip(self.jobs, self.arrays, strict=True)
+        ]
+        earlier = [*self._before["earlier"], *self._before["arrays"]] if self._before else []
+        claims = {str(element): [str(path) for path in paths] for element, paths in self.claims.items()}
+        write_json(
+            self.sweep / RECORD,
+            {
+                "tag": self.tag,
+                "complete": True,
+                "submitted": status.now(),
+                "arrays": arrays,
+                "earlier": earlier,
+                "claims": claims,
+            },
+        )
+
+    def _depend(self) -> None:
+        pairs = zip(self.jobs, self.arrays, strict=True)
+        job_of = {element: f"{job}_{element}" for job, array in pairs for element in array.elements}
+        wanted = {job_of[element]: ids for element, ids in self.after.items() if ids}
+        try:
+            commands.depend(wanted)
+        except commands.SlurmError:
+            # The site forbids changing a job's dependency: the whole array waits for all that any of its elements needs.
+            for index, array in enumerate(self.arrays):
+                ids = sorted({id for element in array.elements for id in self.after.get(element, ())})
+                if ids:
+                    commands.cancel([self.jobs[index]])
+                    self.jobs[index] = commands.submit(_depending(array.text(), ids))
+            self._record()
+
+    def _claim(self) -> None:
+        record = read_record(self.sweep)
+        assert record is not None  # written two steps ago
+        _claim(self.store, record)
+
+    def _release(self) -> None:
+        commands.release(self.jobs)
+
+    def _roll_back(self) -> None:
+        """Slurm refused, or the disk is full: nothing that nobody was told of may stay."""
+        with contextlib.suppress(RunError):
+            commands.cancel(commands.tagged(self.tag) if not self.jobs else self.jobs)
+        if self._before is not None:
+            write_json(self.sweep / RECORD, self._before)
+        else:
+            (self.sweep / RECORD).unlink(missing_ok=True)
+        self._note.unlink(missing_ok=True)
+
+
+def _depending(script: str, ids: Sequence[str]) -> str:
+    return script.replace("#SBATCH --hold", f"#SBATCH --hold\n#SBATCH --dependency=afterok:{':'.join(ids)}", 1)
+
+
+def _claim(store: Store, record: Mapping[str, Any]) -> None:
+    """The claims of a record; one that somebody else holds stays theirs (their element makes it, ours finds it)."""
+    for array in record["arrays"]:
+        for element in array["elements"]:
+            for path in record["claims"].get(str(element), []):
+                facts = owner(
+                    job=f"{array['job']}_{element}", tag=record["tag"], by=f"Slurm job {array['job']}_{element}"
+                )
+                Note(Path(path)).take(facts)

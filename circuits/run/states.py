@@ -1,0 +1,54 @@
+"""How the elements of any sweep fare, whoever runs them, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from circuits.run import status
+from circuits.run.sweep import Sweep
+
+#: States of elements that may still change by themselves.
+LIVE = ("waiting", "pending", "starting", "running", "adopted")
+
+
+def facts_of(sweep: Sweep) -> dict[int, dict[str, Any]]:
+    """Every element's status by its number; for a cluster's sweep with what its queue says."""
+    if on_cluster(sweep):
+        from circuits.run.slurm.states import facts_of as of_cluster
+
+        return of_cluster(sweep)
+    return {item["index"]: _local(sweep, item) for item in sweep.record["elements"]}
+
+
+def on_cluster(sweep: Sweep) -> bool:
+    """Whether a scheduler runs it."""
+    return bool(sweep.record["launcher"]["backend"] != "local")
+
+
+def _local(sweep: Sweep, item: dict[str, Any]) -> dict[str, Any]:
+    """An element's status; one that waits for a launcher that is gone waits for nobody."""
+    facts = status.read(sweep.directory(item))
+    launcher = sweep.record["launcher"]
+    gone = status.process_alive(launcher["host"], launcher["pid"], launcher["started"]) is False
+    return {**facts, "state": "never started"} if facts.get("state") == "waiting" and gone else facts
+
+
+def hints(sweep: Sweep, known: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """The commands that help now: cancel, queue again, recover."""
+    states = {index: facts.get("state", "waiting") for index, facts in known.items()}
+    lines = []
+    if on_cluster(sweep):
+        from circuits.run.slurm.states import arrays_of
+
+        live = [
+            str(known[index]["job"]) for index, state in states.items() if state in LIVE and known[index].get("job")
+        ]
+        if live:
+            lines.append(f"cancel    scancel {' '.join(arrays_of(sweep))}      one: scancel {live[0]}")
+        running = [str(known[index]["job"]) for index, state in states.items() if state == "running"]
+        if running:
+            lines.append(f"requeue   scontrol requeue {running[0]}      (it goes on from its last checkpoint)")
+    if any(state in ("failed", "killed", "interrupted", "cancelled", "never started") for state in states.values()):
+        lines.append(f"again     python launch.py task=recover of={sweep.id}      (only what is missing)")
+    return lines

@@ -1,0 +1,18 @@
+"""``task=recover of=SWEEP``: run, or submit again, exactly the elements whose artifacts are missing, under their own numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from circuits.errors import UserError
+from circuits.run import launching, sweep
+from circuits.schema import BaseConfig
+
+READS = ("of",)
+
+
+def run(cfg: BaseConfig) -> int:
+    """Recover the sweep that ``of=`` names; the exit code of what was started."""
+    if cfg.of is None:
+        raise UserError("task=recover needs of=SWEEP; task=status shows them")
+    return launching.recover(sweep.find(cfg.of, Path(cfg.outputs), Path(cfg.multirun)))
