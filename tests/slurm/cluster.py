@@ -22,10 +22,10 @@ from pathlib import Path
 if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from slurm import config, debian, processes  # noqa: E402
-from slurm.config import ACCOUNTS, QOS, Options, Ports  # noqa: E402
-from slurm.debian import SlurmUnavailable, program  # noqa: E402
-from slurm.processes import Daemon, until  # noqa: E402
+from slurm import config, debian, processes
+from slurm.config import ACCOUNTS, QOS, Options, Ports
+from slurm.debian import SlurmUnavailable, program
+from slurm.processes import Daemon, until
 
 LONGEST = 50  # a unix socket's path has at most 108 characters, and slurmstepd adds up to 50 of its own
 PATIENCE = 120.0  # seconds for one daemon: usually under one, on a busy machine many
@@ -46,12 +46,16 @@ class Cluster:
     def __init__(self, folder: Path | str, options: Options | None = None) -> None:
         self.folder = Path(folder).resolve()
         if len(str(self.folder)) > LONGEST:
-            raise ValueError(f"{self.folder} has {len(str(self.folder))} characters, at most {LONGEST}: choose /tmp/NAME")
+            raise ValueError(
+                f"{self.folder} has {len(str(self.folder))} characters, at most {LONGEST}: choose /tmp/NAME"
+            )
         self.record = self.folder / "cluster.json"
         saved = json.loads(self.record.read_text()) if self.record.exists() else {}
         known = Options(**{**saved["options"], "changes": tuple(saved["options"]["changes"])}) if saved else Options()
         self.options = options or known
-        self.ports: Ports | None = Ports(**{**saved["ports"], "nodes": tuple(saved["ports"]["nodes"])}) if saved else None
+        self.ports: Ports | None = (
+            Ports(**{**saved["ports"], "nodes": tuple(saved["ports"]["nodes"])}) if saved else None
+        )
 
     # -- what it is ----------------------------------------------------------------------------------------------
 
@@ -87,7 +91,9 @@ class Cluster:
 
     def client(self, *words: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """Run one of Slurm's commands against this cluster."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SQUEUE", "SACCT", "SCANCEL"))}
+        kept = {
+            k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SQUEUE", "SACCT", "SCANCEL"))
+        }
         try:
             return subprocess.run(
                 [program(words[0]), *words[1:]], env={**kept, **self.env}, stdin=subprocess.DEVNULL, capture_output=True,
@@ -217,7 +223,9 @@ class Cluster:
         if create:
             self._database(create)
             self._run("slurmdbd", [program("slurmdbd"), "-D"], priority=-5, MYSQL_UNIX_PORT=str(self._socket))
-            self._await("slurmdbd", lambda: self.client("sacctmgr", "-n", "show", "cluster", seconds=20).returncode == 0)
+            self._await(
+                "slurmdbd", lambda: self.client("sacctmgr", "-n", "show", "cluster", seconds=20).returncode == 0
+            )
             self._accounts()
         self._run("slurmctld", [program("slurmctld"), "-D"], priority=-5)
         for node in self.nodes:
@@ -282,7 +290,12 @@ class Cluster:
         if done.exists():
             return subprocess.Popen(["true"])
         shutil.rmtree(data, ignore_errors=True)
-        words = ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve", "--innodb-log-file-size=8M"]
+        words = [
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+            "--skip-name-resolve",
+            "--innodb-log-file-size=8M",
+        ]
         with (self.folder / "log" / "mariadb-install-db.out").open("ab") as log:
             return subprocess.Popen(
                 [program("mariadb-install-db"), "--no-defaults", f"--datadir={data}", *self._user(), *words],
@@ -307,7 +320,11 @@ class Cluster:
             self._socket.unlink(missing_ok=True)
         words = ["--skip-networking", "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=8M", "--skip-log-bin",
                  "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900", "--performance-schema=OFF"]  # fmt: skip
-        places = [f"--datadir={self.folder / 'db'}", f"--socket={self._socket}", f"--pid-file={self.folder / 'run/mysqld.pid'}"]
+        places = [
+            f"--datadir={self.folder / 'db'}",
+            f"--socket={self._socket}",
+            f"--pid-file={self.folder / 'run/mysqld.pid'}",
+        ]
         self._run("mariadbd", [program("mariadbd"), "--no-defaults", *self._user(), *places, *words], priority=-5)
         sql = partial(self.client, "mariadb", "--no-defaults", "-uroot", "-S", str(self._socket), "-e")
         self._await("mariadbd", lambda: sql(DATABASE).returncode == 0)
@@ -320,8 +337,8 @@ class Cluster:
             return
         names, here = ",".join(ACCOUNTS), "cluster=testcluster"
         qos = f"qos={','.join(QOS)}"
-        for words in (("cluster", "testcluster"), ("qos", ",".join(QOS[1:])), ("account", names, here),
-                      ("user", user, f"account={names}", here, f"defaultaccount={ACCOUNTS[0]}", qos, "defaultqos=normal")):  # fmt: skip
+        person = ("user", user, f"account={names}", here, f"defaultaccount={ACCOUNTS[0]}", qos, "defaultqos=normal")
+        for words in (("cluster", "testcluster"), ("qos", ",".join(QOS[1:])), ("account", names, here), person):
             said = self.client("sacctmgr", "-i", "add", *words)
             if said.returncode and "already exists" not in (said.stdout + said.stderr).lower():
                 raise StartError(f"sacctmgr add {' '.join(words)}: {(said.stdout + said.stderr).strip()}")
@@ -342,7 +359,9 @@ def main(words: list[str]) -> int:
     parser.add_argument("--no-accounting", action="store_true", help="without mariadbd and slurmdbd: faster, no sacct")
     for name in ("nodes", "cpus", "gpus"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Options(), name))
-    parser.add_argument("--set", action="append", default=[], metavar="LINE", help="a line of slurm.conf: MaxArraySize=5")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="LINE", help="a line of slurm.conf: MaxArraySize=5"
+    )
     parser.add_argument("--keep", action="store_true", help="down: keep the folder with its logs")
     given = parser.parse_args(words)
     try:

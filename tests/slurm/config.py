@@ -12,7 +12,9 @@ from slurm import debian
 
 ACCOUNTS = ("MYPROJ-SL3-CPU", "MYPROJ-SL3-GPU")  # the first is the user's default
 QOS = ("normal", "gpu1", "intr")
-CREDENTIAL_SECONDS = 5  # a requeued job may not start again before its credential has expired (Slurm's own default: 120 s)
+CREDENTIAL_SECONDS = (
+    5  # a requeued job may not start again before its credential has expired (Slurm's own default: 120 s)
+)
 
 
 @dataclass(frozen=True)
