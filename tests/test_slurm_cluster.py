@@ -64,7 +64,7 @@ def test_clients_of_a_test_find_its_cluster(slurm: Queue) -> None:
 def test_a_private_cluster_is_hurt_and_mended(own_slurm: Queue, tmp_path: Path) -> None:
     with pytest.raises(SlurmError, match="Invalid job array"):
         own_slurm.submit("true", "--array=0-5", folder=tmp_path)
-    job = own_slurm.submit("exec sleep 600", "--array=0-1", folder=tmp_path)
+    job = own_slurm.submit("exec sleep 600", "--array=0-1", "--requeue", folder=tmp_path)
     own_slurm.wait(lambda: len(own_slurm.tasks(job)) >= 2, what="two sleeping elements")
     own_slurm.restart_controller()
     assert set(own_slurm.states(job).values()) == {"RUNNING"}, "jobs outlive the controller"
@@ -76,6 +76,8 @@ def test_a_private_cluster_is_hurt_and_mended(own_slurm: Queue, tmp_path: Path) 
     processes.kill([*daemons.values(), *own_slurm.cluster.job_processes()])
     assert own_slurm.cluster.pids == {}
     own_slurm.restore()
+    own_slurm.wait_state(f"{job}_1", "PENDING", "RUNNING")
+    own_slurm.wait(lambda: own_slurm.details(f"{job}_1")["Restarts"] == "1", what="the lost element to be requeued")
     again = own_slurm.submit("true", folder=tmp_path)
     assert own_slurm.wait_ended(again) == {str(again): ("COMPLETED", "0:0")}
 
@@ -128,7 +130,8 @@ def test_without_slurm_tests_are_skipped_loudly_or_fail_where_it_is_needed(tmp_p
     (tmp_path / "conftest.py").write_text("from slurm import debian\ndebian.find = lambda name: None\n")
     (tmp_path / "test_one.py").write_text("def test_one(slurm): pass\ndef test_two(own_slurm): pass\n")
     words = [sys.executable, "-m", "pytest", "-q", "-p", "slurm.fixtures", "-p", "no:cacheprovider", str(tmp_path)]
-    here = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    here = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    here = {**here, "PYTHONPATH": str(ROOT / "tests")}
     for need, code, said in (
         ("", 0, "2 tests of launching on Slurm were NOT RUN: no Slurm here"),
         ("1", 1, "2 errors"),

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -155,10 +156,15 @@ class Cluster:
         found = []
         for pid in processes.everything():
             carried = processes.environment(pid)
-            ours = carried.get("SLURM_CONF") == str(self.conf) or str(self.folder) in processes.arguments(pid)
+            ours = carried.get("SLURM_CONF") == str(self.conf)
             if ours and ("SLURM_JOB_ID" in carried or processes.name(pid) == "slurmstepd"):
                 found.append(pid)
         return found
+
+    def on_node(self, node: str) -> list[int]:
+        """The slurmstepds and processes of the jobs that run on a node."""
+        numbers = set(self.client("squeue", "-h", "-w", node, "-t", "R,CG,S", "-o", "%A", seconds=20).stdout.split())
+        return [pid for pid in self.job_processes() if _job(pid) in numbers]
 
     def _stop(self) -> None:
         """Everything that was started here, from the leaves to the root."""
@@ -228,10 +234,19 @@ class Cluster:
             )
             self._accounts()
         self._run("slurmctld", [program("slurmctld"), "-D"], priority=-5)
+        new = [node for node in self.nodes if self.daemon(f"slurmd-{node}").pid is None]
         for node in self.nodes:
             self._run(f"slurmd-{node}", [program("slurmd"), "-D", "-N", node])
         self._await("slurmctld", lambda: "is UP" in self.client("scontrol", "ping", seconds=20).stdout)
+        for node in new:  # jobs that died with their node: slurmctld does not look for those under 20 s of age
+            if not self.on_node(node):
+                self.lose(node)
         self._await("slurmctld", self._nodes_ready, *(f"slurmd-{node}" for node in self.nodes))
+
+    def lose(self, node: str) -> None:
+        """What slurmctld does by itself after SlurmdTimeout: a node with jobs is down, and its jobs are requeued or fail."""
+        if self.client("squeue", "-h", "-w", node, "-t", "R,CG,S", "-o", "%A", seconds=20).stdout.split():
+            self.client("scontrol", "update", f"nodename={node}", "state=down", "reason=lost", seconds=20)
 
     def _nodes_ready(self) -> bool:
         """Whether the cluster is healthy; a node that a hard kill left down or drained is told to resume."""
@@ -319,7 +334,8 @@ class Cluster:
         if self.daemon("mariadbd").pid is None:
             self._socket.unlink(missing_ok=True)
         words = ["--skip-networking", "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=8M", "--skip-log-bin",
-                 "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900", "--performance-schema=OFF"]  # fmt: skip
+                 "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900", "--performance-schema=OFF",
+                 "--innodb-use-native-aio=0"]  # fmt: skip
         places = [
             f"--datadir={self.folder / 'db'}",
             f"--socket={self._socket}",
@@ -342,6 +358,12 @@ class Cluster:
             said = self.client("sacctmgr", "-i", "add", *words)
             if said.returncode and "already exists" not in (said.stdout + said.stderr).lower():
                 raise StartError(f"sacctmgr add {' '.join(words)}: {(said.stdout + said.stderr).strip()}")
+
+
+def _job(pid: int) -> str:
+    """The number of the job that a process belongs to."""
+    step = re.search(r"slurmstepd: \[(\d+)\.", processes.arguments(pid))
+    return step[1] if step else processes.environment(pid).get("SLURM_JOB_ID", "")
 
 
 def guard(cluster: Cluster, owner: int, begun: int) -> None:

@@ -37,7 +37,7 @@ def session() -> tuple[Path, int]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Name the session's folder; nothing is started."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    if not hasattr(config, "workerinput"):  # not a worker of xdist
         os.environ[SESSION] = f"/tmp/slurm-{secrets.token_hex(3)}:{os.getpid()}"
         atexit.register(finish)
 
@@ -60,7 +60,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     lines = [
         str(report.longrepr[2])
         for report in terminalreporter.stats.get("skipped", [])
-        if isinstance(report.longrepr, tuple)
+        if isinstance(report.longrepr, (tuple, list))
     ]
     absent = [line for line in lines if ABSENT in line]
     if absent:

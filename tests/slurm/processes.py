@@ -1,4 +1,4 @@
-"""Daemons and job processes by identity: a pid counts only with the start time recorded with it, so a reused one is never killed."""
+"""Daemons and job processes by identity: a pid counts only with the start time recorded with it, so a reused one is not killed."""
 
 from __future__ import annotations
 

@@ -180,10 +180,11 @@ class Queue:
         self._kill("slurmctld")
 
     def kill_node(self, node: str = "node1", jobs: bool = True) -> None:
-        """SIGKILL a node's slurmd and (as when the machine loses power) the job steps that run there."""
+        """SIGKILL a node's slurmd and, as when the machine loses power, its jobs: requeued or NODE_FAIL. `restore` mends it."""
         self._kill(f"slurmd-{node}")
         if jobs:
-            processes.kill(self._on(node))
+            processes.kill(self.cluster.on_node(node))
+            self.cluster.lose(node)
 
     def restore(self) -> None:
         """Start again whatever daemon was killed; jobs that still run live on."""
@@ -207,18 +208,6 @@ class Queue:
         if pid is None:
             raise SlurmError(f"{title} does not run; it can be started with restore()")
         processes.kill([pid])
-
-    def _on(self, node: str) -> list[int]:
-        """The job processes of a node: its slurmstepds, and those that name it in their environment."""
-        numbers = {str(job) for job in self.run("squeue", "-h", "-w", node, "-o", "%A", check=False).split()}
-        found = self.cluster.job_processes()
-        steps = re.compile(r"slurmstepd: \[(\d+)\.")
-        return [
-            pid
-            for pid in found
-            if processes.environment(pid).get("SLURM_JOB_ID") in numbers
-            or ((match := steps.search(processes.arguments(pid))) and match[1] in numbers)
-        ]
 
 
 def _order(job: Job) -> list[int]:
