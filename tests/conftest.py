@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["slurm.fixtures"]  # the fixtures slurm and own_slurm
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = "model.embedded.steps=10"  # an embedded model that knows little, made in seconds
 
