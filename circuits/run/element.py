@@ -77,7 +77,7 @@ def run(directory: Path, stop: StopFlag) -> int:
         from circuits.run.slurm import requeue
 
         if not (again and requeue.queue_again(log.write)):
-            requeue.close_sweep(directory, log.write)
+            requeue.close(directory, log.write)
     log.close()
     return code
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from circuits.run import answers, status
 from circuits.run import sweep as sweeps
-from circuits.run.leases import Lease
+from circuits.run.leases import Lease, Note
 from circuits.run.slurm import commands
+from circuits.run.slurm.submission import read_record
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,13 @@ def queue_again(say: Callable[[str], None]) -> bool:
         return False
 
 
-def close_sweep(directory: Path, say: Callable[[str], None]) -> None:
-    """The last element to end logs the cached ones and makes the page."""
+def close(directory: Path, say: Callable[[str], None]) -> None:
+    """The element has ended: it claims nothing any more. The last one logs the cached ones and makes the page."""
     path = directory if (directory / sweeps.FILE).exists() else directory.parent
     if not (path / sweeps.FILE).exists():
         return
     sweep = sweeps.load(path)
+    _drop_claims(sweep)
     places = [sweep.directory(item) for item in sweep.record["elements"]]
     states = {place: status.read(place, trust_running=True).get("state") for place in places}
     if any(state not in (*status.FINISHED, "adopted") for state in states.values()):
@@ -77,3 +79,12 @@ def close_sweep(directory: Path, say: Callable[[str], None]) -> None:
         answers.make_report(sweep, say)
     finally:
         lease.release()
+
+
+def _drop_claims(sweep: sweeps.Sweep) -> None:
+    job, record = status.worker_job() or "", read_record(sweep.path)
+    for path in record["claims"].get(job.rpartition("_")[2], []) if record else []:
+        note = Note(Path(path))
+        facts = note.read()
+        if facts is not None and facts.get("job") == job:
+            note.drop(facts["token"])
