@@ -1,0 +1,403 @@
+"""The same line on a real Slurm: one array, detached, honest, resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Cli
+from slurm.queueing import Queue
+from slurm.sweeps import LONG, SLURM, SMALL, element, ours, state, status, submitted, sweep_dir, training, weights
+
+Wait = Callable[..., None]
+
+
+def test_the_cards_line_makes_one_array_whose_elements_log_into_their_own_directories(slurm: Queue, warm: Cli) -> None:
+    done = warm("task=sae", "layer=range(1,4)", "-m", SLURM, "sae.steps=8", *SMALL)  # an override after the flag
+    job = submitted(done)
+    sweep = sweep_dir(warm)
+    assert "3 elements → slurm" in done.out and "follow    python launch.py task=status of=sae-" in done.out
+    assert f"cancel    scancel {job}" in done.out
+    assert slurm.wait_ended(job) == {f"{job}_{i}": ("COMPLETED", "0:0") for i in range(3)}, (
+        "one array, original numbers"
+    )
+    assert {j.number for j in slurm.jobs(f"circuits:{sweep.name}:")} and len(warm.artifacts("sae")) == 3
+    for number, layer in enumerate((1, 2, 3)):
+        place = element(sweep, number)
+        assert place.name == f"{number:03d}-layer={layer}"
+        assert "done" in (place / "run.log").read_text() and status(place)["job"] == f"{job}_{number}"
+        facts = json.loads((place / "provenance.json").read_text())["environment"]
+        assert facts["slurm"]["SLURM_ARRAY_TASK_ID"] == str(number) and facts["slurm"]["SLURM_ARRAY_JOB_ID"] == job
+    assert (sweep / "report.html").exists(), "the last element makes the page"
+    assert not list((warm.outputs / "artifacts").glob("*/*.claim")), "who has ended claims nothing"
+    shown = warm("task=status", f"of={sweep.name}")
+    assert shown.code == 0 and shown.out.count("  done  ") == 3, shown.out
+    again = warm("task=sae", "layer=range(1,4)", "-m", SLURM, "sae.steps=8", *SMALL)
+    assert again.code == 0 and "3 cached" in again.out and "submitted" not in again.out
+    assert re.search(r"report +multirun/", again.out)
+
+
+def test_a_bad_night(slurm: Queue, warm: Cli, tmp_path: Path) -> None:
+    """One element raises, one is killed, one is queued again by hand; Slurm tells the truth of each; the rest is untouched."""
+    words = [
+        "task=sae",
+        "layer=0",
+        "sae.lr=1e-3,1e38,2e-3,3e-3",
+        "sae.clip=1e30",
+        "sae.warmup=0",
+        "sae.log_every=1",
+        "sae.steps=600",
+    ]
+    small = [*SMALL, "sae.checkpoint_every=50", SLURM]
+    job = submitted(warm(*words, *small))
+    sweep = sweep_dir(warm)
+    for number in (2, 3):
+        slurm.wait(lambda n=number: training(sweep, n) or state(sweep, n) == "done", what=f"element {number} to train")
+    slurm.kill_tasks(f"{job}_2", "circuits.run.element")
+    if state(sweep, 3) == "running":
+        slurm.run("scontrol", "requeue", f"{job}_3")
+    ended = slurm.wait_ended(job)
+    assert ended[f"{job}_0"] == ended[f"{job}_3"] == ("COMPLETED", "0:0")
+    assert ended[f"{job}_1"] == ("FAILED", "1:0")
+    assert ended[f"{job}_2"][0] == "FAILED" and ended[f"{job}_2"][1] in ("137:0", "0:9")
+    shown = warm("task=status", f"of={sweep.name}").out
+    assert re.search(r"1  .*layer 0, step \d+.* log multirun/.*/001-sae.lr=1e.?38/run.log", shown), shown
+    assert re.search(r"2  killed without a word.*log multirun", shown), shown
+    assert f"task=recover of={sweep.name}" in shown
+    # the same command again finishes only what is missing
+    again = warm(*words, *small)
+    assert "2 to run · 2 cached" in again.out, again.out + again.err
+    second = submitted(again)
+    assert slurm.wait_ended(second) == {f"{second}_1": ("FAILED", "1:0"), f"{second}_2": ("COMPLETED", "0:0")}
+    alone = Cli(tmp_path / "alone")
+    (alone.outputs / "artifacts").mkdir(parents=True)
+    (alone.outputs / "artifacts" / "tiny").symlink_to(warm.outputs / "artifacts" / "tiny")
+    assert alone(*[w.replace("1e38,", "") for w in words], *SMALL, "sae.checkpoint_every=50").code == 0
+    assert weights(warm) == weights(alone), "bit-identical to an undisturbed run"
+
+
+def test_a_run_at_its_time_limit_saves_is_queued_again_and_goes_on(slurm: Queue, warm: Cli) -> None:
+    limits = ["task.resources.time=2", "cluster.signal_s=100"]  # minutes, and so 20 s of work a turn
+    job = submitted(
+        warm("task=sae", "layer=1", "sae.steps=1500000", "sae.checkpoint_every=100000", SLURM, *limits, *SMALL)
+    )
+    run = sweep_dir(warm)
+    slurm.wait(lambda: status(run)["timeouts"] == 1, what="the first time limit")
+    slurm.wait(
+        lambda: status(run)["restarts"] == 1 and (status(run)["progress"] or {}).get("phase") == "training",
+        what="the second turn",
+    )
+    log = (run / "run.log").read_text()
+    assert f"time limit reached; job {job}_0 is queued again and goes on from what was saved" in log
+    assert "resum" in log.split("queued again")[1].lower() or status(run)["progress"]["done"] > 60, (
+        "it went on, not from the start"
+    )
+    slurm.cancel(job)
+    slurm.wait(lambda: not ours(slurm, run), what="the cancelled job to go")
+    assert slurm.wait_ended(job)[f"{job}_0"][0] == "CANCELLED", "what was cancelled stays cancelled"
+
+
+def test_a_signal_during_start_up_loses_nothing_and_limits_are_counted(slurm: Queue, warm: Cli) -> None:
+    words = ["task=sae", "layer=0,1", "sae.steps=8", SLURM, *SMALL]
+    job = submitted(warm(*words, "cluster.max_num_timeout=0", "cluster.parallelism=1"))
+    sweep = sweep_dir(warm)
+    slurm.wait(lambda: slurm.states(job).get(f"{job}_0") == "RUNNING", what="the first element to start")
+    slurm.run("scancel", "--batch", "--signal=USR2", f"{job}_0")
+    ended = slurm.wait_ended(job)
+    assert ended[f"{job}_1"] == ("COMPLETED", "0:0")
+    if ended[f"{job}_0"][0] == "FAILED":  # it was caught before the run was over: no turn is left, and it says so
+        assert "reached its time limit once" in status(element(sweep, 0))["error"]
+    again = warm("task=recover", f"of={sweep.name}")
+    if ended[f"{job}_0"][0] == "FAILED":
+        second = submitted(again)
+        assert slurm.wait_ended(second) == {f"{second}_0": ("COMPLETED", "0:0")}, (
+            "exactly the missing one, by its own number"
+        )
+    assert len(warm.artifacts("sae")) == 2
+
+
+def test_a_preempted_run_saves_and_goes_on(slurm: Queue, warm: Cli) -> None:
+    job = submitted(warm("task=sae", "layer=2", SLURM, "cluster.cpu.partition=scavenge", *LONG))
+    run = sweep_dir(warm)
+    slurm.wait(lambda: training(run, 0), what="training")
+    node = slurm.details(f"{job}_0")["NodeList"]
+    other = slurm.submit("sleep 1", "--partition=cpu", f"--nodelist={node}", "--exclusive", "--mem=0", "--time=2")
+    slurm.wait(lambda: status(run)["restarts"] == 1 or state(run, 0) == "done", what="the preempted run to start again")
+    assert "preempted" in (run / "run.log").read_text()
+    assert status(run)["timeouts"] == 0, "a preemption is no time limit"
+    slurm.cancel(job, other)
+
+
+def test_a_cancelled_element_stays_cancelled_and_recover_brings_back_exactly_it(slurm: Queue, warm: Cli) -> None:
+    job = submitted(warm("task=sae", "layer=0,3", "sae.lr=1e-3", SLURM, *LONG))
+    sweep = sweep_dir(warm)
+    slurm.wait(lambda: training(sweep, 1), what="training")
+    slurm.cancel(f"{job}_1")
+    slurm.wait(lambda: slurm.states(job)[f"{job}_1"] == "CANCELLED", what="the element to be cancelled")
+    shown = warm("task=status", f"of={sweep.name}")
+    assert re.search(r"1 +001-layer=3 +(cancelled|interrupted)", shown.out), shown.out
+    second = submitted(warm("task=recover", f"of={sweep.name}"))
+    queued = slurm.states(second)
+    assert set(queued) == {f"{second}_1"}, "the one that is missing, under its own number; the other is still running"
+    slurm.wait(lambda: status(element(sweep, 1))["restarts"] == 1, what="its second turn")
+    slurm.cancel(job, second)
+    nothing = warm("task=recover", "of=nonesuch")
+    assert nothing.code == 2 and "no such sweep" in nothing.err
+
+
+def test_two_submitters_at_once_one_submits_the_other_adopts(slurm: Queue, warm: Cli) -> None:
+    words = ["task=sae", "layer=0,1", SLURM, *LONG]
+    both = [warm.start(*words) for _ in range(2)]
+    told = [process.communicate(timeout=200)[0] for process in both]
+    first = next(text for text in told if "submitted" in text)
+    second = next(text for text in told if text is not first)
+    assert "submitted" not in second and re.search(r"2 already queued \(\d+_0, \d+_1\)", second), second
+    job = re.search(r"scancel (\d+)", first)
+    assert (
+        job
+        and len({j.split("_")[0] for j in (x.id for x in slurm.jobs("circuits:", live=True)) if j.startswith(job[1])})
+        == 1
+    )
+    slurm.cancel(job[1])
+
+
+def test_an_edited_file_stops_the_element_in_one_line_and_an_edited_config_changes_nothing(
+    slurm: Queue, warm: Cli
+) -> None:
+    text = warm.folder / "corpus.txt"
+    text.write_text("the cat sees the dog .\n\n" * 400)
+    words = [
+        "layer=0,1",
+        "data=text",
+        f"data.path={text}",
+        "data.context=8",
+        "data.heldout=0.2",
+        "sae.steps=4",
+        "sae.block_rows=1024",
+    ]
+    small = [w for w in SMALL if "block_rows" not in w]
+    waiting = slurm.submit("sleep 600")
+    done = warm("task=sae", *words, SLURM, *small, f"cluster.sbatch=[--dependency=afterany:{waiting}]")
+    job, sweep = submitted(done), sweep_dir(warm)
+    text.write_text("the dog sees the cat .\n\n" * 400)
+    slurm.cancel(waiting)
+    slurm.wait_ended(job)
+    facts = status(element(sweep, 0))
+    assert facts["state"] == "failed" and "key changed since this element was launched" in facts["error"]
+    assert not warm.artifacts("sae")
+    refused = warm("task=recover", f"of={sweep.name}")
+    assert refused.code == 2 and "has changed since it was submitted" in refused.err
+
+
+def test_a_sweep_of_one_is_an_array_and_can_be_waited_for(slurm: Queue, warm: Cli) -> None:
+    done = warm("task=sae", "layer=3", "sae.steps=8", SLURM, "cluster.wait=true", *SMALL)
+    assert done.code == 0, done.err + done.out
+    assert re.search(r"submitted \d+_\[0\]", done.out) and "sae/tiny-L3-topk-" in done.out
+    (run,) = (warm.outputs / "runs").glob("*/*/status.json")
+    assert json.loads(run.read_text())["job"].endswith("_0")
+    failing = warm("task=sae", "layer=3", "sae.steps=8", "sae.min_r2=0.999", SLURM, "cluster.wait=true", *SMALL)
+    assert failing.code == 3, "a gate says no, also to an answer from the store"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["cluster.cpu.account=NOBODYS"], r"account NOBODYS: you cannot charge it on slurm; yours: .*myproj-sl3-cpu"),
+        (["cluster.cpu.partition=amper"], r"partition amper: no such partition; did you mean ampere\? partitions: "),
+        (["task.resources.time=2-00:00:00", "cluster.cpu.partition=cpu"], r"task.resources.time=48:00:00: partition cpu takes at most 12:00:00"),
+        (["task.resources.time=soon"], r"task.resources.time=soon: no time; write minutes"),
+        (["layer=0", "sae.lr=range(1,1200)"], r"1199 elements: slurm takes arrays of at most 1001 \(MaxArraySize\)"),
+        (["cluster.sbatch=[--no-such-option]"], r"sbatch: .*unrecognized option '--no-such-option'"),
+        (["cluster=csd3"], r"csd3 needs an account: set user.csd3.account in conf/user/local.yaml"),
+        (["hydra.launcher.timeout=5"], r"hydra.launcher.timeout: no such key; did you mean hydra.launcher.timeout_min|did you mean timeout_min"),
+    ],
+)  # fmt: skip
+def test_what_slurm_would_refuse_is_one_line_and_nothing_is_queued(
+    slurm: Queue, warm: Cli, words: list[str], said: str
+) -> None:
+    done = warm("task=sae", SLURM, "layer=0", *SMALL, *words)
+    assert done.code in (1, 2) and re.search(said, done.err), done.err + done.out
+    assert "Traceback" not in done.err and len(done.errors) == 1
+    assert not [
+        job
+        for job in slurm.jobs("circuits:sae-", live=True)
+        if str(warm.folder) in slurm.details(job.id).get("WorkDir", "")
+    ]
+    assert not list((warm.outputs / "artifacts").glob(".submissions/*.json"))
+
+
+def test_a_dry_run_prints_the_script_and_submits_nothing(cli: Cli) -> None:
+    words = [
+        "task=sae",
+        "layer=range(0,3)",
+        "-m",
+        "cluster=csd3",
+        "cluster.dry_run=true",
+        "cluster.sbatch=['--constraint=a b']",
+    ]
+    own = [
+        "user.csd3.account=P-SL3-GPU",
+        "user.csd3.scratch=/scratch/me",
+        "hydra.launcher.timeout_min=90",
+        "hydra.launcher.array_parallelism=2",
+    ]
+    done = cli(*words, *own)
+    assert done.code == 0, done.err
+    for line in ("--array=0-2%2", "--account=P-SL3-GPU", "--partition=ampere", "--time=90", "--cpus-per-task=32", "--gres=gpu:1",
+                 "--constraint=a b", "--requeue", "--hold", "--signal=B:USR2@120"):  # fmt: skip
+        assert f"#SBATCH {line}" in done.out, line
+    assert "wckey" not in done.out
+    assert "export HF_HOME=/scratch/me/huggingface" in done.out and "export HF_HUB_OFFLINE=1" in done.out
+    assert "module load rhel8/default-amp" in done.out and "-m circuits.run.element" in done.out
+    assert not (cli.folder / "multirun").exists()
+    from_env = cli(*words, CIRCUITS_CSD3_ACCOUNT="FROM-ENV")
+    assert "#SBATCH --account=FROM-ENV" in from_env.out
+
+
+def test_it_works_from_inside_a_session_of_slurm_and_from_any_directory(slurm: Queue, warm: Cli) -> None:
+    words = ["task=sae", "layer=0", "sae.steps=8", SLURM, "cluster.snapshot=true", *SMALL]
+    done = subprocess.run(
+        ["salloc", "--quiet", "--ntasks=1", "--mem=200M", "--time=5", "srun", "--ntasks=1", *warm.command(*words)],
+        cwd=warm.folder, env=warm.environment(**slurm.env), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    found = re.search(r"submitted (\d+)_\[0\]", done.stdout)
+    assert found, done.stdout + done.stderr
+    assert slurm.wait_ended(found[1]) == {f"{found[1]}_0": ("COMPLETED", "0:0")}
+    run = sweep_dir(warm)
+    assert (run / "code" / "circuits" / "run" / "element.py").exists(), "it ran from a copy of the code"
+
+
+def test_the_stock_launcher_of_hydra_works_and_tells_the_truth(slurm: Queue, warm: Cli) -> None:
+    stock = [
+        "hydra/launcher=submitit_slurm",
+        "hydra.launcher.timeout_min=5",
+        "hydra.launcher.mem_gb=1",
+        "hydra.launcher.cpus_per_task=1",
+    ]
+    small = [w for w in SMALL if not w.startswith("task.resources")]
+    done = warm("task=sae", "layer=0,1", "-m", "sae.steps=8", *stock, *small, timeout=400)
+    assert done.code == 0, done.err[-2000:] + done.out[-2000:]
+    assert len(warm.artifacts("sae")) == 2
+    assert {path.parent.name for path in warm.folder.glob("**/*_submitted.pkl")} <= {
+        path.name for path in (warm.folder / "multirun" / "submitit" / ".submitit").glob("*")
+    }, "its pickles stay in its own folder"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL])
+def test_without_accounting_a_killed_element_is_told_and_waiting_ends(own_slurm: Queue, warm: Cli, number: int) -> None:
+    waiting = warm.start("task=sae", "layer=0,1", SLURM, "cluster.wait=true", *LONG)
+    own_slurm.wait(lambda: (warm.folder / "multirun").exists() and training(sweep_dir(warm), 0), what="training")
+    sweep = sweep_dir(warm)
+    (job,) = {name.split("_")[0] for name in ours(own_slurm, sweep)}
+    own_slurm.kill_tasks(f"{job}_0", "circuits.run.element", number)
+    own_slurm.wait(lambda: training(sweep, 1) or state(sweep, 1) == "done", what="the other one, untouched")
+    own_slurm.cancel(f"{job}_1")
+    out, _ = waiting.communicate(timeout=200)
+    assert waiting.returncode == 1 and "0  layer=0  killed without a word" in out, out
+    assert re.search(r"1  layer=1  (stopped|cancelled)", out), out
+
+
+def test_a_restarted_controller_and_a_lost_node_cost_no_result(own_slurm: Queue, warm: Cli) -> None:
+    job = submitted(warm("task=sae", "layer=0", SLURM, *[w.replace("6000", "1500") for w in LONG]))
+    run = sweep_dir(warm)
+    own_slurm.wait(lambda: training(run, 0), what="training")
+    own_slurm.restart_controller()
+    node = own_slurm.details(f"{job}_0")["NodeList"]
+    own_slurm.kill_node(node)
+    own_slurm.restore()
+    own_slurm.wait(lambda: state(run, 0) == "done", what="the run to be done in its second turn")
+    assert status(run)["restarts"] >= 1 and len(warm.artifacts("sae")) == 1
+
+
+def _python(code: str, cli: Cli, **extra: str) -> subprocess.CompletedProcess[str]:
+    env = {**cli.environment(**extra), "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cli.folder, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+KILLED = """
+import os, signal, sys
+from circuits.run.slurm import submission
+run = submission.Submission.run
+def until(self, between=lambda step: None):
+    def stop(step):
+        if step == {step!r}:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return run(self, stop)
+submission.Submission.run = until
+from circuits.run.cli import main
+sys.argv = ["launch.py"]
+sys.exit(main({words!r}))
+"""
+
+
+def test_a_client_killed_between_any_two_steps_leaves_no_orphan_and_no_double(own_slurm: Queue, warm: Cli) -> None:
+    from circuits.run.slurm.submission import Submission
+
+    words = ["task=sae", "layer=0,1", "sae.steps=8", SLURM, *SMALL]
+    for step in Submission.STEPS:
+        one = [*words, f"sae.lr={1 + Submission.STEPS.index(step)}e-4"]
+        killed = _python(KILLED.format(step=step, words=one), warm)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        again = warm(*one)
+        assert again.code == 0, again.err + again.out
+        interrupted = (
+            "is now complete" in again.err
+            if step in ("record", "depend", "claim", "release")
+            else "was cancelled" in again.err
+        )
+        assert interrupted, (step, again.err)
+        assert not list((warm.outputs / "artifacts" / ".submissions").glob("*.json"))
+    own_slurm.wait(lambda: not own_slurm.jobs("circuits:", live=True), what="the queue to empty: no orphan is held")
+    assert len(warm.artifacts("sae")) == 2 * len(Submission.STEPS)
+    made = [json.loads(p.read_text()) for p in (warm.folder / "multirun").glob("*/*/*/status.json")]
+    assert len([facts for facts in made if facts["state"] == "done"]) == 2 * len(Submission.STEPS), "each was made once"
+
+
+AFTER = """
+import sys
+from pathlib import Path
+from circuits.run import launching, sweep
+from circuits.run.plan import Standing
+from circuits.run.slurm.launcher import SlurmLauncher
+from circuits.run.store import Store
+found = sweep.load(Path({sweep!r}))
+elements = launching.planned(found)
+store = Store(Path(elements[0].cfg.outputs) / "artifacts")
+new = sweep.create(elements, Path.cwd())
+sys.exit(SlurmLauncher(new, elements, Standing(to_run=elements), store, {{}}, {after!r}).submit())
+"""
+
+
+def test_elements_wait_for_exactly_the_elements_that_they_name(slurm: Queue, warm: Cli) -> None:
+    good = slurm.submit("sleep 4", "--array=3")
+    bad = slurm.submit("exit 1", "--array=0")
+    held = warm(
+        "task=sae", "layer=0,1,2", "sae.steps=8", SLURM, *SMALL, f"cluster.sbatch=[--dependency=afterok:{bad}_0]"
+    )
+    first = submitted(held)
+    slurm.wait(
+        lambda: not slurm.jobs(f"circuits:{sweep_dir(warm).name}", live=True),
+        what="what needs a failed element to be dropped",
+    )
+    assert set(slurm.states(first).values()) == {"CANCELLED"}, "kill-on-invalid-dep"
+    made = _python(
+        AFTER.format(sweep=str(sweep_dir(warm)), after={0: [f"{good}_3"], 1: [f"{good}_3", f"{bad}_0"]}),
+        warm,
+        **slurm.env,
+    )
+    assert made.returncode == 0, made.stderr + made.stdout
+    found = re.search(r"submitted (\d+)_\[0-2\]", made.stdout)
+    assert found, made.stdout
+    ended = slurm.wait_ended(found[1])
+    # Slurm dropped the bad dependency's waiter; the other two ran although it did.
+    waited = {number: ended[f"{found[1]}_{number}"][0] for number in range(3)}
+    assert waited == {0: "COMPLETED", 1: "CANCELLED", 2: "COMPLETED"}, made.stdout
