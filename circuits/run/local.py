@@ -306,7 +306,7 @@ class LocalLauncher:
             cfg, directory = element.cfg, self.sweep.directory(element)
             model = cfg.model.id.rsplit("/", 1)[-1]
             tracker = Tracker(
-                directory, cfg.tracking, self.sweep.record["group"], [cfg.task.name, model, "cached"], self.view.note
+                directory, cfg.tracking, self.sweep.record["group"], [cfg.task.name, model, "cached"], self._warn
             )
             for item in status.read(directory)["artifacts"]:
                 tracker.start(
@@ -315,6 +315,11 @@ class LocalLauncher:
                 tracker.log(int(item["metrics"].get("steps", 0)), status.numbers(item["metrics"]), item["layer"])
                 tracker.summary(item["metrics"], item["layer"])
             tracker.close()
+
+    def _warn(self, text: str) -> None:
+        """What W&B complains of in a cached element, once; where its files are stands in the others' logs."""
+        if text.startswith("warning"):
+            self.view.note(text)
 
     def _report(self) -> None:
         try:
