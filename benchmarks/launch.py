@@ -1,8 +1,10 @@
-"""What the command line costs before any work: ``--help`` and ``--cfg job``, beside importing torch in the same run.
+"""What the command line costs before any work: ``--help``, ``--cfg job``, planning a sweep, beside importing torch in the same run.
 
     python benchmarks/launch.py [--rounds 7]
 
-Whole processes, wall time, median over rounds taken in turn. Goal: both under 0.6 s and without torch.
+Whole processes, wall time, median over rounds taken in turn. Goals: help and config under 0.6 s and without torch; 1,000 elements
+planned in about 2 s. They are planned dry: ``reuse=readonly`` on an empty store composes, checks, keys and looks up every element,
+then refuses them all (exit code 2) and starts nothing.
 """
 
 from __future__ import annotations
@@ -11,13 +13,24 @@ import argparse
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+LAUNCH = [sys.executable, str(ROOT / "launch.py")]
+PLAN = [*LAUNCH, "task=sae", "reuse=readonly"]
 COMMANDS = {
-    "launch.py --help": [sys.executable, str(ROOT / "launch.py"), "--help"],
-    "launch.py task=sae --cfg job": [sys.executable, str(ROOT / "launch.py"), "task=sae", "--cfg", "job"],
+    "launch.py --help": [*LAUNCH, "--help"],
+    "launch.py task=sae --cfg job": [*LAUNCH, "task=sae", "--cfg", "job"],
+    "planning 1 element": [*PLAN, "layer=0"],
+    "planning 1,000 elements: layer=range(0,4) seed=range(0,250)": [*PLAN, "layer=range(0,4)", "seed=range(0,250)"],
+    "planning 1,000 elements: layer=range(0,4) sae=topk,relu seed=range(0,125)": [
+        *PLAN,
+        "layer=range(0,4)",
+        "sae=topk,relu",
+        "seed=range(0,125)",
+    ],
     "python -c 'import torch'": [sys.executable, "-c", "import torch"],
     "python -c pass": [sys.executable, "-c", "pass"],
 }
@@ -29,11 +42,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for _ in range(rounds):
-        for name, command in COMMANDS.items():
-            start = time.perf_counter()
-            subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-            times[name].append(time.perf_counter() - start)
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(rounds):
+            for name, command in COMMANDS.items():
+                start = time.perf_counter()
+                done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
+                times[name].append(time.perf_counter() - start)
+                if done.returncode != (2 if "reuse=readonly" in command else 0):
+                    raise RuntimeError(f"{name}: exit code {done.returncode}: {done.stderr.decode()[:500]}")
     print(f"whole processes, median of {rounds} rounds\n\n| command | s | min-max |\n|---|---|---|")
     for name, found in times.items():
         print(f"| `{name}` | {statistics.median(found):.2f} | {min(found):.2f}-{max(found):.2f} |")

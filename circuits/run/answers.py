@@ -57,13 +57,17 @@ def log_cached(sweep: Sweep, directories: Iterable[Path], note: Say) -> None:
     """Cached elements log their stored summary, so that a sweep is whole in W&B too. Once for each."""
     from circuits.run.tracking import FILE, Tracker
 
+    def warn(text: str) -> None:  # where the files are stands in the other elements' logs
+        if text.startswith("warning"):
+            note(text)
+
     for directory in directories:
         facts = status.read(directory)
         if (directory / FILE).exists():
             continue
         record, cfg = read_json(directory / RECORD), config.load(directory / "config.yaml")
         model = cfg.model.id.rsplit("/", 1)[-1]
-        tracker = Tracker(directory, cfg.tracking, sweep.record["group"], [cfg.task.name, model, "cached"], note)
+        tracker = Tracker(directory, cfg.tracking, sweep.record["group"], [cfg.task.name, model, "cached"], warn)
         for item in facts["artifacts"]:
             name = f"{record['name']}/L{item['layer']}"
             tracker.start(item["layer"], item["id"], name, {"cached": True, **record["swept"]})

@@ -42,6 +42,13 @@ class Contents:
             raise UserError(f"{where}: no rule for the content of this field; add one to circuits/run/content.py")
         return answers[where](section)
 
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What `compute` answers, asked for once and not for each element of a sweep."""
+        memo = ("once", name)
+        if memo not in self._values:
+            self._values[memo] = compute()
+        return self._values[memo]
+
     def model(self, model: Any) -> ModelIdentity:
         """The identity, depth and width of a hub model or a directory; see :mod:`circuits.models.identify`."""
         from circuits.models.identify import inspect_model

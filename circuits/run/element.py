@@ -18,6 +18,8 @@ from circuits.run.signals import StopFlag, Stopped  # first: signals are handled
 
 RECORD = "element.json"
 LOG = "run.log"
+SWEEP = "sweep.json"
+HURRIED_S = 5.0  # for W&B, when we were asked to stop: whoever asked will not wait long
 
 
 def main(argv: list[str]) -> int:
@@ -150,6 +152,9 @@ def _perform(directory: Path, record: dict[str, Any], cfg: Any, status: Any, sto
         directory / "provenance.json",
         {"code": provenance.code(), "command": record["command"], "began": status.facts["began"]},
     )
+    place = directory if (directory / SWEEP).exists() else directory.parent
+    if edited := provenance.edited_since(place / SWEEP):
+        log.write(f"warning: {edited}")
     tags = [record["task"], cfg.model.id.rsplit("/", 1)[-1]]
     tracker = Tracker(directory, cfg.tracking, record["group"], tags, log.write)
     layers = tuple(record["layers"])
@@ -160,7 +165,7 @@ def _perform(directory: Path, record: dict[str, Any], cfg: Any, status: Any, sto
         stop.check()
         get_method(cfg.task._target_)(context)
     finally:
-        tracker.close()
+        tracker.close(budget_s=HURRIED_S if stop.reason else None)
 
 
 def _same_keys(context: Any, record: dict[str, Any]) -> None:

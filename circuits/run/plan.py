@@ -13,6 +13,7 @@ from typing import Any
 from circuits import schema
 from circuits.errors import CircuitsError, UserError
 from circuits.run import config, machine, registry
+from circuits.run.compose import Composer
 from circuits.run.content import Contents
 from circuits.run.keys import Key, key_of
 from circuits.run.kinds import Kind, ModelDims
@@ -64,9 +65,10 @@ def plan(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]]
     """
     elements, errors = [], []
     swept = _swept(lists)
+    composer = Composer(compose)
     for index, overrides in enumerate(lists):
         try:
-            cfg = config.absolute(config.to_object(compose(overrides)), base)
+            cfg = config.absolute(composer(overrides), base)
         except UserError as e:
             errors += e.messages
             continue

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from circuits.files import read_json, sha256_file
 from circuits.run.places import CODE
 
 PACKAGES = ("torch", "transformers", "numpy", "safetensors", "datasets", "tokenizers", "scipy", "pandas", "pyarrow",
@@ -19,10 +23,40 @@ PACKAGES = ("torch", "transformers", "numpy", "safetensors", "datasets", "tokeni
 
 @lru_cache
 def code() -> dict[str, Any]:
-    """The commit of the checkout and whether it has uncommitted changes; None where there is no git."""
+    """The commit of the checkout, whether it has uncommitted changes (None where there is no git), and a hash of what runs."""
     commit = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no") if commit else None
-    return {"commit": commit, "dirty": bool(changed) if changed is not None else None}
+    return {"commit": commit, "dirty": bool(changed) if changed is not None else None, "hash": code_hash()}
+
+
+def code_files() -> list[Path]:
+    """The files that an element runs: ``circuits/**/*.py``."""
+    return sorted((CODE / "circuits").rglob("*.py"))
+
+
+def code_hash() -> str:
+    """SHA-256 over the names and contents of :func:`code_files`, in hex: equal code, equal hash, committed or not."""
+    digest = hashlib.sha256()
+    for path in code_files():
+        digest.update(f"{path.relative_to(CODE).as_posix()} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def edited_since(record: Path) -> str | None:
+    """How the code differs from what it was when the sweep of `record` (its ``sweep.json``) was launched, or None.
+
+    An element may wait for hours, and runs the code that is there when it starts.
+    """
+    try:
+        before = read_json(record)["code"].get("hash")
+        launched = record.stat().st_mtime
+    except (OSError, ValueError, KeyError):
+        return None  # run by hand, or launched by older code: nothing to compare with
+    if before is None or before == code()["hash"]:
+        return None
+    names = [path.relative_to(CODE).as_posix() for path in code_files() if path.stat().st_mtime > launched]
+    which = ": " + ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else ""
+    return f"the code was edited since this element was launched ({before[:10]} → {code()['hash'][:10]}){which}"
 
 
 def _git(*arguments: str) -> str | None:
@@ -57,15 +91,15 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu(),
         "threads": torch.get_num_threads() if torch else int(os.environ.get("OMP_NUM_THREADS", "0")) or None,
         "packages": packages(),
-        "modules": os.environ.get("LOADEDMODULES", "").split(":") if os.environ.get("LOADEDMODULES") else [],
+        "modules": [name for name in os.environ.get("LOADEDMODULES", "").split(":") if name],
         "gpu": _gpus(torch),
         "slurm": {k: v for k, v in os.environ.items() if k in _SLURM},
     }
     return facts
 
 
-_SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_PARTITION", "SLURM_JOB_ACCOUNT",
-          "SLURM_JOB_NODELIST", "SLURM_RESTART_COUNT", "SLURM_CLUSTER_NAME")  # fmt: skip
+_SLURM = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_QOS", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_PARTITION",
+          "SLURM_JOB_ACCOUNT", "SLURM_JOB_NODELIST", "SLURM_RESTART_COUNT", "SLURM_CLUSTER_NAME")  # fmt: skip
 
 
 @lru_cache
@@ -105,4 +139,10 @@ def _driver() -> str | None:
         asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.split("\n")[0]
     except (OSError, subprocess.SubprocessError):
+        pass
+    try:  # where nvidia-smi is not installed beside the driver
+        first = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split("\n")[0]
+    except OSError:
         return None
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", first)
+    return found[0] if found else None

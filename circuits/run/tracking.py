@@ -1,21 +1,21 @@
 """Metrics of a run: always a local ``metrics.jsonl``; beside it Weights & Biases, one run per element and layer.
 
 The W&B group is the sweep's name, fixed when it was launched, and the id is derived from group and artifact key, so a
-resumed element joins its own run and a cached one logs its stored summary into the new sweep. W&B never costs a run: whatever
-it raises is one warning, and the local file has every row.
+resumed element joins its own run and a cached one logs its stored summary into the new sweep. W&B never costs a run
+(:mod:`circuits.run.wandb_runs`), and the local file has every row.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from circuits.errors import RunError
-from circuits.files import disk_errors, sha256_text
+from circuits.files import disk_errors
+from circuits.run.wandb_runs import Runs
 from circuits.schema import TrackingConfig, TrackingMode
 
 FILE = "metrics.jsonl"
@@ -32,52 +32,16 @@ class Tracker:
         tags: list[str],
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.run_dir, self.config, self.group, self.tags, self._say = run_dir, config, group, tags, say
-        self._runs: dict[int | None, Any] = {}
-        self._wandb_off = config.mode is TrackingMode.disabled
+        self.run_dir = run_dir
+        self._wandb = None if config.mode is TrackingMode.disabled else Runs(run_dir, config, group, tags, say)
         with disk_errors(run_dir):
             _drop_torn(run_dir / FILE)
             self._file = (run_dir / FILE).open("a", encoding="utf-8")
 
     def start(self, layer: int | None, key: str, name: str, config: Mapping[str, Any]) -> None:
         """Open the W&B run of one layer."""
-        if self._wandb_off:
-            return
-        try:
-            self._runs[layer] = self._init(key, name, dict(config))
-        except Exception as e:  # W&B raises many kinds; none of them is worth a run
-            self._wandb_off = True
-            self._say(
-                f"warning: W&B is left out ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}); {FILE} has all rows"
-            )
-
-    def _init(self, key: str, name: str, config: dict[str, Any]) -> Any:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb
-
-        online = self.config.mode is TrackingMode.online
-        if online and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-            self._say(
-                "warning: W&B online without a key: run `wandb login` or set WANDB_API_KEY; offline now, upload with `wandb sync`"
-            )
-            online = False
-        run = wandb.init(
-            project=self.config.project,
-            entity=self.config.entity,
-            mode="online" if online else "offline",
-            dir=str(self.run_dir),
-            id=sha256_text(f"{self.group}/{key}")[:16],
-            name=name,
-            group=self.group,
-            tags=self.tags,
-            config=config,
-            resume="allow" if online else None,
-            reinit="create_new",
-            settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True, init_timeout=10),
-        )
-        run.define_metric("global_step")
-        run.define_metric("*", step_metric="global_step")  # a resumed offline run counts its own steps from 0
-        return run
+        if self._wandb is not None:
+            self._wandb.start(layer, key, name, config)
 
     def log(self, step: int, metrics: Mapping[str, float], layer: int | None = None) -> None:
         """One row: at `step` of `layer`."""
@@ -85,34 +49,19 @@ class Tracker:
         with disk_errors(self.run_dir):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-        self._guard(layer, lambda run: run.log({**metrics, "global_step": step}))
+        if self._wandb is not None:
+            self._wandb.log(layer, {**metrics, "global_step": step})
 
     def summary(self, metrics: Mapping[str, Any], layer: int | None = None) -> None:
         """The final metrics of `layer`; ends its W&B run."""
-        plain = {k: v for k, v in metrics.items() if isinstance(v, (int, float, str, bool))}
+        if self._wandb is not None:
+            self._wandb.summary(layer, metrics)
 
-        def write(run: Any) -> None:
-            run.summary.update(plain)
-            run.finish()
-
-        self._guard(layer, write)
-        self._runs.pop(layer, None)
-
-    def _guard(self, layer: int | None, act: Callable[[Any], None]) -> None:
-        run = self._runs.get(layer)
-        if run is None or self._wandb_off:
-            return
-        try:
-            act(run)
-        except Exception as e:
-            self._runs.pop(layer, None)
-            self._say(f"warning: W&B stopped taking rows ({type(e).__name__}); {FILE} has all of them")
-
-    def close(self) -> None:
-        """End what is open (after a failure the W&B runs are marked as failed)."""
-        for layer in list(self._runs):
-            self._guard(layer, lambda run: run.finish(exit_code=1))
+    def close(self, budget_s: float | None = None) -> None:
+        """End what is open (after a failure the W&B runs are marked as failed), waiting for W&B at most `budget_s`."""
         self._file.close()
+        if self._wandb is not None:
+            self._wandb.close(budget_s)
 
 
 def _drop_torn(path: Path) -> None:

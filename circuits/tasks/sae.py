@@ -38,7 +38,7 @@ def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
         return {}
     from circuits.data import mixture
 
-    return {"mixture": mixture.fingerprint()}
+    return {"mixture": contents.once("mixture", mixture.fingerprint)}
 
 
 def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:

@@ -20,7 +20,7 @@ def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
     from circuits.data import mixture
     from circuits.models.tiny.spec import VERSION
 
-    return {"mixture": mixture.fingerprint(), "training": VERSION}
+    return {"mixture": contents.once("mixture", mixture.fingerprint), "training": VERSION}
 
 
 KIND = Kind(

@@ -1,0 +1,277 @@
+"""The W&B side of an element: its runs are written by one thread, so that nothing W&B does can delay or end the work.
+
+Everything is queued and done in order by a daemon thread: importing wandb, asking whether the server is there, opening runs, rows,
+summaries. The work waits for it at one place only, :meth:`Runs.close`, and there for a bounded time; what W&B has not finished by
+then is given up with a line, its service process is ended (it would hold up the interpreter's exit), and its files stay for
+``wandb sync``. Online becomes offline, with one warning, when there is no key, the server does not answer, or it refuses.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import netrc
+import os
+import queue
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from circuits.files import sha256_text
+from circuits.schema import TrackingConfig, TrackingMode
+
+CONNECT_S = 5.0  # for each step of asking the server: connecting, reading
+PROBE_S = 8.0  # for all of it, name lookup included
+INIT_S = 10.0  # that wandb may take to open an online run
+CLOSE_S = 30.0  # that the end of a run waits for W&B
+
+_answers: dict[tuple[str, str], str | None] = {}  # per server and key: one question a process
+_asking = threading.Lock()
+
+
+class Runs:
+    """The W&B runs of one element, one per layer."""
+
+    def __init__(
+        self, run_dir: Path, config: TrackingConfig, group: str, tags: list[str], say: Callable[[str], None]
+    ) -> None:
+        self._dir, self._config, self._group, self._tags, self._say = run_dir, config, group, tags, say
+        self._todo: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._thread: threading.Thread | None = None
+        self._online: bool | None = None  # not yet asked
+        self._off = self._warned = False
+        self._open: dict[int | None, Any] = {}
+        self._table: list[dict[str, Any]] = []
+        self._offline_dirs: list[Path] = []
+        self._files: list[Path] = []
+
+    # -- called by the work; returns at once ---------------------------------------------------------------------
+
+    def start(self, layer: int | None, key: str, name: str, config: Mapping[str, Any]) -> None:
+        """Open the run of one layer."""
+        self._do(lambda: self._start(layer, key, name, dict(config)))
+
+    def log(self, layer: int | None, row: Mapping[str, float]) -> None:
+        """A row of the run of `layer`."""
+        self._do(lambda: self._with(layer, lambda run: run.log(dict(row))))
+
+    def summary(self, layer: int | None, metrics: Mapping[str, Any]) -> None:
+        """The final metrics of `layer`; ends its run."""
+        self._do(lambda: self._summary(layer, dict(metrics)))
+
+    def close(self, budget_s: float | None = None) -> None:
+        """End what is open (as failed) and wait for W&B, but not longer than `budget_s` (default: `CLOSE_S`)."""
+        if self._thread is None:
+            return
+        self._do(self._finish_all)
+        self._todo.put(None)
+        budget = CLOSE_S if budget_s is None else budget_s
+        self._thread.join(budget)
+        if self._thread.is_alive():
+            self._off = True
+            _end_service()
+            self._say(
+                f"warning: W&B had not finished after {budget:.0f} s and was left; upload it with: wandb sync {self._places()}"
+            )
+        elif self._offline_dirs:
+            self._say(f"W&B is offline; upload with: wandb sync {self._places()}")
+
+    def _do(self, act: Callable[[], None]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+            self._thread.start()
+        self._todo.put(act)
+
+    # -- the thread ----------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while (act := self._todo.get()) is not None:
+            if self._off:
+                continue
+            try:
+                act()
+            except Exception as e:  # W&B raises many kinds; none of them is worth a run
+                if not self._off:
+                    self._off = True
+                    self._warn(f"W&B stopped taking rows ({_reason(e)})")
+
+    def _warn(self, what: str) -> None:
+        """One warning a run, whatever follows from it."""
+        if not self._warned:
+            self._warned = True
+            self._say(f"warning: {what}; metrics.jsonl has all rows")
+
+    def _start(self, layer: int | None, key: str, name: str, config: dict[str, Any]) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ.setdefault(
+            "WANDB_ERROR_REPORTING", "false"
+        )  # it would send W&B's own errors, and hold up the exit for 10 s
+        if self._online is None:
+            why_not = refusal() if self._config.mode is TrackingMode.online else None
+            if self._off:  # given up while we asked
+                return
+            self._online = self._config.mode is TrackingMode.online and why_not is None
+            if why_not:
+                self._warn(f"W&B is offline in this run: {why_not}")
+        run_id = sha256_text(f"{self._group}/{key}")[:16]
+        try:
+            run = self._init(run_id, name, config, self._online)
+        except Exception as e:
+            if not self._online:
+                raise
+            self._online = False
+            self._warn(f"W&B is offline in this run: the server took no run ({_reason(e)})")
+            if self._open:  # the service keeps the name of what it failed to open
+                run_id = f"{run_id}-offline"
+            else:
+                self._restart_service()
+            run = self._init(run_id, name, config, False)
+        self._open[layer] = run
+        self._files.append(Path(run.settings.sync_dir))
+        if not self._online:
+            self._offline_dirs.append(Path(run.settings.sync_dir))
+
+    def _init(self, run_id: str, name: str, config: dict[str, Any], online: bool) -> Any:
+        import wandb
+
+        run = wandb.init(
+            project=self._config.project,
+            entity=self._config.entity,
+            mode="online" if online else "offline",
+            dir=str(self._dir),
+            id=run_id,
+            name=name,
+            group=self._group,
+            tags=self._tags,
+            config=config,
+            resume="allow" if online else None,
+            reinit="create_new",
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                disable_git=True,
+                disable_code=True,
+                init_timeout=INIT_S,
+                finish_timeout=CLOSE_S,
+            ),
+        )
+        run.define_metric("global_step")
+        run.define_metric("*", step_metric="global_step")  # a resumed offline run counts its own steps from 0
+        return run
+
+    @staticmethod
+    def _restart_service() -> None:
+        import wandb
+
+        _end_service()
+        with contextlib.suppress(
+            Exception
+        ):  # it complains of the service that is gone; what counts is that it starts another
+            wandb.teardown(exit_code=1)
+
+    def _with(self, layer: int | None, act: Callable[[Any], None]) -> None:
+        run = self._open.get(layer)
+        if run is not None:
+            act(run)
+
+    def _summary(self, layer: int | None, metrics: dict[str, Any]) -> None:
+        run = self._open.pop(layer, None)
+        if run is None:
+            return
+        plain = {k: v for k, v in metrics.items() if isinstance(v, (int, float, str, bool))}
+        self._table.append({"layer": layer, **plain})
+        run.summary.update(plain)
+        if not self._open and len(self._table) > 1:  # the last of several layers carries them all, side by side
+            import wandb
+
+            columns = list(dict.fromkeys(name for row in self._table for name in row))
+            rows = [[row.get(name) for name in columns] for row in self._table]
+            run.log({"layers": wandb.Table(columns=columns, data=rows)})
+        run.finish()
+
+    def _finish_all(self) -> None:
+        for layer in list(self._open):
+            self._open.pop(layer).finish(exit_code=1)
+
+    def _places(self) -> str:
+        """The directories for ``wandb sync``: one, or a pattern that the shell expands."""
+        found = self._files if self._off or not self._offline_dirs else self._offline_dirs
+        if len(found) == 1:
+            return os.path.relpath(found[0])
+        return os.path.relpath(self._dir / "wandb") + ("/offline-run-*" if found is self._offline_dirs else "/*run-*")
+
+
+def refusal() -> str | None:
+    """Why runs cannot be online, or None: asked once a process and server, answered within `PROBE_S`."""
+    import wandb
+
+    settings = wandb.setup().settings
+    url = str(settings.base_url)
+    key = settings.api_key or _stored_key(url)
+    if not key:
+        return f"no key for {url}: run `wandb login` or set WANDB_API_KEY"
+    with _asking:
+        if (url, key) not in _answers:
+            _answers[url, key] = _asked(url, key)
+        return _answers[url, key]
+
+
+def _stored_key(url: str) -> str | None:
+    """The key that ``wandb login`` has put into the netrc file."""
+    place = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        found = netrc.netrc(place).authenticators(urllib.parse.urlsplit(url).hostname or "")
+    except (OSError, netrc.NetrcParseError):
+        return None
+    return found[2] if found else None
+
+
+def _asked(url: str, key: str) -> str | None:
+    """What is wrong with the server, or None; in a thread of its own, because a name lookup knows no time-out."""
+    answer: list[str | None] = []
+    thread = threading.Thread(target=lambda: answer.append(_ask(url, key)), name="wandb-probe", daemon=True)
+    thread.start()
+    thread.join(PROBE_S)
+    return answer[0] if answer else f"{url} did not answer within {PROBE_S:.0f} s"
+
+
+def _ask(url: str, key: str) -> str | None:
+    credentials = base64.b64encode(f"api:{key}".encode()).decode()
+    request = urllib.request.Request(
+        f"{url.rstrip('/')}/graphql",
+        data=b'{"query": "query { viewer { id } }"}',
+        headers={"Content-Type": "application/json", "Authorization": f"Basic {credentials}"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=CONNECT_S):
+            return None
+    except urllib.error.HTTPError as e:
+        if e.code in (401, 403):
+            return f"{url} refuses the key ({e.code}): run `wandb login` or set WANDB_API_KEY"
+        return None if e.code < 500 else f"{url} answers {e.code} {e.reason}"
+    except TimeoutError:
+        return f"{url} did not answer within {CONNECT_S:.0f} s"
+    except OSError as e:  # also URLError: refused, no such host, no route, a bad certificate
+        why = getattr(e, "reason", e)
+        late = isinstance(why, TimeoutError)
+        return f"{url} did not answer within {CONNECT_S:.0f} s" if late else f"{url} cannot be reached ({why})"
+    except ValueError as e:
+        return f"{url} is no address ({e})"
+
+
+def _end_service() -> None:
+    """End W&B's service process, which belongs to this process alone: its exit hook would wait for it without end."""
+    import psutil
+
+    for process in [p for p in psutil.Process().children() if "wandb-core" in p.name()]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,261 @@
+"""Weights & Biases beside a run: what is in its files, and that neither its absence nor its silence costs the run anything."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import wandb
+from conftest import ROOT
+
+from circuits.run import tracking, wandb_runs
+from circuits.run.tracking import Tracker
+from circuits.schema import TrackingConfig, TrackingMode
+
+KEY = "0123456789" * 4
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from circuits.run import wandb_runs
+from circuits.run.tracking import Tracker
+from circuits.schema import TrackingConfig, TrackingMode
+for setting in sys.argv[3:]:
+    name, value = setting.split("=")
+    setattr(wandb_runs, name, float(value))
+began = time.monotonic()
+say = lambda text: print(f"{time.monotonic() - began:.1f} {text}", flush=True)
+tracker = Tracker(Path(sys.argv[1]), TrackingConfig(mode=TrackingMode[sys.argv[2]]), "group", ["tag"], say)
+for layer in (0, 1):
+    tracker.start(layer, f"key{layer}", f"name/L{layer}", {"layer": layer, "lr": 1e-3})
+for step in (10, 20, 30):
+    for layer in (0, 1):
+        tracker.log(step, {"loss": layer + 1 / step}, layer)
+say("logged")
+for layer in (0, 1):
+    tracker.summary({"explained_variance": 0.5 + layer / 10, "site": "resid_post", "interval": [0, 1]}, layer)
+tracker.close()
+say("closed")
+"""
+
+
+class Ended:
+    """A process that tracked two layers, and how it ended."""
+
+    def __init__(self, folder: Path, mode: str, *settings: str, **environment: str) -> None:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB") and "proxy" not in k.lower()}
+        env = {**kept, "PYTHONPATH": str(ROOT), "NETRC": str(folder / "netrc"), **environment}
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(folder), mode, *settings], cwd=folder, env=env, capture_output=True, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
+        self.seconds = time.monotonic() - began
+        self.code, self.err = done.returncode, done.stderr
+        self.lines = [(float(line.split(" ", 1)[0]), line.split(" ", 1)[1]) for line in done.stdout.splitlines()]
+        self.warnings = [(when, text) for when, text in self.lines if text.startswith("warning")]
+        self.hints = [text for _, text in self.lines if "wandb sync" in text]
+        self.rows = tracking.read(folder)
+
+
+def records(file: Path) -> list[Any]:
+    """The records of an offline file: LevelDB's log framing around W&B's protobuf."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, found, part, at = file.read_bytes(), [], b"", 7  # after the header
+    while at + 7 <= len(content):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        part += content[at + 7 : at + 7 + length]
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = Record()
+            record.ParseFromString(part)
+            found.append(record)
+            part = b""
+        at += 7 + length
+    return found
+
+
+def told(file: Path) -> dict[str, Any]:
+    """The run, its config, history and summary, as an upload would show them."""
+    shown: dict[str, Any] = {"config": {}, "summary": {}, "history": []}
+
+    def put(into: dict[str, Any], items: Any) -> None:
+        for item in items:
+            into[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+
+    for record in records(file):
+        if record.HasField("run"):
+            shown["run"] = record.run
+            put(shown["config"], record.run.config.update)
+        elif record.HasField("config"):
+            put(shown["config"], record.config.update)
+        elif record.HasField("history"):
+            row: dict[str, Any] = {}
+            put(row, record.history.item)
+            shown["history"].append(row)
+        elif record.HasField("summary"):
+            put(shown["summary"], record.summary.update)
+        elif record.HasField("exit"):
+            shown["exit"] = record.exit.exit_code
+    return shown
+
+
+def files(folder: Path) -> dict[int, dict[str, Any]]:
+    """What the offline files of a folder tell, by layer."""
+    found = [told(file) for file in sorted((folder / "wandb").glob("offline-run-*/*.wandb"))]
+    return {one["config"]["layer"]: one for one in found}
+
+
+@contextlib.contextmanager
+def server(*, status: int | None, first: int = 0) -> Iterator[str]:
+    """A real HTTP server that answers `status`, or (None) never; its first `first` answers are 200."""
+    stop, count = threading.Event(), [0]
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            count[0] += 1
+            code = 200 if count[0] <= first else status
+            if code is None:
+                stop.wait(60)
+                return
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        do_GET = do_POST  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    http.daemon_threads = True
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{http.server_address[1]}"
+    finally:
+        stop.set()
+        http.shutdown()
+        http.server_close()
+
+
+def check_whole(folder: Path, ended: Ended) -> None:
+    """Nothing was lost: all rows here, config, history and summary in the offline files."""
+    assert ended.code == 0, ended.err
+    assert [(row["step"], row["layer"]) for row in ended.rows] == [(s, layer) for s in (10, 20, 30) for layer in (0, 1)]
+    runs = files(folder)
+    assert set(runs) == {0, 1}
+    for layer, one in runs.items():
+        assert (
+            one["run"].display_name == f"name/L{layer}"
+            and one["run"].run_group == "group"
+            and list(one["run"].tags) == ["tag"]
+        )
+        assert one["config"]["lr"] == 1e-3
+        steps = {row["global_step"]: row["loss"] for row in one["history"] if "loss" in row}
+        assert steps == {s: layer + 1 / s for s in (10, 20, 30)}
+        assert one["summary"]["explained_variance"] == 0.5 + layer / 10 and one["summary"]["site"] == "resid_post"
+        assert one["exit"] == 0
+    assert len(ended.hints) == 1 and "wandb/offline-run-*" in ended.hints[0]
+
+
+def test_offline_files_hold_config_history_summary_and_the_layers_side_by_side(tmp_path: Path) -> None:
+    ended = Ended(tmp_path, "offline")
+    check_whole(tmp_path, ended)
+    assert not ended.warnings
+    logged = next(when for when, text in ended.lines if text == "logged")
+    assert logged < 0.5, "the work did not wait for W&B to start"
+    (table,) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/layers*.table.json")
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["layer", "explained_variance", "site"]
+    assert content["data"] == [[0, 0.5, "resid_post"], [1, 0.6, "resid_post"]]
+
+
+def closed_port() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{s.getsockname()[1]}"
+
+
+def test_online_without_a_key_or_a_network_is_offline_with_one_warning(tmp_path: Path) -> None:
+    no_key, no_server = tmp_path / "no_key", tmp_path / "no_server"
+    no_key.mkdir()
+    no_server.mkdir()
+    ended = Ended(no_key, "online", WANDB_BASE_URL=closed_port())
+    check_whole(no_key, ended)
+    ((when, text),) = ended.warnings
+    assert "no key for http://127.0.0.1" in text and "wandb login" in text and when < 10
+    (no_server / "netrc").write_text(f"machine 127.0.0.1\n  login user\n  password {KEY}\n")
+    ended = Ended(no_server, "online", WANDB_BASE_URL=closed_port())
+    check_whole(no_server, ended)
+    ((when, text),) = ended.warnings
+    assert "cannot be reached" in text and "refused" in text and when < 10
+
+
+def test_a_server_that_accepts_and_never_answers_is_left_within_ten_seconds(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        ended = Ended(tmp_path, "online", WANDB_BASE_URL=url, WANDB_API_KEY=KEY)
+    check_whole(tmp_path, ended)
+    ((when, text),) = ended.warnings
+    assert "did not answer within" in text and when < 10
+
+
+def test_a_server_that_refuses_or_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for status, says in ((401, "refuses the key (401)"), (503, "answers 503")):
+        with server(status=status) as url:
+            assert says in (wandb_runs._asked(url, KEY) or "")
+    with server(status=404) as url:
+        assert wandb_runs._asked(url, KEY) is None, "somebody answers: wandb itself decides"
+
+
+def test_a_server_that_goes_silent_after_the_first_answer_costs_a_bounded_time(tmp_path: Path) -> None:
+    with server(status=None, first=1) as url:
+        ended = Ended(tmp_path, "online", "INIT_S=2", WANDB_BASE_URL=url, WANDB_API_KEY=KEY)
+    check_whole(tmp_path, ended)
+    ((_, text),) = ended.warnings
+    assert "the server took no run" in text
+
+
+def test_what_wandb_has_not_finished_in_time_is_left_and_nothing_hangs_at_exit(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        ended = Ended(tmp_path, "online", "CLOSE_S=1", WANDB_BASE_URL=url, WANDB_API_KEY=KEY)
+    assert ended.code == 0 and len(ended.rows) == 6
+    ((_, text),) = ended.warnings
+    assert "W&B had not finished after 1 s" in text and "wandb sync" in text
+    left = [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if "wandb-core" in " ".join(p.info["cmdline"] or []) and p.ppid() == 1
+    ]
+    assert not [p for p in left if p.cwd() == str(tmp_path)], "no service process is left"
+    assert ended.seconds < 30
+
+
+def test_a_run_that_fails_marks_its_open_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    said: list[str] = []
+    tracker = Tracker(tmp_path, TrackingConfig(mode=TrackingMode.offline), "group", [], said.append)
+    tracker.start(3, "key", "name", {"layer": 3})
+    tracker.log(1, {"loss": 1.0}, 3)
+    tracker.close()
+    wandb.teardown()  # its service writes the last rows when it ends
+    one = files(tmp_path)[3]
+    assert one["exit"] == 1 and [row["loss"] for row in one["history"]] == [1.0]
+    assert len(said) == 1 and said[0].startswith("W&B is offline; upload with: wandb sync ")
