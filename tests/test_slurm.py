@@ -211,12 +211,12 @@ def test_a_sweep_of_one_is_an_array_and_can_be_waited_for(slurm: Queue, warm: Cl
     [
         (["cluster.cpu.account=NOBODYS"], r"account NOBODYS: you cannot charge it on slurm; yours: .*myproj-sl3-cpu"),
         (["cluster.cpu.partition=amper"], r"partition amper: no such partition; did you mean ampere\? partitions: "),
-        (["task.resources.time=2-00:00:00", "cluster.cpu.partition=cpu"], r"task.resources.time=48:00:00: partition cpu takes at most 12:00:00"),
+        (["task.resources.time=2-00:00:00", "cluster.cpu.partition=cpu"], r"time=48:00:00: partition cpu takes at most 12:00:00"),
         (["task.resources.time=soon"], r"task.resources.time=soon: no time; write minutes"),
         (["layer=0", "sae.lr=range(1,1200)"], r"1199 elements: slurm takes arrays of at most 1001 \(MaxArraySize\)"),
         (["cluster.sbatch=[--no-such-option]"], r"sbatch: .*unrecognized option '--no-such-option'"),
-        (["cluster=csd3"], r"csd3 needs an account: set user.csd3.account in conf/user/local.yaml"),
-        (["hydra.launcher.timeout=5"], r"hydra.launcher.timeout: no such key; did you mean hydra.launcher.timeout_min|did you mean timeout_min"),
+        (["cluster=csd3", "cluster.cpu.partition=cpu"], r"csd3 needs an account: set user.csd3.account in conf/user/local.yaml"),
+        (["hydra.launcher.timeout=5"], r"hydra.launcher.timeout: no such key.*timeout_min"),
     ],
 )  # fmt: skip
 def test_what_slurm_would_refuse_is_one_line_and_nothing_is_queued(
