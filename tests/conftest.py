@@ -85,6 +85,17 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         train_embedded(Cli(folder))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the tests that wait for Slurm among those that compute, so that the cores are busy from the first to the last."""
+    waiting = [item for item in items if {"slurm", "own_slurm"} & set(getattr(item, "fixturenames", ()))]
+    others = [item for item in items if item not in set(waiting)]
+    if not waiting or not others:
+        return
+    every = len(others) / len(waiting)
+    placed = [((i + 0.5) * every, item) for i, item in enumerate(waiting)] + list(enumerate(others))
+    items[:] = [item for _, item in sorted(placed, key=lambda pair: pair[0])]
+
+
 def train_embedded(cli: Cli) -> None:
     """One SAE for one step, for the sake of the model that it needs."""
     done = cli("task=sae", "layer=0", "sae.steps=20", "tracking=off", timeout=600)

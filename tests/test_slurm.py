@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,18 @@ from slurm.queueing import Queue
 from slurm.sweeps import LONG, SLURM, SMALL, element, ours, state, status, submitted, sweep_dir, training, weights
 
 Wait = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def _leave_nothing_queued(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """Whatever became of the test, its jobs go."""
+    yield
+    queue: Queue | None = next(
+        (request.getfixturevalue(n) for n in ("own_slurm", "slurm") if n in request.fixturenames), None
+    )
+    if queue is not None:
+        for record in tmp_path.glob("**/sweep.json"):
+            queue.cancel(*ours(queue, record.parent))
 
 
 def test_the_cards_line_makes_one_array_whose_elements_log_into_their_own_directories(slurm: Queue, warm: Cli) -> None:
@@ -66,7 +78,7 @@ def test_a_bad_night(slurm: Queue, warm: Cli, tmp_path: Path) -> None:
     ended = slurm.wait_ended(job)
     assert ended[f"{job}_0"] == ended[f"{job}_3"] == ("COMPLETED", "0:0")
     assert ended[f"{job}_1"] == ("FAILED", "1:0")
-    assert ended[f"{job}_2"][0] == "FAILED" and ended[f"{job}_2"][1] in ("137:0", "0:9")
+    assert ended[f"{job}_2"] == ("FAILED", "0:9")
     shown = warm("task=status", f"of={sweep.name}").out
     assert re.search(r"1  .*layer 0, step \d+.* log multirun/.*/001-sae.lr=1e.?38/run.log", shown), shown
     assert re.search(r"2  killed without a word.*log multirun", shown), shown
@@ -130,7 +142,7 @@ def test_a_preempted_run_saves_and_goes_on(slurm: Queue, warm: Cli) -> None:
     node = slurm.details(f"{job}_0")["NodeList"]
     other = slurm.submit("sleep 1", "--partition=cpu", f"--nodelist={node}", "--exclusive", "--mem=0", "--time=2")
     slurm.wait(lambda: status(run)["restarts"] == 1 or state(run, 0) == "done", what="the preempted run to start again")
-    assert "preempted" in (run / "run.log").read_text()
+    assert re.search("preempted|queued again by Slurm", (run / "run.log").read_text())
     assert status(run)["timeouts"] == 0, "a preemption is no time limit"
     slurm.cancel(job, other)
 
@@ -146,7 +158,7 @@ def test_a_cancelled_element_stays_cancelled_and_recover_brings_back_exactly_it(
     second = submitted(warm("task=recover", f"of={sweep.name}"))
     queued = slurm.states(second)
     assert set(queued) == {f"{second}_1"}, "the one that is missing, under its own number; the other is still running"
-    slurm.wait(lambda: status(element(sweep, 1))["restarts"] == 1, what="its second turn")
+    slurm.wait(lambda: training(sweep, 1) or state(sweep, 1) == "done", what="its second turn")
     slurm.cancel(job, second)
     nothing = warm("task=recover", "of=nonesuch")
     assert nothing.code == 2 and "no such sweep" in nothing.err
@@ -184,7 +196,7 @@ def test_an_edited_file_stops_the_element_in_one_line_and_an_edited_config_chang
     ]
     small = [w for w in SMALL if "block_rows" not in w]
     waiting = slurm.submit("sleep 600")
-    done = warm("task=sae", *words, SLURM, *small, f"cluster.sbatch=[--dependency=afterany:{waiting}]")
+    done = warm("task=sae", *words, SLURM, *small, f"cluster.sbatch=['--dependency=afterany:{waiting}']")
     job, sweep = submitted(done), sweep_dir(warm)
     text.write_text("the dog sees the cat .\n\n" * 400)
     slurm.cancel(waiting)
@@ -214,7 +226,7 @@ def test_a_sweep_of_one_is_an_array_and_can_be_waited_for(slurm: Queue, warm: Cl
         (["task.resources.time=2-00:00:00", "cluster.cpu.partition=cpu"], r"time=48:00:00: partition cpu takes at most 12:00:00"),
         (["task.resources.time=soon"], r"task.resources.time=soon: no time; write minutes"),
         (["layer=0", "sae.lr=range(1,1200)"], r"1199 elements: slurm takes arrays of at most 1001 \(MaxArraySize\)"),
-        (["cluster.sbatch=[--no-such-option]"], r"sbatch: .*unrecognized option '--no-such-option'"),
+        (["cluster.sbatch=['--no-such-option']"], r"sbatch: .*unrecognized option '--no-such-option'"),
         (["cluster=csd3", "cluster.cpu.partition=cpu"], r"csd3 needs an account: set user.csd3.account in conf/user/local.yaml"),
         (["hydra.launcher.timeout=5"], r"hydra.launcher.timeout: no such key.*timeout_min"),
     ],
@@ -293,7 +305,7 @@ def test_the_stock_launcher_of_hydra_works_and_tells_the_truth(slurm: Queue, war
 @pytest.mark.parametrize("number", [signal.SIGKILL])
 def test_without_accounting_a_killed_element_is_told_and_waiting_ends(own_slurm: Queue, warm: Cli, number: int) -> None:
     waiting = warm.start("task=sae", "layer=0,1", SLURM, "cluster.wait=true", *LONG)
-    own_slurm.wait(lambda: (warm.folder / "multirun").exists() and training(sweep_dir(warm), 0), what="training")
+    own_slurm.wait(lambda: training(sweep_dir(warm), 0), what="training")
     sweep = sweep_dir(warm)
     (job,) = {name.split("_")[0] for name in ours(own_slurm, sweep)}
     own_slurm.kill_tasks(f"{job}_0", "circuits.run.element", number)
@@ -350,9 +362,7 @@ def test_a_client_killed_between_any_two_steps_leaves_no_orphan_and_no_double(ow
         again = warm(*one)
         assert again.code == 0, again.err + again.out
         interrupted = (
-            "is now complete" in again.err
-            if step in ("record", "depend", "claim", "release")
-            else "was cancelled" in again.err
+            "is now complete" in again.err if step in ("record", "claim", "release") else "was cancelled" in again.err
         )
         assert interrupted, (step, again.err)
         assert not list((warm.outputs / "artifacts" / ".submissions").glob("*.json"))
@@ -381,7 +391,7 @@ def test_elements_wait_for_exactly_the_elements_that_they_name(slurm: Queue, war
     good = slurm.submit("sleep 4", "--array=3")
     bad = slurm.submit("exit 1", "--array=0")
     held = warm(
-        "task=sae", "layer=0,1,2", "sae.steps=8", SLURM, *SMALL, f"cluster.sbatch=[--dependency=afterok:{bad}_0]"
+        "task=sae", "layer=0,1,2", "sae.steps=8", SLURM, *SMALL, f"cluster.sbatch=['--dependency=afterok:{bad}_0']"
     )
     first = submitted(held)
     slurm.wait(

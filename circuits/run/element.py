@@ -52,7 +52,7 @@ def run(directory: Path, stop: StopFlag) -> int:
     _set_threads(cfg.task.resources.cpus)
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    state, code, error, trace, again = "done", 0, None, None, False
+    state, code, error, trace, again = "done", 0, None, None, ""
     try:
         _perform(directory, record, cfg, status, stop, log)
     except Stopped as e:
@@ -78,7 +78,12 @@ def run(directory: Path, stop: StopFlag) -> int:
     if _on_cluster():
         from circuits.run.slurm import requeue
 
-        if not (again and requeue.queue_again(log.write)):
+        if again == "ask" and not requeue.queue_again(log.write):
+            status.finish(
+                "interrupted", code, "could not be queued again; the same command goes on from what was saved"
+            )
+            again = ""
+        if not again:
             requeue.close(directory, log.write)
     log.close()
     return code
@@ -89,15 +94,16 @@ def _on_cluster() -> bool:
     return "CIRCUITS_SLURM_TAG" in os.environ and "SLURM_ARRAY_JOB_ID" in os.environ
 
 
-def _stopped(reason: str, status: Any) -> tuple[str, str, bool]:
-    """The state, the line and whether to queue again, of an element that was asked to stop."""
+def _stopped(reason: str, status: Any) -> tuple[str, str, str]:
+    """Of an element that was asked to stop: its state, the line, and whether Slurm is to be asked to queue it again, or has."""
     if not _on_cluster():
-        return "interrupted", f"stopped ({reason}); the same command goes on from what was saved", False
+        return "interrupted", f"stopped ({reason}); the same command goes on from what was saved", ""
     from circuits.run.slurm import requeue
 
     verdict = requeue.judge(reason, status.facts["timeouts"])
     status.facts["timeouts"] += verdict.timed_out
-    return ("failed" if verdict.timed_out and not verdict.again else "interrupted"), verdict.error, verdict.again
+    state = "failed" if verdict.timed_out and not verdict.again else "interrupted"
+    return state, verdict.error, "ask" if verdict.again else "queued" if verdict.queued else ""
 
 
 def _set_threads(count: int) -> None:

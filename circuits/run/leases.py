@@ -42,7 +42,11 @@ def _worker_job() -> dict[str, Any]:
     job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     if not job or not os.environ.get("CIRCUITS_SLURM_TAG"):
         return {}  # inside somebody's own salloc session: the process is what counts
-    return {"worker_job": f"{job}_{task}", "incarnation": os.environ.get("SLURM_RESTART_COUNT", "0")}
+    return {
+        "worker_job": f"{job}_{task}",
+        "incarnation": os.environ.get("SLURM_RESTART_COUNT", "0"),
+        "uid": os.getuid(),
+    }
 
 
 def _job_ended(facts: dict[str, Any]) -> bool:
@@ -55,7 +59,7 @@ def _job_ended(facts: dict[str, Any]) -> bool:
         return bool(here["incarnation"] != facts["incarnation"])
     from circuits.run.slurm.commands import element_alive
 
-    return element_alive(job) is False
+    return facts["uid"] == os.getuid() and element_alive(job) is False  # of a colleague's jobs only the heartbeat tells
 
 
 def process_alive(host: str, pid: int, started: float) -> bool | None:
@@ -96,7 +100,7 @@ class Note:
         if "job" in facts:  # a claim of an array element
             from circuits.run.slurm.commands import element_alive
 
-            return None if element_alive(facts["job"], facts["tag"]) is False else facts
+            return None if element_alive(facts["job"], facts["tag"], facts["uid"]) is False else facts
         alive = process_alive(facts["host"], facts["pid"], facts["started"])
         if alive is not None:
             return facts if alive else None

@@ -39,13 +39,13 @@ def hints(sweep: Sweep, known: Mapping[int, Mapping[str, Any]]) -> list[str]:
     states = {index: facts.get("state", "waiting") for index, facts in known.items()}
     lines = []
     if on_cluster(sweep):
-        from circuits.run.slurm.states import arrays_of
-
         live = [
             str(known[index]["job"]) for index, state in states.items() if state in LIVE and known[index].get("job")
         ]
         if live:
-            lines.append(f"cancel    scancel {' '.join(arrays_of(sweep))}      one: scancel {live[0]}")
+            lines.append(
+                f"cancel    scancel {' '.join(sorted({job.split('_')[0] for job in live}))}      one: scancel {live[0]}"
+            )
         running = [str(known[index]["job"]) for index, state in states.items() if state == "running"]
         if running:
             lines.append(f"requeue   scontrol requeue {running[0]}      (it goes on from its last checkpoint)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,12 @@ def submitted(done: Done) -> str:
 
 def sweep_dir(cli: Cli) -> Path:
     """The newest sweep's (or single run's) directory."""
-    places = [*(cli.folder / "multirun").glob("*/*/sweep.json"), *(cli.outputs / "runs").glob("*/*/sweep.json")]
-    return max(places, key=lambda path: path.stat().st_mtime_ns).parent
+    end = time.monotonic() + 120
+    while True:  # a launcher that was only started makes it soon
+        places = [*(cli.folder / "multirun").glob("*/*/sweep.json"), *(cli.outputs / "runs").glob("*/*/sweep.json")]
+        if places or time.monotonic() > end:
+            return max(places, key=lambda path: path.stat().st_mtime_ns).parent
+        time.sleep(0.1)
 
 
 def element(sweep: Path, number: int) -> Path:

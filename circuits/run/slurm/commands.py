@@ -72,14 +72,14 @@ class Job:
 _FORMAT = "JobArrayID:64,State:32,ReasonList:128,Comment:256,RestartCnt:16"
 
 
-def queue(*, job: str | None = None, mine: bool = True) -> dict[str, Job]:
-    """What stands in the queue now, by element: of `job`, or all jobs of this user.
+def queue(job: str | None = None) -> dict[str, Job]:
+    """What stands in the queue now, by element: of `job` (or several, with commas), or all jobs of this user.
 
     Raises:
         SlurmError: the controller does not answer.
     """
     words = ["squeue", "--noheader", "--array", f"--Format={_FORMAT}"]
-    words += [f"--jobs={job}"] if job else ["--me"] if mine else []
+    words += [f"--jobs={job}"] if job else ["--me"]
     try:
         text = ask(words)
     except SlurmError as e:
@@ -107,26 +107,38 @@ def _cells(line: str, widths: Iterable[int]) -> list[str]:
     return cells
 
 
+def forget() -> None:
+    """The next look at the queue is a new one."""
+    global _seen
+    _seen = (float("-inf"), None)
+
+
 _seen: tuple[float, dict[str, Job] | None] = (float("-inf"), None)
 
 
-def element_alive(job: str, tag: str | None = None) -> bool | None:
-    """Whether array element `job` is queued or runs (under `tag`, when given); None when the queue cannot be asked.
+def element_alive(job: str, tag: str | None = None, uid: int | None = None) -> bool | None:
+    """Whether array element `job` of user `uid` (ours) is queued or runs, under `tag` when given; None when nobody can tell.
 
     One look at the queue serves for `MEMO_S` seconds: a store may hold a thousand claims.
     """
     global _seen
     if not shutil.which("squeue"):
         return None
+    if uid is not None and uid != os.getuid():
+        try:
+            return job in queue(job)
+        except (SlurmError, UserError):
+            return None
     if time.monotonic() - _seen[0] > MEMO_S:
         try:
-            _seen = (time.monotonic(), queue())
+            found = queue()
+            _seen = (time.monotonic(), found)  # after the answer: a busy controller may take longer than one memo lasts
         except (SlurmError, UserError):
             _seen = (time.monotonic(), None)
     if _seen[1] is None:
         return None
-    found = _seen[1].get(job)
-    return found is not None and (tag is None or found.tag == tag)
+    standing = _seen[1].get(job)
+    return standing is not None and (tag is None or standing.tag == tag)
 
 
 def tagged(tag: str) -> list[str]:
@@ -175,23 +187,45 @@ def depend(after: Mapping[str, Sequence[str]]) -> None:
     if not after:
         return
     lines = [f"update JobId={job} Dependency=afterok:{':'.join(ids)}" for job, ids in after.items()]
-    done = subprocess.run(
-        ["scontrol"], input="\n".join([*lines, "quit\n"]), capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-        env=environment(),
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            ["scontrol"], input="\n".join([*lines, "quit\n"]), capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+            env=environment(),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as e:
+        raise SlurmError(f"scontrol did not answer within {TIMEOUT_S:g} s; is the Slurm controller up?") from e
     said = f"{done.stdout}\n{done.stderr}"
     if done.returncode != 0 or "error" in said.lower() or "denied" in said.lower():
         raise SlurmError(one_line("scontrol", said.replace("scontrol:", ""), done.returncode))
 
 
-def show(job: str) -> dict[str, str]:
+def show(job: str, timeout: float = TIMEOUT_S) -> dict[str, str]:
     """``scontrol show job`` of one element as fields; empty when Slurm has forgotten it."""
+    return remembered(job, timeout).get(job, {})
+
+
+def remembered(array: str, timeout: float = TIMEOUT_S) -> dict[str, dict[str, str]]:
+    """What the controller still remembers of an array's elements, as fields by element; one question for all of them."""
     try:
-        text = ask(["scontrol", "--oneliner", "show", "job", job])
+        text = ask(["scontrol", "--oneliner", "show", "job", array], timeout=timeout)
     except SlurmError:
         return {}
-    first = text.splitlines()[0] if text.strip() else ""
-    return dict(word.split("=", 1) for word in first.split() if "=" in word)
+    found = {}
+    for line in text.splitlines():
+        fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        for number in numbers(fields.get("ArrayTaskId", "")):
+            found[f"{fields['ArrayJobId']}_{number}"] = fields
+    return found
+
+
+def numbers(text: str) -> list[int]:
+    """``0-2,7%2`` → 0 1 2 7."""
+    found: list[int] = []
+    for part in text.split("%")[0].split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            found += range(int(first), int(last or first) + 1)
+    return found
 
 
 def config_value(name: str) -> str | None:
@@ -265,7 +299,12 @@ def accounting(jobs: Sequence[str]) -> dict[str, Accounted]:
     for line in text.splitlines():
         id, state, code, elapsed, rss, node = line.split("|")
         element, _, step = id.partition(".")
-        if not step:
+        if "[" in element:  # elements that never started stand in one line: 48133_[3-5%2]
+            job, _, inner = element.partition("_")
+            found.update(
+                {f"{job}_{n}": Accounted(state.split()[0], code, elapsed, "", "") for n in numbers(inner.strip("[]"))}
+            )
+        elif not step:
             found[element] = Accounted(state.split()[0], code, elapsed, "", node)
         elif step == "batch" and element in found and rss:
             found[element] = Accounted(

@@ -44,9 +44,11 @@ class SlurmLauncher:
     def submit(self) -> int | None:
         """Submit what is to be made; the exit code, or None when it is to be waited for (``cluster.wait=true``)."""
         for element in self.standing.cached:
-            answers.answer_cached(self.sweep, element, self.store, self.view.note)
+            if status.read(self.sweep.directory(element)).get("state") not in ("done", "cached", "gate"):  # recover
+                answers.answer_cached(self.sweep, element, self.store, self.view.note)
+        mine = set(states.jobs_of(self.sweep).values())
         for element in self.standing.adopted:
-            self._adopt(element)
+            self._adopt(element, mine)
         requests = requests_of(self.standing.to_run, self.launcher)
         arrays = self.arrays(requests)
         self._header(requests)
@@ -127,26 +129,21 @@ class SlurmLauncher:
         )
         return submission.run()
 
-    def _adopt(self, element: Element) -> None:
-        """Another job is making it: nothing to submit; status says whose it is."""
+    def _adopt(self, element: Element, mine: set[str]) -> None:
+        """Another job is making it: nothing to submit; status says whose it is. When recovered, it may be this sweep's own."""
         holders = [self.store.holder(key) for key in element.keys.values() if self.store.find(key) is None]
         names = sorted(
             {str(h.get("job") or h.get("worker_job") or f"pid {h['pid']} on {h['host']}") for h in holders if h}
         )
-        status.write_plain(
-            self.sweep.directory(element),
-            "adopted",
-            task=self.cfg.task.name,
-            note=f"being made by {', '.join(names)}",
-            by=names,
-        )
+        if not mine & set(names):
+            note = f"being made by {', '.join(names)}"
+            status.write_plain(self.sweep.directory(element), "adopted", task=self.cfg.task.name, note=note, by=names)
 
     def _header(self, requests: Mapping[int, Request]) -> None:
         first = next(iter(requests.values()), None)
         where = f"{self.cfg.cluster.name} ({first.shown})" if first else self.cfg.cluster.name
-        queued = sorted(
-            {name for e in self.standing.adopted for name in status.read(self.sweep.directory(e)).get("by", [])}
-        )
+        known = [status.read(self.sweep.directory(element)) for element in self.standing.adopted]
+        queued = sorted({name for facts in known for name in facts.get("by", [])})
         self.view.title(self.standing, where, f"already queued ({', '.join(queued)})" if queued else "already queued")
 
     # -- cluster.wait=true ---------------------------------------------------------------------------------------
@@ -171,6 +168,11 @@ class SlurmLauncher:
         self.view.close()
         self.view.summary()
         final = states.facts_of(self.sweep)
+        page = self.sweep.path / "report.html"
+        if not page.exists():  # the last element was killed before it could make it
+            answers.make_report(self.sweep, self.view.note)
+        if page.exists():
+            self.view.say(f"report  {terminal.relative(page)}")
         return answers.exit_code(final.values())
 
     def _follow_adopted(self, facts: dict[int, dict[str, Any]]) -> None:
@@ -220,8 +222,10 @@ def snapshot(place: Path) -> None:
     """A copy of the code as it is now: what the nodes will import, whatever is edited meanwhile."""
     if place.exists():
         return
+    whole = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
     for name in ("circuits", "conf"):
-        shutil.copytree(CODE / name, place / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
+        shutil.copytree(CODE / name, whole / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
+    whole.rename(place)
 
 
 def dry_run(elements: Sequence[Element], to_run: Sequence[Element], launcher: Mapping[str, Any]) -> None:

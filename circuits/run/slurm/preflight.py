@@ -10,7 +10,25 @@ from circuits.run.plan import Element
 from circuits.run.slurm import commands
 from circuits.run.slurm.request import Request, clock, minutes, missing_personal
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+)([KMGT]?)", re.IGNORECASE)
+#: Options of sbatch on which the launcher's own record of a job rests.
+OURS = (
+    "comment",
+    "array",
+    "a",
+    "hold",
+    "H",
+    "output",
+    "o",
+    "error",
+    "e",
+    "chdir",
+    "D",
+    "parsable",
+    "wrap",
+    "no-requeue",
+    "signal",
+)
 
 
 def local_findings(
@@ -25,6 +43,11 @@ def local_findings(
         if request is None:
             continue
         queue = cfg.cluster.gpu if request.gpus else cfg.cluster.cpu
+        if request.minutes * 60 <= request.signal_s:
+            found.append(
+                f"task.resources.time={request.time}: shorter than cluster.signal_s={request.signal_s}, the seconds "
+                "before the limit at which a run saves; raise the time or lower that"
+            )
         if queue.max_time and request.minutes > minutes(queue.max_time):
             found.append(
                 f"task.resources.time={clock(request.minutes)}: {cfg.cluster.name} takes at most {queue.max_time}"
@@ -45,7 +68,10 @@ def written_findings(elements: Sequence[Element]) -> list[str]:
         except ValueError:
             found.append(f"task.resources.time={need.time}: no time; write minutes (90), HH:MM:SS or D-HH:MM:SS")
         if _SIZE.fullmatch(need.memory) is None:
-            found.append(f"task.resources.memory={need.memory}: no size; write 32G or 500M")
+            found.append(f"task.resources.memory={need.memory}: no size; write whole megabytes or gigabytes: 500M, 32G")
+        for option in element.cfg.cluster.sbatch:
+            if option.lstrip("-").split("=")[0] in OURS:
+                found.append(f"cluster.sbatch={option}: this launcher needs that option itself; leave it out")
         if need.gpus < 0:
             found.append(f"task.resources.gpus={need.gpus}: 0 or more")
         for queue in ("gpu", "cpu"):
@@ -141,6 +167,4 @@ def size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError(text)
-    return int(
-        float(match[1]) * {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}[match[2].upper()]
-    )
+    return int(match[1]) * {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}[match[2].upper()]

@@ -16,6 +16,7 @@ from circuits.run import sweep as sweeps
 from circuits.run.leases import Lease, Note
 from circuits.run.slurm import commands
 from circuits.run.slurm.submission import read_record
+from circuits.run.states import LIVE, facts_of
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,17 @@ class Verdict:
     again: bool
     error: str
     timed_out: bool = False
+    queued: bool = False  # it is in the queue again whatever we do
 
 
 def judge(reason: str, timeouts: int) -> Verdict:
     """What becomes of an element that was stopped by signal `reason`, having reached its limit `timeouts` times before."""
     job = status.worker_job() or ""
-    preempted = commands.show(job).get("PreemptTime", "None") not in ("None", "Unknown", "")
-    if preempted:
+    shown = commands.show(job, timeout=10)
+    if int(shown.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+        # Slurm has done it already (scontrol requeue, preemption without notice): all that was left to us was to save
+        return Verdict(False, f"queued again by Slurm; job {job} goes on from what was saved", queued=True)
+    if shown.get("PreemptTime", "None") not in ("None", "Unknown", ""):
         return Verdict(True, f"preempted; job {job} is queued again and goes on from what was saved")
     if reason != "SIGUSR2":
         return Verdict(False, f"stopped ({reason}); the same command goes on from what was saved")
@@ -50,6 +55,9 @@ def judge(reason: str, timeouts: int) -> Verdict:
 def queue_again(say: Callable[[str], None]) -> bool:
     """Ask Slurm to queue this very element again; whether it will."""
     job = status.worker_job() or ""
+    if commands.show(job, timeout=10).get("JobState", "RUNNING") != "RUNNING":
+        say(f"{job} was cancelled while it saved: it is not queued again")
+        return False
     try:
         commands.ask(["scontrol", "requeue", job])
         return True
@@ -67,15 +75,16 @@ def close(directory: Path, say: Callable[[str], None]) -> None:
         return
     sweep = sweeps.load(path)
     _drop_claims(sweep)
-    places = [sweep.directory(item) for item in sweep.record["elements"]]
-    states = {place: status.read(place, trust_running=True).get("state") for place in places}
-    if any(state not in (*status.FINISHED, "adopted") for state in states.values()):
+    known = facts_of(sweep)
+    me = (status.worker_job() or "").rpartition("_")[2]
+    if any(facts.get("state") in LIVE and str(index) != me for index, facts in known.items()):
         return
     lease = Lease(path / "closing.lease")
     if not lease.acquire():
         return  # another element ended in this very moment
     try:
-        answers.log_cached(sweep, [place for place, state in states.items() if state == "cached"], say)
+        cached = [item for item in sweep.record["elements"] if known[item["index"]].get("state") == "cached"]
+        answers.log_cached(sweep, [sweep.directory(item) for item in cached], say)
         answers.make_report(sweep, say)
     finally:
         lease.release()

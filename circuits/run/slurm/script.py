@@ -39,6 +39,7 @@ while :; do
 done
 wait $child 2>/dev/null; again=$?
 [ $again -eq 127 ] || code=$again
+if [ $code -gt 128 ]; then trap - USR2 TERM; kill -$((code - 128)) $$; fi  # ended by a signal: Slurm is to know which
 exit $code
 """
 

@@ -8,13 +8,15 @@ remembers of the job, else by the fact alone. One ``squeue`` and at most one ``s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from circuits.errors import CircuitsError
 from circuits.files import write_json
 from circuits.run import status
+from circuits.run.element import LOG
 from circuits.run.slurm import commands
-from circuits.run.slurm.submission import read_record
+from circuits.run.slurm.submission import NOTES, read_record
 from circuits.run.sweep import Sweep
 
 ACCOUNTING = "accounting.json"  # beside an element's status: what sacct said when it had ended
@@ -55,17 +57,24 @@ def facts_of(sweep: Sweep) -> dict[int, dict[str, Any]]:
     """
     jobs = jobs_of(sweep)
     found = {item["index"]: status.read(sweep.directory(item), trust_running=True) for item in sweep.record["elements"]}
-    open_ones = {index: facts for index, facts in found.items() if index in jobs and not _final(facts)}
     for index, job in jobs.items():
         found[index]["job"] = job
-    if not open_ones:
+    adopted = {index for index, facts in found.items() if facts.get("state") == "adopted"}
+    open_ones = {i: facts for i, facts in found.items() if i in jobs and i not in adopted and not _final(facts)}
+    _unsubmitted(sweep, {index: facts for index, facts in found.items() if index not in jobs})
+    if not open_ones and not adopted:
         return found
+    makers = {name for index in adopted for name in _jobs_in(found[index])}
+    arrays = {name.split("_")[0] for name in {*makers, *(jobs[index] for index in open_ones)}}
     try:
-        queued = _queue(sorted({jobs[index].split("_")[0] for index in open_ones}))
+        queued = commands.queue(",".join(sorted(arrays))) if arrays else {}
     except CircuitsError as e:
         for facts in open_ones.values():
             facts["queue_error"] = str(e)
         return found
+    for item in sweep.record["elements"]:
+        if item["index"] in adopted:
+            _follow(sweep, item, found[item["index"]], queued)
     gone = {index: facts for index, facts in open_ones.items() if jobs[index] not in queued}
     for index, facts in open_ones.items():
         if index not in gone:
@@ -75,13 +84,37 @@ def facts_of(sweep: Sweep) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _queue(arrays: list[str]) -> dict[str, commands.Job]:
-    return commands.queue(job=",".join(arrays)) if len(arrays) == 1 else commands.queue()
+def _jobs_in(facts: Mapping[str, Any]) -> list[str]:
+    """The array elements that an adopted element waits for (others may be processes)."""
+    return [name for name in facts.get("by", []) if "_" in name and " " not in name]
+
+
+def _unsubmitted(sweep: Sweep, left: Mapping[int, dict[str, Any]]) -> None:
+    """Elements that wait although nobody will submit them any more."""
+    launcher = sweep.record["launcher"]
+    gone = status.process_alive(launcher["host"], launcher["pid"], launcher["started"]) is False
+    announced = (Path(sweep.record["store"]) / NOTES / f"{sweep.path.name}.json").exists()
+    for facts in left.values():
+        if facts.get("state") == "waiting" and gone and not announced:
+            facts["state"] = "never started"
+
+
+def _follow(sweep: Sweep, item: Mapping[str, Any], facts: dict[str, Any], queued: Mapping[str, commands.Job]) -> None:
+    """An adopted element is cached once its maker has published, and lost when the maker is gone without it."""
+    store = Path(sweep.record["store"])
+    if all((store / id / "manifest.json").exists() for id in item["artifacts"].values()):
+        facts.update(state="cached", note=None)
+        return
+    makers = _jobs_in(facts)
+    if makers and not any(name in queued for name in makers):
+        facts.update(
+            state="killed", exit_code=1, error="whoever was making it ended without it; the same command submits it"
+        )
 
 
 def _final(facts: Mapping[str, Any]) -> bool:
     """Whether the run itself had its last word (an interrupted one may be in the queue again)."""
-    return facts.get("state") in ("done", "cached", "failed", "gate") and not facts.get("again")
+    return facts.get("state") in ("done", "cached", "failed", "gate")
 
 
 def _place(facts: dict[str, Any], job: commands.Job) -> None:
@@ -102,24 +135,27 @@ def _explain(sweep: Sweep, gone: Mapping[int, dict[str, Any]], jobs: Mapping[int
     left = {index: facts for index, facts in gone.items() if not _final(facts)}
     if not left:
         return
-    known = commands.accounting(sorted({jobs[index].split("_")[0] for index in left}))
+    arrays = sorted({jobs[index].split("_")[0] for index in left})
+    known = {job: facts.state for job, facts in commands.accounting(arrays).items()}
+    if any(jobs[index] not in known for index in left):
+        known = {
+            job: shown["JobState"] for array in arrays for job, shown in commands.remembered(array).items()
+        } | known
     for index, facts in left.items():
-        accounted = known.get(jobs[index])
-        slurm = accounted.state if accounted else commands.show(jobs[index]).get("JobState", "")
-        cancelled = facts.get("state") == "interrupted" or slurm in ("RUNNING", "PENDING", "COMPLETING", "REQUEUED")
-        reason = facts.get("error") if cancelled and facts.get("error") else _ENDED.get(slurm, _ENDED["FAILED"])
-        kept = "; the last checkpoint is kept" if facts.get("state") == "running" else ""
-        facts.update(
-            state="interrupted" if facts.get("state") == "interrupted" else "killed",
-            error=f"{reason}{kept}",
-            slurm=slurm,
-        )
-        if slurm == "CANCELLED":
-            facts.update(state="cancelled")
-        facts["exit_code"] = facts.get("exit_code") or 1
+        _last_word(facts, known.get(jobs[index], ""), _directory(sweep, index))
 
 
-def _directory(sweep: Sweep, index: int) -> Any:
+def _last_word(facts: dict[str, Any], slurm: str, directory: Path) -> None:
+    """The state and the line of an element that left the queue as Slurm's state `slurm` says ("" when nobody knows)."""
+    kept = "; the last checkpoint is kept" if facts.get("state") == "running" else ""
+    spoke = facts.get("state") == "interrupted" and facts.get("error")
+    said = status.last_error(directory / LOG) if slurm == "FAILED" and facts.get("state") == "waiting" else None
+    error = facts["error"] if spoke else said or f"{_ENDED.get(slurm, _ENDED['FAILED'])}{kept}"
+    state = "cancelled" if slurm == "CANCELLED" else "interrupted" if spoke else "killed"
+    facts.update(state=state, error=error, slurm=slurm, exit_code=facts.get("exit_code") or 1)
+
+
+def _directory(sweep: Sweep, index: int) -> Path:
     return sweep.directory(next(item for item in sweep.record["elements"] if item["index"] == index))
 
 

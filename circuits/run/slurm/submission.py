@@ -4,8 +4,8 @@ The steps, under a store-wide lease::
 
     announce   outputs/artifacts/.submissions/<sweep>.json: who submits what, under which tag
     sbatch     each array, held; the tag is its comment
-    record     jobs.json in the sweep's directory: every array's id
     depend     elements that wait for others (one scontrol)
+    record     jobs.json in the sweep's directory: every array's id; from here on the submission stands
     claim      beside every artifact to be made: which element of which job will make it
     release    the arrays; then the announcement goes
 
@@ -17,10 +17,14 @@ blindly.
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from circuits.errors import RunError
 from circuits.files import read_json, write_json
@@ -50,6 +54,7 @@ def alone(store: Store, say: Callable[[str], None]) -> Iterator[None]:
 
     lease.wait(waiting, lambda: False)
     try:
+        commands.forget()
         settle(store, say)
         yield
     finally:
@@ -66,9 +71,11 @@ def settle(store: Store, say: Callable[[str], None]) -> None:
             continue
         if process_alive(note["host"], note["pid"], note["started"]):
             continue  # cannot be: it would hold the lease
+        if note.get("uid", os.getuid()) != os.getuid():
+            continue  # a colleague's: only they may touch their jobs
         sweep = Path(note["sweep"])
         record = read_record(sweep)
-        if record is not None and record["tag"] == note["tag"] and record["complete"]:
+        if record is not None and record["tag"] == note["tag"]:
             _claim(store, record)
             commands.release([array["job"] for array in record["arrays"]])
             say(f"{sweep.name}: its submission was interrupted and is now complete")
@@ -81,22 +88,24 @@ def settle(store: Store, say: Callable[[str], None]) -> None:
 
 
 def _strays(note: Mapping[str, Any]) -> list[str]:
-    """Arrays under the note's tag. An sbatch whose client was killed may still be talking to the controller: wait for it."""
+    """Arrays under the note's tag. An sbatch whose client was killed may still be talking to the controller: it is waited for.
+
+    On this machine its process can be seen; one on another login node is given `STRAY_S` seconds from the announcement.
+    """
+    here = note["host"] == socket.gethostname()
     end = time.time() + STRAY_S
     while True:
-        found = commands.tagged(note["tag"])
-        recent = time.time() - note["announced"] < STRAY_S * 3
-        if found or not recent or not _sbatch_runs(note) or time.time() > end:
+        busy = _sbatch_runs() if here else time.time() - note["announced"] < STRAY_S
+        found = commands.tagged(note["tag"])  # after the look at processes: what has ended by then is in the queue
+        if not busy or time.time() > end:
             return found
         time.sleep(0.3)
 
 
-def _sbatch_runs(note: Mapping[str, Any]) -> bool:
-    """Whether an sbatch started by the note's client still runs on this machine."""
-    import psutil
-
-    for process in psutil.process_iter(["name", "create_time"]):
-        if process.info["name"] == "sbatch" and process.info["create_time"] > note["started"]:
+def _sbatch_runs() -> bool:
+    """Whether an sbatch of this user still runs on this machine: the lease on submitting is ours, so its client is gone."""
+    for process in psutil.process_iter(["name", "uids"]):
+        if process.info["name"] == "sbatch" and process.info["uids"].real == os.getuid():
             return True
     return False
 
@@ -120,7 +129,7 @@ def read_record(sweep: Path) -> dict[str, Any] | None:
 class Submission:
     """One submission of some elements of a sweep. Its steps are methods, called in order by :meth:`run`."""
 
-    STEPS = ("announce", "sbatch", "record", "depend", "claim", "release")
+    STEPS = ("announce", "sbatch", "depend", "record", "claim", "release")
 
     def __init__(
         self,
@@ -159,7 +168,7 @@ class Submission:
             for step in self.STEPS:
                 getattr(self, f"_{step}")()
                 between(step)
-        except Exception:
+        except BaseException:  # Ctrl-C as well: nothing that nobody was told of may stay
             self._roll_back()
             raise
         self._note.unlink(missing_ok=True)
@@ -168,6 +177,7 @@ class Submission:
     def _announce(self) -> None:
         facts = {
             **owner(),
+            "uid": os.getuid(),
             "announced": time.time(),
             "sweep": str(self.sweep),
             "tag": self.tag,
@@ -181,6 +191,12 @@ class Submission:
             self.jobs.append(commands.submit(array.text()))
 
     def _record(self) -> None:
+        if (
+            not self._note.exists()
+        ):  # a client that was frozen for a minute: somebody took it for dead and cancelled its jobs
+            raise RunError(
+                f"{self.sweep.name}: this submission was taken over by another one; run the same command again"
+            )
         arrays = [
             {"job": job, "elements": list(array.elements), "request": array.request.shown}
             for job, array in zip(self.jobs, self.arrays, strict=True)
@@ -191,7 +207,6 @@ class Submission:
             self.sweep / RECORD,
             {
                 "tag": self.tag,
-                "complete": True,
                 "submitted": status.now(),
                 "arrays": arrays,
                 "earlier": earlier,
@@ -212,7 +227,6 @@ class Submission:
                 if ids:
                     commands.cancel([self.jobs[index]])
                     self.jobs[index] = commands.submit(_depending(array.text(), ids))
-            self._record()
 
     def _claim(self) -> None:
         record = read_record(self.sweep)
@@ -220,17 +234,32 @@ class Submission:
         _claim(self.store, record)
 
     def _release(self) -> None:
+        for array in self.arrays:
+            for element in array.elements:
+                _wait_again(self.sweep / self.directories[element], self.task)
         commands.release(self.jobs)
 
     def _roll_back(self) -> None:
-        """Slurm refused, or the disk is full: nothing that nobody was told of may stay."""
+        """Slurm refused, the disk is full, or we were interrupted. What cannot be cancelled now stays announced."""
+        record = read_record(self.sweep)
+        if record is not None and record["tag"] == self.tag:
+            return  # it stands; the next submission claims and releases it
         with contextlib.suppress(RunError):
-            commands.cancel(commands.tagged(self.tag) if not self.jobs else self.jobs)
-        if self._before is not None:
-            write_json(self.sweep / RECORD, self._before)
-        else:
-            (self.sweep / RECORD).unlink(missing_ok=True)
-        self._note.unlink(missing_ok=True)
+            commands.cancel(sorted({*self.jobs, *commands.tagged(self.tag)}))
+            if not _sbatch_runs():
+                self._note.unlink(missing_ok=True)
+        facts = {
+            "task": self.task,
+            "directories": [self.directories[e] for array in self.arrays for e in array.elements],
+        }
+        _never_started(self.sweep, facts)
+
+
+def _wait_again(directory: Path, task: str) -> None:
+    """An element that is submitted anew waits, whatever became of it before."""
+    before = status.read(directory, trust_running=True)
+    if before.get("state") != "waiting":
+        status.write_plain(directory, "waiting", task=task, restarts=before.get("restarts", 0))
 
 
 def _depending(script: str, ids: Sequence[str]) -> str:
@@ -242,7 +271,6 @@ def _claim(store: Store, record: Mapping[str, Any]) -> None:
     for array in record["arrays"]:
         for element in array["elements"]:
             for path in record["claims"].get(str(element), []):
-                facts = owner(
-                    job=f"{array['job']}_{element}", tag=record["tag"], by=f"Slurm job {array['job']}_{element}"
-                )
+                job = f"{array['job']}_{element}"
+                facts = owner(job=job, tag=record["tag"], by=f"Slurm job {job}", uid=os.getuid())
                 Note(Path(path)).take(facts)
