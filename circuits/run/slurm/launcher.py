@@ -224,7 +224,7 @@ def snapshot(place: Path) -> None:
         return
     whole = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
     for name in ("circuits", "conf"):
-        shutil.copytree(CODE / name, whole / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
+        shutil.copytree(CODE / name, whole / name, ignore=shutil.ignore_patterns("__pycache__", "user"))
     whole.rename(place)
 
 
