@@ -11,7 +11,9 @@ from circuits.models.load import LM, wrap
 from circuits.models.sites import FAMILIES, SITES, sites_of
 
 LAYERS, VOCAB = 3, 50
-SEQUENTIAL = "gpt_neox sequential"  # use_parallel_residual=False: not how Pythia is built, but the architecture allows it
+SEQUENTIAL = (
+    "gpt_neox sequential"  # use_parallel_residual=False: not how Pythia is built, but the architecture allows it
+)
 MODELS = [*sorted(FAMILIES), SEQUENTIAL]
 
 _COMMON: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}

@@ -4,22 +4,19 @@ refusals; images in the vision-language model; and the numbers of generation.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from small_models import IMAGE_TOKEN, IMAGE_TOKENS, LAYERS, MODELS, VOCAB, build, configuration, every_site, rows
+from small_models import IMAGE_TOKEN, IMAGE_TOKENS, LAYERS, MODELS, build, every_site, rows
 from torch.nn import functional as F
 from transformers import AutoConfig
 
 from circuits.errors import UserError
-from circuits.models.hooks import Edit, forward, make_prefix
+from circuits.models.hooks import Edit, forward
 from circuits.models.load import LM, load_model
 from circuits.models.modules import module_at
-from circuits.models.sites import FAMILIES, SITES, dims_of, family_of, fp16_problem, site_width, sites_of
+from circuits.models.sites import FAMILIES, dims_of, family_of, fp16_problem, site_width, sites_of
 from circuits.run import places
 
 
@@ -206,8 +203,7 @@ def test_an_unknown_family_is_refused_by_name_with_the_way_to_add_it(tmp_path):
 
 
 def test_float16_is_refused_for_gemma_3(tmp_path):
-    lm = build("gemma3_text")
-    lm.model.save_pretrained(tmp_path)
+    build("gemma3_text").model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"exceed float16's largest number.*bf16 or fp32") as caught:
         load_model(str(tmp_path), dtype=torch.float16, device=torch.device("cpu"))
     assert "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ from circuits.models.hooks import Edit, check_finite, finite_rows, forward, make
 from circuits.models.load import LM
 from circuits.models.modules import module_at
 from circuits.models.positions import last_positions, position_ids
-from circuits.models.sites import SITES, hook_name, site_width, sites_of
+from circuits.models.sites import hook_name, site_width, sites_of
 
 
 @pytest.fixture(scope="module", params=MODELS)
