@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
-from configs import compose, plan
+from configs import plan
 from conftest import Cli
 from small_models import build
 from test_load import make

@@ -8,7 +8,7 @@ to run.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,13 @@ def cached(name: str, revision: str | None) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
+def wanted(files: Iterable[str]) -> list[str]:
+    """Those of a hub model's files that runs read."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    return list(filter_repo_objects(files, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+
+
 def download(name: str, commit: str | None) -> Path:
     """Fetch what the cache lacks of a hub model's files; where they are."""
     from huggingface_hub import snapshot_download
@@ -104,7 +111,7 @@ def _ask(name: str, revision: str | None, presets: Sequence[str]) -> str:
             "log in with: hf auth login"
         ) from e
     except (HTTPError, OSError) as e:
-        raise NotReached(_not_reached(name, revision, e, presets)) from e
+        raise NotReached(not_reached(name, revision, e, presets)) from e
 
 
 def _within(seconds: float, name: str, ask: Callable[[], str], revision: str | None, presets: Sequence[str]) -> str:
@@ -124,11 +131,12 @@ def _within(seconds: float, name: str, ask: Callable[[], str], revision: str | N
     if failure:
         raise failure[0]
     if not answer:
-        raise NotReached(_not_reached(name, revision, TimeoutError(f"no answer in {seconds:g} s"), presets))
+        raise NotReached(not_reached(name, revision, TimeoutError(f"no answer in {seconds:g} s"), presets))
     return answer[0]
 
 
-def _not_reached(name: str, revision: str | None, why: Exception, presets: Sequence[str]) -> str:
+def not_reached(name: str, revision: str | None, why: Exception, presets: Sequence[str] = ()) -> str:
+    """One line for a hub that did not answer: what is missing, why, what to run."""
     if "/" not in name and revision is None:  # nearly always a mistyped preset, so say that first
         unknown = f"unknown model {name!r}: no preset, directory or cached model"
         return f"{unknown}, and {_unreachable(name, why)}{_choices(name, presets)}"
