@@ -60,7 +60,9 @@ def refused(*words: str, base: Path) -> list[str]:
 
 def test_a_site_that_a_family_lacks_is_refused_before_anything_runs(tmp_path: Path) -> None:
     model = save("gpt_neox", tmp_path / "pythia")
-    (message,) = refused("task=sae", f"model={model}", "sae.site=resid_mid", "layer=0", "data.context=16", base=tmp_path)
+    (message,) = refused(
+        "task=sae", f"model={model}", "sae.site=resid_mid", "layer=0", "data.context=16", base=tmp_path
+    )
     assert message.startswith("resid_mid: this model has none: its attention and MLP read the same stream")
 
 
@@ -139,7 +141,9 @@ def test_an_sae_on_the_language_tower_of_a_vision_language_model(cli: Cli) -> No
     texts = [" ".join(["the cat sleeps", "the cats sleep"][(i >> j) % 2] for j in range(30)) for i in range(64)]
     (cli.folder / "text.txt").write_text("\n\n".join(texts))
     sizes = ("sae.steps=3", "sae.batch_size=32", "sae.block_rows=256", "sae.heldout_sequences=2", "data.context=16")
-    done = cli("task=sae", "layer=1", "model=model", "data=text", "data.path=text.txt", *sizes, "tracking=off", "sae.k=4")
+    done = cli(
+        "task=sae", "layer=1", "model=model", "data=text", "data.path=text.txt", *sizes, "tracking=off", "sae.k=4"
+    )
     assert done.code == 0, done.out + done.err
     assert len(cli.artifacts("sae")) == 1
 

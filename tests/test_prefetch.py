@@ -129,10 +129,15 @@ def test_what_cannot_be_fetched_is_told_in_one_line(tmp_path, hub, fetch, monkey
     refusals = {
         ("model=someone/absent",): "unknown model 'someone/absent': no directory, and no (public) hub model",
         ("model=someone/gated",): "then run: python launch.py task=prefetch model=someone/gated",
-        ("model=someone/small", "model.revision=step7"): "model.revision=step7: someone/small has no such branch, tag or",
+        (
+            "model=someone/small",
+            "model.revision=step7",
+        ): "model.revision=step7: someone/small has no such branch, tag or",
         ("model=someone/pickled",): "someone/pickled on the hub has no safetensors weights; pickled ones are refused",
         ("model=someone/other",): "someone/other is of model type 'mamba2'",
-        ("model=tiny",): "model=tiny: nothing to fetch, it is trained here; name a hub model (presets: gemma-3-4b-it gpt2",
+        (
+            "model=tiny",
+        ): "model=tiny: nothing to fetch, it is trained here; name a hub model (presets: gemma-3-4b-it gpt2",
         ("data=datasets", "data.path=someone/absent"): "data.path=someone/absent: the hub has no such dataset",
     }
     for words, says in refusals.items():
@@ -147,7 +152,9 @@ def test_what_cannot_be_fetched_is_told_in_one_line(tmp_path, hub, fetch, monkey
         fetch("model=someone/small", "model.revision=v9")
 
 
-def test_a_dataset_is_fetched_and_has_the_same_key_and_rows_without_a_network(tmp_path, hub, fetch, monkeypatch) -> None:
+def test_a_dataset_is_fetched_and_has_the_same_key_and_rows_without_a_network(
+    tmp_path, hub, fetch, monkeypatch
+) -> None:
     texts = tmp_path / "texts"
     for subset, count in (("first", 3), ("second", 5)):
         (texts / subset).mkdir(parents=True)
@@ -155,7 +162,8 @@ def test_a_dataset_is_fetched_and_has_the_same_key_and_rows_without_a_network(tm
         pq.write_table(pa.table({"text": rows}), texts / subset / "train-00000-of-00001.parquet")
     (texts / "loader.py").write_text("raise SystemExit('never run')")
     card = "\n".join(
-        f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train-*" for name in ("first", "second")
+        f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train-*"
+        for name in ("first", "second")
     )
     (texts / "README.md").write_text(f"---\nconfigs:\n{card}\n---\n")
     hub.add("datasets", "someone/texts", ONE, texts, "main")
