@@ -1,20 +1,20 @@
-"""Capture, edits, early stop and restart on random GPT-2 and Qwen2, against the models' own outputs."""
+"""Capture, edits, early stop and restart on random models of every family, against the models' own outputs."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from small_models import LAYERS, VOCAB, build, every_site, rows
+from small_models import LAYERS, MODELS, VOCAB, build, every_site, rows
 
 from circuits.errors import NonFinite, UserError
 from circuits.models.hooks import Edit, check_finite, finite_rows, forward, make_prefix
 from circuits.models.load import LM
 from circuits.models.modules import module_at
 from circuits.models.positions import last_positions, position_ids
-from circuits.models.sites import FAMILIES, SITES, hook_name, site_width
+from circuits.models.sites import hook_name, site_width, sites_of
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
+@pytest.fixture(scope="module", params=MODELS)
 def lm(request) -> LM:
     return build(request.param)
 
@@ -31,8 +31,8 @@ def native(lm: LM, ids: torch.Tensor, mask: torch.Tensor, **kwargs):
 
 def test_every_site_has_the_width_of_dims_and_a_hook_name(lm):
     ids, mask = rows(7, 5)
-    sites = forward(lm, ids, mask, capture=every_site()).sites
-    assert set(sites) == {(site, layer) for site in SITES for layer in range(LAYERS)}
+    sites = forward(lm, ids, mask, capture=every_site(lm)).sites
+    assert set(sites) == {(site, layer) for site in sites_of(lm.dims) for layer in range(LAYERS)}
     for (site, layer), tensor in sites.items():
         assert tensor.flatten(2).shape == (2, 7, site_width(lm.dims, site))
         assert hook_name(site, layer).startswith(f"blocks.{layer}.")
@@ -42,7 +42,7 @@ def test_every_site_has_the_width_of_dims_and_a_hook_name(lm):
 def test_residual_stream_equals_output_hidden_states(lm):
     ids, mask = rows(7, 7)
     hidden = native(lm, ids, mask, output_hidden_states=True).hidden_states
-    sites = forward(lm, ids, mask, capture=every_site()).sites
+    sites = forward(lm, ids, mask, capture=every_site(lm)).sites
     for layer in range(LAYERS):
         assert torch.equal(sites["resid_pre", layer], hidden[layer])
     for layer in range(LAYERS - 1):
@@ -53,51 +53,14 @@ def test_residual_stream_equals_output_hidden_states(lm):
 
 def test_the_sites_of_a_block_add_up(lm):
     ids, mask = rows(7, 5)
-    s = forward(lm, ids, mask, capture=every_site()).sites
+    s = forward(lm, ids, mask, capture=every_site(lm)).sites
     for layer in range(LAYERS):
-        block = module_at(lm.model, lm.family.blocks)[layer]
-        assert torch.equal(s["resid_mid", layer], s["resid_pre", layer] + s["attn_out", layer])
-        assert torch.equal(s["resid_post", layer], s["resid_mid", layer] + s["mlp_out", layer])
-        taps = lm.family.taps
-        assert torch.equal(s["mlp_in", layer], module_at(block, taps["resid_mid"].module)(s["resid_mid", layer]))
-        assert torch.equal(s["mlp_out", layer], module_at(block, taps["mlp_act"].module)(s["mlp_act", layer]))
-        projected = module_at(block, taps["head_z"].module)(s["head_z", layer].flatten(-2))
-        assert torch.equal(s["attn_out", layer], projected)
-
-
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_agrees_with_transformer_lens_at_every_site(family):
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-    from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights, convert_qwen2_weights
-
-    lm = build(family, head_dim=8)  # TransformerLens takes head_dim x heads = width for Qwen2
-    config, dims = lm.model.config, lm.dims
-    if family == "qwen2":
-        rotary = {"positional_embedding_type": "rotary", "rotary_dim": dims.head_dim, "rotary_adjacent_pairs": False}
-        base = int(config.rope_parameters["rope_theta"])
-        shape = dict(normalization_type="RMS", gated_mlp=True, final_rms=True, rotary_base=base, **rotary)
-        shape |= {"n_key_value_heads": dims.kv_heads, "act_fn": "silu", "eps": config.rms_norm_eps}
-        convert = convert_qwen2_weights
-    else:
-        shape = {"normalization_type": "LN", "act_fn": "gelu_new", "eps": config.layer_norm_epsilon}
-        convert = convert_gpt2_weights
-    cfg = HookedTransformerConfig(
-        n_layers=dims.layers, d_model=dims.width, n_heads=dims.heads, d_head=dims.head_dim, d_mlp=dims.mlp_width,
-        d_vocab=dims.vocab, n_ctx=dims.context, device="cpu", **shape,
-    )  # fmt: skip
-    lens = HookedTransformer(cfg)
-    lens.load_state_dict(convert(lm.model, cfg), strict=False)
-    ids, mask = rows(9, 9)
-    with torch.no_grad():
-        logits, cache = lens.run_with_cache(ids)
-    ours = forward(lm, ids, mask, capture=every_site(), logits="all")
-    torch.testing.assert_close(ours.logits, logits, atol=1e-4, rtol=1e-4)
-    for (site, layer), tensor in ours.sites.items():
-        theirs = cache[hook_name(site, layer)]
-        if site == "mlp_in":  # before the norm's weight and bias there
-            norm = lens.blocks[layer].ln2
-            theirs = theirs * norm.w + (norm.b if family == "gpt2" else 0)
-        torch.testing.assert_close(tensor, theirs, atol=1e-4, rtol=1e-4, msg=lambda m, s=site: f"{s}: {m}")
+        pre, attention, mlp, post = (s[site, layer] for site in ("resid_pre", "attn_out", "mlp_out", "resid_post"))
+        if lm.dims.parallel:
+            assert torch.equal(post, mlp + attention + pre)
+            continue
+        assert torch.equal(s["resid_mid", layer], pre + attention)
+        assert torch.equal(post, s["resid_mid", layer] + mlp)
 
 
 # Edits
@@ -106,26 +69,25 @@ def test_agrees_with_transformer_lens_at_every_site(family):
 def test_an_identity_edit_at_every_site_leaves_logits_bit_equal(lm):
     ids, mask = rows(7, 5)
     plain = native(lm, ids, mask).logits
-    sham = [Edit(site, layer, lambda x: x) for site in SITES for layer in range(LAYERS)]
+    sham = [Edit(site, layer, lambda x: x) for site in sites_of(lm.dims) for layer in range(LAYERS)]
     assert torch.equal(forward(lm, ids, mask, edits=sham, logits="all").logits, plain)
-    assert torch.equal(forward(lm, ids, mask, edits=sham, capture=every_site(), logits="all").logits, plain)
+    assert torch.equal(forward(lm, ids, mask, edits=sham, capture=every_site(lm), logits="all").logits, plain)
     assert torch.equal(forward(lm, ids, mask, edits=sham, detach=False, logits="all").logits, plain)
 
 
-@pytest.mark.parametrize("site", SITES)
-def test_an_edit_reaches_everything_computed_from_the_site(lm, site):
+def test_an_edit_reaches_everything_computed_from_the_site(lm):
     ids, mask = rows(7, 7)
-    shift = [Edit(site, 1, lambda x: x + 1.0)]
-    before = forward(lm, ids, mask, capture=every_site()).sites
-    after = forward(lm, ids, mask, capture=every_site(), edits=shift).sites
-    assert torch.equal(after[site, 1], before[site, 1] + 1.0)
-    downstream = {"attn_out": "resid_mid", "resid_mid": "resid_post", "mlp_out": "resid_post"}.get(site)
-    if downstream == "resid_mid":
-        torch.testing.assert_close(after[downstream, 1], before[downstream, 1] + 1.0)
-    if site == "resid_mid":  # both branches: the MLP's input and the stream that it is added to
-        torch.testing.assert_close(after["resid_post", 1], before["resid_mid", 1] + 1.0 + after["mlp_out", 1])
-    assert not torch.equal(after["resid_post", 1], before["resid_post", 1])
-    assert torch.equal(after["resid_pre", 0], before["resid_pre", 0])
+    before = forward(lm, ids, mask, capture=every_site(lm)).sites
+    for site in sites_of(lm.dims):
+        shift = [Edit(site, 1, lambda x: x + 1.0)]
+        after = forward(lm, ids, mask, capture=every_site(lm), edits=shift).sites
+        assert torch.equal(after[site, 1], before[site, 1] + 1.0)
+        if site == "attn_out" and not lm.dims.parallel:
+            torch.testing.assert_close(after["resid_mid", 1], before["resid_mid", 1] + 1.0)
+        if site == "resid_mid":  # both branches: the MLP's input and the stream that it is added to
+            torch.testing.assert_close(after["resid_post", 1], before["resid_mid", 1] + 1.0 + after["mlp_out", 1])
+        assert not torch.equal(after["resid_post", 1], before["resid_post", 1])
+        assert torch.equal(after["resid_pre", 0], before["resid_pre", 0])
 
 
 def test_zeroing_a_head_equals_zeroing_its_rows_of_the_output_projection(lm):
@@ -239,10 +201,10 @@ def test_last_logits_are_those_of_the_last_valid_position(lm):
 
 def test_short_rows_are_left_filled_and_say_so(lm):
     ids, mask = rows(5, 2)
-    full = forward(lm, ids, mask, capture=[("resid_mid", 1)]).sites["resid_mid", 1]
+    full = forward(lm, ids, mask, capture=[("mlp_in", 1)]).sites["mlp_in", 1]
     for n in (3, 7):  # 7 is longer than the batch itself
-        result = forward(lm, ids, mask, capture=[("resid_mid", 1)], positions=n)
-        kept = result.sites["resid_mid", 1]
+        result = forward(lm, ids, mask, capture=[("mlp_in", 1)], positions=n)
+        kept = result.sites["mlp_in", 1]
         assert kept.shape[:2] == result.valid.shape == result.index.shape == (2, n)
         assert result.valid.tolist() == [[i >= n - length for i in range(n)] for length in (5, 2)]
         assert result.index[1][result.valid[1]].tolist() == [0, 1]
@@ -260,7 +222,7 @@ def test_last_positions_follow_the_mask_even_with_holes():
 def test_what_is_kept_owns_no_more_memory_than_it_needs(lm):
     ids, mask = rows(16, 16)
     for positions in (2, None):
-        for tensor in forward(lm, ids, mask, capture=every_site(), positions=positions).sites.values():
+        for tensor in forward(lm, ids, mask, capture=every_site(lm), positions=positions).sites.values():
             assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
@@ -308,7 +270,7 @@ def test_the_unembedding_sees_one_position_per_row_for_last_logits(lm):
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_restarting_from_a_prefix_is_bit_equal(lm, layer, side):
     ids, mask = rows(7, 4, side=side)
-    later = [(site, at) for site in SITES for at in range(layer, LAYERS)]
+    later = [(site, at) for site in sites_of(lm.dims) for at in range(layer, LAYERS)]
     edits = [Edit("head_z", LAYERS - 1, lambda z: z * 0.5)]
     prefix = make_prefix(lm, ids, mask, layer)
     whole = forward(lm, ids, mask, capture=later, edits=edits, logits="all")

@@ -30,7 +30,7 @@ from circuits.run.kinds import Scope
 SAE = registry.kind("sae")
 #: Fields that may change without changing any result. Another one here is a decision, not an accident.
 FREE = {
-    "model": {"revision", "layers", "width", "sets", "device", "allow_fallback"},
+    "model": {"revision", "family", "layers", "width", "sets", "device", "allow_fallback"},
     "sae": {"min_r2", "checkpoint_every", "checkpoint_minutes", "checkpoint_keep", "log_every"},
 }
 FILES = {"model.id", "data.path", "sae.from_"}

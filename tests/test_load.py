@@ -157,7 +157,10 @@ def test_a_damaged_config_is_refused(model_dir):
     for text, message in [
         ("{", "is not valid JSON"),
         ("[]", "must hold a JSON object"),
-        (json.dumps({**config, "model_type": "gpt3"}), "did you mean gpt2? known types: gpt2 qwen2 (docs/models.md"),
+        (
+            json.dumps({**config, "model_type": "gpt3"}),
+            "did you mean gpt2? known types: gemma3 gemma3_text gpt2 gpt_neox",
+        ),
         (json.dumps({k: v for k, v in config.items() if k != "model_type"}), "no model_type"),
         (json.dumps({k: v for k, v in config.items() if k != "n_layer"}), "names no num_hidden_layers or n_layer"),
         (json.dumps({**config, "n_layer": -3}), "must be a positive whole number"),
@@ -234,7 +237,8 @@ def test_an_unknown_name_without_network(tmp_path, offline):
     told = look("gpt22", tmp_path, **offline)
     assert told.startswith("unknown model 'gpt22'") and "did you mean gpt2? models: gpt2 tiny" in told
     told = look("someone/some-model", tmp_path, **offline)
-    assert "not in the local Hugging Face cache" in told and "hf download NAME" in told
+    assert "not in the local Hugging Face cache" in told
+    assert "where there is network run: python launch.py task=prefetch model=someone/some-model" in told
     assert "neither a directory nor a possible hub name" in look("no//name", tmp_path, **offline)
 
 
@@ -253,7 +257,7 @@ def test_a_cached_hub_name_is_pinned_and_loads_without_network(tmp_path, model_d
 
 def test_a_hub_that_accepts_and_never_answers_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("circuits.models.identify.NETWORK_SECONDS", 0.3)
+    monkeypatch.setattr("circuits.models.hub.NETWORK_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert "the hub was not reached (no answer in 0.3 s)" in refused("someone/small")

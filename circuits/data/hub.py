@@ -35,6 +35,8 @@ _SPLITS = {
 }
 _SPLITS |= {"dev": "validation", "test": "test", "testing": "test", "eval": "test"}
 _TIMEOUT = 8.0
+UNREAD = ["*.py", ".git*"]
+"""Not fetched with a dataset: code that comes with it is never run."""
 
 
 def split_files(path: Path, split: str | None) -> list[Path]:
@@ -79,10 +81,31 @@ def file_documents(file: Path, field: str) -> Iterator[str]:
         raise UserError(f"{file}: damaged ({_first_line(e)}); save or download it again") from e
 
 
-def hub_commit(name: str, revision: str | None = None) -> str:
-    """The commit that `revision` (default: the main branch) of a dataset on the hub names now."""
+def cached_dataset(name: str, revision: str | None = None) -> Path | None:
+    """The cache's whole copy of a hub dataset at a branch, tag or commit (made by task=prefetch), if there is one."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repository = name.partition(":")[0]
+    try:
+        found = snapshot_download(
+            repository, repo_type="dataset", revision=revision, ignore_patterns=UNREAD, local_files_only=True
+        )
+    except LocalEntryNotFoundError:
+        return None
+    return Path(found)
+
+
+def hub_commit(name: str, revision: str | None = None, fresh: bool = False) -> str:
+    """The commit that `revision` (default: the main branch) of a dataset on the hub names.
+
+    What task=prefetch has fetched stays what it is; anything else, and with `fresh` everything, is asked of the hub.
+    """
+    copy = None if fresh else cached_dataset(name, revision)
+    if copy is not None:
+        return copy.name  # …/snapshots/<commit>
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        raise UserError(f"data.path={name}: the hub is switched off (HF_HUB_OFFLINE); {_save_locally(name)}")
+        raise UserError(f"data.path={name}: the hub is switched off (HF_HUB_OFFLINE); {_fetch_first(name)}")
     from huggingface_hub import constants, get_token
 
     repository = name.partition(":")[0]
@@ -100,19 +123,19 @@ def hub_commit(name: str, revision: str | None = None) -> str:
             "check the name, or log in with: hf auth login"
         ) from e
     except (OSError, ValueError, KeyError) as e:
-        raise UserError(f"data.path={name}: the hub cannot be reached; {_save_locally(name)}") from e
+        raise UserError(f"data.path={name}: the hub cannot be reached; {_fetch_first(name)}") from e
 
 
 def hub_documents(name: str, field: str, split: str | None, revision: str | None = None) -> Iterator[str]:
-    """The strings of a hub dataset, streamed at a fixed commit."""
+    """The strings of a hub dataset at a fixed commit, from the cache's copy if there is one, else streamed."""
     commit = hub_commit(name, revision)
+    copy = cached_dataset(name, commit)
     import datasets
 
     repository, _, subset = name.partition(":")
+    where = {"path": repository, "revision": commit} if copy is None else {"path": str(copy)}
     try:
-        stream = datasets.load_dataset(
-            repository, subset or None, split=split or "train", streaming=True, revision=commit
-        )
+        stream = datasets.load_dataset(**where, name=subset or None, split=split or "train", streaming=True)
     except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as e:
         # An unknown split or subset, files of no known format, or a loading script (which is refused, not run).
         raise UserError(f"data.path={name}: {_first_line(e)}") from e
@@ -133,16 +156,11 @@ def _hub_rows(name: str, stream: Any) -> Iterator[dict[str, Any]]:
     try:
         yield from stream
     except OSError as e:
-        raise UserError(f"data.path={name}: the connection to the hub broke ({e}); {_save_locally(name)}") from e
+        raise UserError(f"data.path={name}: the connection to the hub broke ({e}); {_fetch_first(name)}") from e
 
 
-def _save_locally(name: str) -> str:
-    repository, _, subset = name.partition(":")
-    arguments = ", ".join(repr(part) for part in (repository, subset) if part)
-    call = f'from datasets import load_dataset; load_dataset({arguments}, split="train").save_to_disk("DIR")'.replace(
-        "'", '"'
-    )
-    return f"where there is network run: python -c '{call}', then give data.path=DIR"
+def _fetch_first(name: str) -> str:
+    return f"where there is network run: python launch.py task=prefetch data=datasets data.path={name}"
 
 
 def _first_line(error: Exception) -> str:

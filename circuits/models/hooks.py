@@ -75,12 +75,14 @@ def forward(
     logits: Logits = None,
     detach: bool = True,
     prefix: Prefix | None = None,
+    inputs: Mapping[str, Tensor] | None = None,
 ) -> Result:
     """One pass over right- or left-padded rows.
 
     `capture` keeps sites, all positions or the last `positions` valid ones of each row; edits apply in the given order,
     before a capture at the same site. `logits`: ``all`` [batch, pos, vocab], ``last`` [batch, vocab] at each row's last
-    valid token. `detach=False` keeps the graph (see above).
+    valid token. `detach=False` keeps the graph (see above). `inputs` are what else the model takes besides tokens: an image's
+    ``pixel_values`` and ``token_type_ids``.
     """
     wanted = _keys(capture)
     _check_request(lm, wanted, positions, edits, logits, prefix)
@@ -97,7 +99,7 @@ def forward(
         run.attach(edits, hooks)
         if last is not None:
             hooks.enter_context(only_at(module_at(lm.model, lm.family.lm_head), last))
-        out = _call(lm, ids, mask)
+        out = _call(lm, ids, mask, inputs or {})
     if out is not None and last is not None:
         out = out[:, 0]
     chosen = {} if kept is None else {"index": kept.index, "valid": kept.valid}
@@ -217,7 +219,7 @@ def _edited(edit: Edit, y: Tensor) -> Tensor:
     return new
 
 
-def _call(lm: LM, ids: Tensor, mask: Tensor) -> Tensor | None:
+def _call(lm: LM, ids: Tensor, mask: Tensor, inputs: Mapping[str, Tensor]) -> Tensor | None:
     """The model's logits, or None when the pass was ended early."""
     try:
         out = lm.model(
@@ -226,6 +228,7 @@ def _call(lm: LM, ids: Tensor, mask: Tensor) -> Tensor | None:
             position_ids=position_ids(mask),
             use_cache=False,
             return_dict=True,
+            **{name: tensor.to(lm.device) for name, tensor in inputs.items()},
         )
     except _StopPassError:
         return None
@@ -249,7 +252,7 @@ def _check_request(
     if positions is not None and positions < 1:
         raise UserError(f"positions={positions} must be at least 1 (None keeps all)")
     for site, layer in [*wanted, *((edit.site, edit.layer) for edit in edits)]:
-        check_site(site)
+        check_site(site, lm.dims)
         check_layer(layer, lm.dims)
         if prefix is not None and layer < prefix.layer:
             raise UserError(f"{site} layer {layer} lies before the prefix, which restarts at layer {prefix.layer}")

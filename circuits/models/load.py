@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from circuits.errors import Damaged, UserError
-from circuits.models.identify import has_vocabulary, inspect_model, local_files, read_object
-from circuits.models.sites import Dims, Family, dims_of, family_of
+from circuits.models.identify import inspect_model, local_files
+from circuits.models.sites import Dims, Family, dims_of, family_of, fp16_problem
+from circuits.models.weights import has_vocabulary, read_object
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ def load_model(name_or_dir: str, *, revision: str | None = None, dtype: torch.dt
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    directory = local_files(inspect_model(name_or_dir, revision))
+    facts = inspect_model(name_or_dir, revision)
+    if dtype is torch.float16 and (problem := fp16_problem(facts.model_type)):
+        raise UserError(f"{name_or_dir}: {problem}")
+    directory = local_files(facts)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,

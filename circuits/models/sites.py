@@ -13,14 +13,15 @@ mlp_out      what the MLP adds to the residual stream
 resid_post   residual stream leaving the block (the last layer's is before the final norm)
 ===========  ================================================================================================
 
-A new family is one entry in :data:`FAMILIES`. Post-norm families (a norm between the MLP and the residual addition)
-name that norm as ``attn_out`` / ``mlp_out``, since its output is what is added.
+A new family is one entry in :data:`FAMILIES`. Families with a norm between a sublayer and the residual addition (Gemma 3)
+name that norm as ``attn_out`` / ``mlp_out``, since its output is what is added. Where attention and MLP read the same stream
+(parallel residual: Wang and Komatsuzaki 2021, GPT-J; Pythia) there is no ``resid_mid``, and it is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -79,6 +80,14 @@ class Family:
     final_norm: str
     lm_head: str
     taps: Mapping[str, Tap]
+    defaults: Mapping[str, int] = field(default_factory=dict)
+    """Sizes that a config.json of this type may leave out, as transformers fills them in."""
+    tower: str = ""
+    """The key of config.json under which the language tower's sizes stand, where the model has other towers too."""
+    parallel: str = ""
+    """The key of config.json that says whether attention and MLP read the same stream (transformers' default: they do)."""
+    overflows_fp16: bool = False
+    """Activations exceed float16's 65504."""
 
 
 def _taps(
@@ -97,6 +106,35 @@ def _taps(
     }
 
 
+_LLAMA_TAPS = _taps(
+    attn_out="self_attn",
+    attn_proj="self_attn.o_proj",
+    mid_norm="post_attention_layernorm",
+    mlp="mlp",
+    mlp_proj="mlp.down_proj",
+)
+_GEMMA_TAPS = _taps(
+    attn_out="post_attention_layernorm",
+    attn_proj="self_attn.o_proj",
+    mid_norm="pre_feedforward_layernorm",
+    mlp="mlp",
+    mlp_proj="mlp.down_proj",
+    mlp_out="post_feedforward_layernorm",
+)
+_GEMMA_SIZES = {
+    "num_attention_heads": 8,  # google/gemma-3-4b-it leaves these five out
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 262_208,
+    "max_position_embeddings": 131_072,
+}
+
+
+def _llama(**sizes: int) -> Family:
+    """Llama's module names, which most families share."""
+    return Family("model.layers", "model.embed_tokens", "model.norm", "lm_head", _LLAMA_TAPS, sizes)
+
+
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         blocks="transformer.h",
@@ -104,19 +142,45 @@ FAMILIES: dict[str, Family] = {
         final_norm="transformer.ln_f",
         lm_head="lm_head",
         taps=_taps(attn_out="attn", attn_proj="attn.c_proj", mid_norm="ln_2", mlp="mlp", mlp_proj="mlp.c_proj"),
+        defaults={"vocab_size": 50257, "n_positions": 1024},
     ),
-    "qwen2": Family(
+    "llama": _llama(vocab_size=32000, max_position_embeddings=2048),
+    "mistral": _llama(num_key_value_heads=8, vocab_size=32000, max_position_embeddings=131_072),
+    "qwen2": _llama(num_key_value_heads=32, vocab_size=151_936, max_position_embeddings=32768),
+    "qwen3": _llama(num_key_value_heads=32, head_dim=128, vocab_size=151_936, max_position_embeddings=32768),
+    "gemma3_text": Family(
         blocks="model.layers",
         embed="model.embed_tokens",
         final_norm="model.norm",
         lm_head="lm_head",
+        taps=_GEMMA_TAPS,
+        defaults=_GEMMA_SIZES,
+        overflows_fp16=True,
+    ),
+    "gemma3": Family(  # vision-language: the sites are those of the language tower
+        blocks="model.language_model.layers",
+        embed="model.language_model.embed_tokens",
+        final_norm="model.language_model.norm",
+        lm_head="lm_head",
+        taps=_GEMMA_TAPS,
+        defaults=_GEMMA_SIZES,
+        tower="text_config",
+        overflows_fp16=True,
+    ),
+    "gpt_neox": Family(
+        blocks="gpt_neox.layers",
+        embed="gpt_neox.embed_in",
+        final_norm="gpt_neox.final_layer_norm",
+        lm_head="lm_head",
         taps=_taps(
-            attn_out="self_attn",
-            attn_proj="self_attn.o_proj",
+            attn_out="attention",
+            attn_proj="attention.dense",
             mid_norm="post_attention_layernorm",
             mlp="mlp",
-            mlp_proj="mlp.down_proj",
+            mlp_proj="mlp.dense_4h_to_h",
         ),
+        defaults={"vocab_size": 50432, "max_position_embeddings": 2048},
+        parallel="use_parallel_residual",
     ),
 }
 
@@ -131,9 +195,19 @@ def family_of(model_type: str, name: str = "this model") -> Family:
     return FAMILIES[model_type]
 
 
+def fp16_problem(model_type: str | None) -> str | None:
+    """Why a family cannot be computed in float16, or None."""
+    if model_type in FAMILIES and FAMILIES[model_type].overflows_fp16:
+        return f"activations of {model_type} exceed float16's largest number (65504); use precision=bf16 or fp32"
+    return None
+
+
 @dataclass(frozen=True)
 class Dims:
-    """Sizes of a model. `context` is the longest sequence its positions allow, None where the config does not say."""
+    """Sizes of a model. `context` is the longest sequence its positions allow, None where the config does not say.
+
+    `parallel`: attention and MLP read the same stream, so there is no ``resid_mid``.
+    """
 
     layers: int
     width: int
@@ -143,6 +217,7 @@ class Dims:
     mlp_width: int
     vocab: int
     context: int | None = None
+    parallel: bool = False
 
 
 def _size(config: Mapping[str, Any], keys: tuple[str, ...], default: int | None = None) -> int:
@@ -155,8 +230,20 @@ def _size(config: Mapping[str, Any], keys: tuple[str, ...], default: int | None 
     return value
 
 
+def _tower(config: Mapping[str, Any], family: Family | None) -> Mapping[str, Any]:
+    """The language model's part of a config, with what transformers takes for sizes that it leaves out."""
+    if family is None:
+        return config
+    part = config.get(family.tower) if family.tower else config
+    if not isinstance(part, Mapping):
+        raise UserError(f"config.json has no {family.tower}: it is not the config of a {config['model_type']} model")
+    return {**family.defaults, **{key: value for key, value in part.items() if value is not None}}
+
+
 def dims_of(config: Mapping[str, Any]) -> Dims:
-    """Read the sizes from a parsed ``config.json``."""
+    """Read the sizes from a parsed ``config.json`` (of a model with several towers: the language tower's)."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    config = _tower(config, family)
     context = ("max_position_embeddings", "n_positions")
     width = _size(config, ("hidden_size", "n_embd"))
     heads = _size(config, ("num_attention_heads", "n_head"))
@@ -171,14 +258,25 @@ def dims_of(config: Mapping[str, Any]) -> Dims:
         mlp_width=_size(config, ("intermediate_size", "n_inner"), default=4 * width),
         vocab=_size(config, ("vocab_size",)),
         context=_size(config, context) if any(config.get(key) is not None for key in context) else None,
+        parallel=family is not None and bool(family.parallel) and bool(config.get(family.parallel, True)),
     )
 
 
-def check_site(site: str) -> str:
-    """`site` if it is one, else an error with the choices."""
+def check_site(site: str, dims: Dims | None = None) -> str:
+    """`site` if it is one (and the model of these sizes has it), else an error with the choices."""
     if site not in SITES:
         raise UserError(f"unknown site {site!r}{suggest(str(site), SITES, 'sites')}")
+    if dims is not None and site not in sites_of(dims):
+        raise UserError(
+            f"{site}: this model has none: its attention and MLP read the same stream and are added together (parallel "
+            f"residual); its sites: {' '.join(sites_of(dims))}"
+        )
     return str(site)
+
+
+def sites_of(dims: Dims) -> tuple[str, ...]:
+    """The sites that a model of these sizes has: all, but for ``resid_mid`` where the residual is parallel."""
+    return tuple(site for site in SITES if not (dims.parallel and site == Site.resid_mid))
 
 
 def check_layer(layer: int, dims: Dims) -> int:
@@ -190,7 +288,7 @@ def check_layer(layer: int, dims: Dims) -> int:
 
 def site_width(dims: Dims, site: str) -> int:
     """Width of a site's vectors; for ``head_z`` all heads together (heads x head_dim, not always the model's width)."""
-    check_site(site)
+    check_site(site, dims)
     return {"mlp_act": dims.mlp_width, "head_z": dims.heads * dims.head_dim}.get(site, dims.width)
 
 

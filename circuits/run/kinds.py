@@ -19,12 +19,15 @@ from circuits.schema import BaseConfig
 class ModelDims:
     """What is known of a model before it is loaded; None where nobody knows yet.
 
-    `width_of` gives the width of an activation site by its name; `context` is the longest sequence.
+    `width_of` gives the width of an activation site by its name; `context` is the longest sequence; `revision` is the commit
+    that a hub name's branch or tag stands for now.
     """
 
     depth: int | None
     width_of: Callable[[str], int | None]
     context: int | None = None
+    model_type: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True)

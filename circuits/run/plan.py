@@ -18,7 +18,7 @@ from circuits.run.content import Contents
 from circuits.run.keys import Key, key_of
 from circuits.run.kinds import Kind, ModelDims
 from circuits.run.layers import LayerOutOfRange, parse_layers, ranges
-from circuits.schema import Backend, BaseConfig, Reuse
+from circuits.schema import Backend, BaseConfig, Dtype, Reuse
 
 ONE_VALUE = (
     "outputs",
@@ -126,6 +126,8 @@ class _Checker:
         dims = self._dims(cfg)
         if dims is None:
             return
+        if dims.revision is not None:
+            cfg.model.revision = dims.revision  # an element loads this commit, whatever the branch is by then
         try:
             if kind.layers != "none":
                 element.layers = parse_layers(cfg.layer, dims.depth, cfg.model.sets)
@@ -140,7 +142,7 @@ class _Checker:
             if cfg.model.allow_fallback or cfg.cluster.backend is not Backend.local
             else [machine.device_error(cfg.model.device)]
         )
-        found += [_writable(Path(cfg.outputs)), *kind.check(cfg, dims, element.layers)]
+        found += [_writable(Path(cfg.outputs)), _precision(cfg, dims), *_checked(kind, cfg, dims, element.layers)]
         self.errors += [error for error in found if error]
         if self.errors:
             return
@@ -164,7 +166,7 @@ class _Checker:
             except UserError as e:  # one of the findings; what the preset's yaml says still serves the other checks
                 self.errors += e.messages
                 self._facts[memo] = model.layers and ModelDims(
-                    model.layers, lambda site: model.width if site.startswith("resid") else None
+                    model.layers, lambda site: model.width if site.startswith("resid") else None, None, model.family
                 )
         return self._facts[memo]
 
@@ -194,13 +196,30 @@ def model_dims(cfg: BaseConfig) -> ModelDims:
     from circuits.models.sites import dims_of, site_width
     from circuits.models.tiny.spec import TinySpec, hf_config, vocabulary
 
-    model = cfg.model
+    model, model_type, revision = cfg.model, None, None
     if model.embedded is not None:
         spec = {name: getattr(model.embedded, name) for name in ("layers", "width", "steps", "batch", "lr", "seed")}
         dims = dims_of(hf_config(TinySpec(**spec), len(vocabulary())))
     else:
-        dims = Contents().model(model).facts.dims
-    return ModelDims(dims.layers, lambda site: site_width(dims, site), dims.context)
+        facts = Contents().model(model).facts
+        dims, model_type, revision = facts.dims, facts.model_type, facts.revision
+    return ModelDims(dims.layers, lambda site: site_width(dims, site), dims.context, model_type, revision)
+
+
+def _precision(cfg: BaseConfig, dims: ModelDims) -> str | None:
+    """Why the model cannot be computed in the number format asked for, or None."""
+    from circuits.models.sites import fp16_problem
+
+    problem = fp16_problem(dims.model_type) if cfg.precision.dtype is Dtype.fp16 else None
+    return problem and f"precision=fp16: {problem}"
+
+
+def _checked(kind: Kind, cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str]:
+    """What the kind finds wrong; a site that the model lacks is such a finding."""
+    try:
+        return kind.check(cfg, dims, layers)
+    except UserError as e:
+        return e.messages
 
 
 def keys_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Contents) -> dict[int, Key]:

@@ -93,6 +93,10 @@ def _check_root(cfg: BaseConfig) -> list[str]:
         errors.append(f"task.resources.cpus={cfg.task.resources.cpus}: at least 1")
     if cfg.model.embedded is not None and min(cfg.model.embedded.steps, cfg.model.embedded.batch) < 1:
         errors.append("model.embedded: steps and batch are at least 1")
+    if cfg.model.embedded is not None and cfg.model.revision is not None:
+        errors.append(
+            f"model.revision={cfg.model.revision}: model={cfg.model.id} is trained here; only hub names have revisions"
+        )
     if not cfg.seed >= 0:
         errors.append(f"seed={cfg.seed}: 0 or more")
     return errors

@@ -55,7 +55,10 @@ class ModelConfig:
     id: str = file(MISSING)
     revision: str | None = free(None)  # hub branch, tag or commit; the commit it resolves to is in the key through `id`
     embedded: EmbeddedConfig | None = None
-    layers: int | None = free(None)  # depth and width, known to a preset, so that bounds are checked without a network
+    family: str | None = free(
+        None
+    )  # model type, depth and width, known to a preset, so that bounds are checked without a network
+    layers: int | None = free(None)
     width: int | None = free(None)
     sets: dict[str, list[int]] = field(default_factory=dict, metadata={"role": "free"})  # named sets for `layer=`
     device: str = free("auto")  # auto (cuda > mps > cpu), cpu, cuda, cuda:1, mps
