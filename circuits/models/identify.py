@@ -7,6 +7,8 @@ directory is checked for safetensors weights, whole ones. A hub name is looked u
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,19 @@ def cached_weights(name_or_dir: str, revision: str | None = None) -> Path | None
     given = Path(name_or_dir).expanduser()
     directory = given if given.is_dir() else hub.cached(name_or_dir, revision)
     return directory if directory is not None and complete(directory) else None
+
+
+def parameters(name_or_dir: str, revision: str | None = None) -> int | None:
+    """How many numbers a model's weights are, from the headers of its safetensors files; None when they are not on this machine."""
+    directory = cached_weights(name_or_dir, revision)
+    if directory is None:
+        return None
+    count = 0
+    for path in directory.glob("*.safetensors"):
+        with path.open("rb") as f:
+            header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+        count += sum(math.prod(facts["shape"]) for name, facts in header.items() if name != "__metadata__")
+    return count
 
 
 def local_files(facts: ModelFacts) -> Path:

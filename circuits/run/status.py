@@ -121,8 +121,9 @@ class Status:
 
 def write_plain(run_dir: Path, state: str, **facts: Any) -> None:
     """A status written on behalf of a run that has no process: waiting, cached, or killed before it could say so."""
-    plain = {"state": state, "restarts": 0, "timeouts": 0, "began": None, "ended": None, "progress": None, "error": None, 
-             "traceback": None, "exit_code": None, "wall_s": 0.0, "peak_rss_bytes": 0, "peak_gpu_bytes": None, "artifacts": []}  # fmt: skip
+    plain = {"state": state, "restarts": 0, "timeouts": 0, "began": None, "ended": None, "progress": None, "error": None,
+             "traceback": None, "exit_code": None, "wall_s": 0.0, "peak_rss_bytes": 0, "peak_gpu_bytes": None,
+             "artifacts": []}  # fmt: skip
     write_json(run_dir / FILE, {**plain, **facts}, durable=False)
 
 

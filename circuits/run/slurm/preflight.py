@@ -130,13 +130,13 @@ def _fits(element: Element, request: Request, gpu_memory: str | None) -> list[st
     """Whether the weights alone fit one GPU of the preset; activations and SAEs come on top."""
     if not gpu_memory or not request.gpus or element.cfg.model.embedded is not None:
         return []
-    from circuits.run.content import Contents
+    from circuits.models.identify import parameters
 
-    parameters = getattr(Contents().model(element.cfg.model).facts, "parameters", None)
-    if not parameters:
+    count = parameters(element.cfg.model.id, element.cfg.model.revision)
+    if count is None:
         return []
     width = 4 if element.cfg.precision.dtype.value == "fp32" else 2
-    needed, has = parameters * width, size(gpu_memory)
+    needed, has = count * width, size(gpu_memory)
     if needed <= has:
         return []
     return [
@@ -150,10 +150,9 @@ def _weights(element: Element) -> list[str]:
     model = element.cfg.model
     if not element.cfg.cluster.offline or model.embedded is not None:
         return []
-    from circuits.models import identify
+    from circuits.models.identify import cached_weights
 
-    cached = getattr(identify, "cached_weights", None)
-    if cached is None or cached(model.id, model.revision):
+    if cached_weights(model.id, model.revision):
         return []
     name = element.cfg.cluster.name
     return [
