@@ -211,7 +211,7 @@ def test_every_section_is_closed_and_names_its_keys(path: str, section: type) ->
         ("layer=0–3", "layer=0–3: 0–3 has a dash that is no hyphen; write 0-3"),
         ("layer=[0,1", "not in Hydra's override grammar"),
         ("note=hello (world)", "quote values with special characters: note='…'"),
-        ("model=", "model=: no such model; choices: gpt2 hf tiny"),
+        ("model=", f"model=: no such model; choices: {' '.join(places.choices('model'))}"),
         ("data.path=", "data.path=: empty; write data.path=null for none"),
         ("sae.from=", "sae.from=: empty; write sae.from=null for none"),
         ("outputs=", "outputs=: empty; it needs a value"),
@@ -285,7 +285,7 @@ def test_a_wrong_yaml_is_refused_like_a_wrong_override(
         (["task=status", "report.out=x"], "report.out: task=status does not read it; task=report does"),
         (
             ["task=status,report", "model.device=cpu"],
-            "model.device: task=status,report does not read it; task=sae does",
+            "model.device: task=status,report does not read it; task=prefetch or task=sae or task=smoke does",
         ),
     ],
 )
