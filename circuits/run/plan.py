@@ -81,6 +81,7 @@ def plan(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]]
     for element in elements:
         errors += schema.check(element.cfg)
     if not errors:
+        _cluster_caches(elements[0].cfg)
         checker = _Checker(len(lists), _written(lists))
         for element in elements:
             checker.check(element)
@@ -88,6 +89,16 @@ def plan(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]]
     if errors:
         raise UserError(list(dict.fromkeys(errors)))
     return elements
+
+
+def _cluster_caches(cfg: BaseConfig) -> None:
+    """Look for (and prefetch) hub models where the cluster's nodes will: before the hub's client is imported, which reads this once."""
+    if cfg.cluster.backend is Backend.slurm:
+        from circuits.run.slurm.request import cluster_environment
+
+        place = cluster_environment(cfg).get("HF_HOME")
+        if place:
+            os.environ["HF_HOME"] = place
 
 
 def _swept(lists: Sequence[Sequence[str]]) -> set[str]:
