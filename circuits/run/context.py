@@ -45,7 +45,7 @@ class Work:
     def __init__(self, context: Context, key: Key) -> None:
         self._context, self.key = context, key
         self._began = time.monotonic()
-        forced = context.run.cfg.reuse is Reuse.force and context.kind.layers != "none"
+        forced = context.run.cfg.reuse is Reuse.force and not context.kind.inline
         self.partial = context.run.store.partial(key, owner="reuse=force" if forced else None)
 
     def commit(self, write: Callable[[Path], None], **facts: Any) -> Artifact:
@@ -81,6 +81,7 @@ class Context:
         self.run, self.kind = run, kind
         self.cfg: Any = Scope(run.cfg, kind)
         self.layers = run.layers
+        self.units: tuple[int | None, ...] = (None,) if kind.layers == "none" else run.layers  # one artifact each
         self._inputs: dict[str, Artifact] = {}
         self._keys: dict[int | None, Key] = {}
 
@@ -116,26 +117,26 @@ class Context:
             self._keys[layer] = key_of(self.kind, self.run.cfg, layers, self.run.contents)
         return self._keys[layer]
 
-    def missing(self) -> list[int]:
-        """The layers whose artifact has to be made, by ``reuse``.
+    def missing(self) -> list[Any]:
+        """The layers whose artifact has to be made, by ``reuse``; ``[None]`` for a kind without layers.
 
         Raises:
             UserError: ``reuse=readonly`` and something is missing.
         """
-        missing = [layer for layer in self.layers if self._wanted(layer)]
+        missing = [layer for layer in self.units if self._wanted(layer)]
         if missing and self.run.cfg.reuse is Reuse.readonly:
             raise UserError(
                 f"reuse=readonly: {self.key(missing[0]).id} does not exist; leave reuse=readonly out to make it"
             )
         return missing
 
-    def _wanted(self, layer: int) -> bool:
+    def _wanted(self, layer: int | None) -> bool:
         """Whether the artifact of `layer` is still to be made; under ``reuse=force``: by this very run."""
         found = self.run.store.find(self.key(layer))
         return found is None or (self.run.cfg.reuse is Reuse.force and found.manifest.get("by") != self.run.name)
 
     @contextlib.contextmanager
-    def making(self, layers: Sequence[int]) -> Iterator[dict[int, Work]]:
+    def making(self, layers: Sequence[Any]) -> Iterator[dict[Any, Work]]:
         """Leases on as many of `layers` as are free now, at least one; the rest is for a later call.
 
         Waits while all are being made by others. Yields nothing to make when they finish meanwhile.
@@ -208,7 +209,7 @@ class Context:
     def conclude(self) -> list[str]:
         """List the run's artifacts in its status; what the gates say about them."""
         refusals = []
-        for layer in self.layers:
+        for layer in self.units:
             artifact = self.run.store.find(self.key(layer))
             if artifact is None:
                 raise Damaged(f"{self.key(layer).id} went away while it was being read; run the same command again")

@@ -310,7 +310,7 @@ class LocalLauncher:
             )
             for item in status.read(directory)["artifacts"]:
                 tracker.start(
-                    item["layer"], item["id"], f"{element.name}/L{item['layer']}", {"cached": True, **element.swept}
+                    item["layer"], item["id"], _named(element.name, item["layer"]), {"cached": True, **element.swept}
                 )
                 tracker.log(int(item["metrics"].get("steps", 0)), status.numbers(item["metrics"]), item["layer"])
                 tracker.summary(item["metrics"], item["layer"])
@@ -342,6 +342,10 @@ def pool_size(cfg: BaseConfig, elements: int) -> int:
     if cfg.task.resources.gpus and machine.gpus():
         fits = max(1, machine.gpus() // cfg.task.resources.gpus)
     return max(1, min(fits, elements))
+
+
+def _named(element: str, layer: int | None) -> str:
+    return element if layer is None else f"{element}/L{layer}"
 
 
 def _last_error(log: Path) -> str | None:

@@ -40,7 +40,7 @@ class Element:
     cfg: BaseConfig
     swept: dict[str, str] = field(default_factory=dict)
     layers: tuple[int, ...] = ()
-    keys: dict[int, Key] = field(default_factory=dict)
+    keys: dict[int | None, Key] = field(default_factory=dict)  # by layer; of a kind without layers: None
     bytes: tuple[int, int] = (0, 0)  # of one artifact; of its unfinished work
 
     @property
@@ -146,7 +146,10 @@ class _Checker:
             contents = self._contents.setdefault(
                 cfg.outputs, Contents(Path(cfg.outputs) / "artifacts" / ".hashes.json")
             )
-            element.keys = {layer: key_of(kind, cfg, (layer,), contents) for layer in element.layers}
+            if kind.layers == "none":
+                element.keys = {None: key_of(kind, cfg, (), contents)}
+            else:
+                element.keys = {layer: key_of(kind, cfg, (layer,), contents) for layer in element.layers}
         except CircuitsError as e:
             self.errors.append(str(e))
             return

@@ -19,8 +19,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from circuits.schema import behaviour as behaviour_rules
 from circuits.schema import data as data_rules
 from circuits.schema import sae as sae_rules
+from circuits.schema.behaviour import BehaviourConfig, Bos, MultiToken
 from circuits.schema.cluster import Backend, ClusterConfig, TrackingConfig, TrackingMode
 from circuits.schema.data import DataConfig, DataSource
 from circuits.schema.fields import MISSING, added, file, free
@@ -35,6 +37,7 @@ class BaseConfig:
 
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sae: SaeConfig = field(default_factory=SaeConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -46,12 +49,13 @@ class BaseConfig:
     note: str | None = None  # kept with the run, shown by status and report
     of: str | None = None  # the sweep or run that a service task is about
     reuse: Reuse = Reuse.cached
+    force: bool = False  # go on although a gate said no; what is made is marked as tainted
     outputs: str = "outputs"
     multirun: str = "multirun"
 
 
 #: Root keys that every task reads.
-RUN_KEYS = ("name", "note", "reuse", "outputs", "multirun", "task", "cluster", "tracking")
+RUN_KEYS = ("name", "note", "reuse", "force", "outputs", "multirun", "task", "cluster", "tracking")
 
 
 def root_schema(options: dict[str, type]) -> type:
@@ -62,7 +66,12 @@ def root_schema(options: dict[str, type]) -> type:
 
 def check(cfg: BaseConfig) -> list[str]:
     """Every cross-field rule that `cfg` breaks, one line each. Reads plain values only: no file, no model."""
-    return [*data_rules.check(cfg.data), *sae_rules.check(cfg.sae), *_check_root(cfg)]
+    return [
+        *behaviour_rules.check(cfg.behaviour),
+        *data_rules.check(cfg.data),
+        *sae_rules.check(cfg.sae),
+        *_check_root(cfg),
+    ]
 
 
 def _check_root(cfg: BaseConfig) -> list[str]:
@@ -83,7 +92,8 @@ def _check_root(cfg: BaseConfig) -> list[str]:
 
 
 __all__ = [
-    "MISSING", "RUN_KEYS", "Architecture", "Backend", "BaseConfig", "ClusterConfig", "DataConfig", "DataSource", "Dtype",
-    "EmbeddedConfig", "Matmul", "ModelConfig", "NonFinitePolicy", "PrecisionConfig", "Resources", "Reuse", "SaeConfig", "Site",
-    "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added", "check", "file", "free", "root_schema",
+    "MISSING", "RUN_KEYS", "Architecture", "Backend", "BaseConfig", "BehaviourConfig", "Bos", "ClusterConfig", "DataConfig",
+    "DataSource", "Dtype", "EmbeddedConfig", "Matmul", "ModelConfig", "MultiToken", "NonFinitePolicy", "PrecisionConfig",
+    "Resources", "Reuse", "SaeConfig", "Site", "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added", "check",
+    "file", "free", "root_schema",
 ]  # fmt: skip
