@@ -73,6 +73,11 @@ def key_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Conte
     return Key(kind.name, kind.label(cfg, layers), layers, text, inputs)
 
 
+def unit(layer: int | None) -> str:
+    """How an element's record names one of its artifacts: by its layer; ``all`` where the kind has no layers."""
+    return "all" if layer is None else str(layer)
+
+
 def lookup(cfg: Any, path: str) -> Any:
     """``lookup(cfg, "model.embedded")``."""
     for name in path.split("."):

@@ -41,7 +41,7 @@ class Element:
     cfg: BaseConfig
     swept: dict[str, str] = field(default_factory=dict)
     layers: tuple[int, ...] = ()
-    keys: dict[int, Key] = field(default_factory=dict)
+    keys: dict[int | None, Key] = field(default_factory=dict)  # by layer; of a kind without layers: None
     bytes: tuple[int, int] = (0, 0)  # of one artifact; of its unfinished work
 
     @property
@@ -92,7 +92,7 @@ def plan(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]]
 
 
 def _cluster_caches(cfg: BaseConfig) -> None:
-    """Look for (and prefetch) hub models where the cluster's nodes will: before the hub's client is imported, which reads this once."""
+    """Look for hub models where the nodes will. Before the hub's client is imported: it reads this once."""
     if cfg.cluster.backend is Backend.slurm:
         from circuits.run.slurm.request import cluster_environment
 
@@ -233,8 +233,10 @@ def _checked(kind: Kind, cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ..
         return e.messages
 
 
-def keys_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Contents) -> dict[int, Key]:
-    """The keys of all that one element makes, by layer."""
+def keys_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Contents) -> dict[int | None, Key]:
+    """The keys of all that one element makes, by layer; by None where the kind has no layers."""
+    if kind.layers == "none":
+        return {None: key_of(kind, cfg, (), contents)}
     return {layer: key_of(kind, cfg, (layer,), contents) for layer in layers}
 
 
