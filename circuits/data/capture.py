@@ -34,7 +34,11 @@ from circuits.models.sites import site_width
 
 WINDOW = 4  # batches that are sorted by length together
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ON_DISK = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.uint16), "fp16": np.dtype(np.float16)}
+ON_DISK: dict[str, np.dtype[Any]] = {
+    "fp32": np.dtype(np.float32),
+    "bf16": np.dtype(np.uint16),
+    "fp16": np.dtype(np.float16),
+}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Shuffled rows of activation stores, read forwards from disk within a memory budget.
 
 Random reads collapse on network disks and forward reads do not, so shuffling is done in memory: an epoch goes through the
-file's chunks (`CHUNK_BYTES` of neighbouring rows) in a seeded order; as many chunks as fit make a *block*, whose rows are
-put to the places of a seeded permutation while they are still in the processor's cache, and handed out as consecutive batches. Meanwhile one thread fills the next block: two blocks are the memory budget. Compare SAELens's
-mixing buffer and saev's chunk shuffling.
+file's chunks (`CHUNK_BYTES` of neighbouring rows) in a seeded order; as many chunks as fit make a *block*, whose rows are put
+to the places of a seeded permutation while they are still in the processor's cache, and handed out as consecutive batches.
+Meanwhile one thread fills the next block: two blocks are the memory budget. Compare SAELens's mixing buffer and saev's chunks.
 
 A batch is a function of (epoch, block, offset) and the seed alone. So a checkpoint is a few integers, nothing is replayed on
 resume, and the same rows of several layers come out beside one another. Each row comes once an epoch, but for what is left of
@@ -44,8 +44,8 @@ class Reservoir:
     """Batches of `stores` (one a layer, of the same samples and positions), shuffled.
 
     `ram_bytes` bounds the two blocks of all layers together. `batches` gives what
-    :meth:`circuits.data.stream.ActivationStream.batches` gives, so a trainer reads either. `device` is where batches go. With ``own=False`` a float32 batch on the CPU is a view into the block, valid
-    until the next batch is asked for; else it is the consumer's own.
+    :meth:`circuits.data.stream.ActivationStream.batches` gives, so a trainer reads either. `device` is where batches go. With
+    ``own=False`` a float32 batch on the CPU is a view into the block, valid until the next one is asked for.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from circuits.errors import Damaged, UserError
 from circuits.files import disk_errors, read_json
 from circuits.run import provenance, registry
 from circuits.run.content import Contents
-from circuits.run.keys import Key, key_of
+from circuits.run.keys import Key, Unit, key_of_unit, units
 from circuits.run.kinds import Kind, Scope
 from circuits.run.signals import StopFlag
 from circuits.run.status import Status, entry, now
@@ -45,7 +45,7 @@ class Work:
     def __init__(self, context: Context, key: Key) -> None:
         self._context, self.key = context, key
         self._began = time.monotonic()
-        forced = context.run.cfg.reuse is Reuse.force and context.kind.layers != "none"
+        forced = context.run.cfg.reuse is Reuse.force and not context.kind.inline
         self.partial = context.run.store.partial(key, owner="reuse=force" if forced else None)
 
     def commit(self, write: Callable[[Path], None], **facts: Any) -> Artifact:
@@ -81,8 +81,9 @@ class Context:
         self.run, self.kind = run, kind
         self.cfg: Any = Scope(run.cfg, kind)
         self.layers = run.layers
+        self.units = units(kind, run.cfg, run.layers)  # one artifact each
         self._inputs: dict[str, Artifact] = {}
-        self._keys: dict[int | None, Key] = {}
+        self._keys: dict[Unit, Key] = {}
 
     # -- reporting -----------------------------------------------------------------------------------------------
 
@@ -109,33 +110,32 @@ class Context:
 
     # -- artifacts -----------------------------------------------------------------------------------------------
 
-    def key(self, layer: int | None = None) -> Key:
-        """The key of this kind's artifact at `layer`."""
+    def key(self, layer: Unit = None) -> Key:
+        """The key of this kind's artifact at `layer` (with variants: at (layer, variant))."""
         if layer not in self._keys:  # what a run makes is fixed when it begins
-            layers = () if layer is None else (layer,)
-            self._keys[layer] = key_of(self.kind, self.run.cfg, layers, self.run.contents)
+            self._keys[layer] = key_of_unit(self.kind, self.run.cfg, layer, self.run.contents)
         return self._keys[layer]
 
-    def missing(self) -> list[int]:
-        """The layers whose artifact has to be made, by ``reuse``.
+    def missing(self) -> list[Any]:
+        """The layers whose artifact has to be made, by ``reuse``; ``[None]`` for a kind without layers.
 
         Raises:
             UserError: ``reuse=readonly`` and something is missing.
         """
-        missing = [layer for layer in self.layers if self._wanted(layer)]
+        missing = [layer for layer in self.units if self._wanted(layer)]
         if missing and self.run.cfg.reuse is Reuse.readonly:
             raise UserError(
                 f"reuse=readonly: {self.key(missing[0]).id} does not exist; leave reuse=readonly out to make it"
             )
         return missing
 
-    def _wanted(self, layer: int) -> bool:
+    def _wanted(self, layer: Unit) -> bool:
         """Whether the artifact of `layer` is still to be made; under ``reuse=force``: by this very run."""
         found = self.run.store.find(self.key(layer))
         return found is None or (self.run.cfg.reuse is Reuse.force and found.manifest.get("by") != self.run.name)
 
     @contextlib.contextmanager
-    def making(self, layers: Sequence[int]) -> Iterator[dict[int, Work]]:
+    def making(self, layers: Sequence[Any]) -> Iterator[dict[Any, Work]]:
         """Leases on as many of `layers` as are free now, at least one; the rest is for a later call.
 
         Waits while all are being made by others. Yields nothing to make when they finish meanwhile.
@@ -205,13 +205,21 @@ class Context:
         kept = [word for word in self.run.overrides if word.split("=")[0].split(".")[0] in read]
         return " ".join(["python launch.py", f"task={task}", *kept])
 
-    def conclude(self) -> list[str]:
-        """List the run's artifacts in its status; what the gates say about them."""
+    def conclude(self, waiting: str | None = None) -> list[str]:
+        """List the run's artifacts in its status; what the gates say about them.
+
+        Args:
+            waiting: why an artifact may not be there yet although this run did its share; shown as the run's outcome.
+        """
         refusals = []
-        for layer in self.layers:
-            artifact = self.run.store.find(self.key(layer))
+        for one in self.units:
+            layer = one[0] if isinstance(one, tuple) else one
+            artifact = self.run.store.find(self.key(one))
+            if artifact is None and waiting is not None:
+                self.run.status.facts["note"] = waiting
+                continue
             if artifact is None:
-                raise Damaged(f"{self.key(layer).id} went away while it was being read; run the same command again")
+                raise Damaged(f"{self.key(one).id} went away while it was being read; run the same command again")
             metrics = read_json(artifact.path / "metrics.json")
             made = artifact.manifest.get("by") == self.run.name
             self.run.status.facts["artifacts"].append(entry(self.kind, artifact, layer, metrics, cached=not made))

@@ -145,12 +145,12 @@ def _perform(directory: Path, record: dict[str, Any], cfg: Any, status: Any, sto
 def _same_keys(context: Any, record: dict[str, Any]) -> None:
     """An element runs what was submitted: its keys must not have changed since (an edited file, other code)."""
     from circuits.errors import UserError
+    from circuits.run.keys import unit
 
-    for layer, submitted in record["keys"].items():
-        key = context.key(int(layer))
+    for key, submitted in ((context.key(one), record["keys"][unit(one)]) for one in context.units):
         if key.hash != submitted:
             raise UserError(
-                f"layer {layer}: the artifact's key changed since this element was launched ({submitted[:12]} → {key.hash[:12]}): "
+                f"{key.id}: the artifact's key changed since this element was launched ({submitted[:12]} → {key.hash[:12]}): "
                 "a file that the config names, or the code's version of the kind, was edited; launch it again"
             )
 

@@ -213,7 +213,8 @@ class LocalLauncher:
         """The element's answer from the store, gates included."""
         kind = kind_of(self.sweep)
         entries, gate = [], None
-        for layer, key in element.keys.items():
+        for one, key in element.keys.items():
+            layer = one[0] if isinstance(one, tuple) else one
             artifact = self.store.find(key)
             if artifact is None:
                 raise UserError(f"{key.id} went away while it was being read; run the same command again")
@@ -239,7 +240,8 @@ class LocalLauncher:
             if manifest.exists() and facts["content"]:
                 from circuits.run.store import content_hash
 
-                now = content_hash(read_json(manifest)["files"])
+                found = read_json(manifest)
+                now = content_hash(found["files"], found.get("measured", ()))
                 if now != facts["content"]:
                     self.view.note(
                         f"{artifact.id} was made from another build of its input {name} ({facts['id']}: content "
@@ -310,7 +312,7 @@ class LocalLauncher:
             )
             for item in status.read(directory)["artifacts"]:
                 tracker.start(
-                    item["layer"], item["id"], f"{element.name}/L{item['layer']}", {"cached": True, **element.swept}
+                    item["layer"], item["id"], _named(element.name, item["layer"]), {"cached": True, **element.swept}
                 )
                 tracker.log(int(item["metrics"].get("steps", 0)), status.numbers(item["metrics"]), item["layer"])
                 tracker.summary(item["metrics"], item["layer"])
@@ -342,6 +344,10 @@ def pool_size(cfg: BaseConfig, elements: int) -> int:
     if cfg.task.resources.gpus and machine.gpus():
         fits = max(1, machine.gpus() // cfg.task.resources.gpus)
     return max(1, min(fits, elements))
+
+
+def _named(element: str, layer: int | None) -> str:
+    return element if layer is None else f"{element}/L{layer}"
 
 
 def _last_error(log: Path) -> str | None:

@@ -26,6 +26,7 @@ from circuits.errors import UserError, suggest
 from circuits.files import disk_errors, read_json, write_json
 from circuits.run import config, provenance, registry, status
 from circuits.run.element import RECORD
+from circuits.run.keys import unit
 from circuits.run.kinds import Kind
 from circuits.run.leases import owner
 from circuits.run.plan import Element
@@ -99,7 +100,7 @@ def _record(elements: Sequence[Element], path: Path, base: Path) -> dict[str, An
                 "overrides": element.overrides,
                 "swept": element.swept,
                 "layers": list(element.layers),
-                "artifacts": {str(layer): key.id for layer, key in element.keys.items()},
+                "artifacts": {unit(layer): key.id for layer, key in element.keys.items()},
             }
             for element in elements
         ],
@@ -122,7 +123,7 @@ def _write_element(sweep: Sweep, element: Element) -> None:
             "overrides": element.overrides,
             "swept": element.swept,
             "layers": list(element.layers),
-            "keys": {str(layer): key.hash for layer, key in element.keys.items()},
+            "keys": {unit(layer): key.hash for layer, key in element.keys.items()},
         },
         durable=False,
     )

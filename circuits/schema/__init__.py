@@ -19,8 +19,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from circuits.schema import activations as activations_rules
 from circuits.schema import data as data_rules
 from circuits.schema import sae as sae_rules
+from circuits.schema.activations import ActivationsConfig, ActivationSource
 from circuits.schema.cluster import Backend, ClusterConfig, TrackingConfig, TrackingMode
 from circuits.schema.data import DataConfig, DataSource
 from circuits.schema.fields import MISSING, added, file, free
@@ -36,6 +38,7 @@ class BaseConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    activations: ActivationsConfig = field(default_factory=ActivationsConfig)
     sae: SaeConfig = field(default_factory=SaeConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
@@ -62,7 +65,12 @@ def root_schema(options: dict[str, type]) -> type:
 
 def check(cfg: BaseConfig) -> list[str]:
     """Every cross-field rule that `cfg` breaks, one line each. Reads plain values only: no file, no model."""
-    return [*data_rules.check(cfg.data), *sae_rules.check(cfg.sae), *_check_root(cfg)]
+    return [
+        *data_rules.check(cfg.data),
+        *activations_rules.check(cfg.activations),
+        *sae_rules.check(cfg.sae),
+        *_check_root(cfg),
+    ]
 
 
 def _check_root(cfg: BaseConfig) -> list[str]:
@@ -83,7 +91,8 @@ def _check_root(cfg: BaseConfig) -> list[str]:
 
 
 __all__ = [
-    "MISSING", "RUN_KEYS", "Architecture", "Backend", "BaseConfig", "ClusterConfig", "DataConfig", "DataSource", "Dtype",
-    "EmbeddedConfig", "Matmul", "ModelConfig", "NonFinitePolicy", "PrecisionConfig", "Resources", "Reuse", "SaeConfig", "Site",
-    "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added", "check", "file", "free", "root_schema",
+    "MISSING", "RUN_KEYS", "ActivationSource", "ActivationsConfig", "Architecture", "Backend", "BaseConfig", "ClusterConfig",
+    "DataConfig", "DataSource", "Dtype", "EmbeddedConfig", "Matmul", "ModelConfig", "NonFinitePolicy", "PrecisionConfig",
+    "Resources", "Reuse", "SaeConfig", "Site", "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added", "check",
+    "file", "free", "root_schema",
 ]  # fmt: skip
