@@ -112,9 +112,9 @@ def capture(
     Raises:
         NonFinite: under ``nonfinite=fail``; the message names the site, the layer and the sample.
     """
-    elsewhere = {key: set(Pieces(partial).held) for key, partial in partials.items()}
-    disk = ON_DISK[plan.dtype]
-    pieces = {key: Piece(partial / plan.piece, disk, site_width(lm.dims, key[0])) for key, partial in partials.items()}
+    disk, widths = ON_DISK[plan.dtype], {key: site_width(lm.dims, key[0]) for key in partials}
+    pieces = {key: Piece(partial / plan.piece, disk, widths[key]) for key, partial in partials.items()}
+    elsewhere = {key: set(Pieces(partial, disk, widths[key]).held) for key, partial in partials.items()}
     tally, began = Tally(), time.monotonic()
     try:
         for start, tokens, batches in _windows(samples, plan):

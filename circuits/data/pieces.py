@@ -130,8 +130,8 @@ def read_journal(directory: Path) -> tuple[list[Entry], int]:
 class Pieces:
     """All that was captured of one (site, layer), by whoever did it."""
 
-    def __init__(self, partial: Path) -> None:
-        self.partial = partial
+    def __init__(self, partial: Path, dtype: np.dtype[Any], width: int) -> None:
+        self.partial, self.dtype, self.width = partial, dtype, width
         self.held: dict[int, Held] = {}
         self.names: dict[int, str] = {}
         self.dropped: dict[int, list[int]] = {}
@@ -141,7 +141,11 @@ class Pieces:
 
     def _read(self, directory: Path) -> None:
         entries, _ = read_journal(directory)
-        start = 0
+        rows, start = sum(sum(entry.rows) for entry in entries), 0
+        if not _holds(directory / VALUES, rows, self.dtype.itemsize * self.width) or not _holds(
+            directory / NORMS, rows, 4
+        ):
+            return  # its values are gone: they are captured again
         for entry in entries:
             for sample, name, rows in zip(entry.samples, entry.names, entry.rows, strict=True):
                 self.held.setdefault(sample, Held(directory, start, rows))
@@ -159,10 +163,10 @@ class Pieces:
         """Rows of all samples together."""
         return sum(held.rows for held in self.held.values())
 
-    def write(self, out: Path, dtype: np.dtype[Any], width: int) -> None:
+    def write(self, out: Path) -> None:
         """``values.npy`` and ``norms.npy`` of all samples, in sample order, into the directory `out`."""
         runs = list(self._runs())
-        for name, kind, shape in ((VALUES, dtype, (width,)), (NORMS, FLOAT, ())):
+        for name, kind, shape in ((VALUES, self.dtype, (self.width,)), (NORMS, FLOAT, ())):
             if len(runs) == 1 and runs[0][1:] == (0, self._rows_of[runs[0][0]]):
                 _link(runs[0][0] / name, kind, shape, runs[0][2], out / name)
             else:
@@ -180,6 +184,11 @@ class Pieces:
             piece, start, stop = held.piece, held.start, held.start + held.rows
         if stop > start:
             yield piece, start, stop
+
+
+def _holds(file: Path, rows: int, row_bytes: int) -> bool:
+    """Whether a file is long enough for what its journal says."""
+    return file.exists() and file.stat().st_size >= HEADER + rows * row_bytes
 
 
 def _link(file: Path, dtype: np.dtype[Any], shape: tuple[int, ...], rows: int, out: Path) -> None:

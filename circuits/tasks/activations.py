@@ -302,7 +302,9 @@ def _put_together(
     context: Context, works: Mapping[Unit, Work], keys: Mapping[Unit, tuple[str, int]], made: Capture, measured: Any
 ) -> int:
     """Publish every artifact of which all samples are there; how many samples are still missing of the others."""
+    from circuits.data.capture import ON_DISK
     from circuits.data.pieces import Pieces
+    from circuits.models.sites import site_width
 
     left = 0
     with tempfile.TemporaryDirectory(dir=context.run.run_dir, prefix=".rows-") as folder:
@@ -311,7 +313,7 @@ def _put_together(
                 if not needed:
                     shutil.rmtree(work.partial, ignore_errors=True)  # another shard put it together
                     continue
-                pieces = Pieces(work.partial)
+                pieces = Pieces(work.partial, ON_DISK[made.plan.dtype], site_width(made.lm.dims, keys[one][0]))
                 if missing := pieces.missing(len(made.samples)):
                     left = max(left, missing)
                     continue
@@ -348,11 +350,8 @@ def _publish(
 ) -> None:
     """Write one artifact: values and norms in sample order, the row index, the facts, the metrics."""
     from circuits.data import rowtable
-    from circuits.data.capture import ON_DISK
-    from circuits.models.sites import site_width
 
     site, layer = key
-    width = site_width(made.lm.dims, site)
     index = folder / f"{site}.parquet"  # the same for all layers of a site
     if not index.exists():
         rowtable.write(index, made.samples, made.plan, set(pieces.dropped))
@@ -361,7 +360,7 @@ def _publish(
     facts = {
         "site": site,
         "layer": layer,
-        "width": width,
+        "width": pieces.width,
         "dtype": made.plan.dtype,
         "n_rows": pieces.rows,
         "n_samples": len(made.samples) - len(pieces.dropped),
@@ -377,7 +376,7 @@ def _publish(
     found: dict[str, Any] = {}
 
     def write(out: Path) -> None:
-        pieces.write(out, ON_DISK[made.plan.dtype], width)
+        pieces.write(out)
         shutil.copyfile(index, out / rowtable.ROWS)
         write_json(out / "meta.json", facts)
         found.update(rowtable.summary(out, facts), **measured)
@@ -389,7 +388,7 @@ def _publish(
     )
     context.run.tracker.summary(found, layer)
     dropped = f", {len(pieces.dropped)} samples dropped as non-finite" if pieces.dropped else ""
-    context.say(f"{site}, layer {layer}: {pieces.rows:,} rows of {width}{dropped}: {artifact.id}")
+    context.say(f"{site}, layer {layer}: {pieces.rows:,} rows of {pieces.width}{dropped}: {artifact.id}")
 
 
 def _site_and_layer(one: Unit, given: ActivationsConfig) -> tuple[str, int]:
