@@ -155,6 +155,20 @@ class PromptSet:
             found.append(p.corrupt_ids)
         return found
 
+    def check_vocabulary(self, size: int, model: str) -> None:
+        """Refuse token ids that a model does not embed (a tokenizer that is not its own).
+
+        Raises:
+            UserError: an id is not below `size`.
+        """
+        for p in self.prompts:
+            highest = max([*p.ids, *(p.corrupt_ids or ()), *p.target_ids, *p.foil_ids])
+            if highest >= size:
+                raise UserError(
+                    f"prompt {p.id} has token id {highest}, but {model} embeds only {size} ids (0-{size - 1}); "
+                    "its tokenizer is not the model's own"
+                )
+
     def batches(
         self, size: int, which: Which = "prompt", side: Side = "right", by_length: bool = True
     ) -> Iterator[Batch]:
@@ -242,5 +256,5 @@ def read(directory: Path) -> PromptSet:
 
 
 def _prompt(record: Mapping[str, Any], row: Mapping[str, Any]) -> Prompt:
-    ids = {name: None if row[name] is None else tuple(row[name]) for name in IDS}
+    ids: dict[str, Any] = {name: None if row[name] is None else tuple(row[name]) for name in IDS}
     return Prompt(**{name: record[name] for name in TEXT}, **ids)

@@ -20,9 +20,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from circuits.schema import activations as activations_rules
+from circuits.schema import behaviour as behaviour_rules
 from circuits.schema import data as data_rules
 from circuits.schema import sae as sae_rules
 from circuits.schema.activations import ActivationsConfig, ActivationSource
+from circuits.schema.behaviour import BehaviourConfig, Bos, MultiToken
 from circuits.schema.cluster import Backend, ClusterConfig, TrackingConfig, TrackingMode
 from circuits.schema.data import DataConfig, DataSource
 from circuits.schema.fields import MISSING, added, file, free
@@ -37,6 +39,7 @@ class BaseConfig:
 
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
     data: DataConfig = field(default_factory=DataConfig)
     activations: ActivationsConfig = field(default_factory=ActivationsConfig)
     sae: SaeConfig = field(default_factory=SaeConfig)
@@ -49,12 +52,13 @@ class BaseConfig:
     note: str | None = None  # kept with the run, shown by status and report
     of: str | None = None  # the sweep or run that a service task is about
     reuse: Reuse = Reuse.cached
+    force: bool = False  # go on although a gate said no; what is made is marked as tainted
     outputs: str = "outputs"
     multirun: str = "multirun"
 
 
 #: Root keys that every task reads.
-RUN_KEYS = ("name", "note", "reuse", "outputs", "multirun", "task", "cluster", "tracking")
+RUN_KEYS = ("name", "note", "reuse", "force", "outputs", "multirun", "task", "cluster", "tracking")
 
 
 def root_schema(options: dict[str, type]) -> type:
@@ -66,6 +70,7 @@ def root_schema(options: dict[str, type]) -> type:
 def check(cfg: BaseConfig) -> list[str]:
     """Every cross-field rule that `cfg` breaks, one line each. Reads plain values only: no file, no model."""
     return [
+        *behaviour_rules.check(cfg.behaviour),
         *data_rules.check(cfg.data),
         *activations_rules.check(cfg.activations),
         *sae_rules.check(cfg.sae),
@@ -91,8 +96,8 @@ def _check_root(cfg: BaseConfig) -> list[str]:
 
 
 __all__ = [
-    "MISSING", "RUN_KEYS", "ActivationSource", "ActivationsConfig", "Architecture", "Backend", "BaseConfig", "ClusterConfig",
-    "DataConfig", "DataSource", "Dtype", "EmbeddedConfig", "Matmul", "ModelConfig", "NonFinitePolicy", "PrecisionConfig",
-    "Resources", "Reuse", "SaeConfig", "Site", "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added", "check",
-    "file", "free", "root_schema",
+    "MISSING", "RUN_KEYS", "ActivationSource", "ActivationsConfig", "Architecture", "Backend", "BaseConfig", "BehaviourConfig",
+    "Bos", "ClusterConfig", "DataConfig", "DataSource", "Dtype", "EmbeddedConfig", "Matmul", "ModelConfig", "MultiToken",
+    "NonFinitePolicy", "PrecisionConfig", "Resources", "Reuse", "SaeConfig", "Site", "TaskConfig", "TrackingConfig",
+    "TrackingMode", "Where", "added", "check", "file", "free", "root_schema",
 ]  # fmt: skip
