@@ -195,7 +195,7 @@ def _read(store: ActivationStore, spans: list[tuple[int, int]], places: NDArray[
             file.seek(HEADER + start * row_bytes)
             for first in range(start, stop, step):
                 rows = stage[: min(step, stop - first)]
-                _read_all(file, memoryview(rows).cast("B"), path)
+                _read_all(file, rows.data.cast("B"), path)
                 block[places[done : done + len(rows)]] = rows
                 done += len(rows)
 

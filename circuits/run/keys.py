@@ -98,11 +98,6 @@ def key_of_unit(kind: Kind, cfg: BaseConfig, one: Unit, contents: Contents) -> K
     return key_of(kind, cfg, () if one is None else (one,), contents)
 
 
-def unit(layer: int | None) -> str:
-    """How an element's record names one of its artifacts: by its layer; ``all`` where the kind has no layers."""
-    return "all" if layer is None else str(layer)
-
-
 def lookup(cfg: Any, path: str) -> Any:
     """``lookup(cfg, "model.embedded")``."""
     for name in path.split("."):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
 from circuits.files import write_json
-from circuits.run import status
+from circuits.run import registry, status
 from circuits.run.content import Contents
 from circuits.run.context import Context, Work
 from circuits.run.keys import Unit
@@ -114,7 +114,7 @@ def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str
             "reuse=force: with activations.world_size=1 only (shards cannot tell old parts from one another's)"
         )
     if not of_data(cfg):
-        return errors
+        return errors + registry.kind("prompts").check(cfg, dims, layers)
     context, skip = cfg.data.context, given.skip_first or 0
     if dims.context is not None and context > dims.context:
         errors.append(f"data.context={context}: more than the model's {dims.context} positions")
@@ -180,7 +180,7 @@ KIND = Kind(
     memory_keys=("activations.batch_size",),
     columns=(
         Column("rows", "rows", ",.0f"),
-        Column("gigabytes", "GB", ".3f"),
+        Column("gigabytes", "GB", ".3g"),
         Column("rows_per_s", "rows/s", ",.0f"),
         Column("peak_gigabytes", "peak memory, GB", ".2f"),
         Column("dropped", "samples dropped", ",.0f"),
