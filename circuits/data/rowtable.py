@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from circuits.data.activations import NORMS, ROWS, VALUES
 from circuits.data.npy import open_npy
@@ -56,7 +57,8 @@ def summary(directory: Path, facts: dict[str, Any]) -> dict[str, Any]:
     rows = facts["n_rows"]
     norms = open_npy(directory / NORMS, (rows,))
     by = "position" if facts["last_n"] is None else "from_end"
-    place = pq.read_table(directory / ROWS, columns=[by])[by].to_numpy()
+    index = pq.read_table(directory / ROWS, columns=[by, "sample"])
+    place = index[by].to_numpy()
     counts = np.bincount(place)
     sums = np.bincount(place, weights=norms)
     seen = np.flatnonzero(counts)[:POSITIONS]
@@ -67,6 +69,7 @@ def summary(directory: Path, facts: dict[str, Any]) -> dict[str, Any]:
         "gigabytes": (directory / VALUES).stat().st_size / 1e9,
         **{name: facts[name] for name in ("site", "layer", "width", "dtype")},
         "norm": float(norms.mean(dtype=np.float64)) if rows else None,
+        "norm_ci": _interval(norms, index["sample"].to_numpy()),
         "norm_by_position": {
             "by": by,
             "positions": seen.tolist(),
@@ -74,3 +77,14 @@ def summary(directory: Path, facts: dict[str, Any]) -> dict[str, Any]:
             "rows": counts[seen].tolist(),
         },
     }
+
+
+def _interval(values: NDArray[np.float32], samples: NDArray[np.int64]) -> list[float] | None:
+    """95% interval of the mean over rows, with whole samples as the unit (linearised ratio of sums, Cochran 1977, ch. 6)."""
+    _, sample = np.unique(samples, return_inverse=True)
+    counts, sums = np.bincount(sample), np.bincount(sample, weights=values)
+    if len(counts) < 2:
+        return None
+    mean = sums.sum() / counts.sum()
+    spread = np.sqrt(len(counts) / (len(counts) - 1) * np.square(sums - mean * counts).sum()) / counts.sum()
+    return [float(mean - 1.96 * spread), float(mean + 1.96 * spread)]

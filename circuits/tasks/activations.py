@@ -138,7 +138,7 @@ def question(cfg: BaseConfig) -> str:
         what = Path(cfg.data.path).name if cfg.data.path else f"{cfg.data.source.value} text"
     else:
         what = f"the prompts of {cfg.behaviour.name}"
-    where = " and ".join(sites(cfg.activations))
+    where = ", ".join(sites(cfg.activations))
     return f"What are the activations of {Path(cfg.model.id).name} on {what}, {where}"
 
 
