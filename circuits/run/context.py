@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from circuits.errors import Damaged, UserError
+from circuits.errors import Damaged, GateError, UserError
 from circuits.files import disk_errors, read_json
-from circuits.run import provenance, registry
+from circuits.run import gates, provenance, registry
 from circuits.run.content import Contents
 from circuits.run.keys import Key, Unit, key_of_unit, units
 from circuits.run.kinds import Kind, Scope
@@ -37,6 +37,7 @@ class Run:
     say: Callable[[str], None]
     name: str  # of the sweep and the element, for leases and for reuse=force
     overrides: Sequence[str] = ()
+    tainted: list[str] = field(default_factory=list)  # gates that said no, and were passed by force=true
 
 
 class Work:
@@ -69,6 +70,7 @@ class Work:
                 "payload": self.key.payload,
                 "code": provenance.code(),
                 "environment": provenance.environment(),
+                **context.taint(),
                 **facts,
             }
             return store.publish(self.key, directory, manifest, replace=context.run.cfg.reuse is Reuse.force)
@@ -164,6 +166,35 @@ class Context:
             self._inputs[name] = self._require(registry.kind(name))
         return self._inputs[name]
 
+    def gate_of(self, name: str) -> str | None:
+        """Ask the gate of measurement `name` (``baseline``); None where it is passed.
+
+        Under ``force=true`` a refusal is returned, said, and kept in the manifest of whatever this run makes.
+
+        Raises:
+            UserError: it was never measured; the message is the command that measures it.
+            GateError: it said no.
+        """
+        asked = gates.verdict(name, self.run.cfg, self.run.store.find, self.run.contents)
+        if asked.refusal is None:
+            return None
+        if not self.run.cfg.force:
+            if asked.measured:
+                raise GateError(f"{asked.refusal}; {gates.FORCE}")
+            command = self._command(registry.kind(name))
+            raise UserError(f"{self.kind.name} needs {asked.key.id}, which does not exist; make it with: {command}")
+        reason = f"{asked.key.id}: {asked.refusal}"
+        if reason not in self.run.tainted:
+            self.run.tainted.append(reason)
+            self.say(f"tainted, force=true goes on: {reason}")
+        return reason
+
+    def taint(self) -> dict[str, list[str]]:
+        """For a manifest: the gates that were passed by force, here or where an input was made."""
+        inherited = [reason for used in self._inputs.values() for reason in used.manifest.get("tainted", [])]
+        found = list(dict.fromkeys([*self.run.tainted, *inherited]))
+        return {"tainted": found} if found else {}
+
     def model_files(self) -> tuple[str, str | None]:
         """The model's directory or hub name, and the commit that is in the key (None for a directory)."""
         model = self.run.cfg.model
@@ -222,7 +253,8 @@ class Context:
                 raise Damaged(f"{self.key(one).id} went away while it was being read; run the same command again")
             metrics = read_json(artifact.path / "metrics.json")
             made = artifact.manifest.get("by") == self.run.name
-            self.run.status.facts["artifacts"].append(entry(self.kind, artifact, layer, metrics, cached=not made))
+            shown = {**metrics, **self.kind.derived(self.run.cfg, metrics)}
+            self.run.status.facts["artifacts"].append(entry(self.kind, artifact, layer, shown, cached=not made))
             refusal = self.kind.gate(self.run.cfg, metrics)
             refusals += [refusal] if refusal else []
         return refusals

@@ -137,6 +137,8 @@ def _perform(directory: Path, record: dict[str, Any], cfg: Any, status: Any, sto
     _same_keys(context, record)
     try:
         stop.check()
+        for gate in kind.gates(cfg):
+            context.gate_of(gate)
         get_method(cfg.task._target_)(context)
     finally:
         tracker.close()

@@ -48,7 +48,7 @@ class Kind:
         label: a short readable name from the config and the layer; the directory's name begins with it.
         layers: ``none``; ``each`` = one artifact per layer, with inputs of the same layer; ``set`` = one over the chosen layers.
         inputs: the names of the kinds that it is made from under this config.
-        may_need: every kind that `inputs` can name.
+        may_need: every kind that `inputs` and `gates` can name.
         extra: further plain values that enter the key (a generator's version, a tokenizer's hash).
         variants: where one run makes several artifacts a layer (of several sites, say): the config of each, by a short name;
             empty where it makes one.
@@ -61,6 +61,9 @@ class Kind:
         check: what is wrong with this config for a model of these dimensions and these layers, one line each, before the start.
         normal: the config with what has no effect under it set to one value, so that equal results have equal keys.
         gate: why a measurement (the artifact's ``metrics.json``) stays below a gate of this config, or None.
+        gates: the measurements (kinds without layers) whose gates this config stands on: they are asked in every run; a name
+            here stands in `may_need`, too.
+        derived: numbers of the measurement that depend on what the config asks now and not on the key, for tables and reports.
         question: what the report of a run asks, as the beginning of a sentence that goes on "at layers 0-3".
         memory_keys: config keys to lower when memory runs out.
         columns: metrics of ``metrics.json`` that the end table shows.
@@ -83,6 +86,8 @@ class Kind:
     check: Callable[[BaseConfig, ModelDims, tuple[int, ...]], list[str]] = lambda cfg, dims, layers: []
     normal: Callable[[BaseConfig], BaseConfig] = lambda cfg: cfg
     gate: Callable[[BaseConfig, Mapping[str, Any]], str | None] = lambda cfg, metrics: None
+    gates: Callable[[BaseConfig], tuple[str, ...]] = lambda cfg: ()
+    derived: Callable[[BaseConfig, Mapping[str, Any]], Mapping[str, Any]] = lambda cfg, metrics: {}
     question: Callable[[BaseConfig], str] | None = None
     memory_keys: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()

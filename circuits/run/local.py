@@ -22,7 +22,8 @@ from typing import Any
 from circuits.errors import CircuitsError, UserError
 from circuits.files import read_json
 from circuits.run import element as element_module
-from circuits.run import machine, registry, status, terminal
+from circuits.run import gates, machine, registry, status, terminal
+from circuits.run.content import Contents
 from circuits.run.leases import HEARTBEAT_S, Note, owner
 from circuits.run.places import CODE
 from circuits.run.plan import Element, Standing
@@ -212,14 +213,17 @@ class LocalLauncher:
     def _answer_cached(self, element: Element) -> None:
         """The element's answer from the store, gates included."""
         kind = kind_of(self.sweep)
-        entries, gate = [], None
+        contents = Contents(self.store.root / ".hashes.json")
+        asked = gates.refusals(kind.gates(element.cfg), element.cfg, self.store.find, contents)
+        entries, gate = [], "; ".join(asked) or None
         for one, key in element.keys.items():
             layer = one[0] if isinstance(one, tuple) else one
             artifact = self.store.find(key)
             if artifact is None:
                 raise UserError(f"{key.id} went away while it was being read; run the same command again")
             metrics = read_json(artifact.path / "metrics.json")
-            entries.append(status.entry(kind, artifact, layer, metrics, cached=True))
+            shown = {**metrics, **kind.derived(element.cfg, metrics)}
+            entries.append(status.entry(kind, artifact, layer, shown, cached=True))
             gate = gate or kind.gate(element.cfg, metrics)
             self._note_provenance(artifact)
         facts: dict[str, Any] = {"task": kind.name, "began": status.now(), "ended": status.now(), "artifacts": entries}
