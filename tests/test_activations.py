@@ -91,9 +91,7 @@ def test_shards_of_a_sweep_make_what_one_process_makes_and_a_later_run_only_what
     now = by_site_and_layer(warm)
     assert sorted(now) == [(site, layer) for site in ("mlp_act", "resid_post") for layer in (1, 2, 3)]
     assert {one: (now[one] / "manifest.json").stat().st_mtime_ns for one in before} == before
-    assert "1 cached" in warm(*words, "activations.site=resid_post", "layer=2", *shards[1:2], "layer=2,3").out.replace(
-        "2 cached", "1 cached"
-    )
+    assert "2 cached" in warm(*words, "activations.site=resid_post", "layer=2,3").out
 
     monkeypatch.chdir(warm.folder)
     given = {"model__embedded__steps": 10, "behaviour__n_samples": 40, "behaviour__n_test": 10}
