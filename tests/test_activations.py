@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, Cli
 from configs import key, plan
+from conftest import QUICK, Cli
 
 import circuits
 from circuits.data.activations import ActivationStore

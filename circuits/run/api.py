@@ -26,7 +26,9 @@ def find_artifact(kind_name: str, given: Mapping[str, Any]) -> tuple[Kind, Artif
         UserError: the config is wrong, names several layers, or the artifact does not exist.
     """
     kind = registry.kind(kind_name)
-    task = [f"task={kind.name}"] if kind.name in places.choices("task") else []  # else it is made on the way of task=sae
+    task = (
+        [f"task={kind.name}"] if kind.name in places.choices("task") else []
+    )  # else it is made on the way of task=sae
     words = [*task, *(f"{name.replace('__', '.')}={_written(value)}" for name, value in given.items())]
     cfg = config.absolute(compose(words), Path.cwd())
     if variants := kind.variants(cfg):
