@@ -147,7 +147,7 @@ def test_a_behaviour_that_was_not_measured_is_not_captured_without_force(warm: C
 
 
 def of(*words: str) -> str:
-    return key(*words, kind="activations").hash
+    return key("task=activations", *words, kind="activations").hash
 
 
 def test_data_and_behaviour_captures_do_not_touch_each_others_keys() -> None:
@@ -170,11 +170,10 @@ def test_equal_results_have_equal_keys_and_other_results_others() -> None:
 
 
 def test_a_list_of_sites_has_the_keys_of_each_alone() -> None:
-    (both,) = plan("task=activations", "activations.source=data", "layer=[0,2]", "activations.site=[mlp_out,head_z]")
+    words = ["task=activations", "activations.source=data"]
+    (both,) = plan(*words, "layer=[0,2]", "activations.site=[mlp_out,head_z]")
     alone = {
-        (layer, site): key(
-            "activations.source=data", f"activations.site={site}", kind="activations", layers=(layer,)
-        ).hash
+        (layer, site): key(*words, f"activations.site={site}", kind="activations", layers=(layer,)).hash
         for layer in (0, 2)
         for site in ("mlp_out", "head_z")
     }
@@ -232,6 +231,6 @@ def test_the_disk_estimate_is_what_is_written() -> None:
 def test_canaries_are_small_captures_at_layer_15(name: str, prompts: int) -> None:
     (element,) = plan("task=activations", f"experiment={name}", "layer=2")
     assert element.cfg.behaviour.n_samples == prompts and element.cfg.behaviour.n_test == 0 and element.cfg.force
-    with pytest.raises(UserError, match="layer=15"):
+    with pytest.raises(UserError, match="15 out of range"):
         plan("task=activations", f"experiment={name}")
     assert registry.kind("activations").memory_keys == ("activations.batch_size",)
