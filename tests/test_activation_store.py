@@ -378,6 +378,8 @@ def test_layers_are_read_beside_one_another(tmp_path: Path) -> None:
     for batch, _ in zip(Reservoir(stores, batch_size=25, ram_bytes=30_000).batches(), range(30), strict=False):
         assert torch.equal(batch.rows[0][:, 0], batch.rows[3][:, 0])
         assert (batch.rows[3][:, 1:] == 3).all()
+    alone, both = (Reservoir(one, batch_size=25, ram_bytes=30_000) for one in (stores[3], stores))
+    assert taken(alone, 30) == taken(both, 30), "a layer's batches do not depend on which others are read"
     with pytest.raises(UserError, match="n_rows differ"):
         Reservoir({0: stores[0], 1: written(tmp_path / "short", 499, layer=1)}, batch_size=25)
 

@@ -43,9 +43,10 @@ class _Block:
 class Reservoir:
     """Batches of `stores` (one a layer, of the same samples and positions), shuffled.
 
-    `ram_bytes` bounds the two blocks of all layers together. `batches` gives what
-    :meth:`circuits.data.stream.ActivationStream.batches` gives, so a trainer reads either. `device` is where batches go. With
-    ``own=False`` a float32 batch on the CPU is a view into the block, valid until the next one is asked for.
+    `ram_bytes` bounds the two blocks of each layer, so that a layer's batches do not depend on which others are read.
+    `batches` gives what :meth:`circuits.data.stream.ActivationStream.batches` gives, so a trainer reads either. `device` is
+    where batches go. With ``own=False`` a float32 batch on the CPU is a view into the block, valid until the next one is
+    asked for.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Reservoir:
         self.device = torch.device(device)
         self.layers = tuple(sorted(self.stores))
         first = self.stores[self.layers[0]]
-        self.width, self.n_rows = first.width, first.n_rows
+        self.site, self.width, self.n_rows = first.site, first.width, first.n_rows
         _check_alike(self.stores)
         if not 1 <= batch_size <= self.n_rows:
             raise UserError(f"batch_size={batch_size}: the store has {self.n_rows} rows")
@@ -76,7 +77,7 @@ class Reservoir:
         """What the batches are a function of, to compare at resume."""
         return {
             "source": "store",
-            "site": self.stores[self.layers[0]].site,
+            "site": self.site,
             "n_rows": self.n_rows,
             "batch_size": self.batch_size,
             "chunk_rows": self.chunk_rows,
@@ -134,14 +135,14 @@ class Reservoir:
 
     def _sizes(self) -> tuple[int, int]:
         """Rows of a chunk, a multiple of the batch so that blocks divide into batches; chunks of a block."""
-        row_bytes = sum(self.width * store.values.dtype.itemsize for store in self.stores.values())
+        row_bytes = self.width * self.stores[self.layers[0]].values.dtype.itemsize
         block_rows = self.ram_bytes // 2 // row_bytes
         if block_rows < 2 * self.batch_size:
             raise UserError(
-                f"{self.ram_bytes / 1e6:.0f} MB of memory hold {2 * block_rows} rows of {len(self.stores)} layers; two "
+                f"{self.ram_bytes / 1e6:.0f} MB of memory hold {2 * block_rows} rows of a layer; two "
                 f"batches of {self.batch_size} have to fit twice ({4 * self.batch_size * row_bytes / 1e6:.0f} MB)"
             )
-        batches = max(1, min(CHUNK_BYTES * len(self.stores) // row_bytes, block_rows // 2) // self.batch_size)
+        batches = max(1, min(CHUNK_BYTES // row_bytes, block_rows // 2) // self.batch_size)
         return batches * self.batch_size, max(1, block_rows // (batches * self.batch_size))
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
@@ -171,7 +172,7 @@ class Reservoir:
 def _check_alike(stores: Mapping[int, ActivationStore]) -> None:
     first = next(iter(stores.values()))
     for store in stores.values():
-        wrong = [name for name in ("site", "width", "n_rows") if getattr(store, name) != getattr(first, name)]
+        wrong = [name for name in ("site", "width", "dtype", "n_rows") if getattr(store, name) != getattr(first, name)]
         if wrong:
             raise UserError(
                 f"layers {first.layer} and {store.layer} are not of the same rows: their {' and '.join(wrong)} differ"
