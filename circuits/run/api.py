@@ -26,19 +26,19 @@ def find_artifact(kind_name: str, given: Mapping[str, Any]) -> tuple[Kind, Artif
         UserError: the config is wrong, names several layers, or the artifact does not exist.
     """
     kind = registry.kind(kind_name)
-    task = (
-        [f"task={kind.name}"] if kind.name in places.choices("task") else []
-    )  # else it is made on the way of task=sae
-    words = [*task, *(f"{name.replace('__', '.')}={_written(value)}" for name, value in given.items())]
-    cfg = config.absolute(compose(words), Path.cwd())
+    words = [f"{name.replace('__', '.')}={_written(value)}" for name, value in given.items()]
+    own = [f"task={kind.name}"] if kind.name in places.choices("task") else []  # the task that reads these keys
+    cfg = config.absolute(compose([*own, *words]), Path.cwd())
     if variants := kind.variants(cfg):
         raise UserError(f"{kind.name}: one of its variants, please: {' '.join(variants)}")
     contents = Contents(Path(cfg.outputs) / "artifacts" / ".hashes.json")
     key = key_of(kind, cfg, _layer(kind, cfg), contents)
     artifact = Store(Path(cfg.outputs) / "artifacts").find(key)
     if artifact is None:
-        typed = " ".join([*([] if task else ["task=sae"]), *words])
-        raise UserError(f"{key.id} does not exist in {cfg.outputs}; make it with: python launch.py {typed}")
+        maker = f"task={kind.name}" if kind.name in places.choices("task") else "task=sae"
+        raise UserError(
+            f"{key.id} does not exist in {cfg.outputs}; make it with: python launch.py {maker} {' '.join(words)}"
+        )
     return kind, artifact
 
 

@@ -99,8 +99,7 @@ def gate(cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:
 
 def question(cfg: BaseConfig) -> str:
     """What a baseline asks."""
-    name = Path(cfg.behaviour.path).stem if cfg.behaviour.path else cfg.behaviour.name
-    return f"Does {readable(cfg.model.id)} show {name}"
+    return f"How well does {readable(cfg.model.id)} tell the target from the foil"
 
 
 KIND = Kind(

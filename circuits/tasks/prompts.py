@@ -98,7 +98,7 @@ def _file_problems(path: str) -> tuple[str, ...]:
 
 def question(cfg: BaseConfig) -> str:
     """What a set of prompts is asked."""
-    return f"Are the prompts of {Path(cfg.behaviour.path or cfg.behaviour.name).stem} fit to study {readable(cfg.model.id)} on"
+    return f"Are the prompts for {readable(cfg.model.id)} balanced, distinct and disjoint"
 
 
 KIND = Kind(
