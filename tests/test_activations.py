@@ -114,7 +114,7 @@ def test_shards_of_a_sweep_make_what_one_process_makes_and_a_later_run_only_what
 def test_a_killed_capture_goes_on_where_it_was_and_ends_the_same(
     warm: Cli, wait_until: Callable[..., None], tmp_path_factory: pytest.TempPathFactory, one_thread: None
 ) -> None:
-    words = [*DATA, "layer=[0,3]", "activations.n_sequences=6000", "activations.chunk=64", "activations.dtype=bf16"]
+    words = [*DATA, "layer=[0,3]", "activations.n_sequences=3000", "activations.chunk=64", "activations.dtype=bf16"]
     running = warm.start(*words, "cluster.workers=0")
     journals = warm.outputs / "artifacts" / "activations"
     wait_until(lambda: len(list(journals.glob("*/*/journal.jsonl"))) == 2 and all(
@@ -128,14 +128,14 @@ def test_a_killed_capture_goes_on_where_it_was_and_ends_the_same(
     assert done.code == 0, done.out + done.err
     (run,) = [p for p in (warm.outputs / "runs").glob("*/activations-*") if (p / "report.html").exists()]
     again = [line for line in (run / "run.log").read_text().splitlines() if "captured" in line]
-    assert again and f"captured {6000 - 64 * min(kept):,} samples" in again[0]
+    assert again and f"captured {3000 - 64 * min(kept):,} samples" in again[0]
     lm = model(warm)
-    samples = StreamSamples(EmbeddedSource(lm.tokenizer, 0, 64), 6000)
+    samples = StreamSamples(EmbeddedSource(lm.tokenizer, 0, 64), 3000)
     for one, path in by_site_and_layer(warm).items():
         undisturbed = expected(lm, samples, one, Plan(skip_first=1, dtype="bf16"), tmp_path_factory.mktemp("alone"))
         assert (path / "values.npy").read_bytes() == undisturbed
     rows = ActivationStore(by_site_and_layer(warm)["resid_post", 3]).rows
-    assert rows["sample"].nunique() == 6000 and rows["position"].min() == 1
+    assert rows["sample"].nunique() == 3000 and rows["position"].min() == 1
 
 
 def test_a_behaviour_that_was_not_measured_is_not_captured_without_force(warm: Cli) -> None:
