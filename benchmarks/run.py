@@ -17,6 +17,7 @@ PAGE = HERE.parent / "docs" / "benchmarks.md"
 PARTS = {
     "The command line": ["launch.py"],
     "Capture": ["capture.py"],
+    "Activations on disk": ["activations.py"],
     "One SAE training step": ["sae_step.py"],
 }
 INTRODUCTION = """# Benchmarks

@@ -273,22 +273,24 @@ def test_a_wrong_yaml_is_refused_like_a_wrong_override(
 # -- overrides that nothing reads --------------------------------------------------------------------------------
 
 
+def readers(key: str) -> str:
+    """``task=activations or task=sae``: the tasks that read a root key."""
+    return " or ".join(f"task={task}" for task in places.choices("task") if key in registry.reads(task))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["task=status", "sae.k=3"], "sae.k: task=status does not read it; task=sae does"),
         (["task=status", "sae=relu"], "sae: task=status does not read it; task=sae does"),
-        (["task=status", "layer=3"], "layer: task=status does not read it; task=sae does"),
-        (
-            ["task=report", "seed=3"],
-            "seed: task=report does not read it; task=baseline or task=prompts or task=sae does",
-        ),
+        (["task=status", "layer=3"], f"layer: task=status does not read it; {readers('layer')} does"),
+        (["task=report", "seed=3"], f"seed: task=report does not read it; {readers('seed')} does"),
         (["of=x"], "of: task=sae does not read it; task=report or task=status does"),
         (["status.watch=true"], "status.watch: task=sae does not read it; task=status does"),
         (["task=status", "report.out=x"], "report.out: task=status does not read it; task=report does"),
         (
             ["task=status,report", "model.device=cpu"],
-            "model.device: task=status,report does not read it; task=prefetch or task=sae or task=smoke does",
+            f"model.device: task=status,report does not read it; {readers('model')} does",
         ),
     ],
 )

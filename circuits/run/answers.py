@@ -24,7 +24,8 @@ def answer_cached(sweep: Sweep, element: Element, store: Store, note: Say) -> No
     contents = Contents(store.root / ".hashes.json")
     asked = gates.refusals(kind.gates(element.cfg), element.cfg, store.find, contents)
     entries, gate = [], "; ".join(asked) or None
-    for layer, key in element.keys.items():
+    for one, key in element.keys.items():
+        layer = one[0] if isinstance(one, tuple) else one
         artifact = store.find(key)
         if artifact is None:
             raise UserError(f"{key.id} went away while it was being read; run the same command again")
@@ -49,7 +50,8 @@ def _note_provenance(sweep: Sweep, artifact: Artifact, store: Store, note: Say) 
     for name, facts in artifact.manifest["inputs"].items():
         manifest = store.root / facts["id"] / "manifest.json"
         if manifest.exists() and facts["content"]:
-            now = content_hash(read_json(manifest)["files"])
+            found = read_json(manifest)
+            now = content_hash(found["files"], found.get("measured", ()))
             if now != facts["content"]:
                 note(
                     f"{artifact.id} was made from another build of its input {name} ({facts['id']}: content "

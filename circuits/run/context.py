@@ -13,7 +13,7 @@ from circuits.errors import Damaged, GateError, UserError
 from circuits.files import disk_errors, read_json
 from circuits.run import gates, provenance, registry
 from circuits.run.content import Contents
-from circuits.run.keys import Key, key_of
+from circuits.run.keys import Key, Unit, key_of_unit, units
 from circuits.run.kinds import Kind, Scope
 from circuits.run.signals import StopFlag
 from circuits.run.status import Status, entry, now
@@ -83,9 +83,9 @@ class Context:
         self.run, self.kind = run, kind
         self.cfg: Any = Scope(run.cfg, kind)
         self.layers = run.layers
-        self.units: tuple[int | None, ...] = (None,) if kind.layers == "none" else run.layers  # one artifact each
+        self.units = units(kind, run.cfg, run.layers)  # one artifact each
         self._inputs: dict[str, Artifact] = {}
-        self._keys: dict[int | None, Key] = {}
+        self._keys: dict[Unit, Key] = {}
 
     # -- reporting -----------------------------------------------------------------------------------------------
 
@@ -112,11 +112,10 @@ class Context:
 
     # -- artifacts -----------------------------------------------------------------------------------------------
 
-    def key(self, layer: int | None = None) -> Key:
-        """The key of this kind's artifact at `layer`."""
+    def key(self, layer: Unit = None) -> Key:
+        """The key of this kind's artifact at `layer` (with variants: at (layer, variant))."""
         if layer not in self._keys:  # what a run makes is fixed when it begins
-            layers = () if layer is None else (layer,)
-            self._keys[layer] = key_of(self.kind, self.run.cfg, layers, self.run.contents)
+            self._keys[layer] = key_of_unit(self.kind, self.run.cfg, layer, self.run.contents)
         return self._keys[layer]
 
     def missing(self) -> list[Any]:
@@ -132,7 +131,7 @@ class Context:
             )
         return missing
 
-    def _wanted(self, layer: int | None) -> bool:
+    def _wanted(self, layer: Unit) -> bool:
         """Whether the artifact of `layer` is still to be made; under ``reuse=force``: by this very run."""
         found = self.run.store.find(self.key(layer))
         return found is None or (self.run.cfg.reuse is Reuse.force and found.manifest.get("by") != self.run.name)
@@ -237,13 +236,21 @@ class Context:
         kept = [word for word in self.run.overrides if word.split("=")[0].split(".")[0] in read]
         return " ".join(["python launch.py", f"task={task}", *kept])
 
-    def conclude(self) -> list[str]:
-        """List the run's artifacts in its status; what the gates say about them."""
+    def conclude(self, waiting: str | None = None) -> list[str]:
+        """List the run's artifacts in its status; what the gates say about them.
+
+        Args:
+            waiting: why an artifact may not be there yet although this run did its share; shown as the run's outcome.
+        """
         refusals = []
-        for layer in self.units:
-            artifact = self.run.store.find(self.key(layer))
+        for one in self.units:
+            layer = one[0] if isinstance(one, tuple) else one
+            artifact = self.run.store.find(self.key(one))
+            if artifact is None and waiting is not None:
+                self.run.status.facts["note"] = waiting
+                continue
             if artifact is None:
-                raise Damaged(f"{self.key(layer).id} went away while it was being read; run the same command again")
+                raise Damaged(f"{self.key(one).id} went away while it was being read; run the same command again")
             metrics = read_json(artifact.path / "metrics.json")
             made = artifact.manifest.get("by") == self.run.name
             shown = {**metrics, **self.kind.derived(self.run.cfg, metrics)}

@@ -181,8 +181,7 @@ def _same_keys(context: Any, record: dict[str, Any]) -> None:
     from circuits.errors import UserError
     from circuits.run.keys import unit
 
-    for layer, submitted in record["keys"].items():
-        key = context.key(None if layer == unit(None) else int(layer))
+    for key, submitted in ((context.key(one), record["keys"][unit(one)]) for one in context.units):
         if key.hash != submitted:
             raise UserError(
                 f"{key.id}: the artifact's key changed since this element was launched ({submitted[:12]} → {key.hash[:12]}): "

@@ -53,10 +53,14 @@ class Kind:
         inputs: the names of the kinds that it is made from under this config.
         may_need: every kind that `inputs` and `gates` can name.
         extra: further plain values that enter the key (a generator's version, a tokenizer's hash).
+        variants: where one run makes several artifacts a layer (of several sites, say): the config of each, by a short name;
+            empty where it makes one.
+        share: which part of an artifact's work a run with this config does (``shard-1-of-4``), where several share it; each
+            part has its own lease and claim.
         inline: made by whoever needs it first; another kind that is missing is an error with the command that makes it.
         cpus: threads while it is made, for inline kinds; None takes the task's.
         load: ``module:function`` that opens the artifact's directory for a notebook.
-        bytes: about how much room one artifact takes, and how much its unfinished work takes beside it.
+        bytes: about how much room one artifact takes, and how much its unfinished work takes beside it (of variants: in the mean).
         check: what is wrong with this config for a model of these dimensions and these layers, one line each, before the start.
         normal: the config with what has no effect under it set to one value, so that equal results have equal keys.
         gate: why a measurement (the artifact's ``metrics.json``) stays below a gate of this config, or None.
@@ -76,6 +80,8 @@ class Kind:
     inputs: Callable[[BaseConfig], tuple[str, ...]] = lambda cfg: ()
     may_need: tuple[str, ...] = ()
     extra: Callable[[BaseConfig, Contents], Mapping[str, Any]] = lambda cfg, contents: {}
+    variants: Callable[[BaseConfig], Mapping[str, BaseConfig]] = lambda cfg: {}
+    share: Callable[[BaseConfig], str] = lambda cfg: ""
     inline: bool = False
     cpus: int | None = None
     load: str | None = None

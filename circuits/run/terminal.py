@@ -181,7 +181,7 @@ class View:
     def _metrics_text(self, facts: dict[str, Any]) -> str:
         found = facts.get("artifacts") or []
         if len(found) != 1:
-            return f"{len(found)} artifacts" if found else ""
+            return f"{len(found)} artifacts" if found else facts.get("note") or ""
         return "  ".join(
             f"{c.heading} {format(found[0]['metrics'][c.metric], c.format)}"
             for c in self.kind.columns

@@ -20,10 +20,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from circuits.schema import activations as activations_rules
 from circuits.schema import behaviour as behaviour_rules
 from circuits.schema import cluster as cluster_rules
 from circuits.schema import data as data_rules
 from circuits.schema import sae as sae_rules
+from circuits.schema.activations import ActivationsConfig, ActivationSource
 from circuits.schema.behaviour import BehaviourConfig, Bos, MultiToken
 from circuits.schema.cluster import (
     Backend,
@@ -49,6 +51,7 @@ class BaseConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    activations: ActivationsConfig = field(default_factory=ActivationsConfig)
     sae: SaeConfig = field(default_factory=SaeConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
@@ -85,6 +88,7 @@ def check(cfg: BaseConfig) -> list[str]:
         *cluster_rules.check(cfg.cluster),
         *behaviour_rules.check(cfg.behaviour),
         *data_rules.check(cfg.data),
+        *activations_rules.check(cfg.activations),
         *sae_rules.check(cfg.sae),
         *_check_root(cfg),
     ]
@@ -108,8 +112,9 @@ def _check_root(cfg: BaseConfig) -> list[str]:
 
 
 __all__ = [
-    "MISSING", "RUN_KEYS", "Architecture", "Backend", "BaseConfig", "BehaviourConfig", "Bos", "ClusterConfig",
-    "DataConfig", "DataSource", "Dtype", "EmbeddedConfig", "Matmul", "ModelConfig", "MultiToken", "NonFinitePolicy",
-    "PersonalConfig", "PrecisionConfig", "QueueConfig", "Resources", "Reuse", "SaeConfig", "Site", "TaskConfig",
-    "TrackingConfig", "TrackingMode", "Where", "added", "check", "file", "free", "root_schema",
+    "MISSING", "RUN_KEYS", "ActivationSource", "ActivationsConfig", "Architecture", "Backend", "BaseConfig",
+    "BehaviourConfig", "Bos", "ClusterConfig", "DataConfig", "DataSource", "Dtype", "EmbeddedConfig", "Matmul",
+    "ModelConfig", "MultiToken", "NonFinitePolicy", "PersonalConfig", "PrecisionConfig", "QueueConfig", "Resources",
+    "Reuse", "SaeConfig", "Site", "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added", "check", "file",
+    "free", "root_schema",
 ]  # fmt: skip

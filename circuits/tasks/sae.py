@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.errors import Damaged, GateError, UserError
+from circuits.errors import Damaged, GateError
 from circuits.files import write_json
 from circuits.run.content import Contents
 from circuits.run.context import Context, Work
@@ -76,20 +75,10 @@ def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str
             "sae.nonfinite=drop: one layer a run (a row dropped for one would be missing in the others); sweep over layers"
         )
     if cfg.data.path is not None:
-        errors += _corpus_problems(cfg.data.source.value, cfg.data.path, cfg.data.field or "text", cfg.data.split)
+        from circuits.data.corpora import problems as corpus_problems
+
+        errors += corpus_problems(cfg.data.source.value, cfg.data.path, cfg.data.field or "text", cfg.data.split)
     return errors
-
-
-@lru_cache
-def _corpus_problems(source: str, path: str, field: str, split: str | None) -> tuple[str, ...]:
-    """What is wrong with a corpus; read once for all elements of a sweep."""
-    from circuits.data.corpora import check_corpus
-
-    try:
-        check_corpus(source, path, field, split)
-    except UserError as e:
-        return tuple(e.messages)
-    return ()
 
 
 def gate(cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:
