@@ -59,6 +59,11 @@ class One:
     ref: ArtifactRef
     metrics: Mapping[str, Any]
 
+    @property
+    def series(self) -> str:
+        """``A``, or ``A, sae.k=8`` where something besides the layer is swept."""
+        return f"{self.sweep}, {self.place.series}" if self.place.swept else self.sweep
+
     def value(self, measure: Measure) -> float | None:
         """The measured value; None when there is none or it is not finite."""
         found = self.metrics.get(measure.name)
@@ -92,6 +97,11 @@ class Difference:
     n: int | None = None  # samples, where paired
 
     @property
+    def series(self) -> str:
+        """The colour it is drawn in: one per sweep, or per sweep and swept value."""
+        return self.other.series
+
+    @property
     def place(self) -> Place:
         """Where it is."""
         return self.base.place
@@ -115,9 +125,10 @@ class Difference:
         """``higher``, ``lower``, ``no difference shown``, or why there is no telling."""
         if self.moved is None or self.how == "same artifact":
             return self.how
+        exact = ", exact" if self.how == "deterministic" else ""
         if not self.moved:
-            return "equal" if self.how == "deterministic" else "no difference shown"
-        return "higher" if self.value > 0 else "lower"
+            return f"equal{exact}" if exact else "no difference shown"
+        return f"{'higher' if self.value > 0 else 'lower'}{exact}"
 
 
 def differences(base: Sequence[One], other: Sequence[One], measures: Sequence[Measure]) -> list[Difference]:

@@ -47,7 +47,7 @@ def build(
         config: what differs in the config: key → its value in every sweep.
         notes: what a reader has to know first (forced, unmatched).
     """
-    looks = Looks(sweeps)
+    looks = Looks(one.series for ones in sweeps.values() for one in ones)
     by_measure = {m: [d for d in found if d.measure == m] for m in measures}
     shown = [m for m in measures if by_measure[m]]
     moves = {m: figure for m in shown if (figure := _difference_figure(by_measure[m], looks))}
@@ -55,7 +55,9 @@ def build(
     blocks += [_config_table(list(sweeps), config)]
     for measure in shown:
         blocks += [
-            b for b in (moves.get(measure) if measure != shown[0] else None, _values_figure(sweeps, measure)) if b
+            b
+            for b in (moves.get(measure) if measure != shown[0] else None, _values_figure(sweeps, measure, looks))
+            if b
         ]
     first: list[Block] = [moves[shown[0]]] if shown and shown[0] in moves else []
     answer = Answer(_sentence(by_measure[shown[0]]), (*first, _table(found))) if shown else None
@@ -102,7 +104,7 @@ def _difference_figure(found: Sequence[Difference], looks: Looks) -> Figure | No
     """How far a metric moved, by layer: zero is no difference."""
     measure = found[0].measure
     points = [
-        Point(d.place.layer or 0, d.other.sweep, d.value, d.interval, f"{d.place}: {_moved(d)}\n{d.other.ref.label}")
+        Point(d.place.layer or 0, d.series, d.value, d.interval, f"{d.place}: {_moved(d)}\n{d.other.ref.label}")
         for d in found
     ]
     fractions = "%" in measure.format
@@ -111,9 +113,11 @@ def _difference_figure(found: Sequence[Difference], looks: Looks) -> Figure | No
         across_label=f"sweep ({_where(found)})",
     )  # fmt: skip
     having = sum(d.interval is not None for d in found)
-    bars = "Bars: 95% intervals of the difference." if having == len(found) else (
-        f"Bars: 95% intervals, for the {having} of {len(found)} that have one." if having else "Without intervals: see the table for why."
-    )  # fmt: skip
+    bars = "No intervals: the table says why."
+    if having:
+        bars = (
+            f"Bars: 95% intervals of the difference{'' if having == len(found) else f', for {having} of {len(found)}'}."
+        )
     caption = f"Value minus that of {found[0].base.sweep}; above zero is more. {bars} {_artifacts(found)}"
     return sheet.finish(
         title=f"Difference in {measure.heading} from {found[0].base.sweep}",
@@ -123,7 +127,7 @@ def _difference_figure(found: Sequence[Difference], looks: Looks) -> Figure | No
     )
 
 
-def _values_figure(sweeps: Mapping[str, Sequence[One]], measure: Measure) -> Figure | None:
+def _values_figure(sweeps: Mapping[str, Sequence[One]], measure: Measure, looks: Looks) -> Figure | None:
     """A metric's values by layer, one colour per sweep."""
     points, rows = [], []
     for label, ones in sweeps.items():
@@ -134,7 +138,7 @@ def _values_figure(sweeps: Mapping[str, Sequence[One]], measure: Measure) -> Fig
             points.append(
                 Point(
                     one.place.layer or 0,
-                    label,
+                    one.series,
                     value,
                     interval,
                     f"{label}, {one.place}: {_number(measure, value)}\n{one.ref.label}",
@@ -147,7 +151,7 @@ def _values_figure(sweeps: Mapping[str, Sequence[One]], measure: Measure) -> Fig
         return None
     floor = FLOOR if min(p.value for p in points) < 4 * FLOOR else None
     sheet, below = by_layer(
-        f"values-{_slug(measure)}", Looks(sweeps), points, measure.heading, fractions="%" in measure.format, height=2.2,
+        f"values-{_slug(measure)}", looks, points, measure.heading, fractions="%" in measure.format, height=2.2,
         across_label="sweep", floor=floor,
     )  # fmt: skip
     having = sum(p.interval is not None for p in points)

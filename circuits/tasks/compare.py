@@ -1,4 +1,4 @@
-"""``task=compare compare.of=[A,B,…]``: sweeps or runs side by side, from their saved files: what differs, which metric moved, how surely.
+"""``task=compare compare.of=[A,B,…]``: sweeps or runs side by side, from their saved files: what differs, what moved, how surely.
 
 The first is the base. Artifacts are matched by layer and by the values of whatever any of the sweeps sweeps over; unlike data are
 refused, because a difference between them would say nothing about what was changed. Written to ``outputs/compare/A,B/``.
@@ -6,7 +6,6 @@ refused, because a difference between them would say nothing about what was chan
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
-from circuits.files import disk_errors, read_json, write_atomic
+from circuits.files import disk_errors, write_atomic
 from circuits.run import registry, saved, sweep
 from circuits.run.kinds import Kind
 from circuits.run.sweep import Sweep
@@ -47,6 +46,7 @@ class Options:
 def run(cfg: BaseConfig) -> int:
     """Compare, show the table, write CSV and page."""
     from circuits.report.compare import differences, unmatched
+    from circuits.report.compare_terms import differing
 
     options: Options = getattr(cfg, "compare")  # noqa: B009 (joined to the schema at run time)
     sweeps = _sweeps(cfg, options.of)
@@ -66,7 +66,8 @@ def run(cfg: BaseConfig) -> int:
         for mine, its in ((base, other), (other, base)):
             if left := unmatched(ones[mine], ones[its]):
                 notes.append(f"Only in {mine}, not in {its}: {_shortened([str(one.place) for one in left])}.")
-    config = _config(elements, kind)
+    configs = {label: [element.config for element in mine] for label, mine in elements.items()}
+    config = differing(configs, registry.reads(kind.name) - {"layer"})
     out = Path(options.out) if options.out else Path(cfg.outputs) / "compare" / _folder(sweeps)
     page = _write(out, kind, sweeps, elements, ones, measures, found, config, notes)
     _show(sweeps, config, found, [*notes, *problems], out, page)
@@ -137,57 +138,17 @@ def _alike(ones: Mapping[str, Sequence[One]], force: bool) -> list[str]:
     Raises:
         UserError: naming the keys that differ.
     """
+    from circuits.report.compare_terms import unlike
+
     (base, mine), *others = ones.items()
-    expected = _identity(mine)
-    errors = []
-    for label, its in others:
-        found = _identity(its)
-        differing = [key for key in dict.fromkeys([*expected, *found]) if expected.get(key) != found.get(key)]
-        configured = [key for key in differing if not key.startswith("input ")]
-        if differing:
-            shown = ", ".join(
-                f"{key} ({_short(expected.get(key))} and {_short(found.get(key))})" for key in configured or differing
-            )
-            errors.append(f"{base} and {label} are of unlike data or models: {shown}")
+    errors = [
+        f"{base} and {label} are of unlike data or models: {', '.join(keys)}"
+        for label, its in others
+        if (keys := unlike(mine, its))
+    ]
     if errors and not force:
         raise UserError([f"compare.of: {error}; compare.force=true compares them nevertheless" for error in errors])
     return [f"Compared by force, although {error}: a difference may be that of the data." for error in errors]
-
-
-def _identity(ones: Sequence[One]) -> dict[str, frozenset[str]]:
-    """What data, model and number format the artifacts were made from, as it entered their keys: key → its values."""
-    from circuits.report.provenance import flatten
-
-    found: dict[str, set[str]] = {}
-    for one in ones:
-        manifest = one.ref.path / "manifest.json"
-        payload = json.loads(read_json(manifest)["payload"]) if manifest.exists() else {}
-        flat = flatten(payload.get("config", {}))
-        flat = {key: value for key, value in flat.items() if any(key == s or key.startswith(f"{s}.") for s in LIKE)}
-        flat |= {f"input {name}": value for name, value in payload.get("inputs", {}).items() if name in LIKE_INPUTS}
-        for key, value in flat.items():
-            found.setdefault(key, set()).add(value)
-    return {key: frozenset(values) for key, values in found.items()}
-
-
-def _config(elements: Mapping[str, Sequence[Element]], kind: Kind) -> dict[str, list[str]]:
-    """The keys that results of this kind depend on and whose values are not the same in all sweeps."""
-    from circuits.report.provenance import flatten
-
-    read = registry.reads(kind.name) | {"layer"}
-    values: list[dict[str, set[str]]] = []
-    for mine in elements.values():
-        found: dict[str, set[str]] = {}
-        for element in mine:
-            for key, value in flatten({k: v for k, v in element.config.items() if k in read}).items():
-                found.setdefault(key, set()).add(value)
-        values.append(found)
-    keys = dict.fromkeys(key for found in values for key in found)
-    return {
-        key: [" ".join(sorted(found.get(key, {"–"}))) for found in values]
-        for key in keys
-        if len({frozenset(found.get(key, ())) for found in values}) > 1
-    }
 
 
 def _no_match(ones: Mapping[str, Sequence[One]], base: str) -> str:
@@ -230,11 +191,10 @@ def _write(
         replace(element, index=number, name=f"{label}/{element.name}", swept={"sweep": label, **element.swept})
         for number, (label, element) in enumerate((label, e) for label, mine in elements.items() for e in mine)
     ]
-    changed = [key for key in config if key != "layer"]
-    between = f" between which {_shortened(changed)} {'differs' if len(changed) == 1 else 'differ'}" if changed else ""
+    changed = f" that differ in {_shortened(list(config))}" if config else ", whose configs are equal"
     report = ReportInput(
         title=" against ".join([" and ".join(labels[1:]), labels[0]]),
-        question=f"What moved between sweeps of task={kind.name}{between}?",
+        question=f"Which metrics moved between sweeps of task={kind.name}{changed}?",
         sweep_id=" ".join(one.id for one in sweeps.values()),
         command="\n".join(one.record["command"] for one in sweeps.values()),
         again=command,
@@ -264,7 +224,7 @@ def _show(
     console.print(Text(f"compare · {found[0].base.ref.kind} · {' and '.join(others)} against {base}"))
     for key, values in config.items():
         shown = "   ".join(
-            f"{label} {_shortened(value.split(' '))}" for label, value in zip(sweeps, values, strict=True)
+            f"{label} {_shortened(value.split(', '))}" for label, value in zip(sweeps, values, strict=True)
         )
         console.print(Text(f"  {key}:  {shown}"))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
@@ -306,10 +266,3 @@ def _folder(sweeps: Mapping[str, Sweep]) -> str:
 def _shortened(names: Sequence[str], at_most: int = 6) -> str:
     more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
     return ", ".join(names[:at_most]) + more
-
-
-def _short(values: frozenset[str] | None) -> str:
-    """Values as an error shows them; hashes cut."""
-    if not values:
-        return "absent"
-    return " ".join(value[:12] if re.fullmatch(r"[0-9a-f]{40,}", value) else value[:60] for value in sorted(values))
