@@ -116,13 +116,12 @@ def _ones(elements: Mapping[str, Sequence[Element]], problems: list[str]) -> dic
 
 def _value(element: Element, key: str) -> str:
     """What `key` is in an element, swept or not: a value of the config, or the choice from a group."""
-    words = dict(word.split("=", 1) for word in element.overrides if "=" in word)
-    if key in words:
-        return words[key]
     value: Any = element.config
     for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
-    return "default" if isinstance(value, Mapping) or value is None else str(value)
+    if value is not None and not isinstance(value, Mapping):
+        return str(value)  # as resolved: 1e-3 and 0.001 are one
+    return dict(word.split("=", 1) for word in element.overrides if "=" in word).get(key, "default")
 
 
 def _measures(kind: Kind) -> list[Measure]:
