@@ -118,9 +118,9 @@ def _value(element: Element, key: str) -> str:
     """What `key` is in an element, swept or not: a value of the config, or the choice from a group."""
     value: Any = element.config
     for name in key.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    if value is not None and not isinstance(value, Mapping):
-        return str(value)  # as resolved: 1e-3 and 0.001 are one
+        value = value.get(name, {}) if isinstance(value, Mapping) else {}
+    if not isinstance(value, Mapping):
+        return "null" if value is None else str(value)  # as resolved: 1e-3 and 0.001 are one
     return dict(word.split("=", 1) for word in element.overrides if "=" in word).get(key, "default")
 
 
