@@ -282,6 +282,9 @@ def _plain(override: Any) -> list[Any]:
 def _check_value(override: Any, hint: Any) -> str | None:
     """Why a value is not of the field's type; choices for an Enum."""
     options = typing.get_args(hint) or (hint,)
+    if typing.get_origin(hint) is list and (plain := _plain(override)):
+        written = ",".join(map(str, plain))
+        return f"{override.key_or_group}={written}: a list is expected; write {override.key_or_group}=[{written}]"
     for value in _plain(override):
         if Any in options or (value is None and type(None) in options):
             continue

@@ -156,8 +156,8 @@ def every(outputs: Path, multirun: Path) -> list[Sweep]:
     return sorted(found, key=lambda sweep: (sweep.record["created"], sweep.id), reverse=True)
 
 
-def find(of: str, outputs: Path, multirun: Path) -> Sweep:
-    """The sweep that `of` names: its id, its name (if one sweep only has it) or its directory.
+def find(of: str, outputs: Path, multirun: Path, key: str = "of") -> Sweep:
+    """The sweep that `of` names: its id, its name (if one sweep only has it) or its directory; `key` is what it was written for.
 
     Raises:
         UserError: none or several; the message lists the nearest.
@@ -170,9 +170,9 @@ def find(of: str, outputs: Path, multirun: Path) -> Sweep:
     found = [sweep for sweep in sweeps if of in (sweep.id, sweep.record["name"])]
     if not found:
         recent = [sweep.id for sweep in sweeps[:10]]
-        raise UserError(f"of={of}: no such sweep below {multirun} or {outputs}/runs" + suggest(of, recent, "newest"))
+        raise UserError(f"{key}={of}: no such sweep below {multirun} or {outputs}/runs" + suggest(of, recent, "newest"))
     if len(found) > 1:
         raise UserError(
-            f"of={of}: {len(found)} sweeps have this name; take an id: {' '.join(sweep.id for sweep in found)}"
+            f"{key}={of}: {len(found)} sweeps have this name; take an id: {' '.join(sweep.id for sweep in found)}"
         )
     return found[0]
