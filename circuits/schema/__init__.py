@@ -25,7 +25,7 @@ from circuits.schema.cluster import Backend, ClusterConfig, TrackingConfig, Trac
 from circuits.schema.data import DataConfig, DataSource
 from circuits.schema.fields import MISSING, added, file, free
 from circuits.schema.model import Dtype, EmbeddedConfig, Matmul, ModelConfig, PrecisionConfig, Site
-from circuits.schema.sae import Architecture, NonFinitePolicy, SaeConfig
+from circuits.schema.sae import Architecture, NonFinitePolicy, Normalize, SaeConfig
 from circuits.schema.task import Resources, Reuse, TaskConfig, Where
 
 
@@ -84,6 +84,6 @@ def _check_root(cfg: BaseConfig) -> list[str]:
 
 __all__ = [
     "MISSING", "RUN_KEYS", "Architecture", "Backend", "BaseConfig", "ClusterConfig", "DataConfig", "DataSource", "Dtype",
-    "EmbeddedConfig", "Matmul", "ModelConfig", "NonFinitePolicy", "PrecisionConfig", "Resources", "Reuse", "SaeConfig", "Site",
+    "EmbeddedConfig", "Matmul", "ModelConfig", "NonFinitePolicy", "Normalize", "PrecisionConfig", "Resources", "Reuse", "SaeConfig", "Site",
     "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added", "check", "file", "free", "root_schema",
 ]  # fmt: skip
