@@ -37,7 +37,7 @@ BEFORE_THE_START = [
     (["sae.steps=0"], "sae.steps=0: at least 1"),
     (["sae.steps=-5"], "sae.steps=-5: at least 1"),
     (["sae.steps=many"], "sae.steps=many: a whole number is expected"),
-    (["sae.l1=0.1"], "sae.l1=0.1: sae=topk does not read it; sae=relu does"),
+    (["sae.l1=0.1"], "sae.l1=0.1: sae=topk does not read it; sae=relu, gated do"),
     (["model.device=cuda:7"], "model.device=cuda:7: this machine has"),
     (["data=text"], "data=text needs data.path"),
     (["data=text", "data.path=absent.txt"], "absent.txt: no such file"),

@@ -10,7 +10,9 @@ from safetensors import SafetensorError, safe_open
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
 
-def problems(directory: Path, width: int | None, width_out: int | None = None, *, transcodes: bool = False) -> list[str]:
+def problems(
+    directory: Path, width: int | None, width_out: int | None = None, *, transcodes: bool = False
+) -> list[str]:
     """What is wrong with it, one line each: files, the config's sizes, the weights' names; widths of the sites if known."""
     if not directory.is_dir():
         return ["no such directory"]

@@ -2,18 +2,19 @@
 
 What differs between SAELens's options and ours is folded into the weights, exactly:
 
-* ``apply_b_dec_to_input`` false: x W_enc + b = (x − b_dec) W_enc + (b + b_dec W_enc); of a gated SAE's magnitudes, times exp(r_mag).
+* ``apply_b_dec_to_input`` false: x W_enc + b = (x − b_dec) W_enc + (b + b_dec W_enc); a gated SAE's magnitudes: times exp(r_mag).
 * ``rescale_acts_by_decoder_norm`` (TopK): with n = ‖W_dec[i]‖, features n·pre over decoder rows W_dec/n.
 * ``reshape_activations: hook_z``: heads side by side, as everywhere here; nothing to do.
 
-Activation normalisation that happens at run time cannot be folded without its statistics and is refused. BatchTopK and Matryoshka SAEs
-are JumpReLU SAEs once trained, in both libraries. SAELens has no TopK transcoder: ours is written as ``topk_transcoder``, which this
-reader knows and SAELens refuses; sparsify's format (:mod:`circuits.sae.sparsify`) has one.
+Activation normalisation that happens at run time cannot be folded without its statistics and is refused. BatchTopK and Matryoshka
+SAEs are JumpReLU SAEs once trained, in both libraries. SAELens has no TopK transcoder: ours is a ``topk_transcoder``, which
+this reader knows and SAELens refuses; sparsify's format (:mod:`circuits.sae.sparsify`) has one.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,15 @@ def save(
     write_json(directory / CONFIG, config)
 
 
+def copy(source: Path, directory: Path) -> None:
+    """The files of an SAE's directory and no others, byte for byte."""
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in (WEIGHTS, SPARSITY, CONFIG):
+            if (source / name).exists():
+                shutil.copyfile(source / name, directory / name)
+
+
 def load(directory: Path) -> SAE:
     """Read an SAE, ours or a foreign one, in float32 on the CPU."""
     config = read_config(directory)
@@ -89,15 +99,15 @@ def load(directory: Path) -> SAE:
     return sae.eval()
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """``cfg.json`` as it stands, metadata included."""
+def read_config(directory: Path, library: str = "SAELens") -> dict[str, Any]:
+    """``cfg.json`` as it stands, metadata included; `library` is whose directory it should be."""
     path = directory / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise UserError(f"{path} cannot be read ({e}): {directory} is no SAE's directory") from e
+        raise UserError(f"{path} cannot be read ({e}): {directory} is no {library} directory") from e
     if not isinstance(config, dict):
-        raise UserError(f"{path} holds no JSON object: {directory} is no SAE's directory")
+        raise UserError(f"{path} holds no JSON object: {directory} is no {library} directory")
     return config
 
 

@@ -8,10 +8,12 @@
     dense fraction     = features active on more than a tenth of the rows
     norm ratio         = Σ‖x̂ − b_dec‖ / Σ‖x − b_dec‖                 below 1: reconstructions are too short
     relative bias      = Σ‖x̂ − b_dec‖² / Σ⟨x̂ − b_dec, x − b_dec⟩    the factor by which scaling x̂ down would help most; below 1:
-                         shrinkage (Rajamanoharan et al. 2024, arXiv:2404.16014, section 5; there without b_dec)
+                         shrinkage (Rajamanoharan et al. 2024, arXiv:2404.16014; there without b_dec)
     decoder cosine     = mean over features of the largest cosine of its decoder row with another one's
 
-In a transcoder x stands for the rows of the site that it reconstructs. Everything is kept as sums per sequence, in float64, so that one pass over the data suffices and intervals come from a
+In a transcoder x stands for the rows of the site that it reconstructs.
+
+Everything is kept as sums per sequence, in float64, so that one pass over the data suffices and intervals come from a
 bootstrap over sequences. The mean is not known during the pass: with x' = x − c for a fixed c near the mean, the
 Σ‖x − mean‖² of a sequence is Σ‖x'‖² − 2 δ·Σx' + n‖δ‖², δ = mean − c, exactly. In the intervals the mean stays that of
 all rows.

@@ -41,7 +41,7 @@ class Optimiser:
             if p is not decoder and (grad := p.grad) is not None
         ]
         norm = torch.linalg.vector_norm(torch.stack(norms))
-        self.adam.grad_scale = (norm / self.clip).clamp_(min=1.0)
+        self.adam.grad_scale = (norm / self.clip).clamp_(min=1.0)  # type: ignore[attr-defined]
         self.adam.param_groups[0]["lr"] = lr
         self.adam.step()
         for rows, _ in self._blocks():

@@ -2,8 +2,8 @@
 
     f = TopK(ReLU((x − b_dec) Wᵀ + b))      x̂ = f W_dec + b_dec        a transcoder's encoder sees x itself
 
-with ``encoder.weight`` W [d_sae, d_in], ``encoder.bias`` b, ``W_dec`` and ``b_dec``. Its encoder and decoder are ours transposed or as
-they are, so nothing is lost either way. In its multi-layer checkpoints each layer's directory is one such.
+with ``encoder.weight`` W [d_sae, d_in], ``encoder.bias`` b, ``W_dec`` and ``b_dec``: the same tensors, the encoder transposed, so
+nothing is lost either way. In its multi-layer checkpoints each layer's directory is one such.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ WEIGHTS = "sae.safetensors"
 NAMES = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
 
 
-def save(directory: Path, sae: SAE) -> None:
-    """Write a TopK SAE or transcoder.
+def save(directory: Path, sae: SAE, hookpoint: str | None = None) -> None:
+    """Write a TopK SAE or transcoder; `hookpoint` is kept in the config for people.
 
     Raises:
         UserError: another architecture, which sparsify does not have.
@@ -45,6 +45,7 @@ def save(directory: Path, sae: SAE) -> None:
         "skip_connection": False,
         "transcode": sae.cfg.d_out is not None,
         "d_in": sae.cfg.d_in,
+        "hookpoint": hookpoint,
     }
     state = {NAMES.get(name, name): t.detach().float().cpu() for name, t in sae.state_dict().items()}
     state["encoder.weight"] = state["encoder.weight"].T
@@ -56,7 +57,7 @@ def save(directory: Path, sae: SAE) -> None:
 
 def load(directory: Path) -> SAE:
     """Read an SAE that sparsify wrote, in float32 on the CPU."""
-    config, path = read_config(directory), directory / CONFIG
+    config, path = read_config(directory, "sparsify"), directory / CONFIG
     for option, supported in (("activation", "topk"), ("skip_connection", False)):
         if config.get(option, supported) != supported:
             raise UserError(f"{path}: {option} = {config[option]} is not supported (only {supported})")
@@ -67,7 +68,7 @@ def load(directory: Path) -> SAE:
         raise UserError(f"{path}: k = {k} is more than num_latents = {d_sae}")
     sae = TopKSAE(SAEConfig(d_in, d_sae, k, d_in if config.get("transcode") else None))
     weights = read_weights(directory / WEIGHTS, sae, NAMES)
-    ours = {NAMES[name] if name in NAMES else name: name for name in sae.state_dict()}
+    ours = {NAMES.get(name, name): name for name in sae.state_dict()}
     state = {ours[name]: value for name, value in weights.items()}
     state["W_enc"] = state["W_enc"].T.contiguous()
     sae.load_state_dict(state)

@@ -34,7 +34,9 @@ def check(spec: TrainSpec) -> None:
     objective = architecture(spec.architecture).objective
     wrong = spec.problems() + objective.problems(spec)
     if spec.d_out is not None and not objective.transcodes:
-        wrong.append(f"a {spec.architecture} SAE cannot be trained from one site to another; choose another architecture")
+        wrong.append(
+            f"a {spec.architecture} SAE cannot be trained from one site to another; choose another architecture"
+        )
     if wrong:
         raise UserError(wrong)
 
@@ -55,7 +57,10 @@ class Trainer:
         self.objective = self.architecture.objective(spec)
         if first_rows is not None:
             read = normalise.measure(first_rows[:, : spec.d_in], spec.normalize)
-            units = (read, read if spec.d_out is None else normalise.measure(first_rows[:, spec.d_in :], spec.normalize))
+            units = (
+                read,
+                read if spec.d_out is None else normalise.measure(first_rows[:, spec.d_in :], spec.normalize),
+            )
         elif units is None:  # a resumed trainer: `_restore` brings them
             units = (Units(torch.zeros(spec.d_in), 1.0), Units(torch.zeros(spec.width_out), 1.0))
         self.read, self.write = (u.to(device) for u in units)
@@ -101,7 +106,7 @@ class Trainer:
         outcomes, total = [], [torch.zeros_like(p) for p in self.weights.values()]
         for part in zip(x.chunk(parts), y.chunk(parts), strict=True):
             outcomes.append(self.objective.gradients(self.weights, *part, self.step, dead))
-            torch._foreach_add_(total, [p.grad for p in self.weights.values()], alpha=1 / parts)
+            torch._foreach_add_(total, [p.grad for p in self.weights.values() if p.grad is not None], alpha=1 / parts)
         for p, grad in zip(self.weights.values(), total, strict=True):
             p.grad = grad
         terms = {name: torch.stack([o.parts[name] for o in outcomes]).mean() for name in outcomes[0].parts}

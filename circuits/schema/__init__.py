@@ -84,6 +84,6 @@ def _check_root(cfg: BaseConfig) -> list[str]:
 
 __all__ = [
     "MISSING", "RUN_KEYS", "Architecture", "Backend", "BaseConfig", "ClusterConfig", "DataConfig", "DataSource", "Dtype",
-    "EmbeddedConfig", "Matmul", "ModelConfig", "NonFinitePolicy", "Normalize", "PrecisionConfig", "Resources", "Reuse", "SaeConfig", "Site",
-    "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added", "check", "file", "free", "root_schema",
+    "EmbeddedConfig", "Matmul", "ModelConfig", "NonFinitePolicy", "Normalize", "PrecisionConfig", "Resources", "Reuse", "SaeConfig",
+    "Site", "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added", "check", "file", "free", "root_schema",
 ]  # fmt: skip

@@ -62,8 +62,10 @@ class SaeConfig:
     heldout_sequences: int = 512
     nonfinite: NonFinitePolicy = NonFinitePolicy.fail
     from_: str | None = file(None)  # a SAELens directory to take instead of training (written sae.from=DIR)
-    target_site: Site | None = added(None)  # another site to reconstruct from this one: a transcoder
-    k_anneal: int | None = added(None)  # steps over which k falls from four times its value (topk, batchtopk, matryoshka)
+    target_site: Site | None = added(None)  # noqa: RUF009 (another site to reconstruct: a transcoder)
+    k_anneal: int | None = added(
+        None
+    )  # steps over which k falls from four times its value (topk, batchtopk, matryoshka)
     threshold_rate: float | None = added(None)  # weight of a batch in the inference threshold (batchtopk, matryoshka)
     threshold_warmup: int | None = added(None)  # steps before that average begins (batchtopk, matryoshka)
     groups: int | None = added(None)  # nested dictionaries, each twice the one before (matryoshka)
@@ -72,7 +74,7 @@ class SaeConfig:
     threshold: float | None = added(None)  # thresholds at the start (jumprelu)
     bandwidth: float | None = added(None)  # of the kernel that thresholds are trained by (jumprelu)
     sparsity_decay: float | None = added(None)  # last share of the steps, in which the penalty falls to zero
-    normalize: Normalize = added(Normalize.standard)
+    normalize: Normalize = added(Normalize.standard)  # noqa: RUF009
     accumulate: int = added(1)  # parts that a batch is processed in, for less memory
     patience: int | None = added(None)  # stop after so many validations without improvement, take the best weights
     min_delta: float = added(1e-5)  # improvement that counts, as a share of the variance
@@ -88,8 +90,8 @@ class SaeConfig:
 def check(sae: SaeConfig) -> list[str]:
     errors = []
     for name in ("steps", "max_steps", "batch_size", "expansion", "k", "block_rows", "forward_batch", "dead_after",
-                 "heldout_sequences", "resample_every", "checkpoint_every", "checkpoint_keep", "log_every", "accumulate", "patience",
-                 "validate_every", "validation_sequences"):  # fmt: skip
+                 "heldout_sequences", "resample_every", "checkpoint_every", "checkpoint_keep", "log_every", "accumulate",
+                 "patience", "validate_every", "validation_sequences"):  # fmt: skip
         value = getattr(sae, name)
         if value is not None and value < 1:
             errors.append(f"sae.{name}={value}: at least 1")
@@ -126,7 +128,9 @@ def _stopping(sae: SaeConfig) -> list[str]:
     if sae.target_site is not None and sae.target_site is sae.site:
         errors.append(f"sae.target_site={sae.target_site.value}: the site itself; leave it out for an SAE")
     if sae.target_site is not None and sae.architecture is Architecture.gated:
-        errors.append("sae.target_site: sae=gated cannot be a transcoder; choose topk, batchtopk, matryoshka, jumprelu or relu")
+        errors.append(
+            "sae.target_site: sae=gated cannot be a transcoder; choose topk, batchtopk, matryoshka, jumprelu or relu"
+        )
     return errors
 
 

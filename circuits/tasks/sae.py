@@ -58,7 +58,16 @@ def normal(cfg: BaseConfig) -> BaseConfig:
         unread = ("min_delta", "validate_every", "validation_sequences")
         sae = replace(sae, **{name: getattr(SaeConfig(), name) for name in unread})
     if sae.from_ is not None:
-        kept = ("site", "target_site", "from_", "block_rows", "forward_batch", "skip_first", "heldout_sequences", "nonfinite")
+        kept = (
+            "site",
+            "target_site",
+            "from_",
+            "block_rows",
+            "forward_batch",
+            "skip_first",
+            "heldout_sequences",
+            "nonfinite",
+        )
         sae = replace(SaeConfig(), **{name: getattr(sae, name) for name in kept})
     return replace(cfg, sae=sae)
 
@@ -95,7 +104,9 @@ def _size_problems(sae: SaeConfig, width: int) -> list[str]:
         errors.append(f"sae.k={sae.k}: more than {made}")
     if sae.groups is not None and d_sae % 2 ** (sae.groups - 1):
         most = (d_sae & -d_sae).bit_length()
-        errors.append(f"sae.groups={sae.groups}: {made} cannot be halved {sae.groups - 1} times; at most sae.groups={most}")
+        errors.append(
+            f"sae.groups={sae.groups}: {made} cannot be halved {sae.groups - 1} times; at most sae.groups={most}"
+        )
     return errors
 
 
@@ -127,12 +138,14 @@ def question(cfg: BaseConfig) -> str:
     data = Path(cfg.data.path).name if cfg.data.path else f"{cfg.data.source.value} text"
     steps = min(cfg.sae.steps, cfg.sae.max_steps or cfg.sae.steps)
     trained = f"{cfg.sae.architecture.value} sparse autoencoders, trained for {steps:,} steps on {data},"
-    what = cfg.sae.site.value if cfg.sae.target_site is None else f"{cfg.sae.target_site.value} from {cfg.sae.site.value}"
+    what = (
+        cfg.sae.site.value if cfg.sae.target_site is None else f"{cfg.sae.target_site.value} from {cfg.sae.site.value}"
+    )
     return f"How well do {trained} reconstruct {what} of {Path(cfg.model.id).name}"
 
 
 def needed_bytes(cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
-    """Float32 weights; checkpoints with two Adam moments each (and the best weights), one more than are kept while a new one is written."""
+    """Float32 weights; checkpoints with two Adam moments each (and the best weights), one more than are kept."""
     width = dims.width_of(cfg.sae.site.value) or 0
     out = width if cfg.sae.target_site is None else dims.width_of(cfg.sae.target_site.value) or 0
     weights = 4 * (width + out) * width * cfg.sae.expansion
@@ -213,7 +226,9 @@ def _make(context: Context, works: dict[int, Work]) -> None:
     for layer, trainer in trained.items():
         if trainer.finished and trainer.best is not None:
             best = trainer.best
-            context.say(f"layer {layer}: stopped at step {trainer.step}; best at {best.step} (unexplained {best.loss:.5f})")
+            context.say(
+                f"layer {layer}: stopped at step {trainer.step}; best at {best.step} (unexplained {best.loss:.5f})"
+            )
     saes = {layer: trainer.export() for layer, trainer in trained.items()}
     untrained = {layer: trainer.untrained().export() for layer, trainer in trained.items()}
     _publish(context, works, saes, untrained, stream, histories)

@@ -173,8 +173,7 @@ class Objective(ABC):
         """Give dead features new weights; True for those that got them (their optimiser moments are then zeroed)."""
         return torch.zeros_like(dead)
 
-    @torch.no_grad()
-    def project(self, w: Weights) -> None:
+    def project(self, w: Weights) -> None:  # noqa: B027 (most have nothing to do)
         """After each optimiser step: bring parameters back to where they have a meaning."""
 
     @torch.no_grad()

@@ -32,9 +32,7 @@ class BatchTopKObjective(TopKObjective):
         self.select = BatchSelection()
         self.state = {"threshold": torch.zeros(())}
 
-    def gradients(
-        self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None
-    ) -> Outcome:
+    def gradients(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Outcome:
         c = self.centred(w, x)
         pre = encode(w, c, w["b_enc"])
         f, index = self.select(pre, self.spec.k_at(step) * len(x))

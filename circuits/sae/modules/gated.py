@@ -67,9 +67,7 @@ class GatedObjective(Objective):
         """λ at `step`."""
         return (self.spec.l1 or 0.0) * self.spec.width_out**0.5 * self.spec.sparsity_at(step, self.spec.l1_warmup)
 
-    def gradients(
-        self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None
-    ) -> Outcome:
+    def gradients(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Outcome:
         l1, c, n = self.l1(step) / len(x), self.centred(w, x), len(x)
         q = encode(w, c, w["b_gate"]).relu_()
         if found := sparse_support(positive(q)):

@@ -7,9 +7,9 @@ equations 11 and 12), which reaches θ only:
 
     ∂f/∂θ ≈ −(θ/ε) K((pre − θ)/ε)          ∂H/∂θ ≈ −(1/ε) K((pre − θ)/ε)
 
-θ is trained as it is and kept above zero: Adam moves a parameter by about its rate a step, which for log θ would barely move a small
-one. Units: rows are scaled to mean ‖x‖² = d, where a random direction sees a variance of 1; so θ and ε are of the order of 1 at
-every width, and λ = l0_coefficient · d is relative to the rows' size. Dead features are resampled, with the threshold they began at.
+θ is trained as it is and kept above zero: Adam moves a parameter by about its rate a step, which for log θ would barely move a
+small one. Units: rows are scaled to mean ‖x‖² = d, where a random direction sees a variance of 1; so θ and ε are of the order of 1
+at every width, and λ = l0_coefficient · d is relative to the rows' size. Dead features are resampled, threshold included.
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ class JumpReLUObjective(Objective):
         spec = self.spec
         return (spec.l0_coefficient or 0.0) * spec.width_out * spec.sparsity_at(step, spec.l0_warmup)
 
-    def gradients(
-        self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None
-    ) -> Outcome:
+    def gradients(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Outcome:
         penalty, c = self.coefficient(step) / len(x), self.centred(w, x)
         pre = encode(w, c, w["b_enc"])
         half = self.spec.bandwidth / 2

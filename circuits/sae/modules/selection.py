@@ -10,7 +10,6 @@ On a CPU a full `topk` over a wide row is a large part of a sparse step. Two exa
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 

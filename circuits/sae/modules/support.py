@@ -26,7 +26,11 @@ SPARSE_SHARE = 0.1
 ACCELERATOR_SHARE = 1 / 256
 """On an accelerator, whose matrix units make dense products cheap, below this one."""
 
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+with warnings.catch_warnings():  # that CSR tensors are in beta is said once a process: here, to nobody
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor(
+        torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0), (1, 1)
+    )
 
 
 def sparse_pays(entries: int, batch: int, d_sae: int, device: torch.device) -> bool:
@@ -121,7 +125,7 @@ class Support:
 def sparse_support(mask: Bool[Tensor, "batch d_sae"]) -> tuple[Support, Int[Tensor, " n"]] | None:
     """The support of `mask` when sums over it are the faster way; None when they are not, and always on an accelerator,
     where counting would make the host wait."""
-    if mask.device.type != "cpu" or not sparse_pays(int(mask.count_nonzero()), *mask.shape, mask.device):
+    if mask.device.type != "cpu" or not sparse_pays(int(mask.count_nonzero()), len(mask), mask.shape[1], mask.device):
         return None
     return Support.where(mask)
 

@@ -60,9 +60,7 @@ class TopKObjective(Objective):
     def problems(spec: TrainSpec) -> list[str]:
         return k_problems(spec)
 
-    def gradients(
-        self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None
-    ) -> Outcome:
+    def gradients(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Outcome:
         k, c = self.spec.k_at(step), self.centred(w, x)
         pre = encode(w, c, w["b_enc"])
         values, features = largest_of_rows(pre, k)
