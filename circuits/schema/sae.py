@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 
 from circuits.schema.fields import added, file, free
@@ -74,6 +74,7 @@ class SaeConfig:
     threshold: float | None = added(None)  # thresholds at the start (jumprelu)
     bandwidth: float | None = added(None)  # of the kernel that thresholds are trained by (jumprelu)
     sparsity_decay: float | None = added(None)  # last share of the steps, in which the penalty falls to zero
+    sparsity: float = added(1.0)  # one measure for all architectures: k is divided, penalties are multiplied by it
     normalize: Normalize = added(Normalize.standard)  # noqa: RUF009
     accumulate: int = added(1)  # parts that a batch is processed in, for less memory
     patience: int | None = added(None)  # stop after so many validations without improvement, take the best weights
@@ -95,7 +96,7 @@ def check(sae: SaeConfig) -> list[str]:
         value = getattr(sae, name)
         if value is not None and value < 1:
             errors.append(f"sae.{name}={value}: at least 1")
-    for name in ("lr", "clip", "checkpoint_minutes", "bandwidth"):
+    for name in ("lr", "clip", "checkpoint_minutes", "bandwidth", "sparsity"):
         value = getattr(sae, name)
         if value is not None and not value > 0:
             errors.append(f"sae.{name}={value}: more than 0")
@@ -132,6 +133,13 @@ def _stopping(sae: SaeConfig) -> list[str]:
             "sae.target_site: sae=gated cannot be a transcoder; choose topk, batchtopk, matryoshka, jumprelu or relu"
         )
     return errors
+
+
+def at_sparsity(sae: SaeConfig) -> SaeConfig:
+    """The same SAE with `sparsity` worked into k and the penalties."""
+    k = sae.k and max(1, round(sae.k / sae.sparsity))
+    l1, l0 = (value and value * sae.sparsity for value in (sae.l1, sae.l0_coefficient))
+    return replace(sae, k=k, l1=l1, l0_coefficient=l0, sparsity=1.0)
 
 
 A = Architecture  # short, for the table

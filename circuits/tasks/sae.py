@@ -18,7 +18,7 @@ from circuits.run.content import Contents
 from circuits.run.context import Context, Work
 from circuits.run.kinds import Column, Kind, ModelDims, readable
 from circuits.schema import BaseConfig, DataSource, NonFinitePolicy, SaeConfig
-from circuits.schema.sae import READ_BY
+from circuits.schema.sae import READ_BY, at_sparsity
 
 if TYPE_CHECKING:
     from circuits.data.stream import ActivationStream
@@ -51,7 +51,7 @@ def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
 
 def normal(cfg: BaseConfig) -> BaseConfig:
     """Equal results, equal keys: a cap beyond the schedule is none, and an SAE that is taken over is not trained."""
-    sae = cfg.sae
+    sae = at_sparsity(cfg.sae)
     if sae.max_steps is not None and sae.max_steps >= sae.steps:
         sae = replace(sae, max_steps=None)
     if sae.patience is None:
@@ -98,6 +98,7 @@ def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str
 
 def _size_problems(sae: SaeConfig, width: int) -> list[str]:
     """Options that do not fit the dictionary's size."""
+    sae = at_sparsity(sae)
     d_sae, errors = sae.expansion * width, []
     made = f"d_sae={d_sae} (sae.expansion={sae.expansion} × width {width})"
     if sae.k is not None and sae.k > d_sae:
@@ -273,7 +274,7 @@ def _stream(context: Context, layers: list[int]) -> ActivationStream:
 def _spec(context: Context, stream: ActivationStream, layer: int) -> TrainSpec:
     from circuits.sae.spec import TrainSpec
 
-    sae = context.cfg.sae
+    sae = at_sparsity(context.cfg.sae)
     given = {name: getattr(sae, name) for name in (*READ_BY, "patience")}
     return TrainSpec(
         architecture=sae.architecture.value,

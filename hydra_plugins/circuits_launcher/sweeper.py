@@ -14,7 +14,10 @@ from omegaconf import DictConfig
 from circuits.errors import UserError
 
 ConfigStore.instance().store(
-    group="hydra/sweeper", name="circuits", node={"_target_": f"{__name__}.CircuitsSweeper"}, provider="circuits"
+    group="hydra/sweeper",
+    name="circuits",
+    node={"_target_": f"{__name__}.CircuitsSweeper", "params": None},
+    provider="circuits",
 )
 
 
@@ -33,9 +36,17 @@ class CircuitsSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         if self.hydra_context is None:
             raise RuntimeError("Hydra sweeps only after setup")
+        arguments = [*self._params(arguments), *arguments]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         batches = BasicSweeper.split_arguments(parser.parse_overrides(arguments), max_batch_size=None)
         if not any(batches):
             raise UserError(f"nothing to run: a sweep in {' '.join(arguments)} is empty (range(0,4) is 0, 1, 2, 3)")
         for batch in batches:  # one batch: no maximum was given
             self.launcher.launch(batch, initial_job_idx=0)
+
+    def _params(self, arguments: list[str]) -> list[str]:
+        """The sweep that an experiment brings along (``hydra.sweeper.params``, as in Hydra's own sweeper), but for the keys that
+        the command line gives."""
+        given = {argument.partition("=")[0] for argument in arguments}
+        params = self.config.hydra.sweeper.params or {}
+        return [f"{key}={value}" for key, value in params.items() if key not in given]
