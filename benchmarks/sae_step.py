@@ -66,14 +66,9 @@ def ours(architecture: str, x: torch.Tensor, m: int, device: torch.device) -> St
     return lambda: trainer.train_step(x)
 
 
-def saelens(architecture: str, x: torch.Tensor, m: int, device: torch.device, **options: Any) -> Step:
-    """SAELens's own trainer step, with its defaults and `options`."""
-    import sae_lens as theirs
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-
-    d, n = x.shape[1], len(x)
-    name = {
+def saelens_name(architecture: str) -> str:
+    """What SAELens's classes call it."""
+    return {
         "topk": "TopK",
         "batchtopk": "BatchTopK",
         "matryoshka": "MatryoshkaBatchTopK",
@@ -81,6 +76,16 @@ def saelens(architecture: str, x: torch.Tensor, m: int, device: torch.device, **
         "gated": "Gated",
         "jumprelu": "JumpReLU",
     }[architecture]
+
+
+def saelens(architecture: str, x: torch.Tensor, m: int, device: torch.device, **options: Any) -> Step:
+    """SAELens's own trainer step, with its defaults and `options`."""
+    import sae_lens as theirs
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    d, n = x.shape[1], len(x)
+    name = saelens_name(architecture)
     own: dict[str, Any] = {
         "k": {"k": K} if architecture in ("topk", "batchtopk", "matryoshka") else {},
         "widths": {"matryoshka_widths": [m >> i for i in (4, 3, 2, 1, 0)]} if architecture == "matryoshka" else {},

@@ -30,7 +30,10 @@ BEFORE_THE_START = [
     (["model=tinny"], "tinny.*did you mean tiny"),
     (["sae.kk=3"], "sae.kk: no such key in sae; did you mean sae.k?"),
     (["sae.site=resid_pots"], "did you mean resid_post?"),
-    (["sae=topkk"], "sae=topkk: no such sae; did you mean topk. choices: relu topk"),
+    (
+        ["sae=topkk"],
+        "sae=topkk: no such sae; did you mean (batch)?topk. choices: batchtopk gated jumprelu matryoshka relu topk",
+    ),
     (["+sae.k=3"], r"\+sae.k=3: keys cannot be added"),
     (["~sae.k"], "~sae.k: keys cannot be added or removed"),
     (["sae.k=2000"], r"sae.k=2000: more than d_sae=1024 \(sae.expansion=8 × width 128\)"),
@@ -41,7 +44,7 @@ BEFORE_THE_START = [
     (["model.device=cuda:7"], "model.device=cuda:7: this machine has"),
     (["data=text"], "data=text needs data.path"),
     (["data=text", "data.path=absent.txt"], "absent.txt: no such file"),
-    (["task=status", "sae.k=3"], "sae.k: task=status does not read it; task=sae does"),
+    (["task=status", "sae.k=3"], "sae.k: task=status does not read it; task=export or task=sae does"),
     (["layer=0", "of=x"], "of: task=sae does not read it"),
 ]
 

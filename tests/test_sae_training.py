@@ -219,6 +219,10 @@ def test_resume_refuses_other_settings() -> None:
     tensors, meta = trained(small("topk"), 3).state()
     with pytest.raises(UserError, match=r"made with lr = 0.003, now lr = 0.1"):
         Trainer.resume(small("topk", lr=0.1), tensors, meta, CPU)
+    with pytest.raises(
+        UserError, match=r"made with lr = 0.003, k = 6, now lr = 0.1, k = 7: continue with lr = 0.003, k = 6, or"
+    ):
+        Trainer.resume(small("topk", lr=0.1, k=7), tensors, meta, CPU)
     del meta["spec"]["clip"]  # a checkpoint from before the option existed: it had the default
     assert Trainer.resume(small("topk"), tensors, meta, CPU).step == 3
 
@@ -270,6 +274,22 @@ def test_schedules() -> None:
     assert spec.lr_at(100) == 0
     relu = small("relu", steps=200, decay=0.2, resample_every=40)
     assert [i for i in range(1, 201) if relu.resamples_at(i)] == [40, 80, 120]
+
+
+def test_sparsity_schedules() -> None:
+    spec = small("relu", steps=100, sparsity_decay=0.2)
+    assert [round(spec.sparsity_at(i, 10), 2) for i in (0, 9, 50, 80, 90, 99)] == [0.1, 1, 1, 1, 0.5, 0.05]
+    falling = small("topk", k_anneal=10)
+    assert [falling.k_at(i) for i in (0, 5, 10, 50)] == [24, 15, 6, 6]
+    assert trained(falling, 1).metrics()["l0"] > 15 > trained(small("topk"), 1).metrics()["l0"]
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])
+def test_the_inference_threshold_keeps_k_features_a_row_on_average(name: str) -> None:
+    trainer = trained(small(name, threshold_warmup=5, steps=400), 300)
+    sae, x = trainer.export(), torch.cat([rows(1000 + i) for i in range(20)])
+    assert float((sae.encode(x) > 0).sum(1).float().mean()) == pytest.approx(6, rel=0.15)
+    assert torch.allclose(sae.encode(x)[:32], sae.encode(x[:32])), "what a row gives does not depend on its batch"
 
 
 def test_metrics_report_the_window_and_then_start_anew() -> None:

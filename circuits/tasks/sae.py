@@ -54,9 +54,6 @@ def normal(cfg: BaseConfig) -> BaseConfig:
     sae = at_sparsity(cfg.sae)
     if sae.max_steps is not None and sae.max_steps >= sae.steps:
         sae = replace(sae, max_steps=None)
-    if sae.patience is None:
-        unread = ("min_delta", "validate_every", "validation_sequences")
-        sae = replace(sae, **{name: getattr(SaeConfig(), name) for name in unread})
     if sae.from_ is not None:
         kept = (
             "site",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -26,6 +28,9 @@ class CircuitsSweeper(Sweeper):
 
     launcher: Launcher
 
+    def __init__(self, params: Mapping[str, str] | None) -> None:
+        self.params = dict(params or {})
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
         self.hydra_context = hydra_context
@@ -48,5 +53,4 @@ class CircuitsSweeper(Sweeper):
         """The sweep that an experiment brings along (``hydra.sweeper.params``, as in Hydra's own sweeper), but for the keys that
         the command line gives."""
         given = {argument.partition("=")[0] for argument in arguments}
-        params = self.config.hydra.sweeper.params or {}
-        return [f"{key}={value}" for key, value in params.items() if key not in given]
+        return [f"{key}={value}" for key, value in self.params.items() if key not in given]

@@ -180,7 +180,7 @@ def frontier(view: View, records: Sequence[Record]) -> Figure | None:
 def _joined(by_architecture: bool, series: Sequence[str]) -> str:
     """What the lines join."""
     if by_architecture:
-        return "One colour per architecture; lines join its SAEs of one layer, in the order of L0. Higher and further left is better."
+        return "One colour per architecture; lines join its SAEs of one layer by L0. Higher and further left is better."
     return "Grey lines join the SAEs of one layer." if len(series) > 1 else ""
 
 
