@@ -327,7 +327,7 @@ def test_an_input_of_a_task_lends_it_its_sections() -> None:
         (["sae.steps=-5"], "sae.steps=-5: at least 1"),
         (["sae.lr=inf"], "sae.lr=inf: a finite number is expected"),
         (["sae.lr=nan"], "sae.lr=nan: more than 0"),
-        (["sae=relu", "sae.k=3"], "sae.k=3: sae=relu does not read it; sae=topk does"),
+        (["sae=relu", "sae.k=3"], "sae.k=3: sae=relu does not read it; sae=topk, batchtopk, matryoshka do"),
         (["model=hf"], "model.id: needs a value; write model.id=…"),
         (["data=text"], "data=text needs data.path=FILE"),
         (["sae.from=/nowhere"], "sae.from=/nowhere: no such directory"),

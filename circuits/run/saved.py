@@ -6,20 +6,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.files import read_json
-from circuits.run import status, sweep
+from circuits.run import states, sweep
 
 if TYPE_CHECKING:
     from circuits.report.types import Element
 
 
-def element(found: sweep.Sweep, item: dict[str, Any]) -> Element:
-    """One element of a sweep, with its state and the artifacts it answered with."""
+def elements(found: sweep.Sweep) -> list[Element]:
+    """A sweep's elements, with their states and the artifacts they answered with."""
+    known = states.facts_of(found)
+    return [_element(found, item, known[item["index"]]) for item in found.record["elements"]]
+
+
+def _element(found: sweep.Sweep, item: dict[str, Any], facts: dict[str, Any]) -> Element:
     from omegaconf import OmegaConf
 
     from circuits.report.types import ArtifactRef, Element
 
     directory = found.directory(item)
-    facts = status.read(directory)
     state = facts.get("state", "waiting")
     provenance = directory / "provenance.json"
     refs = [
@@ -33,7 +37,7 @@ def element(found: sweep.Sweep, item: dict[str, Any]) -> Element:
         name=item["name"],
         overrides=item["overrides"],
         swept=item["swept"],
-        state="failed" if state == "killed" else state,
+        state="failed" if state in ("killed", "cancelled") else state,
         error=facts.get("error"),
         log=str(Path(item["dir"]) / "run.log"),
         wall_s=facts.get("wall_s"),

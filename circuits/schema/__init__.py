@@ -39,7 +39,7 @@ from circuits.schema.cluster import (
 from circuits.schema.data import DataConfig, DataSource
 from circuits.schema.fields import MISSING, added, file, free
 from circuits.schema.model import Dtype, EmbeddedConfig, Matmul, ModelConfig, PrecisionConfig, Site
-from circuits.schema.sae import Architecture, NonFinitePolicy, SaeConfig
+from circuits.schema.sae import Architecture, NonFinitePolicy, Normalize, SaeConfig
 from circuits.schema.task import Resources, Reuse, TaskConfig, Where
 
 
@@ -114,7 +114,7 @@ def _check_root(cfg: BaseConfig) -> list[str]:
 __all__ = [
     "MISSING", "RUN_KEYS", "ActivationSource", "ActivationsConfig", "Architecture", "Backend", "BaseConfig",
     "BehaviourConfig", "Bos", "ClusterConfig", "DataConfig", "DataSource", "Dtype", "EmbeddedConfig", "Matmul",
-    "ModelConfig", "MultiToken", "NonFinitePolicy", "PersonalConfig", "PrecisionConfig", "QueueConfig", "Resources",
-    "Reuse", "SaeConfig", "Site", "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added", "check", "file",
-    "free", "root_schema",
+    "ModelConfig", "MultiToken", "NonFinitePolicy", "Normalize", "PersonalConfig", "PrecisionConfig", "QueueConfig",
+    "Resources", "Reuse", "SaeConfig", "Site", "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added",
+    "check", "file", "free", "root_schema",
 ]  # fmt: skip

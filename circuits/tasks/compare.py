@@ -51,9 +51,7 @@ def run(cfg: BaseConfig) -> int:
     options: Options = getattr(cfg, "compare")  # noqa: B009 (joined to the schema at run time)
     sweeps = _sweeps(cfg, options.of)
     kind = sweep.kind_of(next(iter(sweeps.values())))
-    elements = {
-        label: [saved.element(found, item) for item in found.record["elements"]] for label, found in sweeps.items()
-    }
+    elements = {label: saved.elements(found) for label, found in sweeps.items()}
     problems: list[str] = []
     ones = _ones(elements, problems)
     base, *others = ones

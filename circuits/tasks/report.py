@@ -37,7 +37,7 @@ def make(path: Path, out: Path | None = None) -> Path:
 
     found = sweep.load(path)
     record = found.record
-    elements = [saved.element(found, item) for item in record["elements"]]
+    elements = saved.elements(found)
     return build(
         ReportInput(
             title=record["name"] or record["id"],

@@ -84,16 +84,15 @@ def _sample(records: Sequence[Record]) -> str:
 
 def _differences(view: View, records: Sequence[Record]) -> Figure | None:
     """Every prompt's difference as a dot, the mean with its interval on top: one strip a behaviour."""
-    drawn = [r for r in records if r.rows is not None and len(r.rows)]
+    drawn = [(record, record.rows) for record in records if record.rows is not None and len(record.rows)]
     if not drawn:
         return None
     with drawing():
         sheet = Sheet("baseline-differences", view.looks, [""], height=0.52 * len(drawn) + 0.75)
         axes = sheet.axes
-        for i, record in enumerate(drawn):
-            assert record.rows is not None
+        for i, (record, rows) in enumerate(drawn):
             look, y = view.looks[record.entry.element.series], len(drawn) - 1 - i
-            values = record.rows["diff"].to_numpy(float)
+            values = rows["diff"].to_numpy(float)
             jitter = np.random.default_rng(0).uniform(-SPREAD, SPREAD, len(values))
             axes.plot(
                 values, y - 0.1 + jitter, linestyle="none", marker="o", markersize=2.2, color=look.color, alpha=0.45
@@ -111,16 +110,17 @@ def _differences(view: View, records: Sequence[Record]) -> Figure | None:
         axes.set_yticks([])
         axes.set_ylim(-0.5, len(drawn) - 0.5)
         axes.grid(False, axis="y")
-        whole_answers = any(r.metrics.get("metric") == "full_target" for r in drawn)
+        whole_answers = any(r.metrics.get("metric") == "full_target" for r, _ in drawn)
         unit = "log-probability difference target − foil (nats)" if whole_answers else "logit difference target − foil"
         label_axes(axes, unit, "")
-    means = [float(r.metrics["logit_diff"]) for r in drawn]
+    shown = [record for record, _ in drawn]
+    means = [float(r.metrics["logit_diff"]) for r in shown]
     caption = (
-        f"One dot a prompt; large markers: means. Right of zero the model prefers the target. {_sample(drawn)} "
+        f"One dot a prompt; large markers: means. Right of zero the model prefers the target. {_sample(shown)} "
         f"Control: zero, where a model without the behaviour stands, since answers are balanced. "
-        f"From {listed([r.entry.ref.label for r in drawn])}."
+        f"From {listed([r.entry.ref.label for r in shown])}."
     )
-    data = pd.concat([r.rows.assign(behaviour=r.name, artifact=r.entry.ref.label) for r in drawn if r.rows is not None])
+    data = pd.concat([rows.assign(behaviour=r.name, artifact=r.entry.ref.label) for r, rows in drawn])
     alt = f"Difference between target and foil by prompt, {plural(len(drawn), 'behaviour')}, means {span(means, 2)}"
     return sheet.finish(title="Target against foil, prompt by prompt", caption=caption, alt=alt, data=data)
 
