@@ -1,0 +1,127 @@
+"""What an element asks of a cluster, told without one: resources, personal values, limits, and the script."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+from small_models import build
+
+from circuits.run.slurm.commands import numbers
+from circuits.run.slurm.request import clock, minutes
+from circuits.run.slurm.script import BODY
+from circuits.run.slurm.script import numbers as written
+
+DRY = ["task=sae", "layer=0", "cluster.dry_run=true"]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("90", 90), ("12:00:00", 720), ("01:30", 2), ("1-12", 2160), ("1-12:30", 2190), ("2-00:00:01", 2881), ("0:45", 1)],
+)
+def test_times_are_read_as_slurm_reads_them(text: str, count: int) -> None:
+    assert minutes(text) == count
+
+
+@pytest.mark.parametrize("text", ["soon", "1:2:3:4", "", "-5", "1.5", "12:00:00x"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(text) + "$"):
+        minutes(text)
+
+
+def test_times_and_element_numbers_are_written_as_people_and_sbatch_read_them() -> None:
+    assert clock(2190) == "36:30:00"
+    assert written([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8" and numbers("0-2,5,7-8%4") == [0, 1, 2, 5, 7, 8]
+
+
+def test_equal_requests_share_an_array_and_others_get_their_own(cli: Cli) -> None:
+    done = cli(*DRY, "cluster=slurm", "sae.lr=1e-3,1e-4", "task.resources.memory=4G,8G")
+    assert done.code == 0, done.err
+    arrays = done.out.split("#!/bin/bash")[1:]
+    assert [("--array=0,2" in text, "--mem=4G" in text) for text in arrays] == [(True, True), (False, False)]
+    assert "--array=1,3" in arrays[1] and "--mem=8G" in arrays[1], "original numbers"
+
+
+def test_a_personal_value_gives_way_to_the_command_line_and_beats_the_environment(cli: Cli) -> None:
+    words = [*DRY, "cluster=csd3"]
+    env = {"CIRCUITS_CSD3_ACCOUNT": "FROM-ENV"}
+    assert "--account=FROM-ENV" in cli(*words, **env).out
+    assert "--account=MINE" in cli(*words, "user.csd3.account=MINE", **env).out
+    assert "--account=SAID" in cli(*words, "user.csd3.account=MINE", "cluster.gpu.account=SAID", **env).out
+    for_cpu = cli(*words, "user.csd3.account=GPU", "user.csd3.cpu_account=CPU", "task.resources.gpus=0")
+    assert "--account=CPU" in for_cpu.out and "--partition=icelake" in for_cpu.out and "--gres" not in for_cpu.out
+    ncc = cli(*DRY, "cluster=ncc")
+    assert ncc.code == 2 and "ncc needs a partition: set user.ncc.partition" in ncc.err
+    typed = cli(*DRY, "cluster=ncc", "user.ncc.partition=res-gpu-small", "user.ncc.gpu_type=turing")
+    assert "--gres=gpu:turing:1" in typed.out and "--partition=res-gpu-small" in typed.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["task.resources.time=48:00:00"], "task.resources.time=48:00:00: csd3 takes at most 36:00:00"),
+        (["task.resources.time=2"], "shorter than cluster.signal_s=120"),
+        (["task.resources.memory=lots"], "task.resources.memory=lots: no size; write whole megabytes or gigabytes"),
+        (
+            ["cluster.sbatch=['--comment=mine']"],
+            "cluster.sbatch=--comment=mine: this launcher needs that option itself",
+        ),
+        (["cluster.sbatch=['constraint=x']"], "cluster.sbatch=constraint=x: an option as sbatch takes it is expected"),
+        (["cluster.workers=2"], "cluster.workers=2: only cluster=local reads it"),
+        (["user.csd4.account=x"], "user.csd4.account: no such key in user; did you mean user.csd3?"),
+        (["model=org/nothing-here"], "org/nothing-here"),
+    ],
+)
+def test_what_the_preset_refuses_is_one_line(cli: Cli, words: list[str], said: str) -> None:
+    done = cli(*DRY, "cluster=csd3", "user.csd3.account=A", *words)
+    assert done.code == 2 and said in done.err and "Traceback" not in done.err, done.err
+    assert not (cli.folder / "multirun").exists() and not (cli.outputs / "runs").exists()
+
+
+def test_a_model_that_does_not_fit_a_gpu_is_refused_with_both_sizes(cli: Cli, tmp_path: Path) -> None:
+    lm = build("qwen2")
+    lm.model.save_pretrained(tmp_path / "model")
+    words = [
+        *DRY,
+        "cluster=csd3",
+        "user.csd3.account=A",
+        f"model={tmp_path / 'model'}",
+        "cluster.gpu.gpu_memory=1K",
+        "data=text",
+        "data.context=16",
+    ]
+    (tmp_path / "t.txt").write_text("a b c\n\n" * 9)
+    done = cli(*words, f"data.path={tmp_path / 't.txt'}")
+    assert done.code == 2 and "a GPU of csd3 has 1K; use precision=bf16 or a smaller model" in done.err, done.err
+
+
+@pytest.mark.parametrize(("how", "code"), [("exit 3", 3), ("kill -9 $$", -9), ("kill -TERM $$", -15), ("true", 0)])
+def test_the_script_ends_as_the_element_ended(tmp_path: Path, how: str, code: int) -> None:
+    """The body under a plain bash, the element's command replaced by one that ends in a known way."""
+    (tmp_path / "elements.txt").write_text(f"{tmp_path}\n")
+    (tmp_path / "python").write_text(f"#!/bin/bash\n{how}\n")
+    (tmp_path / "python").chmod(0o755)
+    body = BODY.replace("{elements}", str(tmp_path / "elements.txt")).replace("{python}", str(tmp_path / "python"))
+    script = "asked=\ntrap 'asked=1' USR2\n" + body
+    done = subprocess.run(
+        ["bash", "-c", script], env={"SLURM_ARRAY_TASK_ID": "0", "PATH": "/usr/bin:/bin"}, check=False, timeout=60
+    )
+    assert done.returncode == code
+
+
+def test_a_signal_during_start_up_reaches_the_element_once_it_listens(tmp_path: Path) -> None:
+    """USR2 comes while "Python starts" (it is ignored then); it is repeated until the element has heard it."""
+    (tmp_path / "elements.txt").write_text(f"{tmp_path}\n")
+    listening = "#!/usr/bin/env python3\nimport signal, time, sys\ntime.sleep(1.5)\n"
+    listening += "signal.signal(signal.SIGUSR2, lambda *a: sys.exit(7))\n"
+    (tmp_path / "python").write_text(listening + "time.sleep(60)\n")
+    (tmp_path / "python").chmod(0o755)
+    body = BODY.replace("{elements}", str(tmp_path / "elements.txt")).replace("{python}", str(tmp_path / "python"))
+    script = "asked=\ntrap 'asked=1' USR2\nkill -USR2 $$\n" + body  # as early as can be
+    done = subprocess.run(
+        ["bash", "-c", script], env={"SLURM_ARRAY_TASK_ID": "0", "PATH": "/usr/bin:/bin"}, check=False, timeout=60
+    )
+    assert done.returncode == 7
