@@ -30,8 +30,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from slurm import debian  # noqa: E402
 from slurm.cluster import Cluster  # noqa: E402
 from slurm.config import Options  # noqa: E402
+from slurm.debian import SlurmUnavailable  # noqa: E402
 
 LATER = (dt.date.today() + dt.timedelta(days=365)).isoformat()
 SUBMIT = ["task=sae", "cluster=slurm", "task.resources.memory=1G", f"cluster.sbatch=['--begin={LATER}']"]
@@ -164,6 +166,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
+    try:
+        debian.install(accounting=True)
+    except SlurmUnavailable as e:
+        print(f"not measured: no Slurm here ({e})")
+        return
     cluster = Cluster(Path(tempfile.mkdtemp(prefix="slurm-b", dir="/tmp")), Options(changes=("MaxArraySize=2001",)))
     try:
         cluster.up().guarded_by(os.getpid())

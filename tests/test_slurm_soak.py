@@ -112,29 +112,41 @@ def test_soak_forty_elements_at_parallelism_two(own_slurm: Queue, tmp_path: Path
 def test_soak_forty_clients_killed_while_submitting(own_slurm: Queue, tmp_path: Path) -> None:
     cli, dice = Ticks(tmp_path), random.Random(40)
     notes = cli.outputs / "artifacts" / ".submissions"
+    ends, wish = Counter[str](), 1  # a wish is repeated by other clients until one of them lives
     start = time.monotonic()
-    submitted(cli("layer=0,1,2", "sae.lr=1"))
-    length, ends = time.monotonic() - start, Counter[str]()
-    for number in range(40):
-        client = cli.start("layer=0,1,2", f"sae.lr={2 + number // 4}")  # four clients want the same thing
-        if number % 2:  # anywhere; else inside the submission itself
-            time.sleep(dice.uniform(0, length))
+    client = cli.start("layer=0,1", f"sae.lr={wish}")
+    _until(lambda: any(notes.glob("*.json")))
+    before = time.monotonic() - start
+    assert client.wait() == 0
+    window = time.monotonic() - start - before
+    while ends["killed"] < 40:
+        wish += ends["lived"] + 2 > wish
+        client = cli.start("layer=0,1", f"sae.lr={wish}")
+        if dice.random() < 0.25:  # anywhere; else inside the submission itself
+            time.sleep(dice.uniform(0, before + window))
         else:
-            _until(lambda c=client: c.poll() is not None or any(notes.glob("*.json")))
-            time.sleep(dice.uniform(0, 0.5 * length))
+            old = set(notes.glob("*.json"))
+            _until(lambda c=client, o=old: c.poll() is not None or set(notes.glob("*.json")) - o)
+            time.sleep(dice.uniform(0, window))
         client.send_signal(signal.SIGKILL)
-        ends["killed" if client.wait() == -signal.SIGKILL else "had returned"] += 1
-        ends["announced"] += any(notes.glob("*.json"))
-    for number in range(10):  # in the end somebody's client lives
-        again: Done = cli("layer=0,1,2", f"sae.lr={2 + number}")
+        ends["killed" if client.wait() == -signal.SIGKILL else "lived"] += 1
+        said = client.communicate()[0]
+        ends["announced when killed"] += any(notes.glob("*.json"))
+        ends["rolled forward"] += said.count("is now complete")
+        ends["rolled back"] += said.count("was cancelled")
+    for number in range(1, wish + 1):  # in the end somebody's client lives
+        again: Done = cli("layer=0,1", f"sae.lr={number}")
         assert again.code == 0, again.err + again.out
         ends["rolled forward"] += again.err.count("is now complete")
         ends["rolled back"] += again.err.count("was cancelled")
     own_slurm.wait(lambda: not own_slurm.jobs("circuits:", live=True), seconds=900, what="the queue to empty")
     made = Counter(key for key, _, _ in cli.made())
-    assert len(made) == len(cli.artifacts("tick")) == 33 and set(made.values()) == {1}, made
+    assert len(made) == len(cli.artifacts("tick")) == 2 * wish and set(made.values()) == {1}, made
     assert not list(notes.glob("*.json")) and not list((cli.outputs / "artifacts").glob("*/*.claim"))
-    record(f"40 clients killed while submitting: 33 of 33 artifacts made exactly once, the queue empty; {dict(ends)}")
+    assert ends["rolled forward"] and ends["rolled back"]
+    record(
+        f"40 clients killed while submitting: {2 * wish} artifacts, each made exactly once, the queue empty; {dict(ends)}"
+    )
 
 
 FAULTS = ("worker", "requeue", "node", "controller")
