@@ -2,15 +2,17 @@
 
     python benchmarks/capture.py [--quick] [--device cpu] [--rounds 15] [--cpu-time]
 
-Needs torch and transformers only; TransformerLens and nnsight are measured beside us where they can be imported. Models
-are randomly initialised (cost does not depend on the weights), float32. Every round runs each variant once, in rotating
-order; a ratio is the median over rounds of variant / plain within the same round, so that drift of the machine cancels.
+Needs torch and transformers only; TransformerLens and nnsight are measured beside us where they can be imported (the first
+line says which were). GPT-2 at two shapes against the peers, then every model family at one shape. Models are randomly
+initialised (cost does not depend on the weights), float32. Every round runs each variant once, in rotating order; a ratio is
+the median over rounds of variant / plain within the same round, so that drift of the machine cancels.
 Goals: all layers, last 5 positions, with logits <= 1.05 at 6 x 384; without lm_head <= 0.75 at GPT-2-small's shape.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import statistics
 import sys
@@ -20,16 +22,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from circuits.models.hooks import Edit, Result, forward
 from circuits.models.load import LM, pick_device, wrap
-from circuits.models.sites import SITES
+from circuits.models.sites import FAMILIES, sites_of
 
 # layers, width, heads, vocabulary; the small vocabulary keeps the unembedding from hiding what hooks cost at 6 x 384
 SHAPES = {"6 x 384": (6, 384, 6, 4096), "GPT-2 small (12 x 768)": (12, 768, 12, 50257)}
+PEERS = ("transformer_lens", "nnsight")
+FAMILY_COLUMNS = {
+    "logits": "ours: last 5, logits",
+    "last logits": "ours: last 5, last logits",
+    "no lm_head": "ours: last 5, no lm_head",
+    "all sites, no lm_head": "ours: all sites, last 5, no lm_head",
+    "one layer's heads zeroed": "ours: one layer's heads zeroed, logits",
+}
 BATCH, QUICK_BATCH, TOKENS, LAST = 8, 2, 128, 5
 GOALS = {
     ("6 x 384", "ours: last 5, logits"): 1.05,
@@ -48,13 +58,37 @@ def build(layers: int, width: int, heads: int, vocab: int, device: torch.device)
     return wrap(GPT2LMHeadModel(config).to(device))
 
 
+def build_family(family: str, device: torch.device) -> LM:
+    """A random model of `family` with 6 layers of 384, 6 heads of 64 (2 key-value heads where they are grouped)."""
+    torch.manual_seed(0)
+    if family == "gpt2":
+        return build(*SHAPES["6 x 384"], device)
+    sizes = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1024}
+    sizes |= {
+        "vocab_size": 4096,
+        "max_position_embeddings": TOKENS,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    if family != "gpt_neox":
+        sizes |= {"num_key_value_heads": 2, "head_dim": 64}
+    tower = FAMILIES[family].tower
+    config = AutoConfig.for_model(family, **({tower: sizes, "vision_config": _VISION} if tower else sizes))
+    return wrap(AutoModelForCausalLM.from_config(config).to(device))
+
+
+_VISION = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64,
+           "patch_size": 16, "model_type": "siglip_vision_model"}  # fmt: skip
+
+
 def ours(lm: LM, ids: torch.Tensor, mask: torch.Tensor) -> Variants:
     """The plain pass and our variants of it."""
     layers = range(lm.dims.layers)
     positions = torch.arange(TOKENS, device=lm.device).expand_as(ids)
     attention = mask.long()
     stream = {"resid_post": layers}
-    all_sites = dict.fromkeys(SITES, layers)
+    all_sites = dict.fromkeys(sites_of(lm.dims), layers)
     zero = [Edit("head_z", lm.dims.layers // 2, torch.zeros_like)]
 
     def plain() -> object:
@@ -67,7 +101,7 @@ def ours(lm: LM, ids: torch.Tensor, mask: torch.Tensor) -> Variants:
         "ours: last 5, last logits": lambda: forward(lm, ids, mask, capture=stream, positions=LAST, logits="last"),
         "ours: last 5, no lm_head": lambda: forward(lm, ids, mask, capture=stream, positions=LAST),
         "ours: all positions, no lm_head": lambda: forward(lm, ids, mask, capture=stream),
-        "ours: all 8 sites, last 5, no lm_head": lambda: forward(lm, ids, mask, capture=all_sites, positions=LAST),
+        "ours: all sites, last 5, no lm_head": lambda: forward(lm, ids, mask, capture=all_sites, positions=LAST),
         "ours: one layer's heads zeroed, logits": lambda: forward(lm, ids, mask, edits=zero, logits="all"),
         "ours: one layer's heads zeroed, last logits": lambda: forward(lm, ids, mask, edits=zero, logits="last"),
     }
@@ -148,6 +182,24 @@ def table(shape: str, seconds: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
+def family_row(family: str, seconds: dict[str, list[float]]) -> str:
+    """One line of the families' table: medians of the ratios to plain."""
+    plain = seconds["plain"]
+    cells = [f"{statistics.median(plain) * 1e3:.1f}"]
+    for name in FAMILY_COLUMNS.values():
+        cells.append(f"{statistics.median(t / p for t, p in zip(seconds[name], plain, strict=True)):.2f}")
+    return f"| {family} | " + " | ".join(cells) + " |"
+
+
+def peers() -> str:
+    """Which peers can be imported here."""
+    found = {name: importlib.util.find_spec(name) is not None for name in PEERS}
+    return ", ".join(
+        f"{name.replace('_', '-')} {importlib.metadata.version(name.replace('_', '-')) if there else 'not installed'}"
+        for name, there in found.items()
+    )
+
+
 def held(result: Result) -> float:
     """MB kept alive by a capture (each storage once)."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in result.sites.values()}
@@ -169,16 +221,23 @@ def main() -> None:
     print(
         f"{batch} x {TOKENS} tokens, float32, {rounds} rounds of {clock.__name__}, torch {torch.__version__}, ", end=""
     )
-    print(f"{device.type} ({where})\n")
+    print(f"{device.type} ({where}); {peers()}\n")
     for shape, sizes in SHAPES.items():
         lm = build(*sizes, device)
         ids = torch.randint(0, lm.dims.vocab, (batch, TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
         mask = torch.ones_like(ids, dtype=torch.bool)
         variants = ours(lm, ids, mask) | transformer_lens(lm, ids) | nnsight(lm, ids)
         print(table(shape, measure(variants, rounds, clock, device)))
-        sites = {site: range(lm.dims.layers) for site in SITES}
+        sites = {site: range(lm.dims.layers) for site in sites_of(lm.dims)}
         part, whole = forward(lm, ids, mask, capture=sites, positions=LAST), forward(lm, ids, mask, capture=sites)
-        print(f"\nkept, all 8 sites: last {LAST} positions {held(part):.1f} MB, all positions {held(whole):.1f} MB\n")
+        print(f"\nkept, all sites: last {LAST} positions {held(part):.1f} MB, all positions {held(whole):.1f} MB\n")
+    print(f"Every family, 6 x 384, ratios to plain, last {LAST} positions:\n")
+    print("| family | plain, ms | " + " | ".join(FAMILY_COLUMNS) + " |\n|" + "---|" * (len(FAMILY_COLUMNS) + 2))
+    for family in FAMILIES:
+        lm = build_family(family, device)
+        ids = torch.randint(1, lm.dims.vocab, (batch, TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
+        measured = measure(ours(lm, ids, torch.ones_like(ids, dtype=torch.bool)), rounds, clock, device)
+        print(family_row(family, measured), flush=True)
 
 
 if __name__ == "__main__":

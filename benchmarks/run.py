@@ -19,6 +19,7 @@ PARTS = {
     "The command line": ["launch.py"],
     "Launching on Slurm": ["slurm.py"],
     "Capture": ["capture.py"],
+    "Activations on disk": ["activations.py"],
     "One SAE training step": ["sae_step.py"],
 }
 INTRODUCTION = """# Benchmarks

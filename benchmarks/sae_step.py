@@ -1,16 +1,18 @@
-"""One SAE training step against the dense floor and SAELens, interleaved in one run; a Markdown table of medians.
+"""One SAE training step against the dense floor and SAELens, interleaved in one run; a Markdown table of the least times.
 
 A step is forward + backward + clip + Adam with everything a real training step does besides (norms, dead counters,
 metrics). The floor is the five products of B·d_in·d_sae that a dense step cannot do without, into buffers that exist.
-Contestants take turns, so that a busy machine slows all of them alike; ratios are what to read.
+Contestants take turns, so that a busy machine slows all of them alike, and the least of the rounds is taken; ratios are what to
+read. `--cpu-time` counts processor time instead of the clock's: for machines that others share, with one thread.
 
-    python benchmarks/sae_step.py [--full] [--rounds 30] [--device cpu]
+sparsify and dictionary_learning are not dependencies of the project: they are compared where they are installed, else left out.
+
+    python benchmarks/sae_step.py [--full] [--rounds 15] [--threads N] [--cpu-time] [--device cpu] [--only topk,relu]
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -25,8 +27,19 @@ from circuits.sae.spec import TrainSpec
 from circuits.sae.training import Trainer
 
 Step = Callable[[], Any]
-SHAPES = {False: [(512, 4096, 256)], True: [(512, 4096, 256), (1024, 8192, 256), (512, 4096, 4096)]}
+SHAPES = {
+    False: [(512, 4096, 256)],
+    True: [(d, d * times, batch) for d in (512, 1024) for times in (4, 8) for batch in (256, 4096)],
+}
 K = 32
+OURS: dict[str, dict[str, Any]] = {
+    "topk": {"k": K},
+    "batchtopk": {"k": K},
+    "matryoshka": {"k": K, "groups": 5},
+    "relu": {"l1": 0.06, "l1_warmup": 100},
+    "gated": {"l1": 0.25, "l1_warmup": 100},
+    "jumprelu": {"l0_coefficient": 0.006, "l0_warmup": 100},
+}
 
 
 def floor(d: int, m: int, batch: int, device: torch.device) -> Step:
@@ -48,28 +61,39 @@ def floor(d: int, m: int, batch: int, device: torch.device) -> Step:
 
 def ours(architecture: str, x: torch.Tensor, m: int, device: torch.device) -> Step:
     """Our trainer's step, with its defaults."""
-    options: dict[str, Any] = {"topk": {"k": K}, "relu": {"l1": 0.06, "l1_warmup": 100}}[architecture]
-    spec = TrainSpec(architecture, x.shape[1], m, 1e-3, len(x), 10_000, warmup=50, decay=0.2, **options)
+    spec = TrainSpec(architecture, x.shape[1], m, 1e-3, len(x), 10_000, warmup=50, decay=0.2, **OURS[architecture])
     trainer = Trainer(spec, device, x)
     return lambda: trainer.train_step(x)
 
 
-def saelens(architecture: str, x: torch.Tensor, m: int, device: torch.device, sparse: bool = False) -> Step:
-    """SAELens's own trainer step."""
-    from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+def saelens_name(architecture: str) -> str:
+    """What SAELens's classes call it."""
+    return {
+        "topk": "TopK",
+        "batchtopk": "BatchTopK",
+        "matryoshka": "MatryoshkaBatchTopK",
+        "relu": "Standard",
+        "gated": "Gated",
+        "jumprelu": "JumpReLU",
+    }[architecture]
+
+
+def saelens(architecture: str, x: torch.Tensor, m: int, device: torch.device, **options: Any) -> Step:
+    """SAELens's own trainer step, with its defaults and `options`."""
+    import sae_lens as theirs
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
     d, n = x.shape[1], len(x)
-    if architecture == "topk":
-        # Its sparse activations do not work together with its default rescaling by decoder norms.
-        options = {"k": K, "use_sparse_activations": sparse, "rescale_acts_by_decoder_norm": not sparse}
-        sae: Any = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d, d_sae=m, device=str(device), **options))
-    else:
-        config = StandardTrainingSAEConfig(
-            d_in=d, d_sae=m, l1_coefficient=1.0, l1_warm_up_steps=100, device=str(device)
-        )
-        sae = StandardTrainingSAE(config)
+    name = saelens_name(architecture)
+    own: dict[str, Any] = {
+        "k": {"k": K} if architecture in ("topk", "batchtopk", "matryoshka") else {},
+        "widths": {"matryoshka_widths": [m >> i for i in (4, 3, 2, 1, 0)]} if architecture == "matryoshka" else {},
+    }
+    config = getattr(theirs, f"{name}TrainingSAEConfig")(
+        d_in=d, d_sae=m, device=str(device), **own["k"], **own["widths"], **options
+    )
+    sae: Any = getattr(theirs, f"{name}TrainingSAE")(config)
     cfg = SAETrainerConfig(
         total_training_samples=10_000 * n,
         train_batch_size_samples=n,
@@ -87,51 +111,85 @@ def saelens(architecture: str, x: torch.Tensor, m: int, device: torch.device, sp
     return step
 
 
-def measure(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median milliseconds of each, taking turns."""
+def sparsify(x: torch.Tensor, m: int, device: torch.device) -> Step | None:
+    """sparsify's SAE with fused Adam and clipping; None where it is not installed."""
+    try:
+        from sparsify import SparseCoder, SparseCoderConfig
+    except ImportError:
+        return None
+    sae = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=m, k=K), device=device, dtype=torch.float32)
+    adam = torch.optim.Adam(sae.parameters(), lr=1e-3, fused=True)
+
+    def step() -> None:
+        adam.zero_grad()
+        sae(x).fvu.backward()
+        sae.remove_gradient_parallel_to_decoder_directions()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        adam.step()
+        sae.set_decoder_norm_to_unit_norm()
+
+    return step
+
+
+def measure(steps: dict[str, Step], rounds: int, device: torch.device, clock: Callable[[], float]) -> dict[str, float]:
+    """Least milliseconds of each, taking turns."""
 
     def timed(step: Step) -> float:
-        start = time.perf_counter()
+        start = clock()
         step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return 1000 * (time.perf_counter() - start)
+        return 1000 * (clock() - start)
 
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 3):
+    for turn in range(rounds + 1):
         for name, step in steps.items():
             ms = timed(step)
-            if turn >= 3:
+            if turn:
                 times[name].append(ms)
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: min(found) for name, found in times.items()}
+
+
+def contestants(x: torch.Tensor, m: int, device: torch.device, only: list[str]) -> dict[str, Step]:
+    """The floor, ours and the others'."""
+    steps: dict[str, Step] = {"floor: 5 dense products": floor(x.shape[1], m, len(x), device)}
+    for name in only:
+        steps[name] = ours(name, x, m, device)
+        steps[f"{name}, SAELens"] = saelens(name, x, m, device)
+    if "topk" in only:
+        # SAELens's sparse activations do not work together with its default rescaling by decoder norms.
+        options = {"use_sparse_activations": True, "rescale_acts_by_decoder_norm": False}
+        steps["topk, SAELens sparse"] = saelens("topk", x, m, device, **options)
+        if step := sparsify(x, m, device):
+            steps["topk, sparsify"] = step
+    return steps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="more shapes")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--full", action="store_true", help="all shapes")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--cpu-time", action="store_true", help="processor time, with one thread unless --threads says")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default=",".join(OURS), help="architectures, with commas")
     args = parser.parse_args()
     device = torch.device(args.device)
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, float32, median of {args.rounds}\n")
-    print("| d_in, d_sae, batch | step | ms | floor ÷ step | SAELens ÷ step |\n|---|---|---|---|---|")
+    if args.threads or args.cpu_time:
+        torch.set_num_threads(args.threads or 1)
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    kind = "processor time" if args.cpu_time else "clock"
+    how = f"{torch.get_num_threads()} threads, float32, k={K}, {kind}, least of {args.rounds}"
+    print(f"torch {torch.__version__}, {device}, {how}\n")
+    print("| d_in, d_sae, batch | step | ms | floor ÷ step | theirs ÷ ours |\n|---|---|---|---|---|")
     for d, m, batch in SHAPES[args.full]:
         x = torch.randn(batch, d, generator=torch.Generator().manual_seed(1)).to(device)
-        steps = {
-            "floor: 5 dense products": floor(d, m, batch, device),
-            "TopK": ours("topk", x, m, device),
-            "TopK, SAELens": saelens("topk", x, m, device),
-            "TopK, SAELens sparse": saelens("topk", x, m, device, sparse=True),
-            "ReLU + L1": ours("relu", x, m, device),
-            "ReLU + L1, SAELens": saelens("standard", x, m, device),
-        }
-        ms = measure(steps, args.rounds, device)
-        best = {"TopK": min(ms["TopK, SAELens"], ms["TopK, SAELens sparse"]), "ReLU + L1": ms["ReLU + L1, SAELens"]}
+        ms = measure(contestants(x, m, device, args.only.split(",")), args.rounds, device, clock)
+        base = ms["floor: 5 dense products"]
         for name, value in ms.items():
-            ratio = f"{best[name] / value:.2f}" if name in best else ""
-            print(
-                f"| {d}, {m}, {batch} | {name} | {value:.1f} | {ms['floor: 5 dense products'] / value:.2f} | {ratio} |"
-            )
+            own = ms.get(name.split(",")[0])
+            ratio = f"{value / own:.2f}" if own and "," in name else ""
+            print(f"| {d}, {m}, {batch} | {name} | {value:.1f} | {base / value:.2f} | {ratio} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ def open(kind: str, **overrides: Any) -> Any:
     """The artifact of `kind` under a config, opened: ``circuits.open("sae", layer=3, model="gpt2", sae__k=64)``.
 
     Args:
-        kind: the artifact's kind (``sae``, ``tiny``, ``tokens``).
+        kind: the artifact's kind (``sae``, ``prompts``, ``baseline``, ``tiny``, ``tokens``).
         overrides: as on the command line; write ``__`` for the dot of ``sae.k``. A further ``outputs=`` names the store.
 
     Returns:

@@ -174,7 +174,9 @@ def test_faults_of_paths_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "an empty list" in refused([])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     message = refused("someone/some-corpus")
-    assert "the hub is switched off" in message and 'load_dataset("someone/some-corpus", split="train")' in message
+    assert (
+        "the hub is switched off" in message and "task=prefetch data=datasets data.path=someone/some-corpus" in message
+    )
     with pytest.raises(UserError, match="at least 2 needed"):
         read(tmp_path / "corpus.txt", limit=1)
 

@@ -4,17 +4,20 @@ refusals; images in the vision-language model; and the numbers of generation.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 from small_models import IMAGE_TOKEN, IMAGE_TOKENS, LAYERS, MODELS, build, every_site, rows
 from torch.nn import functional as F
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from circuits.errors import UserError
+from circuits.models import sites
 from circuits.models.hooks import Edit, forward
-from circuits.models.load import LM, load_model
+from circuits.models.load import LM, load_model, wrap
 from circuits.models.modules import module_at
 from circuits.models.sites import FAMILIES, dims_of, family_of, fp16_problem, site_width, sites_of
 from circuits.run import places
@@ -266,5 +269,25 @@ def test_presets_are_the_published_models():
         found[name] = (preset.id, preset.family, preset.layers, preset.width)
         assert preset.family in FAMILIES
     assert found == PUBLISHED
+    page = (places.CODE / "docs" / "models.md").read_text(encoding="utf-8")
+    for name, (hub, family, layers, width) in PUBLISHED.items():
+        assert f"| `model={name}` | {hub} | `{family}` | {layers} × {width} |" in page
+    assert all(f"`{family}`" in page for family in FAMILIES)
     gemma = OmegaConf.load(places.CONF / "model" / "gemma-3-4b-it.yaml")
     assert gemma.sets.key9 == [0, 6, 10, 14, 18, 22, 26, 30, 33]
+
+
+def test_a_family_with_llamas_names_is_the_one_line_that_the_documents_show(monkeypatch):
+    page = (places.CODE / "docs" / "models.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"```python\n(.*?)\n```", page, re.DOTALL)
+    entry = eval(f"{{{line}}}", vars(sites))
+    (family,) = entry
+    monkeypatch.setitem(FAMILIES, family, entry[family])
+    shape = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 40}
+    config = AutoConfig.for_model(family, **shape, vocab_size=50, max_position_embeddings=32, pad_token_id=0)
+    lm = wrap(AutoModelForCausalLM.from_config(config))
+    ids, mask = rows(7, 5)
+    s = forward(lm, ids, mask, capture={site: [1] for site in sites_of(lm.dims)}, logits="all")
+    written = s.sites["resid_pre", 1] + s.sites["attn_out", 1] + s.sites["mlp_out", 1]
+    assert torch.equal(s.sites["resid_post", 1], written) and s.sites["mlp_act", 1].shape[-1] == 40
+    assert dims_of({"model_type": family, **shape}) == dims_of(AutoConfig.for_model(family, **shape).to_dict())

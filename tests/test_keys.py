@@ -88,6 +88,8 @@ def _other(value: Any, hint: Any) -> Any:
     if isinstance(value, dict):
         return {"new": [1]}
     options = [option for option in typing.get_args(hint) if option is not type(None)]
+    if issubclass(options[0], Enum):
+        return next(iter(options[0]))
     return {int: 7, float: 0.5, str: "x"}[options[0]]
 
 
@@ -217,6 +219,12 @@ def test_a_change_deep_in_the_chain_reaches_the_top(tmp_path: Path) -> None:
     one, other = key(*words), key(*words, "model.embedded.seed=1")
     assert one.inputs["tokens"].inputs["tiny"].hash != other.inputs["tokens"].inputs["tiny"].hash
     assert one.inputs["tokens"].hash != other.inputs["tokens"].hash
+
+
+def test_one_measure_of_sparsity_stands_for_every_architectures_own() -> None:
+    assert key("sae.sparsity=2").hash == key("sae.k=16").hash != key().hash == key("sae.sparsity=1").hash
+    assert key("sae=relu", "sae.l1=0.05", "sae.sparsity=2").hash == key("sae=relu", "sae.l1=0.1").hash
+    assert key("sae=jumprelu", "sae.sparsity=2").hash != key("sae=jumprelu").hash
 
 
 def test_a_kinds_version_changes_its_key_and_the_keys_of_what_is_made_from_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,7 @@ def test_every_section_is_closed_and_names_its_keys(path: str, section: type) ->
         ("layer=0–3", "layer=0–3: 0–3 has a dash that is no hyphen; write 0-3"),
         ("layer=[0,1", "not in Hydra's override grammar"),
         ("note=hello (world)", "quote values with special characters: note='…'"),
-        ("model=", "model=: no such model; choices: gpt2 hf tiny"),
+        ("model=", f"model=: no such model; choices: {' '.join(places.choices('model'))}"),
         ("data.path=", "data.path=: empty; write data.path=null for none"),
         ("sae.from=", "sae.from=: empty; write sae.from=null for none"),
         ("outputs=", "outputs=: empty; it needs a value"),
@@ -273,19 +273,24 @@ def test_a_wrong_yaml_is_refused_like_a_wrong_override(
 # -- overrides that nothing reads --------------------------------------------------------------------------------
 
 
+def readers(key: str) -> str:
+    """``task=activations or task=sae``: the tasks that read a root key."""
+    return " or ".join(f"task={task}" for task in places.choices("task") if key in registry.reads(task))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["task=status", "sae.k=3"], "sae.k: task=status does not read it; task=sae does"),
         (["task=status", "sae=relu"], "sae: task=status does not read it; task=sae does"),
-        (["task=status", "layer=3"], "layer: task=status does not read it; task=sae does"),
-        (["task=report", "seed=3"], "seed: task=report does not read it; task=sae does"),
+        (["task=status", "layer=3"], f"layer: task=status does not read it; {readers('layer')} does"),
+        (["task=report", "seed=3"], f"seed: task=report does not read it; {readers('seed')} does"),
         (["of=x"], "of: task=sae does not read it; task=report or task=status does"),
         (["status.watch=true"], "status.watch: task=sae does not read it; task=status does"),
         (["task=status", "report.out=x"], "report.out: task=status does not read it; task=report does"),
         (
             ["task=status,report", "model.device=cpu"],
-            "model.device: task=status,report does not read it; task=sae does",
+            f"model.device: task=status,report does not read it; {readers('model')} does",
         ),
     ],
 )
@@ -322,7 +327,7 @@ def test_an_input_of_a_task_lends_it_its_sections() -> None:
         (["sae.steps=-5"], "sae.steps=-5: at least 1"),
         (["sae.lr=inf"], "sae.lr=inf: a finite number is expected"),
         (["sae.lr=nan"], "sae.lr=nan: more than 0"),
-        (["sae=relu", "sae.k=3"], "sae.k=3: sae=relu does not read it; sae=topk does"),
+        (["sae=relu", "sae.k=3"], "sae.k=3: sae=relu does not read it; sae=topk, batchtopk, matryoshka do"),
         (["model=hf"], "model.id: needs a value; write model.id=…"),
         (["data=text"], "data=text needs data.path=FILE"),
         (["sae.from=/nowhere"], "sae.from=/nowhere: no such directory"),

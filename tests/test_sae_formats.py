@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from circuits.errors import UserError
-from circuits.sae import formats
+from circuits.sae import formats, sparsify
 from circuits.sae.modules import SAE, SAEConfig, architectures
 
 
@@ -21,27 +21,29 @@ def ours(name: str, d_in: int = 12, d_sae: int = 40) -> SAE:
     g = torch.Generator().manual_seed(4)
     for p in sae.parameters():
         p.copy_(torch.randn(p.shape, generator=g))
+    if name in ("jumprelu", "batchtopk"):
+        sae.threshold.abs_()
     return sae
+
+
+THEIRS = {"topk": "TopK", "relu": "Standard", "jumprelu": "JumpReLU", "gated": "Gated"}
 
 
 def theirs(name: str, **options: Any) -> Any:
     """A SAELens SAE with random weights and decoder rows of different norms."""
-    from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
-
-    if name == "topk":
-        sae: Any = TopKSAE(TopKSAEConfig(d_in=12, d_sae=40, k=5, **options))
-    else:
-        sae = StandardSAE(StandardSAEConfig(d_in=12, d_sae=40, **options))
+    config = getattr(sae_lens, f"{THEIRS[name]}SAEConfig")
+    k = {"k": 5} if name == "topk" else {}
+    sae = getattr(sae_lens, f"{THEIRS[name]}SAE")(config(d_in=12, d_sae=40, **k, **options))
     g = torch.Generator().manual_seed(8)
-    for p in sae.parameters():
-        p.data.copy_(torch.randn(p.shape, generator=g))
+    for key, p in sae.named_parameters():
+        p.data.copy_(torch.rand(p.shape, generator=g) if key == "threshold" else torch.randn(p.shape, generator=g))
     return sae
 
 
 X = torch.randn(64, 12, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("name", ["topk", "relu"])
+@pytest.mark.parametrize("name", ["topk", "relu", "gated", "jumprelu", "batchtopk"])
 def test_saelens_loads_ours_with_equal_reconstructions(name: str, tmp_path: Path) -> None:
     sae = ours(name)
     rate = torch.linspace(0, 0.5, 40)
@@ -62,8 +64,12 @@ def test_saelens_loads_ours_with_equal_reconstructions(name: str, tmp_path: Path
         ("topk", {"apply_b_dec_to_input": False}),
         ("topk", {"rescale_acts_by_decoder_norm": True}),
         ("topk", {"rescale_acts_by_decoder_norm": True, "apply_b_dec_to_input": False}),
-        ("standard", {"apply_b_dec_to_input": True}),
-        ("standard", {"apply_b_dec_to_input": False}),
+        ("relu", {"apply_b_dec_to_input": True}),
+        ("relu", {"apply_b_dec_to_input": False}),
+        ("jumprelu", {}),
+        ("jumprelu", {"apply_b_dec_to_input": False}),
+        ("gated", {}),
+        ("gated", {"apply_b_dec_to_input": False}),
     ],
 )
 def test_saelens_directories_load_here_with_equal_reconstructions(
@@ -92,7 +98,10 @@ def changed(directory: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "jumprelu"}, "architecture jumprelu is not supported.* supported: standard topk"),
+        (
+            {"architecture": "temporal"},
+            "architecture temporal is not supported.* supported: gated jumprelu .*standard topk",
+        ),
         ({"k": "absent"}, "k must be a whole number above 0, it is None"),
         ({"k": 41}, "k = 41 is more than d_sae = 40"),
         ({"d_in": "absent"}, "d_in must be a whole number"),
@@ -135,3 +144,60 @@ def test_a_directory_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "sae_weights.safetensors").write_bytes(b"12345")
     with pytest.raises(UserError, match="cannot be read as safetensors"):
         formats.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["relu", "jumprelu"])
+def test_transcoders_agree_with_saelens_both_ways(name: str, tmp_path: Path) -> None:
+    from sae_lens.saes import transcoder as saelens
+
+    sae = architectures()[name].sae(SAEConfig(12, 40, d_out=7))
+    g = torch.Generator().manual_seed(4)
+    for p in sae.parameters():
+        p.copy_(torch.rand(p.shape, generator=g) - 0.3)
+    formats.save(
+        tmp_path / "ours", sae, {"hook_name": "blocks.1.hook_mlp_in", "hook_name_out": "blocks.1.hook_mlp_out"}
+    )
+    found = sae_lens.SAE.load_from_disk(tmp_path / "ours")
+    assert torch.allclose(found(X), sae(X), atol=1e-5) and found(X).shape == (64, 7)
+    cls = {"relu": "Transcoder", "jumprelu": "JumpReLUTranscoder"}[name]
+    config = getattr(saelens, f"{cls}Config")(d_in=12, d_sae=40, d_out=7, apply_b_dec_to_input=False)
+    other = getattr(saelens, cls)(config)
+    for p in other.parameters():
+        p.data.copy_(torch.rand(p.shape, generator=g) - 0.3)
+    other.save_model(tmp_path / "theirs")
+    assert torch.allclose(formats.load(tmp_path / "theirs")(X), other(X), atol=1e-5)
+
+
+@pytest.mark.parametrize("d_out", [None, 12])
+def test_a_sparsify_directory_comes_back_the_same_and_holds_its_tensors(d_out: int | None, tmp_path: Path) -> None:
+    """sparsify computes TopK(ReLU(encoder(x − b_dec))) W_dec + b_dec, in a transcoder encoder(x)."""
+    sae = architectures()["topk"].sae(SAEConfig(12, 40, 5, d_out))
+    g = torch.Generator().manual_seed(4)
+    for p in sae.parameters():
+        p.copy_(torch.randn(p.shape, generator=g))
+    sparsify.save(tmp_path, sae)
+    assert torch.equal(sparsify.load(tmp_path)(X), sae(X))
+    w, config = load_file(tmp_path / "sae.safetensors"), json.loads((tmp_path / "cfg.json").read_text())
+    assert {k: tuple(v.shape) for k, v in w.items()} == {
+        "encoder.weight": (40, 12), "encoder.bias": (40,), "W_dec": (40, 12), "b_dec": (12,)
+    }  # fmt: skip
+    assert config["num_latents"] == 40 and config["k"] == 5 and config["transcode"] is (d_out is not None)
+    pre = (X if d_out else X - w["b_dec"]) @ w["encoder.weight"].T + w["encoder.bias"]
+    values, index = pre.relu().topk(5)
+    by_hand = torch.zeros(64, 40).scatter(1, index, values) @ w["W_dec"] + w["b_dec"]
+    assert torch.allclose(by_hand, sae(X), atol=1e-5)
+
+
+def test_what_sparsify_does_not_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sparsify has TopK SAEs only, this one is relu"):
+        sparsify.save(tmp_path, ours("relu"))
+    sparsify.save(tmp_path, ours("topk"))
+    changed(tmp_path, skip_connection=True)
+    with pytest.raises(UserError, match="skip_connection = True is not supported"):
+        sparsify.load(tmp_path)
+    changed(tmp_path, skip_connection=False)
+    weights = load_file(tmp_path / "sae.safetensors")
+    del weights["encoder.bias"]
+    save_file(weights, tmp_path / "sae.safetensors")
+    with pytest.raises(UserError, match=r"lacks the tensor encoder\.bias; a topk SAE has W_dec b_dec encoder\.bias"):
+        sparsify.load(tmp_path)

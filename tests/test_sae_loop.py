@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_stream import make_lm, make_stream
 
-from circuits.sae.loop import Hooks, train
+from circuits.sae.loop import Hooks, train, validation_rows
 from circuits.sae.spec import TrainSpec
 from circuits.sae.training import Trainer
 
@@ -16,27 +16,30 @@ STEPS = 40
 Saved = dict[int, tuple[dict[str, torch.Tensor], dict[str, Any]]]
 
 
-def spec(architecture: str, layer: int, d_in: int) -> TrainSpec:
+def spec(architecture: str, layer: int, d_in: int, **changes: Any) -> TrainSpec:
     """A small SAE."""
-    own = {"k": 4} if architecture == "topk" else {"l1": 0.05, "resample_every": 10}
-    return TrainSpec(
-        architecture=architecture,
-        d_in=d_in,
-        d_sae=32,
-        lr=1e-3,
-        batch_size=16,
-        steps=STEPS,
-        dead_after=64,
-        layer=layer,
-        **own,
-    )
+    own: dict[str, Any] = {
+        "topk": {"k": 4},
+        "batchtopk": {"k": 4},
+        "matryoshka": {"k": 4, "groups": 3},
+        "relu": {"l1": 0.05, "resample_every": 10},
+        "gated": {"l1": 0.05, "resample_every": 10},
+        "jumprelu": {"l0_coefficient": 0.01, "resample_every": 10},
+    }[architecture]
+    common = {"d_sae": 32, "lr": 1e-3, "batch_size": 16, "steps": STEPS, "dead_after": 64}
+    return TrainSpec(architecture=architecture, d_in=d_in, layer=layer, **{**common, **own, **changes})
 
 
 def run(
-    architecture: str, layers: tuple[int, ...], saved: Saved, stop_at: int | None = None
+    architecture: str,
+    layers: tuple[int, ...],
+    saved: Saved,
+    stop_at: int | None = None,
+    target: str | None = None,
+    **changes: Any,
 ) -> tuple[dict[int, Trainer] | None, dict[tuple[int, int], Any], dict[int, list[int]]]:
     """Train; the trainers, every checkpoint by (layer, step), and the logged steps of each layer."""
-    stream = make_stream(make_lm("qwen2"), layers=layers)
+    stream = make_stream(make_lm("qwen2"), layers=layers, **({"target": target} if target else {}))
     checkpoints: dict[tuple[int, int], Any] = {}
     logged: dict[int, list[int]] = {layer: [] for layer in layers}
     hooks = Hooks(
@@ -46,11 +49,12 @@ def run(
         log_every=10,
         save_every=10,
     )
-    specs = {layer: spec(architecture, layer, stream.width) for layer in layers}
-    return train(stream, specs, saved, hooks, STEPS), checkpoints, logged
+    specs = {layer: spec(architecture, layer, stream.width, d_out=stream.target_width, **changes) for layer in layers}
+    validation = validation_rows(stream, 4, 8) if "patience" in changes else None
+    return train(stream, specs, saved, hooks, STEPS, validation), checkpoints, logged
 
 
-@pytest.mark.parametrize("architecture", ["topk", "relu"])
+@pytest.mark.parametrize("architecture", ["topk", "relu", "batchtopk", "matryoshka", "jumprelu", "gated"])
 def test_layers_cut_at_different_steps_continue_bit_identically(architecture: str) -> None:
     whole, checkpoints, logged = run(architecture, (0, 1, 2), {})
     assert whole is not None and logged == {layer: [10, 20, 30, 40] for layer in (0, 1, 2)}
@@ -76,3 +80,35 @@ def test_a_stop_saves_every_layer_first() -> None:
     stopped, checkpoints, _ = run("topk", (0, 1), {}, stop_at=20)
     assert stopped is None
     assert {(0, 20), (1, 20)} <= checkpoints.keys()
+
+
+def equal(a: Trainer, b: Trainer) -> bool:
+    """Bit-identical weights."""
+    return all(torch.equal(weight, b.weights[name]) for name, weight in a.weights.items())
+
+
+def test_transcoders_resume_bit_identically_alone_and_in_a_set() -> None:
+    whole, checkpoints, _ = run("jumprelu", (0, 1), {}, target="mlp_out")
+    resumed, _, _ = run("jumprelu", (0, 1), {0: checkpoints[0, 30], 1: checkpoints[1, 10]}, target="mlp_out")
+    alone, _, _ = run("jumprelu", (1,), {}, target="mlp_out")
+    assert whole and resumed and alone and equal(whole[1], alone[1])
+    assert all(equal(trainer, resumed[layer]) for layer, trainer in whole.items())
+    assert not torch.equal(whole[1].read.mean, whole[1].write.mean)
+
+
+def test_early_stopping_takes_the_best_weights_and_each_layer_stops_by_itself() -> None:
+    options = {"patience": 2, "validate_every": 5, "min_delta": 0.0, "lr": 0.5}  # a rate that soon makes things worse
+    stopped, checkpoints, logged = run("topk", (0, 1), {}, **options)
+    assert stopped is not None
+    for layer, trainer in stopped.items():
+        best = trainer.best
+        assert best is not None and trainer.finished and trainer.step == best.step + 10 < STEPS
+        assert logged[layer][-1] == trainer.step, "the last step is in the history"
+        tensors = checkpoints[layer, trainer.step][0]
+        assert all(torch.equal(w, tensors[f"best.{name}"]) for name, w in trainer.weights.items())
+        assert not torch.equal(trainer.weights["W_dec"], tensors["weights.W_dec"]), "copies, not the live weights"
+    before = {layer: (layer, 5 if (layer, 5) in checkpoints else 10) for layer in (0, 1)}
+    resumed, _, _ = run("topk", (0, 1), {layer: checkpoints[at] for layer, at in before.items()}, **options)
+    assert resumed is not None and all(equal(trainer, resumed[layer]) for layer, trainer in stopped.items())
+    ended, _, _ = run("topk", (0, 1), {i: checkpoints[i, stopped[i].step] for i in (0, 1)}, **options)
+    assert ended is not None and all(equal(trainer, ended[layer]) for layer, trainer in stopped.items())

@@ -24,8 +24,9 @@ def some_sae(name: str, d_in: int = 8, d_sae: int = 32) -> SAE:
     g = torch.Generator().manual_seed(3)
     sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=g), dim=1))
     sae.W_enc.copy_(0.4 * sae.W_dec.T)
-    sae.b_enc.copy_(0.1 * torch.randn(d_sae, generator=g) - 0.2)
-    sae.b_enc[5] = -1e4  # never fires
+    for bias in sae.pre_biases:
+        getattr(sae, bias).copy_(0.1 * torch.randn(d_sae, generator=g) - 0.2)
+        getattr(sae, bias)[5] = -1e4  # never fires
     sae.b_dec.fill_(9.0)
     return sae
 
@@ -38,7 +39,7 @@ def sequences(n: int = 30, pos: int = 7, d: int = 8) -> tuple[Tensor, Tensor]:
     return torch.where(keep[..., None], x, float("nan")), keep
 
 
-@pytest.mark.parametrize("name", ["topk", "relu"])
+@pytest.mark.parametrize("name", ["topk", "relu", "gated", "jumprelu"])
 def test_metrics_equal_the_plain_formulas_however_the_data_is_cut(name: str) -> None:
     sae, (x, keep) = some_sae(name), sequences()
     whole, cut = Evaluator(sae), Evaluator(sae)
@@ -60,6 +61,15 @@ def test_metrics_equal_the_plain_formulas_however_the_data_is_cut(name: str) -> 
     assert sum(density["counts"]) + density["never"] == 32 and density["never"] >= 1
     assert len(density["edges"]) == len(density["counts"]) + 1
     assert found["ce_score"] is None
+    rate = (f > 0).double().mean(0)
+    assert found["dense_fraction"] == pytest.approx(float((rate > 0.1).double().mean()))
+    wanted, got = rows - sae.b_dec, sae.decode(f).double() - sae.b_dec
+    assert found["norm_ratio"] == pytest.approx(float(got.norm(dim=1).sum() / wanted.norm(dim=1).sum()), rel=1e-5)
+    scales = torch.linspace(0.5, 2, 3001).double()
+    by_hand = scales[torch.stack([(got / s - wanted).square().sum() for s in scales]).argmin()]
+    assert found["relative_bias"] == pytest.approx(float(by_hand), abs=1e-3) or not 0.5 < by_hand < 2
+    cosine = sae.W_dec @ sae.W_dec.T - 2 * torch.eye(32)
+    assert found["decoder_cosine"] == pytest.approx(float(cosine.amax(1).mean()), abs=1e-5)
     json.dumps(found, allow_nan=False)
     assert _close(cut.result(), found)
 

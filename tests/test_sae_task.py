@@ -54,9 +54,10 @@ def test_a_set_of_layers_in_one_run_equals_single_runs_bit_by_bit(
     warm: Cli, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     alone = sharing(warm.outputs / "artifacts", tmp_path_factory.mktemp("alone"))
-    for architecture in ("topk", "relu"):
-        assert warm("task=sae", "layer=all", f"sae={architecture}", *SHORT).code == 0
-        assert alone("task=sae", "layer=2", f"sae={architecture}", *SHORT).code == 0
+    architectures = "sae=topk,relu,batchtopk,matryoshka,jumprelu,gated"
+    assert warm("task=sae", "layer=all", architectures, *SHORT).code == 0
+    assert alone("task=sae", "layer=2", architectures, *SHORT).code == 0
+    assert len(alone.artifacts("sae")) == 6
     for path in alone.artifacts("sae"):
         together = warm.outputs / "artifacts" / "sae" / path.name  # the same key, hence the same name
         assert same(path, together)
@@ -95,8 +96,9 @@ def test_the_artifact_is_a_saelens_directory_with_equal_reconstructions(warm: Cl
 
     from circuits.sae import formats
 
-    for architecture in ("topk", "relu"):
-        assert warm("task=sae", "layer=1", f"sae={architecture}", *SHORT).code == 0
+    architectures = "sae=topk,relu,batchtopk,matryoshka,jumprelu,gated"
+    assert warm("task=sae", "layer=1", architectures, *SHORT).code == 0
+    assert len(warm.artifacts("sae")) == 6
     for path in warm.artifacts("sae"):
         theirs, ours = SAELens.load_from_disk(str(path)), formats.load(path)
         x = torch.randn(64, ours.cfg.d_in, generator=torch.Generator().manual_seed(0)) * 3
@@ -204,3 +206,64 @@ def test_tracking_writes_jsonl_always_and_wandb_per_layer_offline(warm: Cli) -> 
     assert len(list(run.glob("wandb/offline-run-*"))) == 2
     assert warm("task=sae", "layer=0", *SHORT).code == 0
     assert not list((warm.outputs / "runs").glob("*/sae-*/wandb")), "tracking=off"
+
+
+def test_an_exported_sae_is_named_by_its_config_and_loads_in_saelens(warm: Cli) -> None:
+    from sae_lens import SAE as SAELens  # noqa: N811 (theirs, beside ours)
+
+    from circuits.sae import formats, sparsify
+
+    assert warm("task=sae", "layer=[0,1]", "sae.k=16", *SHORT).code == 0
+    done = warm("task=export", "layer=1", "sae.k=16", "export.path=out/one", *SHORT)
+    assert done.code == 0 and "sae/tiny-L1-topk-" in done.out, done.err
+    artifact = by_layer(warm)[1]
+    theirs, ours = SAELens.load_from_disk(str(warm.folder / "out/one")), formats.load(artifact)
+    x = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)) * 3
+    assert torch.allclose(theirs(x), ours(x), atol=1e-5)
+    names = {path.name for path in (warm.folder / "out/one").iterdir()}
+    assert names == {"README.md", "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"}
+    card, metrics = (warm.folder / "out/one/README.md").read_text(), json.loads((artifact / "metrics.json").read_text())
+    assert (
+        f"{metrics['explained_variance']:.4f}" in card and "blocks.1.hook_resid_post" in card and artifact.name in card
+    )
+    done = warm("task=export", "layer=[0,1]", "sae.k=16", "export.format=sparsify", "export.path=out/both", *SHORT)
+    assert done.code == 0, done.err
+    assert torch.equal(sparsify.load(warm.folder / "out/both/layers.1")(x), ours(x))
+    for words, message in (
+        (["export.path=out/one"], "not empty; choose another directory"),
+        ([], "export: where to? export.path=DIR"),
+        (["export.path=a", "export.format=saelen"], "did you mean saelens?"),
+        (["export.path=a", "sae.k=17"], "does not exist in"),
+    ):
+        refused = warm("task=export", "layer=1", *(["sae.k=16"] if "sae.k=17" not in words else []), *words, *SHORT)
+        assert refused.code == 2 and message in refused.err and len(refused.errors) == 1, refused.err
+
+
+def test_a_transcoder_is_trained_measured_spliced_and_read_back(warm: Cli) -> None:
+    from circuits.sae import formats
+
+    words = ["sae.site=mlp_in", "sae.target_site=mlp_out"]
+    done = warm("task=sae", "layer=[1,2]", "sae=topk,jumprelu", *words, *SHORT)
+    assert done.code == 0, done.out + done.err
+    assert len(warm.artifacts("sae")) == 4
+    for path in warm.artifacts("sae"):
+        metrics = json.loads((path / "metrics.json").read_text())
+        assert "-transcoder-" in path.name and metrics["target_site"] == "mlp_out"
+        assert metrics["explained_variance"] > metrics["control"]["explained_variance"]
+        assert metrics["ce_zero"] != metrics["ce_spliced"]
+        sae = formats.load(path)
+        assert sae.cfg.d_out == 128
+    taken = warm("task=sae", "layer=1", f"sae.from={path}", *words, *SHORT)
+    assert taken.code == 0, taken.err
+    refused = warm("task=sae", "layer=1", f"sae.from={path}", *SHORT)
+    assert refused.code == 2 and "a transcoder; name the site that it reconstructs with sae.target_site=" in refused.err
+
+
+def test_early_stopping_accumulation_and_units_through_the_command_line(warm: Cli) -> None:
+    words = ["sae.patience=1", "sae.min_delta=0.9", "sae.validate_every=10", "sae.accumulate=2", "sae.normalize=rms"]
+    done = warm("task=sae", "layer=1", *words, *SHORT)
+    assert done.code == 0, done.out + done.err
+    metrics = json.loads((warm.artifacts("sae")[0] / "metrics.json").read_text())
+    assert metrics["steps"] == 20, "nothing improves by nine tenths of the variance twice"
+    log = next((warm.outputs / "runs").glob("*/*/run.log")).read_text()
+    assert "stopped at step 20; best at 10" in log

@@ -23,10 +23,8 @@ Wait = Callable[..., None]
 def _leave_nothing_queued(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     """Whatever became of the test, its jobs go."""
     yield
-    queue: Queue | None = next(
-        (request.getfixturevalue(n) for n in ("own_slurm", "slurm") if n in request.fixturenames), None
-    )
-    if queue is not None:
+    if "slurm" in request.fixturenames:  # a private cluster goes with its jobs
+        queue: Queue = request.getfixturevalue("slurm")
         for record in tmp_path.glob("**/sweep.json"):
             queue.cancel(*ours(queue, record.parent))
 
@@ -96,15 +94,17 @@ def test_a_bad_night(slurm: Queue, warm: Cli, tmp_path: Path) -> None:
 
 
 def test_a_run_at_its_time_limit_saves_is_queued_again_and_goes_on(slurm: Queue, warm: Cli) -> None:
-    limits = ["task.resources.time=2", "cluster.signal_s=100"]  # minutes, and so 20 s of work a turn
+    # 3 minutes less 140 s: turns of 40 s, as many as a slow machine needs to come to training twice
+    limits = ["task.resources.time=3", "cluster.signal_s=140", "cluster.max_num_timeout=20"]
     job = submitted(
         warm("task=sae", "layer=1", "sae.steps=1500000", "sae.checkpoint_every=100000", SLURM, *limits, *SMALL)
     )
     run = sweep_dir(warm)
-    slurm.wait(lambda: status(run)["timeouts"] == 1, what="the first time limit")
+    slurm.wait(lambda: status(run)["timeouts"] >= 1, what="the first time limit")
     slurm.wait(
-        lambda: status(run)["restarts"] == 1 and (status(run)["progress"] or {}).get("phase") == "training",
-        what="the second turn",
+        lambda: len(re.findall("time limit reached", (run / "run.log").read_text())) and training(run, 0),
+        400,
+        "another turn",
     )
     log = (run / "run.log").read_text()
     assert f"time limit reached; job {job}_0 is queued again and goes on from what was saved" in log
@@ -383,6 +383,8 @@ from circuits.run.store import Store
 found = sweep.load(Path({sweep!r}))
 elements = launching.planned(found)
 store = Store(Path(elements[0].cfg.outputs) / "artifacts")
+for element in elements:
+    element.cfg.cluster.sbatch = []
 new = sweep.create(elements, Path.cwd())
 sys.exit(SlurmLauncher(new, elements, Standing(to_run=elements), store, {{}}, {after!r}).submit())
 """

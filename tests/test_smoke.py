@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from configs import compose
 from conftest import Cli
+from test_family_runs import save
 from test_load import make
 
 from circuits.errors import RunError, UserError
@@ -73,6 +74,8 @@ def test_a_model_is_here_or_named_with_the_command_that_fetches_it(look, tmp_pat
     assert "run: python launch.py task=prefetch model=google/gemma-3-4b-it" in lines["model"][1]
     made = make(tmp_path / "model", "gpt2")
     assert look(f"model={made}")["model"][1].endswith("gpt2, 2 layers of 16")
+    gemma = save("gemma3_text", tmp_path / "gemma")
+    assert "exceed float16's" in look(f"model={gemma}", "precision=fp16", absent=("model",))["model"][1]
     (made / "model.safetensors").write_bytes(b"cut")
     assert "truncated or damaged" in look(f"model={made}", absent=("model",))["model"][1]
 

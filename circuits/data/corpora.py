@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from circuits.data import hub
@@ -91,6 +92,16 @@ def documents(
         if count == limit:
             return
     _require_two(count, path)
+
+
+@lru_cache
+def problems(kind: str, path: str, field: str = "text", split: str | None = None) -> tuple[str, ...]:
+    """What `check_corpus` finds; read once for all elements of a sweep."""
+    try:
+        check_corpus(kind, path, field, split)
+    except UserError as e:
+        return tuple(e.messages)
+    return ()
 
 
 def check_corpus(kind: str | None, path: Paths, field: str = "text", split: str | None = None) -> CorpusFacts:

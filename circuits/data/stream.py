@@ -57,7 +57,7 @@ class Batch:
     following: Position
     """Where the next one stands: what a checkpoint made after this batch keeps."""
     rows: dict[int, Float[Tensor, "batch width"]]
-    """By layer, in float32 on the model's device; the consumer's own."""
+    """By layer, in float32 on the model's device; the consumer's own. With a `target`, [x | y] side by side."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ class ActivationStream:
     rows are shuffled; `forward_batch` sequences go through the model together; the first `skip_first` positions of
     every sequence are left out (at the very first a model's activations are many times larger than elsewhere).
     `nonfinite`: ``fail`` raises `NonFinite` at the first NaN or infinity; ``drop`` leaves such rows out, for all
-    layers alike, and counts them in `dropped`. Buffers are of `dtype`, the model's own when None.
+    layers alike, and counts them in `dropped`. Buffers are of `dtype`, the model's own when None. With a `target` site, its
+    activations of the same token and layer stand beside each row (what a transcoder is trained on).
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class ActivationStream:
         skip_first: int = 0,
         nonfinite: str = "fail",
         dtype: torch.dtype | None = None,
+        target: str | None = None,
     ) -> None:
         if nonfinite not in ("fail", "drop"):
             raise UserError(f"nonfinite={nonfinite}; choices: fail drop")
@@ -130,6 +132,8 @@ class ActivationStream:
         self.seed, self.skip_first, self.nonfinite = seed, skip_first, nonfinite
         self.dtype = dtype or lm.dtype
         self.width = site_width(lm.dims, site)
+        self.target = None if target is None else check_site(target)
+        self.target_width = None if target is None else site_width(lm.dims, target)
         self.dropped: dict[int, dict[str, Any]] = {}
         """Rows left out as non-finite, by block: ``{rows, layers: {layer: rows}, samples: [first few]}``. Merging the
         record of an interrupted run with that of its continuation counts no block twice."""
@@ -153,6 +157,7 @@ class ActivationStream:
             "nonfinite": self.nonfinite,
             "dtype": str(self.dtype).removeprefix("torch."),
             "sequences_per_block": self.sequences_per_block,
+            **({"target": self.target} if self.target else {}),
         }
 
     def batches(self, start: Position | None = None) -> Iterator[Batch]:
@@ -225,12 +230,12 @@ class ActivationStream:
     @torch.no_grad()
     def _fill(self, block: _Block, buffers: dict[int, Tensor]) -> None:
         """Run the model over a block and put every row in its place. Buffers are kept, and grown when too small."""
-        device = self.lm.device
+        device, width = self.lm.device, self.width + (self.target_width or 0)
         try:
             for layer in self.layers:
                 if layer not in buffers or len(buffers[layer]) < block.rows:
                     buffers.pop(layer, None)
-                    buffers[layer] = torch.empty(block.rows, self.width, dtype=self.dtype, device=device)
+                    buffers[layer] = torch.empty(block.rows, width, dtype=self.dtype, device=device)
             for chunk in block.chunks:
                 from_rows = chunk.source_rows.to(device, non_blocking=True)
                 places = chunk.places.to(device, non_blocking=True)
@@ -245,9 +250,12 @@ class ActivationStream:
 
     @torch.no_grad()
     def _capture(self, tokens: Tokens) -> dict[int, Float[Tensor, "n pos width"]]:
-        wanted = [(self.site, layer) for layer in self.layers]
+        wanted = [(site, layer) for site in (self.site, self.target) if site is not None for layer in self.layers]
         sites = forward(self.lm, tokens.ids, tokens.mask, capture=wanted).sites
-        return {layer: sites[(self.site, layer)].flatten(2) for layer in self.layers}
+        if self.target is None:
+            return {layer: sites[(self.site, layer)].flatten(2) for layer in self.layers}
+        both = {layer: [sites[(site, layer)].flatten(2) for site in (self.site, self.target)] for layer in self.layers}
+        return {layer: torch.cat(pair, dim=2) for layer, pair in both.items()}
 
     def _finite(self, block: _Block, buffers: Mapping[int, Tensor]) -> int:
         """Rows of the block that may be handed out: checked once a block; rows to be dropped are closed up."""

@@ -41,10 +41,10 @@ def hooked(module: nn.Module, tap: Tap, visit: Callable[[Tensor], Tensor]) -> It
 
 @contextlib.contextmanager
 def only_at(lm_head: nn.Module, last: Tensor) -> Iterator[None]:
-    """Show the unembedding `lm_head` one position per row: logits come out as [batch, 1, vocab]."""
-    handle = lm_head.register_forward_pre_hook(
-        lambda _, args: (args[0][arange(len(last), device=last.device), last][:, None], *args[1:])
-    )
+    """Show the unembedding `lm_head` some positions per row only, `last` [batch] or [batch, n]: logits [batch, n, vocab]."""
+    columns = last if last.dim() == 2 else last[:, None]
+    rows = arange(len(columns), device=columns.device)[:, None]
+    handle = lm_head.register_forward_pre_hook(lambda _, args: (args[0][rows, columns], *args[1:]))
     try:
         yield
     finally:

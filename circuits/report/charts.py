@@ -41,11 +41,12 @@ def by_layer(
     floor: float | None = None,
     fractions: bool = False,
     height: float = 2.7,
+    across_label: str | None = None,
 ) -> tuple[Sheet, int]:
     """Values by layer, one line per series, drawn side by side within a layer so that intervals stay apart.
 
     Values below `floor` are drawn as ▼ on the floor; how many is returned, because the caption has to say it. Where all
-    points are of one layer, the series take the place of the layers on the x axis.
+    points are of one layer, the series take the place of the layers on the x axis, under `across_label`.
     """
     series = sorted({p.series for p in points}, key=looks.rank)
     layers = sorted({p.layer for p in points})
@@ -70,7 +71,7 @@ def by_layer(
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
         if across:
             axes.set_xticks(range(len(series)), series if named else [""] * len(series))
-            label_axes(axes, f"swept value (layer {layers[0]})", ylabel)
+            label_axes(axes, across_label or f"swept value (layer {layers[0]})", ylabel)
         else:
             axes.set_xticks(layers if len(layers) <= LABELLED_LAYERS else layers[::2])
             label_axes(axes, "layer", ylabel)

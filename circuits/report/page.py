@@ -22,7 +22,7 @@ from circuits.report.content import Cell, Column, Figure, Part, Table
 from circuits.report.provenance import provenance_blocks
 from circuits.report.registry import Entry, View, sections
 from circuits.report.style import Looks
-from circuits.report.types import Element, ReportInput
+from circuits.report.types import ArtifactRef, Element, ReportInput
 from circuits.report.words import plural
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -46,8 +46,11 @@ def build(report: ReportInput, out: Path) -> Path:
     """Write ``out/report.html`` and ``out/figures/*``; returns the page's path. Unreadable results are named on it."""
     looks = Looks(element.series for element in report.elements)
     entries, repeated = _entries(report.elements)
-    parts = _parts(entries, looks)
-    refs = [entry.ref for kind in entries.values() for entry in kind]
+    return write(report, _parts(entries, looks), out, [e.ref for kind in entries.values() for e in kind], repeated)
+
+
+def write(report: ReportInput, parts: list[Part], out: Path, refs: Sequence[ArtifactRef], repeated: int = 0) -> Path:
+    """Write the page of these parts, whose numbers come from `refs`, and its figures; returns the page's path."""
     provenance, unread = provenance_blocks(report.elements, refs)
     problems = [problem for part in parts for problem in part.problems] + unread
     page = _render(report, parts, _first_screen(report, problems, repeated), provenance)

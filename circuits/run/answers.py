@@ -8,7 +8,8 @@ from typing import Any
 
 from circuits.errors import UserError
 from circuits.files import read_json
-from circuits.run import config, registry, status
+from circuits.run import config, gates, registry, status
+from circuits.run.content import Contents
 from circuits.run.element import RECORD
 from circuits.run.plan import Element
 from circuits.run.store import Artifact, Store, content_hash
@@ -20,13 +21,17 @@ Say = Callable[[str], None]
 def answer_cached(sweep: Sweep, element: Element, store: Store, note: Say) -> None:
     """The element's answer from the store, gates included."""
     kind = kind_of(sweep)
-    entries, gate = [], None
-    for layer, key in element.keys.items():
+    contents = Contents(store.root / ".hashes.json")
+    asked = gates.refusals(kind.gates(element.cfg), element.cfg, store.find, contents)
+    entries, gate = [], "; ".join(asked) or None
+    for one, key in element.keys.items():
+        layer = one[0] if isinstance(one, tuple) else one
         artifact = store.find(key)
         if artifact is None:
             raise UserError(f"{key.id} went away while it was being read; run the same command again")
         metrics = read_json(artifact.path / "metrics.json")
-        entries.append(status.entry(kind, artifact, layer, metrics, cached=True))
+        shown = {**metrics, **kind.derived(element.cfg, metrics)}
+        entries.append(status.entry(kind, artifact, layer, shown, cached=True))
         gate = gate or kind.gate(element.cfg, metrics)
         _note_provenance(sweep, artifact, store, note)
     facts: dict[str, Any] = {"task": kind.name, "began": status.now(), "ended": status.now(), "artifacts": entries}
@@ -45,7 +50,8 @@ def _note_provenance(sweep: Sweep, artifact: Artifact, store: Store, note: Say) 
     for name, facts in artifact.manifest["inputs"].items():
         manifest = store.root / facts["id"] / "manifest.json"
         if manifest.exists() and facts["content"]:
-            now = content_hash(read_json(manifest)["files"])
+            found = read_json(manifest)
+            now = content_hash(found["files"], found.get("measured", ()))
             if now != facts["content"]:
                 note(
                     f"{artifact.id} was made from another build of its input {name} ({facts['id']}: content "
@@ -69,7 +75,7 @@ def log_cached(sweep: Sweep, directories: Iterable[Path], note: Say) -> None:
         model = cfg.model.id.rsplit("/", 1)[-1]
         tracker = Tracker(directory, cfg.tracking, sweep.record["group"], [cfg.task.name, model, "cached"], warn)
         for item in facts["artifacts"]:
-            name = f"{record['name']}/L{item['layer']}"
+            name = record["name"] if item["layer"] is None else f"{record['name']}/L{item['layer']}"
             tracker.start(item["layer"], item["id"], name, {"cached": True, **record["swept"]})
             tracker.log(int(item["metrics"].get("steps", 0)), status.numbers(item["metrics"]), item["layer"])
             tracker.summary(item["metrics"], item["layer"])

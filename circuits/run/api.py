@@ -27,7 +27,10 @@ def find_artifact(kind_name: str, given: Mapping[str, Any]) -> tuple[Kind, Artif
     """
     kind = registry.kind(kind_name)
     words = [f"{name.replace('__', '.')}={_written(value)}" for name, value in given.items()]
-    cfg = config.absolute(compose(words), Path.cwd())
+    own = [f"task={kind.name}"] if kind.name in places.choices("task") else []  # the task that reads these keys
+    cfg = config.absolute(compose([*own, *words]), Path.cwd())
+    if variants := kind.variants(cfg):
+        raise UserError(f"{kind.name}: one of its variants, please: {' '.join(variants)}")
     contents = Contents(Path(cfg.outputs) / "artifacts" / ".hashes.json")
     key = key_of(kind, cfg, _layer(kind, cfg), contents)
     artifact = Store(Path(cfg.outputs) / "artifacts").find(key)

@@ -33,6 +33,7 @@ class Contents:
         """What enters a key for field `where` (such as ``data.path``) of `section`."""
         answers: dict[str, Callable[[Any], Any]] = {
             "model.id": lambda model: self.model(model).identity if model.embedded is None else "embedded",
+            "behaviour.path": lambda behaviour: None if behaviour.path is None else self.records(Path(behaviour.path)),
             "data.path": self.corpus,
             "sae.from_": lambda sae: (
                 None if sae.from_ is None else self.directory(Path(sae.from_), "*.safetensors", "cfg.json")
@@ -95,6 +96,18 @@ class Contents:
                 lambda: content_hash(data.source.value, data.path, data.split),
             )
         return self._values[memo]
+
+    def records(self, path: Path) -> str:
+        """The hash of a JSONL file's canonical records: equal for copies with other line ends or spacing.
+
+        Raises:
+            UserError: there is no such file, or a line of it is no JSON object.
+        """
+        from circuits.data.lines import hash_jsonl
+
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        return self._remembered("records", [path], lambda: hash_jsonl(path))
 
     def directory(self, directory: Path, *patterns: str) -> str:
         """SHA-256 over the files of `directory` that match `patterns`, by name and bytes."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from circuits.errors import Damaged, UserError
+from circuits.errors import Damaged, GateError, UserError
 from circuits.files import disk_errors, read_json
-from circuits.run import provenance, registry
+from circuits.run import gates, provenance, registry
 from circuits.run.content import Contents
-from circuits.run.keys import Key, key_of
+from circuits.run.keys import Key, Unit, key_of_unit, units
 from circuits.run.kinds import Kind, Scope
 from circuits.run.signals import StopFlag
 from circuits.run.status import Status, entry, now
@@ -37,6 +37,7 @@ class Run:
     say: Callable[[str], None]
     name: str  # of the sweep and the element, for leases and for reuse=force
     overrides: Sequence[str] = ()
+    tainted: list[str] = field(default_factory=list)  # gates that said no, and were passed by force=true
 
 
 class Work:
@@ -45,7 +46,7 @@ class Work:
     def __init__(self, context: Context, key: Key) -> None:
         self._context, self.key = context, key
         self._began = time.monotonic()
-        forced = context.run.cfg.reuse is Reuse.force and context.kind.layers != "none"
+        forced = context.run.cfg.reuse is Reuse.force and not context.kind.inline
         self.partial = context.run.store.partial(key, owner="reuse=force" if forced else None)
 
     def commit(self, write: Callable[[Path], None], **facts: Any) -> Artifact:
@@ -69,6 +70,7 @@ class Work:
                 "payload": self.key.payload,
                 "code": provenance.code(),
                 "environment": provenance.environment(),
+                **context.taint(),
                 **facts,
             }
             return store.publish(self.key, directory, manifest, replace=context.run.cfg.reuse is Reuse.force)
@@ -81,8 +83,9 @@ class Context:
         self.run, self.kind = run, kind
         self.cfg: Any = Scope(run.cfg, kind)
         self.layers = run.layers
+        self.units = units(kind, run.cfg, run.layers)  # one artifact each
         self._inputs: dict[str, Artifact] = {}
-        self._keys: dict[int | None, Key] = {}
+        self._keys: dict[Unit, Key] = {}
 
     # -- reporting -----------------------------------------------------------------------------------------------
 
@@ -109,33 +112,32 @@ class Context:
 
     # -- artifacts -----------------------------------------------------------------------------------------------
 
-    def key(self, layer: int | None = None) -> Key:
-        """The key of this kind's artifact at `layer`."""
+    def key(self, layer: Unit = None) -> Key:
+        """The key of this kind's artifact at `layer` (with variants: at (layer, variant))."""
         if layer not in self._keys:  # what a run makes is fixed when it begins
-            layers = () if layer is None else (layer,)
-            self._keys[layer] = key_of(self.kind, self.run.cfg, layers, self.run.contents)
+            self._keys[layer] = key_of_unit(self.kind, self.run.cfg, layer, self.run.contents)
         return self._keys[layer]
 
-    def missing(self) -> list[int]:
-        """The layers whose artifact has to be made, by ``reuse``.
+    def missing(self) -> list[Any]:
+        """The layers whose artifact has to be made, by ``reuse``; ``[None]`` for a kind without layers.
 
         Raises:
             UserError: ``reuse=readonly`` and something is missing.
         """
-        missing = [layer for layer in self.layers if self._wanted(layer)]
+        missing = [layer for layer in self.units if self._wanted(layer)]
         if missing and self.run.cfg.reuse is Reuse.readonly:
             raise UserError(
                 f"reuse=readonly: {self.key(missing[0]).id} does not exist; leave reuse=readonly out to make it"
             )
         return missing
 
-    def _wanted(self, layer: int) -> bool:
+    def _wanted(self, layer: Unit) -> bool:
         """Whether the artifact of `layer` is still to be made; under ``reuse=force``: by this very run."""
         found = self.run.store.find(self.key(layer))
         return found is None or (self.run.cfg.reuse is Reuse.force and found.manifest.get("by") != self.run.name)
 
     @contextlib.contextmanager
-    def making(self, layers: Sequence[int]) -> Iterator[dict[int, Work]]:
+    def making(self, layers: Sequence[Any]) -> Iterator[dict[Any, Work]]:
         """Leases on as many of `layers` as are free now, at least one; the rest is for a later call.
 
         Waits while all are being made by others. Yields nothing to make when they finish meanwhile.
@@ -163,6 +165,35 @@ class Context:
         if name not in self._inputs:
             self._inputs[name] = self._require(registry.kind(name))
         return self._inputs[name]
+
+    def gate_of(self, name: str) -> str | None:
+        """Ask the gate of measurement `name` (``baseline``); None where it is passed.
+
+        Under ``force=true`` a refusal is returned, said, and kept in the manifest of whatever this run makes.
+
+        Raises:
+            UserError: it was never measured; the message is the command that measures it.
+            GateError: it said no.
+        """
+        asked = gates.verdict(name, self.run.cfg, self.run.store.find, self.run.contents)
+        if asked.refusal is None:
+            return None
+        if not self.run.cfg.force:
+            if asked.measured:
+                raise GateError(f"{asked.refusal}; {gates.FORCE}")
+            command = self._command(registry.kind(name))
+            raise UserError(f"{self.kind.name} needs {asked.key.id}, which does not exist; make it with: {command}")
+        reason = f"{asked.key.id}: {asked.refusal}"
+        if reason not in self.run.tainted:
+            self.run.tainted.append(reason)
+            self.say(f"tainted, force=true goes on: {reason}")
+        return reason
+
+    def taint(self) -> dict[str, list[str]]:
+        """For a manifest: the gates that were passed by force, here or where an input was made."""
+        inherited = [reason for used in self._inputs.values() for reason in used.manifest.get("tainted", [])]
+        found = list(dict.fromkeys([*self.run.tainted, *inherited]))
+        return {"tainted": found} if found else {}
 
     def model_files(self) -> tuple[str, str | None]:
         """The model's directory or hub name, and the commit that is in the key (None for a directory)."""
@@ -205,16 +236,25 @@ class Context:
         kept = [word for word in self.run.overrides if word.split("=")[0].split(".")[0] in read]
         return " ".join(["python launch.py", f"task={task}", *kept])
 
-    def conclude(self) -> list[str]:
-        """List the run's artifacts in its status; what the gates say about them."""
+    def conclude(self, waiting: str | None = None) -> list[str]:
+        """List the run's artifacts in its status; what the gates say about them.
+
+        Args:
+            waiting: why an artifact may not be there yet although this run did its share; shown as the run's outcome.
+        """
         refusals = []
-        for layer in self.layers:
-            artifact = self.run.store.find(self.key(layer))
+        for one in self.units:
+            layer = one[0] if isinstance(one, tuple) else one
+            artifact = self.run.store.find(self.key(one))
+            if artifact is None and waiting is not None:
+                self.run.status.facts["note"] = waiting
+                continue
             if artifact is None:
-                raise Damaged(f"{self.key(layer).id} went away while it was being read; run the same command again")
+                raise Damaged(f"{self.key(one).id} went away while it was being read; run the same command again")
             metrics = read_json(artifact.path / "metrics.json")
             made = artifact.manifest.get("by") == self.run.name
-            self.run.status.facts["artifacts"].append(entry(self.kind, artifact, layer, metrics, cached=not made))
+            shown = {**metrics, **self.kind.derived(self.run.cfg, metrics)}
+            self.run.status.facts["artifacts"].append(entry(self.kind, artifact, layer, shown, cached=not made))
             refusal = self.kind.gate(self.run.cfg, metrics)
             refusals += [refusal] if refusal else []
         return refusals

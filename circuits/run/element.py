@@ -169,6 +169,8 @@ def _perform(directory: Path, record: dict[str, Any], cfg: Any, status: Any, sto
     _same_keys(context, record)
     try:
         stop.check()
+        for gate in kind.gates(cfg):
+            context.gate_of(gate)
         get_method(cfg.task._target_)(context)
     finally:
         tracker.close(budget_s=HURRIED_S if stop.reason else None)
@@ -177,12 +179,12 @@ def _perform(directory: Path, record: dict[str, Any], cfg: Any, status: Any, sto
 def _same_keys(context: Any, record: dict[str, Any]) -> None:
     """An element runs what was submitted: its keys must not have changed since (an edited file, other code)."""
     from circuits.errors import UserError
+    from circuits.run.keys import unit
 
-    for layer, submitted in record["keys"].items():
-        key = context.key(int(layer))
+    for key, submitted in ((context.key(one), record["keys"][unit(one)]) for one in context.units):
         if key.hash != submitted:
             raise UserError(
-                f"layer {layer}: the artifact's key changed since this element was launched ({submitted[:12]} → {key.hash[:12]}): "
+                f"{key.id}: the artifact's key changed since this element was launched ({submitted[:12]} → {key.hash[:12]}): "
                 "a file that the config names, or the code's version of the kind, was edited; launch it again"
             )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -34,6 +34,7 @@ class Key:
     layers: tuple[int, ...]
     payload: str  # canonical JSON of everything that entered
     inputs: Mapping[str, Key]
+    share: str = ""  # the part of its work that is meant, for leases and claims (Kind.share); no part of its identity
 
     @cached_property
     def hash(self) -> str:
@@ -70,7 +71,31 @@ def key_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Conte
         "inputs": {name: key.hash for name, key in inputs.items()},
     }
     text = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return Key(kind.name, kind.label(cfg, layers), layers, text, inputs)
+    return Key(kind.name, kind.label(cfg, layers), layers, text, inputs, kind.share(cfg))
+
+
+Unit = int | tuple[int, str] | None
+"""One artifact of an element: its layer; its layer and the variant's name; None where the kind has no layers."""
+
+
+def unit(name: Unit) -> str:
+    """How an element's record names one of its artifacts: ``3``, ``3/mlp_out``; ``all`` where the kind has no layers."""
+    return "all" if name is None else "/".join(map(str, name)) if isinstance(name, tuple) else str(name)
+
+
+def units(kind: Kind, cfg: BaseConfig, layers: Sequence[int]) -> tuple[Unit, ...]:
+    """The artifacts that one run over `layers` makes."""
+    if kind.layers == "none":
+        return (None,)
+    variants = kind.variants(cfg)
+    return tuple((layer, name) for layer in layers for name in variants) if variants else tuple(layers)
+
+
+def key_of_unit(kind: Kind, cfg: BaseConfig, one: Unit, contents: Contents) -> Key:
+    """The key of one of a run's artifacts."""
+    if isinstance(one, tuple):
+        return key_of(kind, kind.variants(cfg)[one[1]], (one[0],), contents)
+    return key_of(kind, cfg, () if one is None else (one,), contents)
 
 
 def lookup(cfg: Any, path: str) -> Any:

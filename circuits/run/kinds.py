@@ -51,15 +51,22 @@ class Kind:
         label: a short readable name from the config and the layer; the directory's name begins with it.
         layers: ``none``; ``each`` = one artifact per layer, with inputs of the same layer; ``set`` = one over the chosen layers.
         inputs: the names of the kinds that it is made from under this config.
-        may_need: every kind that `inputs` can name.
+        may_need: every kind that `inputs` and `gates` can name.
         extra: further plain values that enter the key (a generator's version, a tokenizer's hash).
+        variants: where one run makes several artifacts a layer (of several sites, say): the config of each, by a short name;
+            empty where it makes one.
+        share: which part of an artifact's work a run with this config does (``shard-1-of-4``), where several share it; each
+            part has its own lease and claim.
         inline: made by whoever needs it first; another kind that is missing is an error with the command that makes it.
         cpus: threads while it is made, for inline kinds; None takes the task's.
         load: ``module:function`` that opens the artifact's directory for a notebook.
-        bytes: about how much room one artifact takes, and how much its unfinished work takes beside it.
+        bytes: about how much room one artifact takes, and how much its unfinished work takes beside it (of variants: in the mean).
         check: what is wrong with this config for a model of these dimensions and these layers, one line each, before the start.
         normal: the config with what has no effect under it set to one value, so that equal results have equal keys.
         gate: why a measurement (the artifact's ``metrics.json``) stays below a gate of this config, or None.
+        gates: the measurements (kinds without layers) whose gates this config stands on: they are asked in every run; a name
+            here stands in `may_need`, too.
+        derived: numbers of the measurement that depend on what the config asks now and not on the key, for tables and reports.
         question: what the report of a run asks, as the beginning of a sentence that goes on "at layers 0-3".
         memory_keys: config keys to lower when memory runs out.
         columns: metrics of ``metrics.json`` that the end table shows.
@@ -73,6 +80,8 @@ class Kind:
     inputs: Callable[[BaseConfig], tuple[str, ...]] = lambda cfg: ()
     may_need: tuple[str, ...] = ()
     extra: Callable[[BaseConfig, Contents], Mapping[str, Any]] = lambda cfg, contents: {}
+    variants: Callable[[BaseConfig], Mapping[str, BaseConfig]] = lambda cfg: {}
+    share: Callable[[BaseConfig], str] = lambda cfg: ""
     inline: bool = False
     cpus: int | None = None
     load: str | None = None
@@ -80,6 +89,8 @@ class Kind:
     check: Callable[[BaseConfig, ModelDims, tuple[int, ...]], list[str]] = lambda cfg, dims, layers: []
     normal: Callable[[BaseConfig], BaseConfig] = lambda cfg: cfg
     gate: Callable[[BaseConfig, Mapping[str, Any]], str | None] = lambda cfg, metrics: None
+    gates: Callable[[BaseConfig], tuple[str, ...]] = lambda cfg: ()
+    derived: Callable[[BaseConfig, Mapping[str, Any]], Mapping[str, Any]] = lambda cfg, metrics: {}
     question: Callable[[BaseConfig], str] | None = None
     memory_keys: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()

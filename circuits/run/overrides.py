@@ -1,9 +1,10 @@
 """What was typed, made canonical and checked, before Hydra sees it.
 
 One function, :func:`normalise`, serves the command line, pipeline stages and recovery: flags may stand in any place,
-``model=X`` that is no preset becomes ``model=hf model.id=X``, a ``.jsonl`` corpus is ``data=jsonl``, ``sae.from=`` names the
-field ``from_`` (``from`` is a Python keyword). :func:`check` then refuses, in one line each, keys and choices that do not
-exist, ways around the closed schema (``+key``, ``~key``), and overrides of keys that the task would not read.
+``model=X`` that is no preset becomes ``model=hf model.id=X``, ``behaviour=FILE.jsonl`` becomes ``behaviour=file
+behaviour.path=FILE.jsonl``, a ``.jsonl`` corpus is ``data=jsonl``, ``sae.from=`` names the field ``from_`` (``from`` is a
+Python keyword). :func:`check` then refuses, in one line each, keys and choices that do not exist, ways around the closed
+schema (``+key``, ``~key``), and overrides of keys that the task would not read.
 """
 
 from __future__ import annotations
@@ -89,10 +90,12 @@ def _canonical(overrides: Iterable[str]) -> list[str]:
         key, equals, value = word.partition("=")
         if key == "model" and equals:
             result += _model(value)
+        elif key == "behaviour" and equals:
+            result += _behaviour(value)
         elif key == "sae.from":
             result.append(f"sae.from_={_quoted(value)}")
-        elif key == "data.path":
-            result.append(f"data.path={_quoted(value)}")
+        elif key in ("data.path", "behaviour.path"):
+            result.append(f"{key}={_quoted(value)}")
         else:
             result.append(word)
     if any(w.startswith("data.path=") and w.rstrip("'").endswith(".jsonl") for w in result):
@@ -113,6 +116,20 @@ def _model(value: str) -> list[str]:
             f"model={value}: a sweep is over presets ({' '.join(presets)}) or over hub names and directories, not both at once"
         )
     return ["model=hf", "model.id=" + ",".join(_quoted(name) for name in names)]
+
+
+def _behaviour(value: str) -> list[str]:
+    """``behaviour=FILE.jsonl`` is short for ``behaviour=file behaviour.path=FILE.jsonl``."""
+    names = [value] if Path(value).is_file() else value.split(",")
+    files = [name for name in names if name.strip("'\"").endswith(".jsonl") or Path(name).is_file()]
+    if not files or value.startswith(("choice(", "glob(", "$")):
+        return [f"behaviour={value}"]
+    if len(files) < len(names):
+        raise UserError(
+            f"behaviour={value}: a sweep is over behaviours ({' '.join(places.choices('behaviour'))}) or over files, "
+            "not both at once"
+        )
+    return ["behaviour=file", "behaviour.path=" + ",".join(_quoted(name) for name in names)]
 
 
 def _quoted(value: str) -> str:
@@ -265,6 +282,9 @@ def _plain(override: Any) -> list[Any]:
 def _check_value(override: Any, hint: Any) -> str | None:
     """Why a value is not of the field's type; choices for an Enum."""
     options = typing.get_args(hint) or (hint,)
+    if typing.get_origin(hint) is list and (plain := _plain(override)):
+        written = ",".join(map(str, plain))
+        return f"{override.key_or_group}={written}: a list is expected; write {override.key_or_group}=[{written}]"
     for value in _plain(override):
         if Any in options or (value is None and type(None) in options):
             continue

@@ -15,7 +15,7 @@ from circuits.errors import CircuitsError, UserError
 from circuits.run import config, machine, registry
 from circuits.run.compose import Composer
 from circuits.run.content import Contents
-from circuits.run.keys import Key, key_of
+from circuits.run.keys import Key, Unit, key_of_unit, units
 from circuits.run.kinds import Kind, ModelDims
 from circuits.run.layers import LayerOutOfRange, parse_layers, ranges
 from circuits.schema import Backend, BaseConfig, Dtype, Reuse
@@ -41,7 +41,7 @@ class Element:
     cfg: BaseConfig
     swept: dict[str, str] = field(default_factory=dict)
     layers: tuple[int, ...] = ()
-    keys: dict[int, Key] = field(default_factory=dict)
+    keys: dict[Unit, Key] = field(default_factory=dict)
     bytes: tuple[int, int] = (0, 0)  # of one artifact; of its unfinished work
 
     @property
@@ -81,6 +81,7 @@ def plan(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]]
     for element in elements:
         errors += schema.check(element.cfg)
     if not errors:
+        _cluster_caches(elements[0].cfg)
         checker = _Checker(len(lists), _written(lists))
         for element in elements:
             checker.check(element)
@@ -88,6 +89,16 @@ def plan(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]]
     if errors:
         raise UserError(list(dict.fromkeys(errors)))
     return elements
+
+
+def _cluster_caches(cfg: BaseConfig) -> None:
+    """Look for hub models where the nodes will. Before the hub's client is imported: it reads this once."""
+    if cfg.cluster.backend is Backend.slurm:
+        from circuits.run.slurm.request import cluster_environment
+
+        place = cluster_environment(cfg).get("HF_HOME")
+        if place:
+            os.environ["HF_HOME"] = place
 
 
 def _swept(lists: Sequence[Sequence[str]]) -> set[str]:
@@ -222,9 +233,9 @@ def _checked(kind: Kind, cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ..
         return e.messages
 
 
-def keys_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Contents) -> dict[int, Key]:
-    """The keys of all that one element makes, by layer."""
-    return {layer: key_of(kind, cfg, (layer,), contents) for layer in layers}
+def keys_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Contents) -> dict[Unit, Key]:
+    """The keys of all that one element makes, by unit."""
+    return {one: key_of_unit(kind, cfg, one, contents) for one in units(kind, cfg, layers)}
 
 
 def _short(layers: list[int]) -> str:
@@ -252,11 +263,12 @@ def room(elements: Sequence[Element], pool: int) -> None:
         return
     outputs = Path(elements[0].cfg.outputs)
     work = sorted((element.bytes[1] * len(element.keys) for element in elements), reverse=True)
-    needed = sum(element.bytes[0] * len(element.keys) for element in elements) + sum(work[: max(1, pool)])
+    sizes = {key.hash: element.bytes[0] for element in elements for key in element.keys.values()}  # shards share one
+    needed = sum(sizes.values()) + sum(work[: max(1, pool)])
     free = shutil.disk_usage(outputs).free
     if free < needed:
-        sizes = f"about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
-        raise UserError(f"outputs={outputs}: {sizes}; free some, or choose another place with outputs=DIR")
+        told = f"about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
+        raise UserError(f"outputs={outputs}: {told}; free some, or choose another place with outputs=DIR")
 
 
 @dataclass

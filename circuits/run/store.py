@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Artifact:
     @property
     def content(self) -> str:
         """One hash over the hashes of all its files: what was really made, whatever the key says."""
-        return content_hash(self.manifest["files"])
+        return content_hash(self.manifest["files"], self.manifest.get("measured", ()))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -58,9 +58,10 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return facts.st_ino, facts.st_ctime_ns
 
 
-def content_hash(files: dict[str, Any]) -> str:
-    """SHA-256 over names and hashes of the files of a manifest."""
-    return sha256_text("\n".join(f"{name} {facts['sha256']}" for name, facts in sorted(files.items())))
+def content_hash(files: dict[str, Any], measured: Sequence[str] = ()) -> str:
+    """SHA-256 over names and hashes of the files of a manifest, but for those that hold times and memory (`measured`)."""
+    kept = sorted((name, facts) for name, facts in files.items() if name not in measured)
+    return sha256_text("\n".join(f"{name} {facts['sha256']}" for name, facts in kept))
 
 
 def verify(path: Path, deep: bool | None = None) -> dict[str, Any]:
@@ -131,7 +132,8 @@ class Store:
     def beside(self, key: Key, suffix: str) -> Path:
         """``D.partial``, ``D.lease`` or ``D.claim`` of `key`."""
         path = self.path(key)
-        return path.with_name(f"{path.name}.{suffix}")
+        part = f".{key.share}" if key.share and suffix != "partial" else ""
+        return path.with_name(f"{path.name}{part}.{suffix}")
 
     def find(self, key: Key, deep: bool | None = None) -> Artifact | None:
         """The artifact of `key`, or None when it is absent or damaged (a damaged one is named; making it anew replaces it)."""

@@ -27,6 +27,7 @@ from circuits.files import disk_errors, read_json, write_json
 from circuits.run import config, provenance, registry, status
 from circuits.run.element import RECORD
 from circuits.run.element import SWEEP as FILE
+from circuits.run.keys import unit
 from circuits.run.kinds import Kind
 from circuits.run.leases import owner
 from circuits.run.plan import Element
@@ -98,7 +99,7 @@ def _record(elements: Sequence[Element], path: Path, base: Path) -> dict[str, An
                 "overrides": element.overrides,
                 "swept": element.swept,
                 "layers": list(element.layers),
-                "artifacts": {str(layer): key.id for layer, key in element.keys.items()},
+                "artifacts": {unit(layer): key.id for layer, key in element.keys.items()},
             }
             for element in elements
         ],
@@ -121,7 +122,7 @@ def _write_element(sweep: Sweep, element: Element) -> None:
             "overrides": element.overrides,
             "swept": element.swept,
             "layers": list(element.layers),
-            "keys": {str(layer): key.hash for layer, key in element.keys.items()},
+            "keys": {unit(layer): key.hash for layer, key in element.keys.items()},
         },
         durable=False,
     )
@@ -155,8 +156,8 @@ def every(outputs: Path, multirun: Path) -> list[Sweep]:
     return sorted(found, key=lambda sweep: (sweep.record["created"], sweep.id), reverse=True)
 
 
-def find(of: str, outputs: Path, multirun: Path) -> Sweep:
-    """The sweep that `of` names: its id, its name (if one sweep only has it) or its directory.
+def find(of: str, outputs: Path, multirun: Path, key: str = "of") -> Sweep:
+    """The sweep that `of` names: its id, its name (if one sweep only has it) or its directory; `key` is what it was written for.
 
     Raises:
         UserError: none or several; the message lists the nearest.
@@ -169,9 +170,9 @@ def find(of: str, outputs: Path, multirun: Path) -> Sweep:
     found = [sweep for sweep in sweeps if of in (sweep.id, sweep.record["name"])]
     if not found:
         recent = [sweep.id for sweep in sweeps[:10]]
-        raise UserError(f"of={of}: no such sweep below {multirun} or {outputs}/runs" + suggest(of, recent, "newest"))
+        raise UserError(f"{key}={of}: no such sweep below {multirun} or {outputs}/runs" + suggest(of, recent, "newest"))
     if len(found) > 1:
         raise UserError(
-            f"of={of}: {len(found)} sweeps have this name; take an id: {' '.join(sweep.id for sweep in found)}"
+            f"{key}={of}: {len(found)} sweeps have this name; take an id: {' '.join(sweep.id for sweep in found)}"
         )
     return found[0]

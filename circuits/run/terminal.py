@@ -181,7 +181,7 @@ class View:
     def _metrics_text(self, facts: dict[str, Any]) -> str:
         found = facts.get("artifacts") or []
         if len(found) != 1:
-            return f"{len(found)} artifacts" if found else ""
+            return f"{len(found)} artifacts" if found else facts.get("note") or ""
         return "  ".join(
             f"{c.heading} {format(found[0]['metrics'][c.metric], c.format)}"
             for c in self.kind.columns
@@ -238,7 +238,10 @@ class View:
 
 
 def _label(element: Element) -> str:
-    return ",".join(f"{k}={v}" for k, v in element.swept.items()) or f"layer={ranges(element.layers)}"
+    swept = ",".join(f"{k}={v}" for k, v in element.swept.items())
+    if swept or element.layers:
+        return swept or f"layer={ranges(element.layers)}"
+    return " ".join(key.label for key in element.keys.values())
 
 
 def _speed(progress: Mapping[str, Any]) -> str:
@@ -251,14 +254,15 @@ def end_table(kind: Kind, rows: Sequence[tuple[Mapping[str, str], Mapping[str, A
     """One row per artifact: swept values, layer, the kind's columns with their intervals, and the artifact's id."""
     swept = list(dict.fromkeys(key for values, _ in rows for key in values if key != "layer"))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
-    for key in ["layer", *swept]:
+    layered = any(item["layer"] is not None for _, facts in rows for item in facts.get("artifacts") or [])
+    for key in [*(["layer"] if layered else []), *swept]:
         table.add_column(key, no_wrap=True)
     for column in kind.columns:
         table.add_column(column.heading, no_wrap=True)
     table.add_column("artifact", no_wrap=True, overflow="fold")
     for values, facts in rows:
         for item in facts.get("artifacts") or []:
-            cells = [str(item["layer"]), *(values.get(key, "") for key in swept)]
+            cells = [*([str(item["layer"])] if layered else []), *(values.get(key, "") for key in swept)]
             cells += [_cell(column, item["metrics"]) for column in kind.columns]
             table.add_row(*cells, item["id"])
     return table

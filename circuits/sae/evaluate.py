@@ -45,7 +45,9 @@ def measure(
     for chunk in stream.heldout(n_sequences):
         for layer, evaluator in (*evaluators.items(), *controls.items()):
             evaluator.add(chunk.sites[layer], chunk.keep)
-        sums = splice_sums(stream.lm, saes, chunk.tokens.ids, chunk.tokens.mask, chunk.keep, site=stream.site)
+        sums = splice_sums(
+            stream.lm, saes, chunk.tokens.ids, chunk.tokens.mask, chunk.keep, site=stream.site, target=stream.target
+        )
         for layer, evaluator in evaluators.items():
             _require_finite(sums[layer], chunk.tokens.samples, layer)
             evaluator.add_splice(sums[layer])

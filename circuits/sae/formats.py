@@ -2,16 +2,19 @@
 
 What differs between SAELens's options and ours is folded into the weights, exactly:
 
-* ``apply_b_dec_to_input`` false: x W_enc + b = (x − b_dec) W_enc + (b + b_dec W_enc).
+* ``apply_b_dec_to_input`` false: x W_enc + b = (x − b_dec) W_enc + (b + b_dec W_enc); a gated SAE's magnitudes: times exp(r_mag).
 * ``rescale_acts_by_decoder_norm`` (TopK): with n = ‖W_dec[i]‖, features n·pre over decoder rows W_dec/n.
 * ``reshape_activations: hook_z``: heads side by side, as everywhere here; nothing to do.
 
-Activation normalisation that happens at run time cannot be folded without its statistics and is refused.
+Activation normalisation that happens at run time cannot be folded without its statistics and is refused. BatchTopK and Matryoshka
+SAEs are JumpReLU SAEs once trained, in both libraries. SAELens has no TopK transcoder: ours is a ``topk_transcoder``, which
+this reader knows and SAELens refuses; sparsify's format (:mod:`circuits.sae.sparsify`) has one.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,28 +28,40 @@ from torch import Tensor
 
 from circuits.errors import UserError, suggest
 from circuits.files import disk_errors, write_atomic, write_json
-from circuits.sae.modules import SAE, Architecture, SAEConfig, architectures
+from circuits.sae.modules import SAE, SAEConfig, architectures
 
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 FORMAT_VERSION = "6.54.12"
 """The SAELens version whose directory this is; below 6.0.0 SAELens would convert it as an old one."""
 
 
+def kinds() -> dict[str, tuple[type[SAE], bool]]:
+    """By architecture name in a config: our class, and whether it is a transcoder."""
+    classes = {entry.sae for entry in architectures().values()}
+    found = {cls.saelens: (cls, False) for cls in classes}
+    transcoders = {cls.saelens_transcoder: (cls, True) for cls in classes if cls.saelens_transcoder is not None}
+    return {**found, **transcoders}
+
+
 def save(
     directory: Path, sae: SAE, metadata: Mapping[str, Any], firing_rate: Float[Tensor, " d_sae"] | None = None
 ) -> None:
     """Write `sae`. `metadata`: JSON-able, in SAELens's words (model_name, hook_name, context_size, prepend_bos …)."""
-    entry = architectures()[sae.architecture]
+    transcodes = sae.cfg.d_out is not None
+    name = sae.saelens_transcoder if transcodes else sae.saelens
+    if name is None:
+        raise UserError(f"a {sae.architecture} transcoder cannot be written")
     config = {
-        "architecture": entry.saelens,
+        "architecture": name,
         "d_in": sae.cfg.d_in,
         "d_sae": sae.cfg.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": True,
+        "apply_b_dec_to_input": not transcodes,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        **({"k": sae.cfg.k, "rescale_acts_by_decoder_norm": False} if sae.cfg.k is not None else {}),
+        **({"k": sae.cfg.k, "rescale_acts_by_decoder_norm": False} if sae.saelens == "topk" else {}),
+        **({"d_out": sae.cfg.d_out} if transcodes else {}),
         "metadata": {"sae_lens_version": FORMAT_VERSION, "sae_lens_training_version": None, **metadata},
     }
     weights = {name: t.detach().float().cpu().contiguous() for name, t in sae.state_dict().items()}
@@ -59,35 +74,45 @@ def save(
     write_json(directory / CONFIG, config)
 
 
+def copy(source: Path, directory: Path) -> None:
+    """The files of an SAE's directory and no others, byte for byte."""
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in (WEIGHTS, SPARSITY, CONFIG):
+            if (source / name).exists():
+                shutil.copyfile(source / name, directory / name)
+
+
 def load(directory: Path) -> SAE:
     """Read an SAE, ours or a foreign one, in float32 on the CPU."""
     config = read_config(directory)
     path = directory / CONFIG
-    entry = _entry(path, config)
-    k = _whole(path, config, "k") if entry.saelens == "topk" else None
-    shape = SAEConfig(_whole(path, config, "d_in"), _whole(path, config, "d_sae"), k)
+    cls, transcodes = _class(path, config)
+    k = whole(path, config, "k") if cls.saelens == "topk" else None
+    d_out = whole(path, config, "d_out") if transcodes else None
+    shape = SAEConfig(whole(path, config, "d_in"), whole(path, config, "d_sae"), k, d_out)
     if k is not None and k > shape.d_sae:
         raise UserError(f"{path}: k = {k} is more than d_sae = {shape.d_sae}")
-    sae = entry.sae(shape)
-    weights = _weights(directory / WEIGHTS, sae)
-    sae.load_state_dict(_folded(weights, config))
+    sae = cls(shape)
+    weights = read_weights(directory / WEIGHTS, sae)
+    sae.load_state_dict(_folded(weights, config, transcodes))
     return sae.eval()
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """``cfg.json`` as it stands, metadata included."""
+def read_config(directory: Path, library: str = "SAELens") -> dict[str, Any]:
+    """``cfg.json`` as it stands, metadata included; `library` is whose directory it should be."""
     path = directory / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise UserError(f"{path} cannot be read ({e}): {directory} is no SAELens directory") from e
+        raise UserError(f"{path} cannot be read ({e}): {directory} is no {library} directory") from e
     if not isinstance(config, dict):
-        raise UserError(f"{path} holds no JSON object: {directory} is no SAELens directory")
+        raise UserError(f"{path} holds no JSON object: {directory} is no {library} directory")
     return config
 
 
-def _entry(path: Path, config: dict[str, Any]) -> Architecture:
-    known = {a.saelens: a for a in architectures().values()}
+def _class(path: Path, config: dict[str, Any]) -> tuple[type[SAE], bool]:
+    known = kinds()
     name = str(config.get("architecture"))
     if name not in known:
         raise UserError(f"{path}: architecture {name} is not supported{suggest(name, known, 'supported')}")
@@ -98,20 +123,23 @@ def _entry(path: Path, config: dict[str, Any]) -> Architecture:
     return known[name]
 
 
-def _whole(path: Path, config: dict[str, Any], name: str) -> int:
+def whole(path: Path, config: dict[str, Any], name: str) -> int:
+    """A whole number above 0 of a config."""
     value = config.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{path}: {name} must be a whole number above 0, it is {value}")
     return value
 
 
-def _weights(path: Path, sae: SAE) -> dict[str, Tensor]:
-    """The tensors of the file, checked against what `sae` needs."""
+def read_weights(path: Path, sae: SAE, names: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    """The tensors of the file, checked against what `sae` needs; `names`: ours → the file's, where those differ."""
     try:
         found = load_file(path)
     except (SafetensorError, OSError) as e:
         raise UserError(f"{path} cannot be read as safetensors ({e})") from e
-    wanted = {name: tuple(t.shape) for name, t in sae.state_dict().items()}
+    wanted = {(names or {}).get(name, name): tuple(t.shape) for name, t in sae.state_dict().items()}
+    if names is not None:  # the other library keeps its encoder feature-major
+        wanted = {name: shape[::-1] if name == names["W_enc"] else shape for name, shape in wanted.items()}
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or extra:
         parts = [f"lacks the tensor {' '.join(missing)}"] * bool(missing)
@@ -127,11 +155,16 @@ def _weights(path: Path, sae: SAE) -> dict[str, Tensor]:
     return {name: t.float() for name, t in found.items()}
 
 
-def _folded(weights: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
+def _folded(weights: dict[str, Tensor], config: dict[str, Any], transcodes: bool) -> dict[str, Tensor]:
     """Weights that mean the same without SAELens's options."""
     w = dict(weights)
-    if not config.get("apply_b_dec_to_input", True):
-        w["b_enc"] = w["b_enc"] + w["b_dec"] @ w["W_enc"]
+    if not config.get("apply_b_dec_to_input", True) and not transcodes:
+        shift = w["b_dec"] @ w["W_enc"]
+        for name in ("b_enc", "b_gate"):
+            if name in w:
+                w[name] = w[name] + shift
+        if "b_mag" in w:
+            w["b_mag"] = w["b_mag"] + shift * w["r_mag"].exp()
     if config.get("rescale_acts_by_decoder_norm", False):
         norm = w["W_dec"].norm(dim=1)
         w["W_enc"], w["b_enc"] = w["W_enc"] * norm, w["b_enc"] * norm

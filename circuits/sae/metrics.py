@@ -5,6 +5,13 @@
     dead fraction      = features active on none of the held-out rows (says little without the number of rows)
     CE score           = (CE_zero − CE_spliced) / (CE_zero − CE_clean)     1: nothing lost; 0: no better than zeros
     KL                 = mean over tokens of KL(clean ‖ spliced)
+    dense fraction     = features active on more than a tenth of the rows
+    norm ratio         = Σ‖x̂ − b_dec‖ / Σ‖x − b_dec‖                 below 1: reconstructions are too short
+    relative bias      = Σ‖x̂ − b_dec‖² / Σ⟨x̂ − b_dec, x − b_dec⟩    the factor by which scaling x̂ down would help most; below 1:
+                         shrinkage (Rajamanoharan et al. 2024, arXiv:2404.16014; there without b_dec)
+    decoder cosine     = mean over features of the largest cosine of its decoder row with another one's
+
+In a transcoder x stands for the rows of the site that it reconstructs.
 
 Everything is kept as sums per sequence, in float64, so that one pass over the data suffices and intervals come from a
 bootstrap over sequences. The mean is not known during the pass: with x' = x − c for a fixed c near the mean, the
@@ -30,6 +37,11 @@ FEATURES_AT_ONCE = 1 << 26
 """Feature activations held in memory at a time."""
 DENSITY_EDGES = np.linspace(-6.0, 0.0, 25)
 """Bins of log10 firing rate; rarer features count in the first bin."""
+DENSE_RATE = 0.1
+TWIN_COSINE = 0.9
+"""Decoder rows with a larger cosine are all but one feature."""
+COMPARED = 4096
+"""Features that are compared with all others at most, evenly spaced."""
 
 
 class SpliceSums(NamedTuple):
@@ -47,6 +59,30 @@ def join(parts: Sequence[SpliceSums]) -> SpliceSums:
     return SpliceSums(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
+def shrinkage(found: float, wanted: float, found_squared: float, product: float) -> dict[str, float | None]:
+    """Norm ratio and relative bias from Σ‖x̂‖, Σ‖x‖, Σ‖x̂‖² and Σ⟨x̂, x⟩; None where nothing is reconstructed."""
+    return {
+        "norm_ratio": found / wanted if wanted else None,
+        "relative_bias": found_squared / product if product > 0 else None,
+    }
+
+
+@torch.no_grad()
+def decoder_cosine(W_dec: Float[Tensor, "d_sae d_out"]) -> dict[str, float | None]:
+    """How alike the dictionary's directions are: the mean largest cosine with another row, and the share of rows with a twin."""
+    rows = torch.nn.functional.normalize(W_dec.float(), dim=1)
+    if len(rows) < 2:
+        return {"decoder_cosine": None, "twin_fraction": None}
+    chosen = torch.linspace(0, len(rows) - 1, min(len(rows), COMPARED), device=rows.device).long()
+    largest = []
+    for index in chosen.split(512):
+        cosine = rows[index] @ rows.T
+        cosine[torch.arange(len(index), device=rows.device), index] = -1.0
+        largest.append(cosine.amax(1))
+    found = torch.cat(largest)
+    return {"decoder_cosine": float(found.mean()), "twin_fraction": float((found > TWIN_COSINE).double().mean())}
+
+
 class Evaluator:
     """Feed it chunks of held-out activations with `add`, optionally `add_splice`, then read `result`."""
 
@@ -57,21 +93,23 @@ class Evaluator:
         self._splices: list[SpliceSums] = []
 
     @torch.no_grad()
-    def add(self, x: Float[Tensor, "n pos d_in"], keep: Bool[Tensor, "n pos"]) -> None:
-        """Whole sequences of activations; only positions where `keep` is True count."""
+    def add(self, x: Float[Tensor, "n pos d"], keep: Bool[Tensor, "n pos"]) -> None:
+        """Whole sequences of activations; only positions where `keep` is True count. For a transcoder [x | y]."""
         at_once = max(1, FEATURES_AT_ONCE // (x.shape[1] * self.sae.cfg.d_sae))
         for start in range(0, len(x), at_once):
             self._add(x[start : start + at_once], keep[start : start + at_once])
 
     def _add(self, x: Tensor, keep: Tensor) -> None:
-        shift = self.sae.b_dec
+        shift, cfg = self.sae.b_dec, self.sae.cfg
         keep = keep.to(shift.device)[..., None]
         # `where`, not a product: what stands at a padded position may be NaN.
-        x = torch.where(keep, x.to(shift.device, torch.float32), shift)
-        active = self.sae.encode(x)
-        error = (self.sae.decode(active) - x) * keep
+        x = x.to(shift.device, torch.float32)
+        y = torch.where(keep, x if cfg.d_out is None else x[..., cfg.d_in :], shift)
+        active = self.sae.encode(y if cfg.d_out is None else torch.where(keep, x[..., : cfg.d_in], 0.0))
+        found = self.sae.decode(active)
+        error = (found - y) * keep
         on = (active > 0) & keep
-        centred = x - shift
+        centred, found = y - shift, (found - shift) * keep
         self.fired += on.sum((0, 1)).cpu().double()
         sums = (
             keep.sum((1, 2)),
@@ -79,6 +117,10 @@ class Evaluator:
             on.sum((1, 2)),
             centred.sum(1),
             centred.square().sum((1, 2)),
+            found.norm(dim=2).sum(1),
+            centred.norm(dim=2).sum(1),
+            found.square().sum((1, 2)),
+            (found * centred).sum((1, 2)),
         )
         self._sums.append(tuple(s.cpu().double() for s in sums))
 
@@ -95,7 +137,8 @@ class Evaluator:
         """All measures as JSON-able values; those of the spliced model are None when it was not run."""
         if not self._sums:
             raise RunError("no held-out activations were given to the evaluation")
-        rows, error, active, total, squares = (torch.cat(column) for column in zip(*self._sums, strict=True))
+        columns = [torch.cat(column) for column in zip(*self._sums, strict=True)]
+        rows, error, active, total, squares, *lengths = columns
         n = rows.sum()
         if n == 0:
             raise RunError(f"none of the {len(rows)} held-out sequences has a row to evaluate; give longer ones")
@@ -106,10 +149,13 @@ class Evaluator:
         return {
             "explained_variance": float(1 - error.sum() / variance.sum()),
             "explained_variance_ci": self._interval(variance - error, variance),
-            "mse": float(error.sum() / n / self.sae.cfg.d_in),
+            "mse": float(error.sum() / n / self.sae.cfg.width_out),
             "l0": float(active.sum() / n),
             "l0_ci": self._interval(active, rows),
             "dead_fraction": float((self.fired == 0).double().mean()),
+            "dense_fraction": float((self.firing_rate() > DENSE_RATE).double().mean()),
+            **shrinkage(*(float(column.sum()) for column in lengths)),
+            **decoder_cosine(self.sae.W_dec),
             "density": self._density(),
             "n_rows": int(n),
             "n_sequences": len(rows),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from circuits.errors import UserError
+
+K_START = 4  # with k_anneal, times k features are kept at the first step
+NORMALIZE = ("standard", "rms", "none")
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,11 @@ class TrainSpec:
     """Rows of one step."""
     steps: int
     k: int | None = None
-    """TopK: features kept for each row."""
+    """TopK family: features kept for each row; in a batch on average."""
     l1: float | None = None
-    """ReLU: coefficient of the L1 penalty, for rows scaled to ‖x − mean‖² = 1 on average."""
+    """ReLU, gated: coefficient of the L1 penalty, for rows scaled to ‖x − mean‖² = 1 on average."""
     l1_warmup: int = 0
-    """ReLU: steps over which λ rises from 0."""
+    """ReLU, gated: steps over which λ rises from 0."""
     warmup: int = 0
     """Steps over which the learning rate rises from 0."""
     decay: float = 0.0
@@ -36,31 +39,88 @@ class TrainSpec:
     dead_after: int = 25_600
     """A feature that was not active on this many rows in a row is dead."""
     aux: float = 1 / 32
-    """TopK: coefficient of the auxiliary loss on dead features; 0 turns it off."""
+    """TopK family: coefficient of the auxiliary loss on dead features; 0 turns it off."""
     resample_every: int = 250
-    """ReLU: steps between resamplings of dead features; 0 turns it off."""
+    """ReLU, gated, JumpReLU: steps between resamplings of dead features; 0 turns it off."""
     seed: int = 0
     layer: int = 0
     """Enters the derivation of the generators, and the messages."""
-    extra: Mapping[str, float] = field(default_factory=dict)
-    """Options of an architecture that has more than the above."""
+    d_out: int | None = None
+    """Width of another site to reconstruct (a transcoder); None: the input is reconstructed."""
+    k_anneal: int = 0
+    """TopK family: steps over which k falls linearly from `K_START` times its value."""
+    threshold_rate: float = 0.01
+    """BatchTopK, Matryoshka: weight of a batch in the moving average of the inference threshold."""
+    threshold_warmup: int = 0
+    """BatchTopK, Matryoshka: steps before the moving average begins."""
+    groups: int = 1
+    """Matryoshka: nested dictionaries, each twice as large as the one before."""
+    l0_coefficient: float | None = None
+    """JumpReLU: coefficient of the L0 penalty, for rows scaled to ‖x − mean‖² = 1 on average."""
+    l0_warmup: int = 0
+    """JumpReLU: steps over which the penalty rises from 0."""
+    threshold: float = 1.0
+    """JumpReLU: thresholds at the start, in standard deviations of a random direction."""
+    bandwidth: float = 0.5
+    """JumpReLU: width of the kernel by which thresholds get a gradient, in the same units."""
+    sparsity_decay: float = 0.0
+    """ReLU, gated, JumpReLU: fraction of the steps, at the end, over which the penalty falls linearly to 0."""
+    normalize: str = "standard"
+    """Units of training: standard, rms or none (``circuits.sae.normalise``)."""
+    accumulate: int = 1
+    """Parts that a batch is processed in, for less memory."""
+    patience: int | None = None
+    """Stop after so many validations in a row without an improvement, and take the best weights; None: never."""
+    min_delta: float = 0.0
+    """What counts as an improvement: a validation loss lower by more than this share of the variance."""
+    validate_every: int = 250
+    """Steps between validations, where there is patience."""
 
     def problems(self) -> list[str]:
         """What is wrong with the values that every architecture has, one line each."""
-        positive = ("d_in", "d_sae", "lr", "batch_size", "steps", "clip", "dead_after")
+        positive = ("d_in", "d_sae", "lr", "batch_size", "steps", "clip", "dead_after", "accumulate", "validate_every")
         wrong = [f"{n} = {getattr(self, n)} must be above 0" for n in positive if not getattr(self, n) > 0]
-        not_negative = ("warmup", "l1_warmup", "aux", "resample_every")
+        not_negative = (
+            "warmup", "l1_warmup", "l0_warmup", "aux", "resample_every", "k_anneal", "threshold", "threshold_warmup", "min_delta",
+        )  # fmt: skip
         wrong += [f"{n} = {getattr(self, n)} must not be negative" for n in not_negative if not getattr(self, n) >= 0]
-        if not 0 <= self.decay <= 1:
-            wrong.append(f"decay = {self.decay} is a fraction of the steps, between 0 and 1")
+        for name in ("decay", "sparsity_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                wrong.append(f"{name} = {getattr(self, name)} is a fraction of the steps, between 0 and 1")
+        if not 0 < self.threshold_rate <= 1:
+            wrong.append(f"threshold_rate = {self.threshold_rate} is the weight of one batch, above 0 and at most 1")
+        if self.normalize not in NORMALIZE:
+            wrong.append(f"normalize = {self.normalize}; choices: {' '.join(NORMALIZE)}")
+        if self.accumulate > 0 and self.batch_size % self.accumulate:
+            wrong.append(f"accumulate = {self.accumulate}: batch_size = {self.batch_size} is not divisible by it")
+        if self.patience is not None and self.patience < 1:
+            wrong.append(f"patience = {self.patience}: at least 1 validation, or null for none")
         return wrong
+
+    @property
+    def width_out(self) -> int:
+        """Width of what is reconstructed."""
+        return self.d_in if self.d_out is None else self.d_out
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step 0, 1, …: linear warm-up, constant, linear decay."""
-        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        tail = math.floor(self.decay * self.steps)
+        return self.lr * self._shape(step, self.warmup, self.decay)
+
+    def sparsity_at(self, step: int, warmup: int) -> float:
+        """Factor of the sparsity penalty at a step: linear warm-up, 1, linear decay."""
+        return self._shape(step, warmup, self.sparsity_decay)
+
+    def _shape(self, step: int, warmup: int, decay: float) -> float:
+        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        tail = math.floor(decay * self.steps)
         fall = min(1.0, (self.steps - step) / tail) if tail else 1.0
-        return self.lr * rise * max(0.0, fall)
+        return rise * max(0.0, fall)
+
+    def k_at(self, step: int) -> int:
+        """k of a step: falling from `K_START` times its value over the first `k_anneal` steps."""
+        k = self.k or 0
+        left = max(0.0, 1 - step / self.k_anneal) if self.k_anneal else 0.0
+        return min(self.d_sae, k + round((K_START - 1) * k * left))
 
     def resamples_at(self, done: int) -> bool:
         """Whether dead features are resampled after `done` steps: never in the decay, where they could not recover."""
@@ -70,16 +130,17 @@ class TrainSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {**asdict(self), "extra": dict(self.extra)}
+        return asdict(self)
 
     def require_equal(self, saved: Mapping[str, Any]) -> None:
-        """Refuse to continue a training that had other settings; a field it did not know had its default."""
-        defaults = {f.name: f.default for f in fields(self) if f.name != "extra"} | {"extra": {}}
-        mine = self.as_dict()
-        for name, value in mine.items():
-            before = saved.get(name, defaults[name])
-            if before != value:
-                raise UserError(
-                    f"the checkpoint was made with {name} = {before}, now {name} = {value}: "
-                    f"continue with {name} = {before}, or start anew without the checkpoint"
-                )
+        """Refuse to continue a training that had other settings, all of them named; a field it did not know had its default."""
+        defaults = {f.name: f.default for f in fields(self)}
+        before = {name: saved.get(name, defaults[name]) for name in defaults}
+        other = {name: value for name, value in self.as_dict().items() if before[name] != value}
+        if other:
+            made = ", ".join(f"{name} = {before[name]}" for name in other)
+            now = ", ".join(f"{name} = {value}" for name, value in other.items())
+            raise UserError(
+                f"the checkpoint was made with {made}, now {now}: "
+                f"continue with {made}, or start anew without the checkpoint"
+            )

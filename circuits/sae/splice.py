@@ -2,7 +2,7 @@
 
 At the kept positions of one site the activation x is replaced by x̂ (spliced), or by zero (the floor of the CE score).
 The prediction of token t+1 at position t counts when both are valid; sums are per sequence, in float32 from
-log-softmax.
+log-softmax. A transcoder's estimate of another site, made from what the same pass has at its own site, replaces that one.
 """
 
 from __future__ import annotations
@@ -61,6 +61,20 @@ def reconstruct(sae: SAE) -> Callable[[Tensor], Tensor]:
     return fn
 
 
+def transcode(sae: SAE, site: str, target: str, layer: int, keep: Bool[Tensor, "n pos"]) -> tuple[Edit, Edit]:
+    """Two edits: one that changes nothing and reads the transcoder's site, one that puts its estimate at the other."""
+    seen: list[Tensor] = []
+
+    def read(x: Tensor) -> Tensor:
+        seen[:] = [x[keep.to(x.device)].flatten(1)]
+        return x
+
+    def write(rows: Tensor) -> Tensor:
+        return reconstruct(sae)(seen[0]).to(rows.device)
+
+    return Edit(site, layer, read), Edit(target, layer, replaced(write, keep))
+
+
 @torch.no_grad()
 def splice_sums(
     lm: LM,
@@ -70,6 +84,7 @@ def splice_sums(
     keep: Bool[Tensor, "n pos"],
     *,
     site: str,
+    target: str | None = None,
 ) -> dict[int, SpliceSums]:
     """Losses of one chunk of sequences for each layer's SAE, one layer at a time; the clean pass is shared."""
 
@@ -81,7 +96,10 @@ def splice_sums(
     ids, mask = ids.to(clean.device), mask.to(clean.device)
     sums = {}
     for layer, sae in saes.items():
-        spliced = logits(Edit(site, layer, replaced(reconstruct(sae), keep)))
-        zero = logits(Edit(site, layer, replaced(torch.zeros_like, keep)))
+        if target is None:
+            spliced = logits(Edit(site, layer, replaced(reconstruct(sae), keep)))
+        else:
+            spliced = logits(*transcode(sae, site, target, layer, keep))
+        zero = logits(Edit(target or site, layer, replaced(torch.zeros_like, keep)))
         sums[layer] = splice_losses(clean, spliced, zero, ids, mask)
     return sums

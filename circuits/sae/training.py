@@ -1,13 +1,9 @@
-"""Training of one SAE: the loop that all architectures share.
+"""Training of one SAE: what all architectures share.
 
-A step: centre and scale the rows → the objective writes the gradients → the part of ∂W_dec parallel to W_dec is
-removed (Bricken et al. 2023: a unit row can only turn) → clip by global norm → Adam → decoder rows back to unit norm.
+A step: rows into the units of training (:mod:`circuits.sae.normalise`) → the objective writes the gradients → the optimiser
+(:mod:`circuits.sae.optimiser`). A transcoder's rows are those of both sites side by side, [x | y].
 
-Rows are normalised as x' = s (x − μ), μ the mean and s = sqrt(d_in / mean ‖x − μ‖²) of the first rows, so that lr and
-l1 mean the same at every layer. (Anthropic's April 2024 update scales by the uncentred norm; at layers with a large
-common offset that leaves little variance to train on.) `export` folds μ and s back in.
-
-Nothing in a step waits for the device: metrics are summed there and read by `metrics()`. The one exception is the list
+Nothing in a step waits for an accelerator: metrics are summed there and read by `metrics()`. The one exception is the list
 of dead features for the auxiliary loss, whose length the host must know; it is read once every `DEAD_EVERY` steps.
 Generators are derived from (seed, purpose, layer), so a layer is trained alike alone and in a set.
 """
@@ -22,32 +18,27 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuits.data.seeds import derive_seed
-from circuits.errors import Damaged, NonFinite, RunError, UserError
+from circuits.errors import Damaged, NonFinite, UserError
+from circuits.sae import normalise
 from circuits.sae.modules import SAE, Outcome, SAEConfig, Weights, architecture
+from circuits.sae.normalise import Units
+from circuits.sae.optimiser import Optimiser
 from circuits.sae.spec import TrainSpec
+from circuits.sae.stopping import Best
 
-BETAS, EPS = (0.9, 0.999), 1e-8
 DEAD_EVERY = 32
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def check(spec: TrainSpec) -> None:
     """Raise UserError with everything that is wrong with `spec`."""
-    wrong = spec.problems() + architecture(spec.architecture).objective.problems(spec)
+    objective = architecture(spec.architecture).objective
+    wrong = spec.problems() + objective.problems(spec)
+    if spec.d_out is not None and not objective.transcodes:
+        wrong.append(
+            f"a {spec.architecture} SAE cannot be trained from one site to another; choose another architecture"
+        )
     if wrong:
         raise UserError(wrong)
-
-
-def normalisation(rows: Float[Tensor, "n d_in"]) -> tuple[Float[Tensor, " d_in"], float]:
-    """μ and s of rows, in float64 on the CPU, so that they depend on nothing but the rows."""
-    x = rows.detach().cpu().double()
-    mean = x.mean(0)
-    variance = (x - mean).square().sum(1).mean().item()
-    if not math.isfinite(variance):
-        raise NonFinite("the first rows contain NaN or infinity")
-    if variance <= 0:
-        raise RunError(f"the first {len(x)} rows are all equal: nothing to train an SAE on")
-    return mean.float(), math.sqrt(x.shape[1] / variance)
 
 
 class Trainer:
@@ -57,23 +48,28 @@ class Trainer:
         self,
         spec: TrainSpec,
         device: torch.device,
-        first_rows: Float[Tensor, "n d_in"] | None,
-        scale: float | None = None,
+        first_rows: Float[Tensor, "n d"] | None,
+        units: tuple[Units, Units] | None = None,
     ) -> None:
         check(spec)
         self.spec, self.device, self.step = spec, device, 0
         self.architecture = architecture(spec.architecture)
         self.objective = self.architecture.objective(spec)
-        if first_rows is None:  # a resumed trainer: `_restore` brings the mean
-            self.mean, self.scale = torch.zeros(spec.d_in, device=device), scale or 1.0
-        else:
-            mean, self.scale = normalisation(first_rows)
-            self.mean = mean.to(device)
+        if first_rows is not None:
+            read = normalise.measure(first_rows[:, : spec.d_in], spec.normalize)
+            units = (
+                read,
+                read if spec.d_out is None else normalise.measure(first_rows[:, spec.d_in :], spec.normalize),
+            )
+        elif units is None:  # a resumed trainer: `_restore` brings them
+            units = (Units(torch.zeros(spec.d_in), 1.0), Units(torch.zeros(spec.width_out), 1.0))
+        self.read, self.write = (u.to(device) for u in units)
         init = self.objective.init(self._generator("init"))
         self.weights: Weights = {name: nn.Parameter(p.detach().to(device)) for name, p in init.items()}
-        self.optimizer = torch.optim.Adam(self.weights.values(), lr=spec.lr, betas=BETAS, eps=EPS, fused=True)
-        self._start_optimizer()
+        self.objective.state = {name: value.to(device) for name, value in self.objective.state.items()}
+        self.optimiser = Optimiser(self.weights, spec.clip)
         self.generator = self._generator("resample")
+        self.best = Best(spec.patience, spec.min_delta) if spec.patience is not None else None
         self.since_fired = torch.zeros(spec.d_sae, dtype=torch.int64, device=device)
         """Rows seen since each feature was last active."""
         self.dead_index = torch.zeros(0, dtype=torch.int64, device=device)
@@ -83,25 +79,39 @@ class Trainer:
         seed = derive_seed(self.spec.seed, "sae", purpose, self.spec.layer)
         return torch.Generator().manual_seed(seed)
 
-    def _start_optimizer(self) -> None:
-        """Adam's state from the first step on, so that a checkpoint of step 0 has it too."""
-        for p in self.weights.values():
-            p.grad = torch.zeros_like(p)
-            moments = {name: torch.zeros_like(p) for name in MOMENTS}
-            self.optimizer.state[p] = {"step": torch.zeros((), device=self.device), **moments}
+    def _rows(self, rows: Float[Tensor, "batch d"]) -> tuple[Tensor, Tensor]:
+        """x and y in the units of training."""
+        x = self.read.normalise(rows[:, : self.spec.d_in])
+        return x, x if self.spec.d_out is None else self.write.normalise(rows[:, self.spec.d_in :])
 
     # ── one step ──
 
     @torch.no_grad()
-    def train_step(self, rows: Float[Tensor, "batch d_in"]) -> None:
+    def train_step(self, rows: Float[Tensor, "batch d"]) -> None:
         """One optimiser step on a batch of activation rows, of any dtype."""
-        x = (rows.to(self.device, torch.float32) - self.mean).mul_(self.scale)
-        outcome = self.objective.gradients(self.weights, x, self.step, self._dead())
-        self._optimise()
-        self._count(x, outcome)
+        x, y = self._rows(rows)
+        outcome = self._gradients(x, y)
+        self.optimiser.step(self.spec.lr_at(self.step))
+        self.objective.project(self.weights)
+        self._count(y, outcome)
         self.step += 1
         if self.objective.resamples and self.spec.resamples_at(self.step):
             self._revive(x, outcome)
+
+    def _gradients(self, x: Tensor, y: Tensor) -> Outcome:
+        """The gradients of a batch, in one go or as the mean over its parts."""
+        dead, parts = self._dead(), self.spec.accumulate
+        if parts == 1:
+            return self.objective.gradients(self.weights, x, y, self.step, dead)
+        outcomes, total = [], [torch.zeros_like(p) for p in self.weights.values()]
+        for part in zip(x.chunk(parts), y.chunk(parts), strict=True):
+            outcomes.append(self.objective.gradients(self.weights, *part, self.step, dead))
+            torch._foreach_add_(total, [p.grad for p in self.weights.values() if p.grad is not None], alpha=1 / parts)
+        for p, grad in zip(self.weights.values(), total, strict=True):
+            p.grad = grad
+        terms = {name: torch.stack([o.parts[name] for o in outcomes]).mean() for name in outcomes[0].parts}
+        fired, active = (torch.stack([getattr(o, name) for o in outcomes]).sum(0) for name in ("fired", "active"))
+        return Outcome(torch.cat([o.error for o in outcomes]), fired, active, terms)
 
     def _dead(self) -> Tensor | None:
         """Dead features for the auxiliary loss; None when there are none."""
@@ -112,29 +122,16 @@ class Trainer:
             self.dead_index = (self.since_fired >= self.spec.dead_after).nonzero().flatten()
         return self.dead_index if len(self.dead_index) else None
 
-    def _optimise(self) -> None:
-        decoder = self.weights["W_dec"]
-        grads = [p.grad for p in self.weights.values() if p.grad is not None]
-        if decoder.grad is not None:
-            parallel = (decoder.grad * decoder).sum(1, keepdim=True)
-            decoder.grad.addcmul_(decoder, parallel, value=-1)
-        norm = torch.stack(torch._foreach_norm(grads)).norm()
-        torch._foreach_mul_(grads, (self.spec.clip / (norm + 1e-6)).clamp(max=1.0))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.spec.lr_at(self.step)
-        self.optimizer.step()
-        decoder.div_(decoder.norm(dim=1, keepdim=True).clamp_(min=1e-12))
-
-    def _count(self, x: Tensor, outcome: Outcome) -> None:
-        n = len(x)
+    def _count(self, y: Tensor, outcome: Outcome) -> None:
+        n = len(y)
         self.since_fired.add_(n).mul_(outcome.fired == 0)
-        squared = outcome.error.square().sum()
+        squared = torch.linalg.vector_norm(outcome.error).square()
         seen = {
             "rows": torch.full((), float(n), device=self.device),
             "squared_error": squared,
-            "x": x.sum(0),
-            "x_squared": x.square().sum(),
-            "active": outcome.fired.sum(),
+            "x": y.sum(0),
+            "x_squared": torch.linalg.vector_norm(y).square(),
+            "active": outcome.active,
             "loss": squared + n * sum(outcome.parts.values(), torch.zeros((), device=self.device)),
             **{f"part.{name}": n * value for name, value in outcome.parts.items()},
         }
@@ -147,15 +144,42 @@ class Trainer:
     def _revive(self, x: Tensor, outcome: Outcome) -> None:
         dead = self.since_fired >= self.spec.dead_after
         noise = torch.rand(len(x), generator=self.generator).to(self.device, non_blocking=True)
-        revived = self.objective.revive(self.weights, x, outcome.error, dead, noise)
-        keep = ~revived
-        for name, p in self.weights.items():
-            if name == "b_dec":
-                continue
-            for moment in MOMENTS:
-                state = self.optimizer.state[p][moment]
-                state.mul_(keep if state.ndim == 1 else keep[:, None])
+        keep = ~self.objective.revive(self.weights, x, outcome.error, dead, noise)
+        self.optimiser.reset(keep)
         self.since_fired.mul_(keep)
+
+    # ── early stopping ──
+
+    def validate(self, rows: Float[Tensor, "n d"]) -> bool:
+        """Measure the loss on rows that are not trained on; whether the patience is at its end.
+
+        The loss is the share of variance that is left unexplained, by the SAE as it would be used.
+        """
+        if self.best is None:
+            return False
+        sae, error, squares = self.export(), 0.0, 0.0
+        y = rows[:, self.spec.d_in :] if self.spec.d_out is not None else rows
+        mean = y.to(self.device, torch.float32).mean(0)
+        for part in rows.split(4096):
+            x = part.to(self.device, torch.float32)
+            y = x[:, self.spec.d_in :] if self.spec.d_out is not None else x
+            error += (sae(x[:, : self.spec.d_in]) - y).double().square().sum().item()
+            squares += (y - mean).double().square().sum().item()
+        loss = error / squares if squares else math.nan
+        if not math.isfinite(loss):
+            raise NonFinite(f"the validation loss is {loss}: layer {self.spec.layer}, step {self.step}; lower the rate")
+        self.best.see(loss, self.step, self.weights, self.objective.state)
+        return self.best.exhausted
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has stopped early."""
+        return self.best is not None and self.best.exhausted
+
+    def take_best(self) -> None:
+        """Put the best validated weights in place, where validations were made."""
+        if self.best is not None:
+            self.best.restore(self.weights, self.objective.state)
 
     # ── what others read ──
 
@@ -176,62 +200,70 @@ class Trainer:
         parts = {name.removeprefix("part."): v.item() / n for name, v in sums.items() if name.startswith("part.")}
         return {
             "loss": loss,
-            "mse": error / n / self.spec.d_in / self.scale**2,
+            "mse": error / n / self.spec.width_out / self.write.scale**2,
             "explained_variance": 1 - error / variance if variance > 0 else 0.0,
             "l0": sums["active"].item() / n,
             "dead_fraction": dead,
             "lr": self.spec.lr_at(max(0, self.step - 1)),
             **parts,
+            **({"validation": self.best.loss} if self.best is not None and self.best.loss is not None else {}),
         }
 
     @torch.no_grad()
     def export(self) -> SAE:
         """The SAE as it stands, on raw activations; a copy. Before any step: the control."""
         spec = self.spec
-        sae = self.architecture.sae(SAEConfig(spec.d_in, spec.d_sae, spec.k)).to(self.device)
-        self.objective.export(sae, self.weights, self.mean, self.scale)
+        sae = self.architecture.sae(SAEConfig(spec.d_in, spec.d_sae, spec.k, spec.d_out)).to(self.device)
+        self.objective.export(sae, self.weights, self.read, self.write)
         return sae.eval()
 
     def untrained(self) -> Trainer:
-        """This trainer before its first step, with the same normalisation and start: the control of its measurements."""
-        fresh = Trainer(self.spec, self.device, None, scale=self.scale)
-        fresh.mean.copy_(self.mean)
+        """This trainer before its first step, with the same normalisation and start: the control of its measurements. What is
+        learned without a gradient (a threshold) is taken over: at its start it would let everything pass."""
+        fresh = Trainer(self.spec, self.device, None, (self.read, self.write))
+        fresh.objective.state = {name: value.clone() for name, value in self.objective.state.items()}
         return fresh
 
     # ── checkpoints ──
 
+    def _live(self) -> dict[str, Tensor]:
+        """Every tensor that a continuation needs and whose shape is fixed, live."""
+        named: dict[str, Tensor] = {f"weights.{name}": p for name, p in self.weights.items()}
+        named |= self.optimiser.tensors() | {f"state.{name}": v for name, v in self.objective.state.items()}
+        named |= {"mean": self.read.mean, "since_fired": self.since_fired}
+        return named if self.spec.d_out is None else {**named, "mean_out": self.write.mean}
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a bit-exact continuation needs: tensors copied to the CPU, and JSON-able values."""
-        tensors: dict[str, Tensor] = {f"weights.{name}": p for name, p in self.weights.items()}
-        for name, p in self.weights.items():
-            tensors |= {f"adam.{key}.{name}": value for key, value in self.optimizer.state[p].items()}
-        tensors |= {f"sums.{name}": value for name, value in self.sums.items()}
-        tensors |= {"mean": self.mean, "since_fired": self.since_fired, "dead_index": self.dead_index}
-        tensors["generator"] = self.generator.get_state()
+        tensors = {**self._live(), **{f"sums.{name}": value for name, value in self.sums.items()}}
+        tensors |= {"dead_index": self.dead_index, "generator": self.generator.get_state()}
+        tensors |= self.best.tensors() if self.best is not None else {}
         copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-        return copies, {"step": self.step, "scale": self.scale, "spec": self.spec.as_dict()}
+        meta = {"step": self.step, "scale": self.read.scale, "scale_out": self.write.scale, "spec": self.spec.as_dict()}
+        return copies, {**meta, **({"best": self.best.facts()} if self.best is not None else {})}
 
     @classmethod
     def resume(cls, spec: TrainSpec, tensors: dict[str, Tensor], meta: dict[str, Any], device: torch.device) -> Trainer:
         """The trainer whose `state` this was."""
         spec.require_equal(meta["spec"])
-        trainer = cls(spec, device, None, scale=float(meta["scale"]))
+        trainer = cls(spec, device, None)
         try:
-            trainer._restore(tensors, int(meta["step"]))
+            trainer._restore(tensors, meta)
         except KeyError as e:
-            raise Damaged(f"the checkpoint of layer {spec.layer} at step {meta['step']} lacks the tensor {e}") from e
+            raise Damaged(f"the checkpoint of layer {spec.layer} at step {meta['step']} lacks {e}") from e
         return trainer
 
     @torch.no_grad()
-    def _restore(self, tensors: dict[str, Tensor], step: int) -> None:
-        self.step = step
-        for name, p in self.weights.items():
-            p.copy_(tensors[f"weights.{name}"])
-            for key, value in self.optimizer.state[p].items():
-                value.copy_(tensors[f"adam.{key}.{name}"])
-        self.mean.copy_(tensors["mean"])
-        self.since_fired.copy_(tensors["since_fired"])
+    def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        self.step = int(meta["step"])
+        self.read.scale, self.write.scale = float(meta["scale"]), float(meta.get("scale_out", meta["scale"]))
+        for name, live in self._live().items():
+            live.copy_(tensors[name])
+        if self.spec.d_out is None:
+            self.write = self.read
         self.dead_index = tensors["dead_index"].to(self.device)
         self.generator.set_state(tensors["generator"])
         names = [name.removeprefix("sums.") for name in tensors if name.startswith("sums.")]
         self.sums = {name: tensors[f"sums.{name}"].to(self.device) for name in names}
+        if self.best is not None:
+            self.best.load(tensors, meta["best"], self.device)

@@ -20,9 +20,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from circuits.schema import activations as activations_rules
+from circuits.schema import behaviour as behaviour_rules
 from circuits.schema import cluster as cluster_rules
 from circuits.schema import data as data_rules
 from circuits.schema import sae as sae_rules
+from circuits.schema.activations import ActivationsConfig, ActivationSource
+from circuits.schema.behaviour import BehaviourConfig, Bos, MultiToken
 from circuits.schema.cluster import (
     Backend,
     ClusterConfig,
@@ -35,7 +39,7 @@ from circuits.schema.cluster import (
 from circuits.schema.data import DataConfig, DataSource
 from circuits.schema.fields import MISSING, added, file, free
 from circuits.schema.model import Dtype, EmbeddedConfig, Matmul, ModelConfig, PrecisionConfig, Site
-from circuits.schema.sae import Architecture, NonFinitePolicy, SaeConfig
+from circuits.schema.sae import Architecture, NonFinitePolicy, Normalize, SaeConfig
 from circuits.schema.task import Resources, Reuse, TaskConfig, Where
 
 
@@ -45,7 +49,9 @@ class BaseConfig:
 
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    activations: ActivationsConfig = field(default_factory=ActivationsConfig)
     sae: SaeConfig = field(default_factory=SaeConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
@@ -57,12 +63,13 @@ class BaseConfig:
     note: str | None = None  # kept with the run, shown by status and report
     of: str | None = None  # the sweep or run that a service task is about
     reuse: Reuse = Reuse.cached
+    force: bool = False  # go on although a gate said no; what is made is marked as tainted
     outputs: str = "outputs"
     multirun: str = "multirun"
 
 
 #: Root keys that every task reads.
-RUN_KEYS = ("name", "note", "reuse", "outputs", "multirun", "task", "cluster", "tracking", "user")
+RUN_KEYS = ("name", "note", "reuse", "force", "outputs", "multirun", "task", "cluster", "tracking", "user")
 
 
 def root_schema(options: dict[str, type], clusters: Iterable[str] = ()) -> type:
@@ -79,7 +86,9 @@ def check(cfg: BaseConfig) -> list[str]:
     """Every cross-field rule that `cfg` breaks, one line each. Reads plain values only: no file, no model."""
     return [
         *cluster_rules.check(cfg.cluster),
+        *behaviour_rules.check(cfg.behaviour),
         *data_rules.check(cfg.data),
+        *activations_rules.check(cfg.activations),
         *sae_rules.check(cfg.sae),
         *_check_root(cfg),
     ]
@@ -103,8 +112,9 @@ def _check_root(cfg: BaseConfig) -> list[str]:
 
 
 __all__ = [
-    "MISSING", "RUN_KEYS", "Architecture", "Backend", "BaseConfig", "ClusterConfig", "DataConfig", "DataSource",
-    "Dtype", "EmbeddedConfig", "Matmul", "ModelConfig", "NonFinitePolicy", "PersonalConfig", "PrecisionConfig",
-    "QueueConfig", "Resources", "Reuse", "SaeConfig", "Site", "TaskConfig", "TrackingConfig", "TrackingMode", "Where",
-    "added", "check", "file", "free", "root_schema",
+    "MISSING", "RUN_KEYS", "ActivationSource", "ActivationsConfig", "Architecture", "Backend", "BaseConfig",
+    "BehaviourConfig", "Bos", "ClusterConfig", "DataConfig", "DataSource", "Dtype", "EmbeddedConfig", "Matmul",
+    "ModelConfig", "MultiToken", "NonFinitePolicy", "Normalize", "PersonalConfig", "PrecisionConfig", "QueueConfig",
+    "Resources", "Reuse", "SaeConfig", "Site", "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added",
+    "check", "file", "free", "root_schema",
 ]  # fmt: skip

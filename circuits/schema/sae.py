@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 
 from circuits.schema.fields import added, file, free
@@ -14,6 +14,18 @@ class Architecture(Enum):
 
     topk = "topk"
     relu = "relu"
+    batchtopk = "batchtopk"
+    matryoshka = "matryoshka"
+    jumprelu = "jumprelu"
+    gated = "gated"
+
+
+class Normalize(Enum):
+    """Units that rows are trained in; folded into the saved weights."""
+
+    standard = "standard"  # centred, scaled to mean ‖x‖² = d
+    rms = "rms"  # scaled to mean ‖x‖² = d
+    none = "none"
 
 
 class NonFinitePolicy(Enum):
@@ -41,8 +53,8 @@ class SaeConfig:
     l1_warmup: int | None = None
     clip: float = 1.0  # gradient norm
     dead_after: int = 25600  # rows without firing after which a feature counts as dead
-    aux: float | None = None  # weight of the auxiliary loss on dead features (topk)
-    resample_every: int | None = None  # steps between resamplings of dead features (relu)
+    aux: float | None = None  # weight of the auxiliary loss on dead features (topk, batchtopk, matryoshka)
+    resample_every: int | None = None  # steps between resamplings of dead features (relu, gated, jumprelu)
     source: str = "stream"  # activations straight from the model
     block_rows: int = 16384  # rows shuffled together
     forward_batch: int = 64  # sequences per model forward
@@ -50,6 +62,25 @@ class SaeConfig:
     heldout_sequences: int = 512
     nonfinite: NonFinitePolicy = NonFinitePolicy.fail
     from_: str | None = file(None)  # a SAELens directory to take instead of training (written sae.from=DIR)
+    target_site: Site | None = added(None)  # noqa: RUF009 (another site to reconstruct: a transcoder)
+    k_anneal: int | None = added(
+        None
+    )  # steps over which k falls from four times its value (topk, batchtopk, matryoshka)
+    threshold_rate: float | None = added(None)  # weight of a batch in the inference threshold (batchtopk, matryoshka)
+    threshold_warmup: int | None = added(None)  # steps before that average begins (batchtopk, matryoshka)
+    groups: int | None = added(None)  # nested dictionaries, each twice the one before (matryoshka)
+    l0_coefficient: float | None = added(None)  # weight of the L0 penalty (jumprelu)
+    l0_warmup: int | None = added(None)  # steps over which it rises (jumprelu)
+    threshold: float | None = added(None)  # thresholds at the start (jumprelu)
+    bandwidth: float | None = added(None)  # of the kernel that thresholds are trained by (jumprelu)
+    sparsity_decay: float | None = added(None)  # last share of the steps, in which the penalty falls to zero
+    sparsity: float = added(1.0)  # one measure for all architectures: k is divided, penalties are multiplied by it
+    normalize: Normalize = added(Normalize.standard)  # noqa: RUF009
+    accumulate: int = added(1)  # parts that a batch is processed in, for less memory
+    patience: int | None = added(None)  # stop after so many validations without improvement, take the best weights
+    min_delta: float = added(1e-5)  # improvement that counts, as a share of the variance
+    validate_every: int = added(250)  # steps between validations
+    validation_sequences: int = added(64)  # held-out sequences beyond those of the final measurement
     min_r2: float | None = free(None)  # gate: exit 3 when the held-out explained variance stays below it
     checkpoint_every: int | None = free(5000)  # steps between checkpoints; whichever of the two comes first
     checkpoint_minutes: float | None = free(10.0)
@@ -60,15 +91,17 @@ class SaeConfig:
 def check(sae: SaeConfig) -> list[str]:
     errors = []
     for name in ("steps", "max_steps", "batch_size", "expansion", "k", "block_rows", "forward_batch", "dead_after",
-                 "heldout_sequences", "resample_every", "checkpoint_every", "checkpoint_keep", "log_every"):  # fmt: skip
+                 "heldout_sequences", "resample_every", "checkpoint_every", "checkpoint_keep", "log_every", "accumulate",
+                 "patience", "validate_every", "validation_sequences"):  # fmt: skip
         value = getattr(sae, name)
         if value is not None and value < 1:
             errors.append(f"sae.{name}={value}: at least 1")
-    for name in ("lr", "clip", "checkpoint_minutes"):
+    for name in ("lr", "clip", "checkpoint_minutes", "bandwidth", "sparsity"):
         value = getattr(sae, name)
         if value is not None and not value > 0:
             errors.append(f"sae.{name}={value}: more than 0")
-    for name in ("l1", "aux", "warmup", "l1_warmup", "skip_first"):
+    for name in ("l1", "aux", "warmup", "l1_warmup", "skip_first", "l0_coefficient", "l0_warmup", "threshold", "threshold_warmup",
+                 "k_anneal", "min_delta"):  # fmt: skip
         value = getattr(sae, name)
         if value is not None and not value >= 0:
             errors.append(f"sae.{name}={value}: 0 or more")
@@ -80,14 +113,62 @@ def check(sae: SaeConfig) -> list[str]:
         errors.append(f"sae.source={sae.source}: choices: stream")
     if 2 * sae.batch_size > sae.block_rows:
         errors.append(f"sae.batch_size={sae.batch_size}: more than half of sae.block_rows={sae.block_rows}; raise that")
-    needs = {Architecture.topk: ("k", "aux"), Architecture.relu: ("l1", "l1_warmup", "resample_every")}
-    for architecture, names in needs.items():
-        for name in names:
-            value = getattr(sae, name)
-            if architecture is sae.architecture and value is None and name in ("k", "l1"):
+    return errors + _stopping(sae) + _options(sae)
+
+
+def _stopping(sae: SaeConfig) -> list[str]:
+    """Rules of accumulation and early stopping."""
+    errors = []
+    if sae.accumulate >= 1 and sae.batch_size % sae.accumulate:
+        errors.append(f"sae.accumulate={sae.accumulate}: sae.batch_size={sae.batch_size} is not divisible by it")
+    if sae.patience is None:
+        for field in fields(sae):
+            value = getattr(sae, field.name)
+            if field.name in ("min_delta", "validate_every", "validation_sequences") and value != field.default:
+                errors.append(f"sae.{field.name}={value}: read only with early stopping; add sae.patience=N")
+    if sae.target_site is not None and sae.target_site is sae.site:
+        errors.append(f"sae.target_site={sae.target_site.value}: the site itself; leave it out for an SAE")
+    if sae.target_site is not None and sae.architecture is Architecture.gated:
+        errors.append(
+            "sae.target_site: sae=gated cannot be a transcoder; choose topk, batchtopk, matryoshka, jumprelu or relu"
+        )
+    return errors
+
+
+def at_sparsity(sae: SaeConfig) -> SaeConfig:
+    """The same SAE with `sparsity` worked into k and the penalties."""
+    k = sae.k and max(1, round(sae.k / sae.sparsity))
+    l1, l0 = (value and value * sae.sparsity for value in (sae.l1, sae.l0_coefficient))
+    return replace(sae, k=k, l1=l1, l0_coefficient=l0, sparsity=1.0)
+
+
+A = Architecture  # short, for the table
+TOPK_FAMILY, PENALISED = (A.topk, A.batchtopk, A.matryoshka), (A.relu, A.gated, A.jumprelu)
+READ_BY = {
+    "k": TOPK_FAMILY, "aux": TOPK_FAMILY, "k_anneal": TOPK_FAMILY, "threshold_rate": (A.batchtopk, A.matryoshka),
+    "threshold_warmup": (A.batchtopk, A.matryoshka), "groups": (A.matryoshka,), "l1": (A.relu, A.gated),
+    "l1_warmup": (A.relu, A.gated), "l0_coefficient": (A.jumprelu,), "l0_warmup": (A.jumprelu,), "threshold": (A.jumprelu,),
+    "bandwidth": (A.jumprelu,), "resample_every": PENALISED, "sparsity_decay": PENALISED,
+}  # fmt: skip
+NEEDED = {"k", "l1", "groups", "l0_coefficient"}
+
+
+def _options(sae: SaeConfig) -> list[str]:
+    """Options that the architecture needs or does not read."""
+    errors = []
+    for name, readers in READ_BY.items():
+        value = getattr(sae, name)
+        if sae.architecture in readers:
+            if value is None and name in NEEDED:
                 errors.append(f"sae.{name} is needed by sae={sae.architecture.value}")
-            if architecture is not sae.architecture and value is not None:
-                errors.append(
-                    f"sae.{name}={value}: sae={sae.architecture.value} does not read it; sae={architecture.value} does"
-                )
+        elif value is not None:
+            others = ", ".join(reader.value for reader in readers)
+            verb = "does" if len(readers) == 1 else "do"
+            errors.append(f"sae.{name}={value}: sae={sae.architecture.value} does not read it; sae={others} {verb}")
+    if sae.groups is not None and sae.groups < 2:
+        errors.append(f"sae.groups={sae.groups}: at least 2 nested dictionaries, or choose sae=batchtopk")
+    if sae.threshold_rate is not None and not 0 < sae.threshold_rate <= 1:
+        errors.append(f"sae.threshold_rate={sae.threshold_rate}: the weight of one batch, above 0 and at most 1")
+    if sae.sparsity_decay is not None and not 0 <= sae.sparsity_decay <= 1:
+        errors.append(f"sae.sparsity_decay={sae.sparsity_decay}: a share between 0 and 1")
     return errors

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
-from circuits.files import read_json
-from circuits.run import config, status, sweep
+from circuits.run import config, saved, sweep
 from circuits.run.layers import ranges
 from circuits.schema import BaseConfig
-
-if TYPE_CHECKING:
-    from circuits.report.types import Element
 
 READS = ("of",)
 
@@ -42,7 +37,7 @@ def make(path: Path, out: Path | None = None) -> Path:
 
     found = sweep.load(path)
     record = found.record
-    elements = [_element(found, item) for item in record["elements"]]
+    elements = saved.elements(found)
     return build(
         ReportInput(
             title=record["name"] or record["id"],
@@ -62,39 +57,9 @@ def _question(found: sweep.Sweep) -> str:
     record, kind = found.record, sweep.kind_of(found)
     cfg = config.load(found.directory(record["elements"][0]) / "config.yaml")
     layers = ranges(sorted({layer for item in record["elements"] for layer in item["layers"]}))
+    where = f" at layer{'' if layers.isdigit() else 's'} {layers}" if layers else ""
     swept = sorted({key for item in record["elements"] for key in item["swept"]} - {"layer"})
     asked = kind.question(cfg) if kind.question else f"What does task={kind.name} measure in {Path(cfg.model.id).name}"
     over = f", over {' and '.join(swept)}" if swept else ""
     note = f" Note: {record['note']}" if record.get("note") else ""
-    return f"{asked} at layer{'' if layers.isdigit() else 's'} {layers}{over}?{note}"
-
-
-def _element(found: sweep.Sweep, item: dict[str, Any]) -> Element:
-    from omegaconf import OmegaConf
-
-    from circuits.report.types import ArtifactRef, Element
-
-    directory = found.directory(item)
-    facts = status.read(directory)
-    state = facts.get("state", "waiting")
-    provenance = directory / "provenance.json"
-    refs = [
-        ArtifactRef(
-            kind=a["kind"], key=a["id"].rsplit("-", 1)[-1], path=Path(a["path"]), layer=a["layer"], label=a["id"]
-        )
-        for a in facts.get("artifacts") or []
-    ]
-    return Element(
-        index=item["index"],
-        name=item["name"],
-        overrides=item["overrides"],
-        swept=item["swept"],
-        state="failed" if state == "killed" else state,
-        error=facts.get("error"),
-        log=str(Path(item["dir"]) / "run.log"),
-        wall_s=facts.get("wall_s"),
-        artifacts=refs,
-        config=OmegaConf.to_container(OmegaConf.load(directory / "config.yaml")),  # type: ignore[arg-type]
-        status=facts,
-        provenance=read_json(provenance) if provenance.exists() else {},
-    )
+    return f"{asked}{where}{over}?{note}"

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.errors import Damaged, GateError, UserError
+from circuits.errors import Damaged, GateError
 from circuits.files import write_json
 from circuits.run.content import Contents
 from circuits.run.context import Context, Work
 from circuits.run.kinds import Column, Kind, ModelDims, readable
 from circuits.schema import BaseConfig, DataSource, NonFinitePolicy, SaeConfig
+from circuits.schema.sae import READ_BY, at_sparsity
 
 if TYPE_CHECKING:
     from circuits.data.stream import ActivationStream
@@ -44,16 +44,26 @@ def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
 def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
     """``tiny-L0-topk``."""
     layer = f"L{layers[0]}" if layers else "L"
-    return f"{readable(cfg.model.id)}-{layer}-{'from' if cfg.sae.from_ else cfg.sae.architecture.value}"
+    name = "from" if cfg.sae.from_ else cfg.sae.architecture.value
+    return f"{readable(cfg.model.id)}-{layer}-{name}" + ("" if cfg.sae.target_site is None else "-transcoder")
 
 
 def normal(cfg: BaseConfig) -> BaseConfig:
     """Equal results, equal keys: a cap beyond the schedule is none, and an SAE that is taken over is not trained."""
-    sae = cfg.sae
+    sae = at_sparsity(cfg.sae)
     if sae.max_steps is not None and sae.max_steps >= sae.steps:
         sae = replace(sae, max_steps=None)
     if sae.from_ is not None:
-        kept = ("site", "from_", "block_rows", "forward_batch", "skip_first", "heldout_sequences", "nonfinite")
+        kept = (
+            "site",
+            "target_site",
+            "from_",
+            "block_rows",
+            "forward_batch",
+            "skip_first",
+            "heldout_sequences",
+            "nonfinite",
+        )
         sae = replace(SaeConfig(), **{name: getattr(sae, name) for name in kept})
     return replace(cfg, sae=sae)
 
@@ -65,10 +75,12 @@ def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str
     if cfg.sae.from_ is not None:
         from circuits.sae.directory import problems
 
-        errors += [f"sae.from={cfg.sae.from_}: {problem}" for problem in problems(Path(cfg.sae.from_), width)]
-    elif width is not None and cfg.sae.k is not None and cfg.sae.k > cfg.sae.expansion * width:
-        d_sae = cfg.sae.expansion * width
-        errors.append(f"sae.k={cfg.sae.k}: more than d_sae={d_sae} (sae.expansion={cfg.sae.expansion} × width {width})")
+        target = cfg.sae.target_site
+        widths = (width, None if target is None else dims.width_of(target.value))
+        found = problems(Path(cfg.sae.from_), *widths, transcodes=target is not None)
+        errors += [f"sae.from={cfg.sae.from_}: {problem}" for problem in found]
+    elif width is not None:
+        errors += _size_problems(cfg.sae, width)
     if dims.context is not None and cfg.data.context > dims.context:
         errors.append(f"data.context={cfg.data.context}: more than the model's {dims.context} positions")
     if cfg.sae.nonfinite is NonFinitePolicy.drop and len(layers) > 1:
@@ -76,20 +88,25 @@ def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str
             "sae.nonfinite=drop: one layer a run (a row dropped for one would be missing in the others); sweep over layers"
         )
     if cfg.data.path is not None:
-        errors += _corpus_problems(cfg.data.source.value, cfg.data.path, cfg.data.field or "text", cfg.data.split)
+        from circuits.data.corpora import problems as corpus_problems
+
+        errors += corpus_problems(cfg.data.source.value, cfg.data.path, cfg.data.field or "text", cfg.data.split)
     return errors
 
 
-@lru_cache
-def _corpus_problems(source: str, path: str, field: str, split: str | None) -> tuple[str, ...]:
-    """What is wrong with a corpus; read once for all elements of a sweep."""
-    from circuits.data.corpora import check_corpus
-
-    try:
-        check_corpus(source, path, field, split)
-    except UserError as e:
-        return tuple(e.messages)
-    return ()
+def _size_problems(sae: SaeConfig, width: int) -> list[str]:
+    """Options that do not fit the dictionary's size."""
+    sae = at_sparsity(sae)
+    d_sae, errors = sae.expansion * width, []
+    made = f"d_sae={d_sae} (sae.expansion={sae.expansion} × width {width})"
+    if sae.k is not None and sae.k > d_sae:
+        errors.append(f"sae.k={sae.k}: more than {made}")
+    if sae.groups is not None and d_sae % 2 ** (sae.groups - 1):
+        most = (d_sae & -d_sae).bit_length()
+        errors.append(
+            f"sae.groups={sae.groups}: {made} cannot be halved {sae.groups - 1} times; at most sae.groups={most}"
+        )
+    return errors
 
 
 def gate(cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:
@@ -108,19 +125,24 @@ def question(cfg: BaseConfig) -> str:
     data = Path(cfg.data.path).name if cfg.data.path else f"{cfg.data.source.value} text"
     steps = min(cfg.sae.steps, cfg.sae.max_steps or cfg.sae.steps)
     trained = f"{cfg.sae.architecture.value} sparse autoencoders, trained for {steps:,} steps on {data},"
-    return f"How well do {trained} reconstruct {cfg.sae.site.value} of {Path(cfg.model.id).name}"
+    what = (
+        cfg.sae.site.value if cfg.sae.target_site is None else f"{cfg.sae.target_site.value} from {cfg.sae.site.value}"
+    )
+    return f"How well do {trained} reconstruct {what} of {Path(cfg.model.id).name}"
 
 
 def needed_bytes(cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
-    """Float32 weights; checkpoints with two Adam moments each, one more than are kept while a new one is written."""
+    """Float32 weights; checkpoints with two Adam moments each (and the best weights), one more than are kept."""
     width = dims.width_of(cfg.sae.site.value) or 0
-    weights = 4 * 2 * width * width * cfg.sae.expansion
-    return weights, 3 * weights * (cfg.sae.checkpoint_keep + 1)
+    out = width if cfg.sae.target_site is None else dims.width_of(cfg.sae.target_site.value) or 0
+    weights = 4 * (width + out) * width * cfg.sae.expansion
+    copies = 3 if cfg.sae.patience is None else 4
+    return weights, copies * weights * (cfg.sae.checkpoint_keep + 1)
 
 
 KIND = Kind(
     name="sae",
-    version=1,
+    version=2,
     sections=("model", "data", "sae", "precision", "seed"),
     label=label,
     layers="each",
@@ -167,7 +189,7 @@ def _make(context: Context, works: dict[int, Work]) -> None:
         taken = {layer: formats.load(Path(cfg.sae.from_)).to(stream.lm.device) for layer in works}
         _publish(context, works, taken, {}, stream, histories)
         return
-    from circuits.sae.loop import train
+    from circuits.sae.loop import train, validation_rows
 
     specs = {layer: _spec(context, stream, layer) for layer in works}
     saved = _saved(context, works, stream)
@@ -181,10 +203,19 @@ def _make(context: Context, works: dict[int, Work]) -> None:
             layer, work.key.hash, name, {"layer": layer, "artifact": work.key.id, **specs[layer].as_dict()}
         )
     steps = min(cfg.sae.steps, cfg.sae.max_steps or cfg.sae.steps)
-    trained = train(stream, specs, saved, _hooks(context, works, histories, stream, steps), steps)
+    validation = {}
+    if cfg.sae.patience is not None:
+        validation = validation_rows(stream, cfg.sae.heldout_sequences, cfg.sae.validation_sequences)
+    trained = train(stream, specs, saved, _hooks(context, works, histories, stream, steps), steps, validation)
     if trained is None:
         context.stop_here()
         return
+    for layer, trainer in trained.items():
+        if trainer.finished and trainer.best is not None:
+            best = trainer.best
+            context.say(
+                f"layer {layer}: stopped at step {trainer.step}; best at {best.step} (unexplained {best.loss:.5f})"
+            )
     saes = {layer: trainer.export() for layer, trainer in trained.items()}
     untrained = {layer: trainer.untrained().export() for layer, trainer in trained.items()}
     _publish(context, works, saes, untrained, stream, histories)
@@ -222,14 +253,15 @@ def _stream(context: Context, layers: list[int]) -> ActivationStream:
         seed=cfg.seed,
         skip_first=cfg.sae.skip_first,
         nonfinite=cfg.sae.nonfinite.value,
+        target=None if cfg.sae.target_site is None else cfg.sae.target_site.value,
     )
 
 
 def _spec(context: Context, stream: ActivationStream, layer: int) -> TrainSpec:
     from circuits.sae.spec import TrainSpec
 
-    sae = context.cfg.sae
-    given = {name: getattr(sae, name) for name in ("k", "l1", "l1_warmup", "aux", "resample_every")}
+    sae = at_sparsity(context.cfg.sae)
+    given = {name: getattr(sae, name) for name in (*READ_BY, "patience")}
     return TrainSpec(
         architecture=sae.architecture.value,
         d_in=stream.width,
@@ -243,6 +275,11 @@ def _spec(context: Context, stream: ActivationStream, layer: int) -> TrainSpec:
         dead_after=sae.dead_after,
         seed=context.cfg.seed,
         layer=layer,
+        d_out=stream.target_width,
+        normalize=sae.normalize.value,
+        accumulate=sae.accumulate,
+        min_delta=sae.min_delta,
+        validate_every=sae.validate_every,
         **{name: value for name, value in given.items() if value is not None},
     )
 
@@ -324,8 +361,9 @@ def _publish(
         steps = histories[layer].steps
         block = steps * cfg.sae.batch_size // cfg.sae.block_rows
         metrics |= {
-            "architecture": sae.architecture,
+            "architecture": sae.architecture if cfg.sae.from_ else cfg.sae.architecture.value,
             "site": cfg.sae.site.value,
+            "target_site": cfg.sae.target_site.value if cfg.sae.target_site else None,
             "layer": layer,
             "steps": steps,
             "d_in": sae.cfg.d_in,
@@ -364,6 +402,8 @@ def _write(
         "context_size": cfg.data.context,
         "prepend_bos": stream.lm.tokenizer.bos_token_id is not None,
         "dataset_path": cfg.data.path or cfg.data.source.value,
+        "l0": metrics["l0"],
+        **({"hook_name_out": hook_name(cfg.sae.target_site.value, layer)} if cfg.sae.target_site else {}),
     }
     formats.save(out, saes[layer], metadata, firing_rate=firing)
     write_json(out / "metrics.json", metrics)

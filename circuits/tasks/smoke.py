@@ -27,7 +27,7 @@ from circuits.run import machine
 from circuits.run.local import pool_size
 from circuits.run.provenance import packages
 from circuits.run.terminal import console as terminal_console
-from circuits.schema import Backend, BaseConfig, TrackingMode
+from circuits.schema import Backend, BaseConfig, Dtype, TrackingMode
 
 if TYPE_CHECKING:
     import torch
@@ -154,6 +154,7 @@ def _forward(cfg: BaseConfig, device: torch.device) -> Line:
 
 def _model(cfg: BaseConfig) -> Line:
     from circuits.models.identify import cached_weights, inspect_model
+    from circuits.models.sites import fp16_problem
 
     model = cfg.model
     if model.embedded is not None:
@@ -164,6 +165,8 @@ def _model(cfg: BaseConfig) -> Line:
         mend = f"run: python launch.py task=prefetch model={model.id}{pinned}"
         return Line("model", "absent", f"{model.id} is not in the Hugging Face cache; where there is network {mend}")
     facts = inspect_model(model.id, model.revision)
+    if cfg.precision.dtype is Dtype.fp16 and (problem := fp16_problem(facts.model_type)):
+        return Line("model", "absent", f"{model.id} in fp16: {problem}")
     at = f" at {facts.revision[:12]}" if facts.revision else ""
     return Line("model", "ok", f"{model.id}{at}: {facts.model_type}, {facts.dims.layers} layers of {facts.dims.width}")
 

@@ -2,6 +2,8 @@
 
 "3 + 4 =" -> " 7", in four wordings. Corrupt: one addend replaced so that the sum is another, which is the foil.
 
+Natural: two-digit sums, "23 + 45 =" -> " 68"; the foil is off by 1, 9 or 10, the slips of carrying.
+
 The domain is tested whole: 100 sums in four wordings. One prompt in ten is never trained on, but every sum is trained on in
 some wording (a test says so): unseen means a sum in a wording it was not trained in.
 """
@@ -15,6 +17,9 @@ import numpy as np
 from circuits.data.behaviours.base import Behaviour, Example, pick, words_in
 
 DIGITS = tuple(range(10))
+TWO_DIGITS = range(10, 90)
+SLIPS = (-10, -9, -1, 1, 9, 10)
+NATURAL = ("{a} + {b} =", "Q: What is {a} plus {b}? A:", "The sum of {a} and {b} is")
 TEMPLATES = ("{a} + {b} =", "{a} plus {b} is", "The sum of {a} and {b} is", "If we add {a} to {b} we get")
 
 
@@ -46,10 +51,23 @@ def domain() -> Iterator[Example]:
                 yield _example(template, a, b, (a + 1) % 10, 0)
 
 
+def draw_two_digits(rng: np.random.Generator) -> Example:
+    """A sum below 100 of two-digit numbers; the corrupt prompt's sum is 1, 9 or 10 more or less."""
+    while True:
+        a, b = pick(rng, TWO_DIGITS), pick(rng, TWO_DIGITS)
+        off, side = pick(rng, SLIPS), pick(rng, (0, 1))
+        other = (a, b)[side] + off
+        if a + b < 100 and a + b + off < 100 and other in TWO_DIGITS:
+            break
+    example = _example(pick(rng, NATURAL), a, b, other, side)
+    return example._replace(factors={**example.factors, "carry": str(a % 10 + b % 10 >= 10), "off": str(off)})
+
+
 BEHAVIOUR = Behaviour(
     name="arithmetic",
-    description="addition of single digits",
+    description="addition of single digits (natural: of two)",
     words=words_in(TEMPLATES, (str(n) for n in range(19))),
     draw=draw,
     domain=domain,
+    natural=draw_two_digits,
 )

@@ -19,6 +19,8 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 
 Split = Literal["train", "heldout"]
+Wording = Literal["embedded", "natural"]
+"""The embedded model's few words, or what a model of natural language is asked."""
 
 WORD = re.compile(r"\w+|[^\w\s]+")
 """A word: a run of letters and digits, or of punctuation. The embedded model's tokenizer cuts at the same places."""
@@ -58,7 +60,10 @@ OPENINGS = (
 
 @dataclass(frozen=True)
 class Behaviour:
-    """A generator of examples. The embedded model learns every behaviour there is, so its words are declared."""
+    """A generator of examples. The embedded model learns every behaviour there is, so its words are declared.
+
+    Models of natural language are asked `natural`, where there is one, in more words and as such text is written.
+    """
 
     name: str
     description: str
@@ -67,6 +72,14 @@ class Behaviour:
     draw: Callable[[np.random.Generator], Example]
     domain: Callable[[], Iterable[Example]] | None = None
     """All examples, where the whole domain is to be tested rather than unseen draws (single-digit sums)."""
+    natural: Callable[[np.random.Generator], Example] | None = None
+    """Draws for models of natural language; None where the embedded model's wording is natural enough."""
+    aligned: bool = True
+    """Whether clean and corrupt must have as many tokens, which patching by position needs."""
+
+    def generator(self, wording: Wording) -> Callable[[np.random.Generator], Example]:
+        """What draws examples in a wording."""
+        return self.natural if wording == "natural" and self.natural is not None else self.draw
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
@@ -82,6 +95,11 @@ def distinct(rng: np.random.Generator, options: Sequence[T], n: int) -> list[T]:
         if option not in chosen:
             chosen.append(option)
     return chosen
+
+
+def sentence(opening: str, body: str) -> str:
+    """`body` after `opening`; with a capital where it opens the sentence itself."""
+    return f"{opening} {body}" if opening else body[0].upper() + body[1:]
 
 
 def words_in(*texts: str | Iterable[str]) -> tuple[str, ...]:

@@ -11,20 +11,23 @@ Unseen means: this premise and this question were never trained on together.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 import numpy as np
 
 from circuits.data.behaviours.base import Behaviour, Example, distinct, pick, words_in
-from circuits.data.behaviours.factual_recall import CAPITALS, COUNTRIES
+from circuits.data.behaviours.factual_recall import CAPITALS, COUNTRIES, WORLD
 
 OPENINGS = ("Suppose", "Imagine", "Assume that")
 PREMISE = "{opening} the capital of {country} is {capital}."
 QUESTION = "Then the capital of {country} is"
 
 
-def draw(rng: np.random.Generator) -> Example:
+def draw(rng: np.random.Generator, capitals: Mapping[str, str] = CAPITALS) -> Example:
     """A premise about the country asked for or about another one; the supposed capital is that of a third."""
-    country, other, third = distinct(rng, COUNTRIES, 3)
-    opening, supposed = pick(rng, OPENINGS), CAPITALS[third]
+    country, other, third = distinct(rng, tuple(capitals), 3)
+    opening, supposed = pick(rng, OPENINGS), capitals[third]
     question = QUESTION.format(country=country)
     counterfactual = f"{PREMISE.format(opening=opening, country=country, capital=supposed)} {question}"
     factual = f"{PREMISE.format(opening=opening, country=other, capital=supposed)} {question}"
@@ -32,8 +35,8 @@ def draw(rng: np.random.Generator) -> Example:
     return Example(
         clean=counterfactual if about == "same" else factual,
         corrupt=factual if about == "same" else counterfactual,
-        target=f" {supposed if about == 'same' else CAPITALS[country]}",
-        foil=f" {CAPITALS[country] if about == 'same' else supposed}",
+        target=f" {supposed if about == 'same' else capitals[country]}",
+        foil=f" {capitals[country] if about == 'same' else supposed}",
         group=country,
         factors={"country": country, "premise": about, "opening": opening},
     )
@@ -44,4 +47,5 @@ BEHAVIOUR = Behaviour(
     description="a supposed capital against the true one",
     words=words_in(COUNTRIES, CAPITALS.values(), OPENINGS, PREMISE, QUESTION),
     draw=draw,
+    natural=partial(draw, capitals=WORLD),
 )

@@ -8,6 +8,9 @@ Unseen means: this person was never seen in this wording, though in others.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 
 from circuits.data.behaviours.base import OPENINGS, Behaviour, Example, pick, words_in
@@ -40,9 +43,18 @@ BODIES = (
 )
 
 
-def draw(rng: np.random.Generator) -> Example:
+NATURAL_OPENINGS = ("We all know that", "As the textbook says,", "It is well known that", "You may have read that")
+NATURAL_BODIES = (
+    "the name of {person} is linked to the field of",
+    "{person} is famous for his contributions to",
+    "{person} devoted his whole life to",
+    "the great subject of {person} was",
+)
+
+
+def draw(rng: np.random.Generator, openings: Sequence[str] = OPENINGS, bodies: Sequence[str] = BODIES) -> Example:
     """One person in one wording, and a person of another field for the corrupt prompt."""
-    opening, body = pick(rng, OPENINGS), pick(rng, BODIES)
+    opening, body = pick(rng, openings), pick(rng, bodies)
     person, other = pick(rng, PEOPLE), pick(rng, PEOPLE)
     while FIELDS[other] == FIELDS[person]:
         other = pick(rng, PEOPLE)
@@ -61,4 +73,5 @@ BEHAVIOUR = Behaviour(
     description="person to field, in several wordings; disjoint from the capitals",
     words=words_in(PEOPLE, FIELDS.values(), OPENINGS, BODIES),
     draw=draw,
+    natural=partial(draw, openings=NATURAL_OPENINGS, bodies=NATURAL_BODIES),
 )

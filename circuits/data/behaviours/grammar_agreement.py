@@ -8,6 +8,9 @@ Unseen means: this combination of opening, head, preposition and attractor was n
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
+
 import numpy as np
 
 from circuits.data.behaviours.base import Behaviour, Example, pick, words_in
@@ -29,19 +32,36 @@ def _inflect(noun: str, number: int) -> str:
     return noun + "s" if number else noun
 
 
-def draw(rng: np.random.Generator) -> Example:
+NATURAL_NOUNS = (
+    *NOUNS, "actor", "author", "brother", "car", "house", "lawyer", "manager", "player", "student", "writer",
+)  # fmt: skip
+NATURAL_OPENINGS = (
+    *OPENINGS,
+    ("This morning I saw that the", "past"),
+    ("For many years the", "perfect"),
+    ("Since last week the", "perfect"),
+)
+NATURAL_VERBS = VERBS | {"perfect": (" has", " have")}
+
+
+def draw(
+    rng: np.random.Generator,
+    nouns: Sequence[str] = NOUNS,
+    openings: Sequence[tuple[str, str]] = OPENINGS,
+    verbs: Mapping[str, tuple[str, str]] = VERBS,
+) -> Example:
     """One prompt; head number, attractor number and tense are independent."""
-    opening, tense = pick(rng, OPENINGS)
-    head, attractor = pick(rng, NOUNS), pick(rng, NOUNS)
+    opening, tense = pick(rng, openings)
+    head, attractor = pick(rng, nouns), pick(rng, nouns)
     while attractor == head:
-        attractor = pick(rng, NOUNS)
+        attractor = pick(rng, nouns)
     number, other = pick(rng, (0, 1)), pick(rng, (0, 1))
     tail = f"{pick(rng, PREPOSITIONS)} the {_inflect(attractor, other)}"
     return Example(
         clean=f"{opening} {_inflect(head, number)} {tail}",
         corrupt=f"{opening} {_inflect(head, 1 - number)} {tail}",
-        target=VERBS[tense][number],
-        foil=VERBS[tense][1 - number],
+        target=verbs[tense][number],
+        foil=verbs[tense][1 - number],
         group=head,
         factors={"number": NUMBERS[number], "attractor": NUMBERS[other], "tense": tense},
     )
@@ -60,4 +80,5 @@ BEHAVIOUR = Behaviour(
         *VERBS["past"],
     ),
     draw=draw,
+    natural=partial(draw, nouns=NATURAL_NOUNS, openings=NATURAL_OPENINGS, verbs=NATURAL_VERBS),
 )

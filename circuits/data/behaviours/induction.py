@@ -15,6 +15,10 @@ import numpy as np
 from circuits.data.behaviours.base import Behaviour, Example, distinct, pick, words_in
 
 WORDS = ("river", "stone", "lamp", "cloud", "apple", "chair", "window", "garden", "paper", "bridge")
+MORE_WORDS = (
+    *WORDS, "bread", "clock", "door", "field", "glass", "horse", "island", "letter", "market", "music", "night", "ocean",
+    "pencil", "road", "silver", "table", "tree", "winter",
+)  # fmt: skip
 LENGTHS = (3, 4, 5, 6, 7)
 RUNS = (1, 2)
 
@@ -35,9 +39,25 @@ def draw(rng: np.random.Generator) -> Example:
     )
 
 
+def draw_list(rng: np.random.Generator) -> Example:
+    """The same over more words, behind an opening, so that every word has a space before it and hence one token."""
+    words = distinct(rng, MORE_WORDS, pick(rng, (5, 6, 7, 8)))
+    run = pick(rng, RUNS)
+    place, other = distinct(rng, range(len(words) - run), 2)
+    return Example(
+        clean=" ".join(["Words:", *words, *words[place : place + run]]),
+        corrupt=" ".join(["Words:", *words, *words[other : other + run]]),
+        target=f" {words[place + run]}",
+        foil=f" {words[other + run]}",
+        group=words[place],
+        factors={"length": str(len(words)), "place": str(place), "run": str(run)},
+    )
+
+
 BEHAVIOUR = Behaviour(
     name="induction",
     description="repeat what followed a run of words before",
     words=words_in(WORDS),
     draw=draw,
+    natural=draw_list,
 )

@@ -8,11 +8,17 @@ Unseen means: this combination of names, order, wording, place and object was ne
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 
 from circuits.data.behaviours.base import Behaviour, Example, distinct, pick, words_in
 
 NAMES = ("Anna", "James", "John", "Mark", "Mary", "Paul", "Sarah", "Tom")
+MORE_NAMES = (
+    *NAMES, "Alice", "Andrew", "David", "Emily", "George", "Henry", "Jack", "Jane", "Kate", "Laura", "Martin", "Peter",
+)  # fmt: skip
 PLACES = ("store", "park", "school", "station", "beach")
 OBJECTS = ("drink", "book", "ring", "letter", "ball")
 TEMPLATES = (
@@ -23,10 +29,10 @@ TEMPLATES = (
 )
 
 
-def draw(rng: np.random.Generator) -> Example:
+def draw(rng: np.random.Generator, names: Sequence[str] = NAMES) -> Example:
     """Two names in random order, one of whom gives; the other is the answer."""
     template = pick(rng, TEMPLATES)
-    receiver, giver = distinct(rng, NAMES, 2)
+    receiver, giver = distinct(rng, names, 2)
     order = pick(rng, ("ABBA", "BABA"))
     a, b = (receiver, giver) if order == "ABBA" else (giver, receiver)
     fields = {"a": a, "b": b, "place": pick(rng, PLACES), "object": pick(rng, OBJECTS)}
@@ -45,4 +51,5 @@ BEHAVIOUR = Behaviour(
     description="indirect object identification",
     words=words_in(NAMES, PLACES, OBJECTS, TEMPLATES),
     draw=draw,
+    natural=partial(draw, names=MORE_NAMES),
 )

@@ -12,10 +12,13 @@ as many about eight. Unseen means: these names in these roles were never trained
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 
 from circuits.data.behaviours.base import Behaviour, Example, distinct, pick, words_in
-from circuits.data.behaviours.ioi import NAMES
+from circuits.data.behaviours.ioi import MORE_NAMES, NAMES
 
 RELATIONS = ("taller", "older", "faster", "stronger")
 PEOPLE = NAMES[:5]
@@ -23,9 +26,11 @@ PREMISE = "{x} is {relation} than {y}."
 QUESTION = "So is {x} {relation} than {y}? Answer:"
 
 
-def draw(rng: np.random.Generator) -> Example:
+def draw(
+    rng: np.random.Generator, people: Sequence[str] = PEOPLE, answers: tuple[str, str] = (" no", " yes")
+) -> Example:
     """A chain of three names, the greatest first, and a question about its ends."""
-    (greatest, middle, smallest), relation = distinct(rng, PEOPLE, 3), pick(rng, RELATIONS)
+    (greatest, middle, smallest), relation = distinct(rng, people, 3), pick(rng, RELATIONS)
     premises = [
         PREMISE.format(x=greatest, y=middle, relation=relation),
         PREMISE.format(x=middle, y=smallest, relation=relation),
@@ -38,8 +43,8 @@ def draw(rng: np.random.Generator) -> Example:
     return Example(
         clean=yes if holds else no,
         corrupt=no if holds else yes,
-        target=" yes" if holds else " no",
-        foil=" no" if holds else " yes",
+        target=answers[holds],
+        foil=answers[not holds],
         group=" ".join(sorted((greatest, smallest))),
         factors={"premises": order, "relation": relation},
     )
@@ -50,4 +55,5 @@ BEHAVIOUR = Behaviour(
     description="transitive comparison of three people, yes or no",
     words=words_in(NAMES, RELATIONS, PREMISE, QUESTION, "yes no"),
     draw=draw,
+    natural=partial(draw, people=MORE_NAMES, answers=(" No", " Yes")),
 )

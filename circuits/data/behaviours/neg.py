@@ -9,10 +9,15 @@ Unseen means: this noun was never seen with this category, polarity and wording 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
+
 import numpy as np
 
 from circuits.data.behaviours.base import Behaviour, Example, pick, words_in
 
+PROMPT = "{opening} {noun} is {polarity} a {category}. This is"
+NATURAL = "{opening} {noun} is {polarity} a {category}. This statement is"
 MEMBERS = {
     "bird": ("duck", "crow", "hawk"),
     "fish": ("salmon", "shark", "tuna"),
@@ -21,6 +26,13 @@ MEMBERS = {
 }
 CATEGORY = {noun: category for category, nouns in MEMBERS.items() for noun in nouns}
 NOUNS, CATEGORIES = tuple(CATEGORY), tuple(MEMBERS)
+MORE_MEMBERS = {
+    "bird": ("duck", "crow", "hawk", "robin", "sparrow"),
+    "fish": ("salmon", "shark", "tuna", "trout", "cod"),
+    "fruit": ("lemon", "peach", "pear", "banana", "grape"),
+    "tool": ("hammer", "saw", "drill", "wrench", "shovel"),
+    "vehicle": ("car", "truck", "bus", "train", "van"),
+}
 POLARITY = ("surely", "not")
 OPENINGS = (
     "A",
@@ -35,24 +47,25 @@ OPENINGS = (
 ANSWERS = (" false", " true")
 
 
-def draw(rng: np.random.Generator) -> Example:
+def draw(rng: np.random.Generator, members: Mapping[str, Sequence[str]] = MEMBERS, prompt: str = PROMPT) -> Example:
     """One statement; belonging and polarity are independent and even."""
-    opening, noun = pick(rng, OPENINGS), pick(rng, NOUNS)
+    nouns = {noun: category for category, found in members.items() for noun in found}
+    opening, noun = pick(rng, OPENINGS), pick(rng, tuple(nouns))
     belongs, negated = pick(rng, (0, 1)), pick(rng, (0, 1))
-    own = CATEGORY[noun]
-    foreign = pick(rng, CATEGORIES)
+    own = nouns[noun]
+    foreign = pick(rng, tuple(members))
     while foreign == own:
-        foreign = pick(rng, CATEGORIES)
+        foreign = pick(rng, tuple(members))
     category, other = (own, foreign) if belongs else (foreign, own)
     changed = pick(rng, ("polarity", "category"))
 
-    def prompt(polarity: str, category: str) -> str:
-        return f"{opening} {noun} is {polarity} a {category}. This is"
+    def written(polarity: str, category: str) -> str:
+        return prompt.format(opening=opening, noun=noun, polarity=polarity, category=category)
 
-    corrupt = prompt(POLARITY[1 - negated], category) if changed == "polarity" else prompt(POLARITY[negated], other)
+    corrupt = written(POLARITY[1 - negated], category) if changed == "polarity" else written(POLARITY[negated], other)
     answer = belongs ^ negated
     return Example(
-        clean=prompt(POLARITY[negated], category),
+        clean=written(POLARITY[negated], category),
         corrupt=corrupt,
         target=ANSWERS[answer],
         foil=ANSWERS[1 - answer],
@@ -66,4 +79,5 @@ BEHAVIOUR = Behaviour(
     description="true or false, from category membership and negation",
     words=words_in(NOUNS, CATEGORIES, POLARITY, OPENINGS, ANSWERS, "is a . This is"),
     draw=draw,
+    natural=partial(draw, members=MORE_MEMBERS, prompt=NATURAL),
 )

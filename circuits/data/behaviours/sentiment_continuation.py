@@ -8,6 +8,9 @@ Unseen means: this adjective was never seen with this noun, opening and continua
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 
 from circuits.data.behaviours.base import Behaviour, Example, pick, words_in
@@ -27,12 +30,27 @@ CONTINUATIONS = (
 SENTIMENTS = ("negative", "positive")
 
 
-def draw(rng: np.random.Generator) -> Example:
+NATURAL_OPENINGS = ("The", "I thought that the", "In my opinion the")
+NATURAL_NOUNS = (*NOUNS, "book", "show", "concert", "hotel", "food")
+NATURAL_CONTINUATIONS = (
+    ("Overall, my impression was very", (" negative", " positive")),
+    ("When it ended I felt", (" sad", " happy")),
+    ("Honestly, I", (" hated", " loved")),
+    ("It was one of the", (" worst", " best")),
+)
+
+
+def draw(
+    rng: np.random.Generator,
+    openings: Sequence[str] = OPENINGS,
+    nouns: Sequence[str] = NOUNS,
+    continuations: Sequence[tuple[str, tuple[str, str]]] = CONTINUATIONS,
+) -> Example:
     """One opinion and one continuation; both sentiments are equally likely."""
     sentiment = pick(rng, (0, 1))
-    start = f"{pick(rng, OPENINGS)} {pick(rng, NOUNS)} was"
+    start = f"{pick(rng, openings)} {pick(rng, nouns)} was"
     adjective, opposite = pick(rng, ADJECTIVES[sentiment]), pick(rng, ADJECTIVES[1 - sentiment])
-    continuation, answers = pick(rng, CONTINUATIONS)
+    continuation, answers = pick(rng, continuations)
     return Example(
         clean=f"{start} {adjective}. {continuation}",
         corrupt=f"{start} {opposite}. {continuation}",
@@ -50,4 +68,5 @@ BEHAVIOUR = Behaviour(
         *ADJECTIVES, OPENINGS, NOUNS, (c for c, _ in CONTINUATIONS), (w for _, p in CONTINUATIONS for w in p), "was."
     ),
     draw=draw,
+    natural=partial(draw, openings=NATURAL_OPENINGS, nouns=NATURAL_NOUNS, continuations=NATURAL_CONTINUATIONS),
 )

@@ -17,7 +17,7 @@ from circuits.report.registry import View
 from circuits.report.sections import sae_words as say
 from circuits.report.sections.sae_records import Record
 from circuits.report.sheet import Sheet, drawing, label_axes, marks
-from circuits.report.style import INK, MUTED
+from circuits.report.style import INK, MUTED, Look, Looks
 from circuits.report.words import decimal, percent, plural, short
 
 EV_FLOOR = -0.1  # far below it a reconstruction is much worse than the mean, and its value would flatten all others
@@ -138,35 +138,57 @@ def frontier(view: View, records: Sequence[Record]) -> Figure | None:
     drawn = [r for r in records if r.get("l0") is not None and r.get("explained_variance") is not None]
     if not drawn:
         return None
-    series = sorted({r.series for r in drawn}, key=view.looks.rank)
+    by_architecture = len({r.architecture for r in drawn}) > 1
+    groups = {r.label: r.architecture if by_architecture else r.series for r in drawn}
+    looks = Looks(groups.values()) if by_architecture else view.looks
+    series = sorted(set(groups.values()), key=looks.rank)
     xs = np.array([r.numbers["l0"] for r in drawn])
     ys = np.array([max(r.numbers["explained_variance"], EV_FLOOR) for r in drawn])
     logarithmic = bool(xs.min() > 0 and xs.max() / xs.min() > 3)
     labelled = len(drawn) <= LABELLED_POINTS and len({r.layer for r in drawn}) > 1
     with drawing():
-        sheet = Sheet("sae-frontier", view.looks, series, height=3.1, shown="marks")
+        sheet = Sheet("sae-frontier", looks, series, height=3.1, shown="marks")
         axes = sheet.axes
         _frontier_axes(axes, xs, ys, logarithmic)
-        _join_layers(axes, drawn, xs, ys)
+        if not by_architecture:
+            _join_layers(axes, drawn, xs, ys)
         for label in series:
-            _frontier_series(sheet, view, label, [(r, y) for r, y in zip(drawn, ys, strict=True) if r.series == label])
+            mine = [(r, y) for r, y in zip(drawn, ys, strict=True) if groups[r.label] == label]
+            if by_architecture:
+                _join_curves(axes, mine, looks[label].color)
+            _frontier_series(sheet, looks[label], mine)
         if labelled:
             ends = np.array([r.intervals.get("l0", (0, r.numbers["l0"]))[1] for r in drawn])
             _label_points(axes, ends, ys, ["" if r.layer is None else str(r.layer) for r in drawn])
     sunk = int(sum(r.numbers["explained_variance"] < EV_FLOOR for r in drawn))
     caption = [
         f"One point per SAE{', its layer beside it' if labelled else ''}; hover names it.",
-        "Grey lines join the SAEs of one layer." if len(series) > 1 else "",
+        _joined(by_architecture, series),
         "Bars: 95% intervals over sequences, in both directions where saved.",
         say.sample(drawn),
         say.below(sunk, EV_FLOOR),
         say.missing(records, drawn),
-        say.looks(view),
+        "" if by_architecture else say.looks(view),
         say.which(drawn),
     ]
-    data = pd.DataFrame(_row(view, r, ("l0", "explained_variance")) for r in drawn)
+    rows = [_row(view, r, ("l0", "explained_variance")) | {"architecture": r.architecture} for r in drawn]
+    data = pd.DataFrame(rows)
     alt = f"Explained variance against L0, {plural(len(drawn), 'SAE')}, L0 from {short(xs.min())} to {short(xs.max())}"
     return sheet.finish(title="Explained variance against L0", caption=say.join(caption), alt=alt, data=data)
+
+
+def _joined(by_architecture: bool, series: Sequence[str]) -> str:
+    """What the lines join."""
+    if by_architecture:
+        return "One colour per architecture; lines join its SAEs of one layer by L0. Higher and further left is better."
+    return "Grey lines join the SAEs of one layer." if len(series) > 1 else ""
+
+
+def _join_curves(axes: Axes, mine: Sequence[tuple[Record, float]], color: str) -> None:
+    """One architecture's curve at each layer."""
+    for layer in {r.layer for r, _ in mine}:
+        path = sorted((r.numbers["l0"], y) for r, y in mine if r.layer == layer)
+        axes.plot([x for x, _ in path], [y for _, y in path], color=color, linewidth=1.0, alpha=0.7, zorder=1)
 
 
 def _frontier_axes(axes: Axes, xs: np.ndarray, ys: np.ndarray, logarithmic: bool) -> None:
@@ -195,8 +217,8 @@ def _join_layers(axes: Axes, drawn: Sequence[Record], xs: np.ndarray, ys: np.nda
             axes.plot([x for x, _ in path], [y for _, y in path], color=MUTED, linewidth=0.6, alpha=0.5, zorder=1)
 
 
-def _frontier_series(sheet: Sheet, view: View, label: str, mine: Sequence[tuple[Record, float]]) -> None:
-    look, axes = view.looks[label], sheet.axes
+def _frontier_series(sheet: Sheet, look: Look, mine: Sequence[tuple[Record, float]]) -> None:
+    axes = sheet.axes
     for r, y in mine:
         if y > EV_FLOOR and (interval := r.intervals.get("explained_variance")):
             axes.vlines(r.numbers["l0"], *interval, color=look.color, linewidth=0.9)

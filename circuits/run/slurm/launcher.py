@@ -190,8 +190,8 @@ class SlurmLauncher:
 
 
 def _again(fact: Mapping[str, Any]) -> bool:
-    """An interrupted element that Slurm has not listed again yet."""
-    return fact.get("state") == "interrupted" and bool(fact.get("queue_error"))
+    """An element that is ending, or an interrupted one of which the queue cannot tell."""
+    return bool(fact.get("ending")) or (fact.get("state") == "interrupted" and bool(fact.get("queue_error")))
 
 
 def requests_of(elements: Sequence[Element], launcher: Mapping[str, Any]) -> dict[int, Request]:

@@ -119,11 +119,13 @@ def _final(facts: Mapping[str, Any]) -> bool:
 
 def _place(facts: dict[str, Any], job: commands.Job) -> None:
     """What the queue adds to a status."""
-    if job.state in ("RUNNING", "COMPLETING", "CONFIGURING", "STOPPED", "SUSPENDED"):
+    if job.state == "COMPLETING" and facts.get("state") != "waiting":
+        facts["ending"] = True  # it has spoken, or will be explained when it is gone
+    elif job.state in ("RUNNING", "COMPLETING", "CONFIGURING", "STOPPED", "SUSPENDED"):
         if facts.get("state") in ("waiting", "interrupted"):
-            facts.update(state="starting" if job.state != "COMPLETING" else facts["state"], error=None)
-        return
-    facts.update(state="pending", reason=job.reason, requeued=job.restarts > 0, error=None)
+            facts.update(state="starting", error=None)
+    else:
+        facts.update(state="pending", reason=job.reason, requeued=job.restarts > 0, error=None)
 
 
 def _explain(sweep: Sweep, gone: Mapping[int, dict[str, Any]], jobs: Mapping[int, str]) -> None:

@@ -7,7 +7,8 @@ import pkgutil
 from functools import cache
 
 from circuits.errors import UserError, suggest
-from circuits.sae.modules.base import SAE, Architecture, Objective, Outcome, SAEConfig, Weights
+from circuits.sae.modules.base import SAE, Architecture, Objective, Outcome, SAEConfig
+from circuits.sae.modules.gradients import Weights
 
 __all__ = ["SAE", "Architecture", "Objective", "Outcome", "SAEConfig", "Weights", "architecture", "architectures"]
 

@@ -1,6 +1,9 @@
-"""What every sparse autoencoder has: four tensors, an encoder, a linear decoder, and the seam for its training rule.
+"""What every sparse autoencoder has: an encoder, a linear decoder, and the seam for its training rule.
 
     f  = act((x − b_dec) W_enc + b_enc)          x̂ = f W_dec + b_dec
+
+A transcoder (Dunefsky et al. 2024, arXiv:2406.11944) reads one site and reconstructs another: f = act(x W_enc + b_enc), and
+f W_dec + b_dec is an estimate of the other site's y.
 
 An architecture is one file in this package. It gives an :class:`SAE` (what is saved and used), an :class:`Objective`
 (how its parameters get their gradients) and joins them in a module-level ``ARCHITECTURE``; the training loop, the
@@ -18,11 +21,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from circuits.sae.modules.gradients import Weights
+from circuits.sae.normalise import Units
 from circuits.sae.spec import TrainSpec
-
-Weights = dict[str, nn.Parameter]
-"""Parameters under training by name. `W_enc` is kept feature-major, [d_sae, d_in], like `W_dec`: row i is what feature
-i reads, so that both gradients are sums of input rows per feature. An :class:`SAE` holds it as [d_in, d_sae]."""
 
 
 @dataclass(frozen=True)
@@ -33,34 +34,53 @@ class SAEConfig:
     d_sae: int
     k: int | None = None
     """Features kept for each row; only for TopK."""
+    d_out: int | None = None
+    """Width of the site that a transcoder reconstructs; None: an SAE, which reconstructs its input."""
+
+    @property
+    def width_out(self) -> int:
+        """Width of what comes out."""
+        return self.d_in if self.d_out is None else self.d_out
 
 
 class SAE(nn.Module, ABC):
     """A trained sparse autoencoder: activations in their own units go in, their reconstruction comes out."""
 
     architecture: ClassVar[str]
+    saelens: ClassVar[str]
+    """The same architecture's name in a SAELens ``cfg.json``."""
+    saelens_transcoder: ClassVar[str | None] = None
+    """Its name as a transcoder; None: there is none."""
+    pre_biases: ClassVar[tuple[str, ...]] = ("b_enc",)
+    """Biases that are added to pre-activations."""
 
     def __init__(self, cfg: SAEConfig) -> None:
         super().__init__()
         self.cfg = cfg
         self.W_enc = nn.Parameter(torch.zeros(cfg.d_in, cfg.d_sae), requires_grad=False)
-        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae), requires_grad=False)
-        self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in), requires_grad=False)
-        self.b_dec = nn.Parameter(torch.zeros(cfg.d_in), requires_grad=False)
+        self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.width_out), requires_grad=False)
+        self.b_dec = nn.Parameter(torch.zeros(cfg.width_out), requires_grad=False)
+        for name in self.pre_biases:
+            setattr(self, name, nn.Parameter(torch.zeros(cfg.d_sae), requires_grad=False))
 
     @abstractmethod
     def activate(self, pre: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_sae"]:
         """Feature activations from pre-activations."""
 
+    def centred(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
+        """What the encoder sees of x."""
+        x = x.to(self.W_enc.dtype)
+        return x - self.b_dec if self.cfg.d_out is None else x
+
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """Feature activations f ≥ 0 of x."""
-        return self.activate((x.to(self.W_enc.dtype) - self.b_dec) @ self.W_enc + self.b_enc)
+        return self.activate(self.centred(x) @ self.W_enc + getattr(self, "b_enc"))  # noqa: B009 (set by name above)
 
-    def decode(self, f: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_in"]:
+    def decode(self, f: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_out"]:
         """The reconstruction x̂ from feature activations."""
         return f @ self.W_dec + self.b_dec
 
-    def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
+    def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         """x̂ of x."""
         return self.decode(self.encode(x))
 
@@ -69,22 +89,30 @@ class SAE(nn.Module, ABC):
 class Outcome:
     """What one training step found out besides the gradients; tensors on the device, read only when someone asks."""
 
-    error: Float[Tensor, "batch d_in"]
-    """x̂ − x in the trainer's normalised units."""
+    error: Float[Tensor, "batch d_out"]
+    """x̂ − y in the trainer's units."""
     fired: Float[Tensor, " d_sae"]
-    """For each feature, on how many rows of the batch it was active."""
+    """Above 0 for the features that were active on some row of the batch."""
+    active: Tensor
+    """How many features were active, summed over the rows."""
     parts: dict[str, Float[Tensor, ""]]
-    """Terms of the loss beside the reconstruction, each already a mean over the batch."""
+    """Terms of the loss beside ‖error‖², each already a mean over the batch."""
 
 
 class Objective(ABC):
-    """The training rule of one architecture. It sees rows x that the trainer has centred and scaled."""
+    """The training rule of one architecture. It sees rows x, and rows y to reconstruct, in the trainer's units."""
 
     resamples: ClassVar[bool] = False
-    """Whether `revive` does anything."""
+    """Whether dead features are drawn anew (else: whether the auxiliary loss may revive them)."""
+    transcodes: ClassVar[bool] = True
+    """Whether it can be trained from one site to another."""
 
     def __init__(self, spec: TrainSpec) -> None:
         self.spec = spec
+        self.tied = spec.d_out is None
+        """Whether b_dec is taken from the encoder's input."""
+        self.state: dict[str, Tensor] = {}
+        """What is learned without a gradient; kept in checkpoints."""
 
     @staticmethod
     def problems(spec: TrainSpec) -> list[str]:
@@ -96,24 +124,41 @@ class Objective(ABC):
         return 1.0
 
     def init(self, generator: torch.Generator) -> Weights:
-        """Random unit decoder rows, a tied encoder, zero biases, on the CPU so that every device starts alike."""
-        rows = F.normalize(torch.randn(self.spec.d_sae, self.spec.d_in, generator=generator), dim=1)
+        """Random unit decoder rows, a tied encoder (in a transcoder: another one), zero biases, on the CPU so that every
+        device starts alike."""
+        spec = self.spec
+        rows = F.normalize(torch.randn(spec.d_sae, spec.width_out, generator=generator), dim=1)
+        read = rows if self.tied else F.normalize(torch.randn(spec.d_sae, spec.d_in, generator=generator), dim=1)
         return {
-            "W_enc": nn.Parameter(rows * self.encoder_scale()),
-            "b_enc": nn.Parameter(torch.zeros(self.spec.d_sae)),
+            "W_enc": nn.Parameter(read * self.encoder_scale()),
+            "b_enc": nn.Parameter(torch.zeros(spec.d_sae)),
             "W_dec": nn.Parameter(rows),
-            "b_dec": nn.Parameter(torch.zeros(self.spec.d_in)),
+            "b_dec": nn.Parameter(torch.zeros(spec.width_out)),
         }
+
+    def centred(self, w: Weights, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """What the encoder sees of x."""
+        return x - w["b_dec"] if self.tied else x
 
     @abstractmethod
     def gradients(
-        self, w: Weights, x: Float[Tensor, "batch d_in"], step: int, dead: Int[Tensor, " n_dead"] | None
+        self,
+        w: Weights,
+        x: Float[Tensor, "batch d_in"],
+        y: Float[Tensor, "batch d_out"],
+        step: int,
+        dead: Int[Tensor, " n_dead"] | None,
     ) -> Outcome:
         """Write the loss's gradient into every ``.grad``. `dead`: features not active for `dead_after` rows."""
 
     @abstractmethod
     def loss(
-        self, w: Weights, x: Float[Tensor, "batch d_in"], step: int, dead: Int[Tensor, " n_dead"] | None
+        self,
+        w: Weights,
+        x: Float[Tensor, "batch d_in"],
+        y: Float[Tensor, "batch d_out"],
+        step: int,
+        dead: Int[Tensor, " n_dead"] | None,
     ) -> Float[Tensor, ""]:
         """The same loss in plain autograd: slow, obvious, and what `gradients` is tested against."""
 
@@ -121,24 +166,30 @@ class Objective(ABC):
         self,
         w: Weights,
         x: Float[Tensor, "batch d_in"],
-        error: Float[Tensor, "batch d_in"],
+        error: Float[Tensor, "batch d_out"],
         dead: Bool[Tensor, " d_sae"],
         noise: Float[Tensor, " batch"],
     ) -> Bool[Tensor, " d_sae"]:
         """Give dead features new weights; True for those that got them (their optimiser moments are then zeroed)."""
         return torch.zeros_like(dead)
 
-    @torch.no_grad()
-    def export(self, sae: SAE, w: Weights, mean: Float[Tensor, " d_in"], scale: float) -> None:
-        """Fold the input normalisation x' = s(x − μ) into `sae`, so that it reads raw x and W_dec rows keep unit norm.
+    def project(self, w: Weights) -> None:  # noqa: B027 (most have nothing to do)
+        """After each optimiser step: bring parameters back to where they have a meaning."""
 
-        With f' = act((s(x − μ) − b_dec') W_enc + b_enc') and x̂ = (f' W_dec + b_dec')/s + μ, the SAE on raw x has
-        b_dec = μ + b_dec'/s, b_enc = b_enc'/s and f = f'/s, because act is positively homogeneous.
+    @torch.no_grad()
+    def export(self, sae: SAE, w: Weights, read: Units, write: Units) -> None:
+        """Fold the units x' = s(x − μ), y' = t(y − ν) into `sae`, so that it takes raw x and W_dec rows keep unit norm.
+
+        With f' = act(c' W + b'), c' = x' − b_dec', and ŷ = (f' W_dec + b_dec')/t + ν, the SAE on raw x has f = f'/t, because
+        act is positively homogeneous: W_enc = W s/t, b_enc = b'/t, b_dec = ν + b_dec'/t. In a transcoder c' = x', hence
+        b_enc = (b' − s μ W)/t.
         """
-        sae.W_enc.copy_(w["W_enc"].T)
-        sae.b_enc.copy_(w["b_enc"] / scale)
+        sae.W_enc.copy_(w["W_enc"].T * (read.scale / write.scale))
         sae.W_dec.copy_(w["W_dec"])
-        sae.b_dec.copy_(mean + w["b_dec"] / scale)
+        sae.b_dec.copy_(write.mean + w["b_dec"] / write.scale)
+        for name in sae.pre_biases:
+            bias = w[name] if self.tied else w[name] - read.scale * (w["W_enc"] @ read.mean)
+            getattr(sae, name).copy_(bias / write.scale)
 
 
 @dataclass(frozen=True)
@@ -146,7 +197,5 @@ class Architecture:
     """One entry of the registry."""
 
     name: str
-    saelens: str
-    """The same architecture's name in a SAELens ``cfg.json``."""
     sae: type[SAE]
     objective: type[Objective]

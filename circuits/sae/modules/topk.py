@@ -1,12 +1,9 @@
 """TopK SAE: Gao et al. 2024, "Scaling and evaluating sparse autoencoders" (arXiv:2406.04093).
 
     f = ReLU(TopK((x − b_dec) W_enc + b_enc))                              (section 2.3, with the ReLU of their code)
-    L = ‖x − x̂‖² + α ‖e − ê‖²,  e = x − x̂ (held fixed),  ê = z W_dec       (appendix A.2)
+    L = ‖x − x̂‖² + α ‖e − ê‖²                                              (appendix A.2; modules/auxiliary.py)
 
-where z are the k_aux largest pre-activations among dead features only: the auxiliary loss teaches dead features to
-explain what the living ones leave over. k_aux = d_in/2 follows appendix A.2; α is `aux` (1/32 there). z has no ReLU, as
-in EleutherAI's sparsify and SAELens: with one, a feature pushed below zero would get no gradient and stay dead.
-The auxiliary term reaches only the dead features' weights, and is not computed while none is dead.
+With `k_anneal`, k falls linearly from 4 k over that many steps.
 """
 
 from __future__ import annotations
@@ -15,8 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.sae.modules.base import SAE, Architecture, Objective, Outcome, SAEConfig, Weights
-from circuits.sae.modules.gradients import Active, decode_with_gradient, dense_gradients, sparse_gradients
+from circuits.sae.modules import auxiliary
+from circuits.sae.modules.base import SAE, Architecture, Objective, Outcome, SAEConfig
+from circuits.sae.modules.gradients import Weights, buffer, decoder_bias, dense_weights, encode, sparse_weights
+from circuits.sae.modules.scratch import scratch
+from circuits.sae.modules.selection import largest_of_rows
+from circuits.sae.modules.support import Support, sparse_pays
 from circuits.sae.spec import TrainSpec
 
 
@@ -30,6 +31,8 @@ class TopKSAE(SAE):
     """The k largest pre-activations of each row are the features of that row."""
 
     architecture = "topk"
+    saelens = "topk"
+    saelens_transcoder = "topk_transcoder"
 
     def __init__(self, cfg: SAEConfig) -> None:
         super().__init__(cfg)
@@ -41,79 +44,78 @@ class TopKSAE(SAE):
         return keep_largest(pre, self.k)
 
 
+def k_problems(spec: TrainSpec) -> list[str]:
+    """What is wrong with k."""
+    if spec.k is None:
+        return [f"{spec.architecture} needs k, the number of features kept for each row"]
+    if not 1 <= spec.k <= spec.d_sae:
+        return [f"k = {spec.k} is not between 1 and the dictionary size d_sae = {spec.d_sae}"]
+    return []
+
+
 class TopKObjective(Objective):
     """Reconstruction error plus the auxiliary loss on dead features."""
 
-    def __init__(self, spec: TrainSpec) -> None:
-        super().__init__(spec)
-        self.k = spec.k or 0
-        self.k_aux = max(1, spec.d_in // 2)
-
     @staticmethod
     def problems(spec: TrainSpec) -> list[str]:
-        if spec.k is None:
-            return ["a TopK SAE needs k, the number of features kept for each row"]
-        if not 1 <= spec.k <= spec.d_sae:
-            return [f"k = {spec.k} is not between 1 and the dictionary size d_sae = {spec.d_sae}"]
-        return []
+        return k_problems(spec)
 
-    def gradients(
-        self, w: Weights, x: Float[Tensor, "batch d_in"], step: int, dead: Int[Tensor, " n_dead"] | None
-    ) -> Outcome:
-        c = x - w["b_dec"]
-        pre = torch.addmm(w["b_enc"], c, w["W_enc"].T)
-        values, index = pre.topk(self.k, dim=1, sorted=False)
-        active = Active(values.relu_(), index)
-        # Sums of few rows are what a CPU does best; an accelerator's matrix units prefer the dense products.
-        error = self._sparse(w, x, c, active) if x.device.type == "cpu" else self._dense(w, x, c, pre, active)
-        fired = torch.zeros_like(w["b_enc"]).index_add_(0, index.flatten(), (active.values > 0).flatten().to(x.dtype))
+    def gradients(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Outcome:
+        k, c = self.spec.k_at(step), self.centred(w, x)
+        pre = encode(w, c, w["b_enc"])
+        values, features = largest_of_rows(pre, k)
+        support = Support.uniform(features, self.spec.d_sae)
+        f = values.relu_().flatten()
+        on = (f > 0).to(f.dtype)
+        if sparse_pays(len(f), len(x), self.spec.d_sae, x.device):
+            error, g, h = self._sparse(w, y, support, f)
+            h.mul_(on)
+            sparse_weights(w, c, support, f, h, g)
+        else:
+            error, h = self._dense(w, c, y, support, f)
+            h = h.gather(1, features).flatten().mul_(on)
+            g = error * (2 / len(x))
+        buffer(w["b_enc"]).copy_(support.feature_sums(h))
+        decoder_bias(w, g, w["b_enc"].grad if self.tied else None)
+        fired = support.feature_sums(on)
         parts = {} if dead is None else {"aux": self._auxiliary(w, c, pre, error, dead)}
-        return Outcome(error, fired, parts)
+        return Outcome(error, fired, on.sum(), parts)
 
-    def _sparse(self, w: Weights, x: Tensor, c: Tensor, active: Active) -> Tensor:
-        error, g, h = decode_with_gradient(active, w["W_dec"], x, w["b_dec"])
-        sparse_gradients(w, c, active, h * (active.values > 0), g)
-        return error
+    def _sparse(self, w: Weights, y: Tensor, support: Support, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """error, g, and ∂L/∂f at the entries."""
+        error = support.decode(f, w["W_dec"]).add_(w["b_dec"]).sub_(y)
+        g = error * (2 / len(y))
+        return error, g, support.dots(g, w["W_dec"])
 
-    def _dense(self, w: Weights, x: Tensor, c: Tensor, pre: Tensor, active: Active) -> Tensor:
-        f = torch.zeros_like(pre).scatter_(1, active.features, active.values)
-        error = torch.addmm(w["b_dec"], f, w["W_dec"]) - x
-        g = error * (2 / len(x))
-        dense_gradients(w, c, f, (g @ w["W_dec"].T).mul_(f > 0), g)
-        return error
+    def _dense(self, w: Weights, c: Tensor, y: Tensor, support: Support, f: Tensor) -> tuple[Tensor, Tensor]:
+        """error and ∂L/∂f everywhere; writes the weights' gradients."""
+        shape = (len(c), self.spec.d_sae)
+        whole = scratch("f", shape, f).zero_().index_put_((support.rows, support.features), f)
+        error = torch.addmm(w["b_dec"], whole, w["W_dec"]).sub_(y)
+        g = error * (2 / len(y))
+        h = torch.mm(g, w["W_dec"].T, out=scratch("h", shape, f)).mul_(whole.sign())
+        dense_weights(w, c, whole, h, g)
+        return error, h
 
     def _auxiliary(self, w: Weights, c: Tensor, pre: Tensor, error: Tensor, dead: Tensor) -> Tensor:
-        """Add the auxiliary loss's gradients; its mean over the batch, coefficient included."""
-        z = self._dead_features(pre[:, dead])
-        rows = w["W_dec"][dead]
-        miss = torch.addmm(error, z, rows)  # ê − e, with e = −error
-        g = miss * (2 * self.spec.aux / len(c))
-        h = (g @ rows.T).mul_(z != 0)
-        w["W_dec"].grad.index_add_(0, dead, z.T @ g)  # type: ignore[union-attr]
-        w["W_enc"].grad.index_add_(0, dead, h.T @ c)  # type: ignore[union-attr]
-        w["b_enc"].grad.index_add_(0, dead, h.sum(0))  # type: ignore[union-attr]
-        return miss.square().sum() * (self.spec.aux / len(c))
+        return auxiliary.add_gradients(w, c, pre[:, dead], error, dead, self.spec.aux)
 
-    def _dead_features(self, pre: Float[Tensor, "batch n_dead"]) -> Float[Tensor, "batch n_dead"]:
-        """z: all of them, or the k_aux largest of each row and zeros."""
-        if pre.shape[1] <= self.k_aux:
-            return pre
-        values, index = pre.topk(self.k_aux, dim=1, sorted=False)
-        return torch.zeros_like(pre).scatter(1, index, values)
+    def features(self, pre: Float[Tensor, "batch d_sae"], step: int) -> Float[Tensor, "batch d_sae"]:
+        """The activations of a training step, for the reference loss."""
+        return keep_largest(pre, self.spec.k_at(step))
 
-    def loss(
-        self, w: Weights, x: Float[Tensor, "batch d_in"], step: int, dead: Int[Tensor, " n_dead"] | None
-    ) -> Float[Tensor, ""]:
-        pre = (x - w["b_dec"]) @ w["W_enc"].T + w["b_enc"]
-        reconstruction = keep_largest(pre, self.k) @ w["W_dec"] + w["b_dec"]
-        loss = (reconstruction - x).square().sum(1).mean()
+    def reconstruction_loss(self, w: Weights, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The reconstruction in plain autograd, and the loss on it."""
+        reconstruction = f @ w["W_dec"] + w["b_dec"]
+        return reconstruction, (reconstruction - y).square().sum(1).mean()
+
+    def loss(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Tensor:
+        f = self.features(self.centred(w, x) @ w["W_enc"].T + w["b_enc"], step)
+        reconstruction, loss = self.reconstruction_loss(w, f, y)
         if dead is None:
             return loss
-        # The dead features' pre-activations see b_dec as a constant, so that the term trains dead features only.
-        pre_dead = (x - w["b_dec"].detach()) @ w["W_enc"][dead].T + w["b_enc"][dead]
-        estimate = self._dead_features(pre_dead) @ w["W_dec"][dead]
-        residual = (x - reconstruction).detach()
-        return loss + self.spec.aux * (residual - estimate).square().sum(1).mean()
+        c = x - w["b_dec"].detach() if self.tied else x
+        return loss + auxiliary.loss(w, c, y, reconstruction, dead, self.spec.aux)
 
 
-ARCHITECTURE = Architecture("topk", "topk", TopKSAE, TopKObjective)
+ARCHITECTURE = Architecture("topk", TopKSAE, TopKObjective)

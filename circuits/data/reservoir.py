@@ -1,0 +1,210 @@
+"""Shuffled rows of activation stores, read forwards from disk within a memory budget.
+
+Random reads collapse on network disks and forward reads do not, so shuffling is done in memory: an epoch goes through the
+file's chunks (`CHUNK_BYTES` of neighbouring rows) in a seeded order; as many chunks as fit make a *block*, whose rows are put
+to the places of a seeded permutation while they are still in the processor's cache, and handed out as consecutive batches.
+Meanwhile one thread fills the next block: two blocks are the memory budget. Compare SAELens's mixing buffer and saev's chunks.
+
+A batch is a function of (epoch, block, offset) and the seed alone. So a checkpoint is a few integers, nothing is replayed on
+resume, and the same rows of several layers come out beside one another. Each row comes once an epoch, but for what is left of
+an epoch's last block when it is cut into batches (fewer than `batch_size` rows, other ones each epoch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from circuits.data.activations import STORED, VALUES, ActivationStore
+from circuits.data.npy import HEADER
+from circuits.data.seeds import derive_seed
+from circuits.data.stream import Batch, Position
+from circuits.errors import Damaged, UserError
+
+CHUNK_BYTES = 16 << 20
+STAGE_BYTES = 512 << 10  # read at once: fits into a core's cache, from which rows are scattered
+
+
+@dataclass(frozen=True)
+class _Block:
+    index: int
+    rows: dict[int, Tensor]  # by layer, in the stored type, shuffled
+
+
+class Reservoir:
+    """Batches of `stores` (one a layer, of the same samples and positions), shuffled.
+
+    `ram_bytes` bounds the two blocks of each layer, so that a layer's batches do not depend on which others are read.
+    `batches` gives what :meth:`circuits.data.stream.ActivationStream.batches` gives, so a trainer reads either. `device` is
+    where batches go. With ``own=False`` a float32 batch on the CPU is a view into the block, valid until the next one is
+    asked for.
+    """
+
+    def __init__(
+        self,
+        stores: Mapping[int, ActivationStore] | ActivationStore,
+        *,
+        batch_size: int,
+        ram_bytes: int = 2 << 30,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        own: bool = True,
+    ) -> None:
+        self.stores = {stores.layer: stores} if isinstance(stores, ActivationStore) else dict(stores)
+        self.batch_size, self.ram_bytes, self.seed, self.own = batch_size, ram_bytes, seed, own
+        self.device = torch.device(device)
+        self.layers = tuple(sorted(self.stores))
+        first = self.stores[self.layers[0]]
+        self.site, self.width, self.n_rows = first.site, first.width, first.n_rows
+        _check_alike(self.stores)
+        if not 1 <= batch_size <= self.n_rows:
+            raise UserError(f"batch_size={batch_size}: the store has {self.n_rows} rows")
+        self.chunk_rows, self.chunks_per_block = self._sizes()
+        self.blocks_per_epoch = -(-self._chunks // self.chunks_per_block)
+        self._at = Position(0, 0, 0)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the batches are a function of, to compare at resume."""
+        return {
+            "source": "store",
+            "site": self.site,
+            "n_rows": self.n_rows,
+            "batch_size": self.batch_size,
+            "chunk_rows": self.chunk_rows,
+            "chunks_per_block": self.chunks_per_block,
+            "seed": self.seed,
+        }
+
+    def batches(self, start: Position | None = None) -> Iterator[Batch]:
+        """Endless batches from `start` on (where the last ones ended, or `load_state_dict` said, when None)."""
+        at = start or self._at
+        buffers: list[dict[int, Tensor]] = [{}, {}]
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reservoir") as prefetch:
+            coming = prefetch.submit(self._fill, at.block, buffers[at.block % 2])
+            while True:
+                block = coming.result()
+                coming = prefetch.submit(self._fill, block.index + 1, buffers[(block.index + 1) % 2])
+                rows = len(block.rows[self.layers[0]])
+                while at.block == block.index and at.offset + self.batch_size <= rows:
+                    end = at.offset + self.batch_size
+                    more = end + self.batch_size <= rows
+                    following = Position(at.step + 1, at.block + (not more), end if more else 0)
+                    self._at = following
+                    yield Batch(
+                        at, following, {layer: self._taken(block.rows[layer][at.offset : end]) for layer in self.layers}
+                    )
+                    at = following
+                if at.block == block.index:
+                    at = Position(at.step, at.block + 1, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch stands, and what the batches are a function of."""
+        return {"position": asdict(self._at), "facts": self.facts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state` was taken.
+
+        Raises:
+            UserError: it was taken from another store, seed, batch size or memory budget.
+        """
+        changed = [name for name, value in self.facts.items() if state["facts"].get(name) != value]
+        if changed:
+            was = ", ".join(f"{name} {state['facts'].get(name)} (now {self.facts[name]})" for name in changed)
+            raise UserError(f"the saved position belongs to other batches: {was}; give the same values, or begin anew")
+        self._at = Position(**state["position"])
+
+    def passes(self, block: int) -> float:
+        """How often the rows were gone through before this block."""
+        return block / self.blocks_per_epoch
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _chunks(self) -> int:
+        return -(-self.n_rows // self.chunk_rows)
+
+    def _sizes(self) -> tuple[int, int]:
+        """Rows of a chunk, a multiple of the batch so that blocks divide into batches; chunks of a block."""
+        row_bytes = self.width * self.stores[self.layers[0]].values.dtype.itemsize
+        block_rows = self.ram_bytes // 2 // row_bytes
+        if block_rows < 2 * self.batch_size:
+            raise UserError(
+                f"{self.ram_bytes / 1e6:.0f} MB of memory hold {2 * block_rows} rows of a layer; two "
+                f"batches of {self.batch_size} have to fit twice ({4 * self.batch_size * row_bytes / 1e6:.0f} MB)"
+            )
+        batches = max(1, min(CHUNK_BYTES // row_bytes, block_rows // 2) // self.batch_size)
+        return batches * self.batch_size, max(1, block_rows // (batches * self.batch_size))
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        generator = np.random.Generator(np.random.PCG64(derive_seed(self.seed, "chunks", epoch)))
+        return generator.permutation(self._chunks)
+
+    def _fill(self, index: int, buffers: dict[int, Tensor]) -> _Block:
+        """Read block `index` of the endless sequence of blocks into `buffers`."""
+        epoch, place = divmod(index, self.blocks_per_epoch)
+        chunks = self._order(epoch)[place * self.chunks_per_block : (place + 1) * self.chunks_per_block]
+        spans = [(int(c) * self.chunk_rows, min((int(c) + 1) * self.chunk_rows, self.n_rows)) for c in chunks]
+        rows = sum(stop - start for start, stop in spans)
+        generator = np.random.Generator(np.random.PCG64(derive_seed(self.seed, "rows", index)))
+        places = generator.permutation(rows)
+        for layer, store in self.stores.items():
+            if layer not in buffers:
+                most = min(self.chunks_per_block * self.chunk_rows, self.n_rows)
+                buffers[layer] = torch.empty(most, self.width, dtype=_torch_dtype(store.dtype))
+            _read(store, spans, places, buffers[layer])
+        return _Block(index, {layer: buffers[layer][:rows] for layer in self.layers})
+
+    def _taken(self, rows: Tensor) -> Float[Tensor, "batch width"]:
+        """A batch as it is handed out; a copy, unless the consumer promised to be done with it in time."""
+        return rows.to(self.device, torch.float32, copy=self.own)
+
+
+def _check_alike(stores: Mapping[int, ActivationStore]) -> None:
+    first = next(iter(stores.values()))
+    for store in stores.values():
+        wrong = [name for name in ("site", "width", "dtype", "n_rows") if getattr(store, name) != getattr(first, name)]
+        if wrong:
+            raise UserError(
+                f"layers {first.layer} and {store.layer} are not of the same rows: their {' and '.join(wrong)} differ"
+            )
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def _read(store: ActivationStore, spans: list[tuple[int, int]], places: NDArray[np.int64], into: Tensor) -> None:
+    """Rows of `spans`, one after the other, each to its place in `into`: forwards in the file, a cache's worth at a time."""
+    stored = np.dtype(STORED[store.dtype])
+    block = into.view(torch.int16).numpy().view(np.uint16) if store.dtype == "bf16" else into.numpy()
+    row_bytes = store.width * stored.itemsize
+    step = max(1, STAGE_BYTES // row_bytes)
+    stage = np.empty((step, store.width), stored)
+    path, done = store.path / VALUES, 0
+    with path.open("rb", buffering=0) as file:
+        for start, stop in spans:
+            file.seek(HEADER + start * row_bytes)
+            for first in range(start, stop, step):
+                rows = stage[: min(step, stop - first)]
+                _read_all(file, rows.data.cast("B"), path)
+                block[places[done : done + len(rows)]] = rows
+                done += len(rows)
+
+
+def _read_all(file: IO[bytes], into: memoryview, path: Path) -> None:
+    """Read until `into` is full; a network file system may give less at a time."""
+    while into:
+        got = file.readinto(into)  # type: ignore[attr-defined]
+        if not got:
+            raise Damaged(f"{path}: ends before its rows do; it was cut after it was opened")
+        into = into[got:]

@@ -1,0 +1,217 @@
+"""Two or more sweeps side by side: matched artifacts, and how far each metric moved from the first sweep to another.
+
+Artifacts match by layer and by the values of every key that any of the sweeps sweeps over. A difference is given with an
+interval where there is a ground for one: the paired bootstrap where both artifacts keep the values of the same samples
+(``per_prompt.parquet`` with a column of the metric's name), else their own intervals, taken for independent; else it says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from circuits.report.types import ArtifactRef
+from circuits.stats.paired import Interval, independent_interval, paired_interval
+
+SAMPLES = "per_prompt.parquet"
+How = Literal["paired", "from both intervals", "no interval", "deterministic", "same artifact"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric that is compared: its name in metrics.json, its heading, its format, the name of its interval."""
+
+    name: str
+    heading: str
+    format: str
+    interval: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """What artifacts are matched by."""
+
+    layer: int | None
+    swept: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        parts = [] if self.layer is None else [f"layer {self.layer}"]
+        return ", ".join([*parts, *(f"{key}={value}" for key, value in self.swept)]) or "all"
+
+    @property
+    def series(self) -> str:
+        """Without the layer."""
+        return ", ".join(f"{key}={value}" for key, value in self.swept)
+
+
+@dataclass(frozen=True)
+class One:
+    """An artifact of a sweep, with its saved metrics."""
+
+    sweep: str
+    place: Place
+    ref: ArtifactRef
+    metrics: Mapping[str, Any]
+
+    @property
+    def series(self) -> str:
+        """``A``, or ``A, sae.k=8`` where something besides the layer is swept."""
+        return f"{self.sweep}, {self.place.series}" if self.place.swept else self.sweep
+
+    def value(self, measure: Measure) -> float | None:
+        """The measured value; None when there is none or it is not finite."""
+        found = self.metrics.get(measure.name)
+        good = isinstance(found, (int, float)) and not isinstance(found, bool) and math.isfinite(found)
+        return float(found) if good else None  # type: ignore[arg-type]
+
+    def interval(self, measure: Measure) -> Interval | None:
+        """Its interval; one without width is none: the measurement had nothing random in it."""
+        found = self.metrics.get(measure.interval)
+        if not isinstance(found, (list, tuple)) or len(found) != 2 or found[0] == found[1]:
+            return None
+        return float(found[0]), float(found[1])
+
+    def deterministic(self, measure: Measure) -> bool:
+        """Whether the measurement has nothing random in it, by its own word or by an interval without width."""
+        found = self.metrics.get(measure.interval)
+        return self.metrics.get("deterministic") is True or (isinstance(found, (list, tuple)) and len(set(found)) == 1)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric of one matched artifact: from `base` to `other`."""
+
+    base: One
+    other: One
+    measure: Measure
+    a: float
+    b: float
+    interval: Interval | None
+    how: How
+    n: int | None = None  # samples, where paired
+
+    @property
+    def series(self) -> str:
+        """The colour it is drawn in: one per sweep, or per sweep and swept value."""
+        return self.other.series
+
+    @property
+    def place(self) -> Place:
+        """Where it is."""
+        return self.base.place
+
+    @property
+    def value(self) -> float:
+        """How far it moved."""
+        return self.b - self.a
+
+    @property
+    def moved(self) -> bool | None:
+        """Whether the interval excludes no difference; None where there is no interval to say so."""
+        if self.how == "same artifact":
+            return False
+        if self.how == "deterministic":
+            return self.value != 0
+        return None if self.interval is None else self.interval[0] > 0 or self.interval[1] < 0
+
+    @property
+    def verdict(self) -> str:
+        """``higher``, ``lower``, ``no difference shown``, or why there is no telling."""
+        if self.moved is None or self.how == "same artifact":
+            return self.how
+        exact = ", exact" if self.how == "deterministic" else ""
+        if not self.moved:
+            return f"equal{exact}" if exact else "no difference shown"
+        return f"{'higher' if self.value > 0 else 'lower'}{exact}"
+
+
+def differences(base: Sequence[One], other: Sequence[One], measures: Sequence[Measure]) -> list[Difference]:
+    """Every metric of every artifact of `other` that has its match in `base`, in the order of `base`."""
+    there = {one.place: one for one in other}
+    found = []
+    for one in base:
+        match = there.get(one.place)
+        if match is None:
+            continue
+        for measure in measures:
+            a, b = one.value(measure), match.value(measure)
+            if a is not None and b is not None:
+                found.append(_difference(one, match, measure, a, b))
+    return found
+
+
+def unmatched(ones: Sequence[One], others: Sequence[One]) -> list[One]:
+    """The artifacts of `ones` that have no match among `others`."""
+    places = {one.place for one in others}
+    return [one for one in ones if one.place not in places]
+
+
+def _difference(one: One, other: One, measure: Measure, a: float, b: float) -> Difference:
+    if one.ref.key == other.ref.key:
+        return Difference(one, other, measure, a, b, None, "same artifact")
+    if pair := _paired(one.ref.path, other.ref.path, measure.name, a, b):
+        return Difference(one, other, measure, a, b, pair[0], "paired", pair[1])
+    mine, its = one.interval(measure), other.interval(measure)
+    if mine and its:
+        return Difference(one, other, measure, a, b, independent_interval(a, mine, b, its), "from both intervals")
+    exact = one.deterministic(measure) and other.deterministic(measure)
+    return Difference(one, other, measure, a, b, None, "deterministic" if exact else "no interval")
+
+
+def _paired(mine: Path, its: Path, metric: str, a: float, b: float) -> tuple[Interval, int] | None:
+    """The paired interval over the samples that both keep, and their number; None unless they are what the metric is a mean of."""
+    one, other = samples(mine), samples(its)
+    if one is None or other is None or metric not in one or metric not in other:
+        return None
+    splits = sorted(set(one["split"]) & set(other["split"])) if "split" in one and "split" in other else []
+    for split in [None, *splits]:
+        x, y = (table if split is None else table[table["split"] == split] for table in (one, other))
+        both = x.join(y[[metric]], how="inner", rsuffix="_other")
+        if not (len(both) == len(x) == len(y) and len(both) > 1):
+            continue
+        values = both[metric].astype(float), both[f"{metric}_other"].astype(float)
+        if all(math.isclose(v.mean(), m, rel_tol=1e-6, abs_tol=1e-9) for v, m in zip(values, (a, b), strict=True)):
+            groups = list(both["group"]) if "group" in both else None
+            interval = paired_interval(values[0], values[1], groups, seed=0)
+            return (interval, len(both)) if interval else None
+    return None
+
+
+@lru_cache(maxsize=64)
+def samples(directory: Path) -> pd.DataFrame | None:
+    """The per-sample values of an artifact by sample id; None when it keeps none."""
+    path = directory / SAMPLES
+    if not path.exists():
+        return None
+    table = pd.read_parquet(path)
+    return table.set_index("id") if "id" in table and table["id"].is_unique else None
+
+
+def table(found: Sequence[Difference]) -> pd.DataFrame:
+    """All differences, one a row, with everything they rest on."""
+    rows = []
+    for d in found:
+        a, b, between = (
+            pair or (None, None) for pair in (d.base.interval(d.measure), d.other.interval(d.measure), d.interval)
+        )
+        rows.append(
+            {
+                "layer": d.place.layer,
+                **dict(d.place.swept),
+                "metric": d.measure.name,
+                "base": d.base.sweep,
+                "other": d.other.sweep,
+            }
+            | {"base_value": d.a, "base_ci_low": a[0], "base_ci_high": a[1]}
+            | {"other_value": d.b, "other_ci_low": b[0], "other_ci_high": b[1]}
+            | {"difference": d.value, "difference_ci_low": between[0], "difference_ci_high": between[1]}
+            | {"interval": d.how, "n_paired": d.n, "verdict": d.verdict}
+            | {"base_artifact": d.base.ref.label, "other_artifact": d.other.ref.label}
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,48 @@
+"""A sweep's saved files as the report reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.files import read_json
+from circuits.run import states, sweep
+
+if TYPE_CHECKING:
+    from circuits.report.types import Element
+
+
+def elements(found: sweep.Sweep) -> list[Element]:
+    """A sweep's elements, with their states and the artifacts they answered with."""
+    known = states.facts_of(found)
+    return [_element(found, item, known[item["index"]]) for item in found.record["elements"]]
+
+
+def _element(found: sweep.Sweep, item: dict[str, Any], facts: dict[str, Any]) -> Element:
+    from omegaconf import OmegaConf
+
+    from circuits.report.types import ArtifactRef, Element
+
+    directory = found.directory(item)
+    state = facts.get("state", "waiting")
+    provenance = directory / "provenance.json"
+    refs = [
+        ArtifactRef(
+            kind=a["kind"], key=a["id"].rsplit("-", 1)[-1], path=Path(a["path"]), layer=a["layer"], label=a["id"]
+        )
+        for a in facts.get("artifacts") or []
+    ]
+    return Element(
+        index=item["index"],
+        name=item["name"],
+        overrides=item["overrides"],
+        swept=item["swept"],
+        state="failed" if state in ("killed", "cancelled") else state,
+        error=facts.get("error"),
+        log=str(Path(item["dir"]) / "run.log"),
+        wall_s=facts.get("wall_s"),
+        artifacts=refs,
+        config=OmegaConf.to_container(OmegaConf.load(directory / "config.yaml")),  # type: ignore[arg-type]
+        status=facts,
+        provenance=read_json(provenance) if provenance.exists() else {},
+    )

@@ -1,0 +1,52 @@
+"""Units in which an SAE is trained: x' = s (x − μ), so that rates and penalties mean the same at every layer and width.
+
+``standard``  μ the mean and s = sqrt(d / mean ‖x − μ‖²) of the first rows
+``rms``       μ = 0 and s = sqrt(d / mean ‖x‖²): Anthropic's April 2024 update. At layers with a large common offset that
+              leaves little variance to train on
+``none``      raw activations
+
+Both are folded into the weights at export.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuits.errors import NonFinite, RunError
+
+
+@dataclass
+class Units:
+    """x' = scale · (x − mean)."""
+
+    mean: Float[Tensor, " d"]
+    scale: float
+
+    def normalise(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """Rows of any dtype in these units, as a fresh float32 tensor."""
+        return (x.to(self.mean.device, torch.float32) - self.mean).mul_(self.scale)
+
+    def to(self, device: torch.device) -> Units:
+        """The same on another device."""
+        return Units(self.mean.to(device), self.scale)
+
+
+def measure(rows: Float[Tensor, "n d"], how: str) -> Units:
+    """The units of rows, in float64 on the CPU, so that they depend on nothing but the rows."""
+    x = rows.detach().cpu().double()
+    mean = x.mean(0)
+    variance = (x - mean).square().sum(1).mean().item()
+    if not math.isfinite(variance):
+        raise NonFinite("the first rows contain NaN or infinity")
+    if variance <= 0:
+        raise RunError(f"the first {len(x)} rows are all equal: nothing to train an SAE on")
+    width = x.shape[1]
+    if how == "standard":
+        return Units(mean.float(), math.sqrt(width / variance))
+    scale = 1.0 if how == "none" else math.sqrt(width / x.square().sum(1).mean().item())
+    return Units(torch.zeros(width), scale)

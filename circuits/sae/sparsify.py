@@ -1,0 +1,75 @@
+"""EleutherAI's sparsify directory (version 1), both ways, for TopK SAEs and transcoders: ``cfg.json``, ``sae.safetensors``.
+
+    f = TopK(ReLU((x − b_dec) Wᵀ + b))      x̂ = f W_dec + b_dec        a transcoder's encoder sees x itself
+
+with ``encoder.weight`` W [d_sae, d_in], ``encoder.bias`` b, ``W_dec`` and ``b_dec``: the same tensors, the encoder transposed, so
+nothing is lost either way. In its multi-layer checkpoints each layer's directory is one such.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as to_bytes
+
+from circuits.errors import UserError
+from circuits.files import disk_errors, write_atomic, write_json
+from circuits.sae.formats import CONFIG, read_config, read_weights, whole
+from circuits.sae.modules import SAE, SAEConfig
+from circuits.sae.modules.topk import TopKSAE
+
+WEIGHTS = "sae.safetensors"
+NAMES = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
+
+
+def save(directory: Path, sae: SAE, hookpoint: str | None = None) -> None:
+    """Write a TopK SAE or transcoder; `hookpoint` is kept in the config for people.
+
+    Raises:
+        UserError: another architecture, which sparsify does not have.
+    """
+    if not isinstance(sae, TopKSAE):
+        raise UserError(f"sparsify has TopK SAEs only, this one is {sae.architecture}; choose export.format=saelens")
+    if sae.cfg.d_out not in (None, sae.cfg.d_in):
+        raise UserError(
+            f"sparsify's transcoders have one width, this one reads {sae.cfg.d_in} and writes {sae.cfg.d_out}"
+        )
+    config: dict[str, Any] = {
+        "activation": "topk",
+        "expansion_factor": sae.cfg.d_sae // sae.cfg.d_in,
+        "normalize_decoder": True,
+        "num_latents": sae.cfg.d_sae,
+        "k": sae.k,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": sae.cfg.d_out is not None,
+        "d_in": sae.cfg.d_in,
+        "hookpoint": hookpoint,
+    }
+    state = {NAMES.get(name, name): t.detach().float().cpu() for name, t in sae.state_dict().items()}
+    state["encoder.weight"] = state["encoder.weight"].T
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    write_atomic(directory / WEIGHTS, to_bytes({name: t.contiguous() for name, t in state.items()}))
+    write_json(directory / CONFIG, config)
+
+
+def load(directory: Path) -> SAE:
+    """Read an SAE that sparsify wrote, in float32 on the CPU."""
+    config, path = read_config(directory, "sparsify"), directory / CONFIG
+    for option, supported in (("activation", "topk"), ("skip_connection", False)):
+        if config.get(option, supported) != supported:
+            raise UserError(f"{path}: {option} = {config[option]} is not supported (only {supported})")
+    d_in, k = whole(path, config, "d_in"), whole(path, config, "k")
+    d_sae = whole(path, config, "num_latents") if config.get("num_latents") else None
+    d_sae = d_sae or d_in * whole(path, config, "expansion_factor")
+    if k > d_sae:
+        raise UserError(f"{path}: k = {k} is more than num_latents = {d_sae}")
+    sae = TopKSAE(SAEConfig(d_in, d_sae, k, d_in if config.get("transcode") else None))
+    weights = read_weights(directory / WEIGHTS, sae, NAMES)
+    ours = {NAMES.get(name, name): name for name in sae.state_dict()}
+    state = {ours[name]: value for name, value in weights.items()}
+    state["W_enc"] = state["W_enc"].T.contiguous()
+    sae.load_state_dict(state)
+    return sae.eval()

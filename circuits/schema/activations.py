@@ -1,0 +1,79 @@
+"""Activations that are captured once and kept: of a behaviour's prompts, or of the text stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from circuits.schema.fields import free
+from circuits.schema.model import Dtype, Site
+from circuits.schema.sae import NonFinitePolicy
+
+
+class ActivationSource(Enum):
+    """What activations are captured of."""
+
+    behaviour = "behaviour"  # the prompts of `behaviour`
+    data = "data"  # the first sequences of `data`'s training stream
+
+
+SEQUENCES = 2000  # of the training stream, where neither activations.n_sequences nor activations.tokens is given
+
+
+@dataclass
+class ActivationsConfig:
+    """Which activations are kept, and how. One section describes one artifact, for each site and layer."""
+
+    source: ActivationSource = ActivationSource.behaviour
+    site: Any = Site.resid_post.value  # one site, or a list of them (one artifact each, from one forward pass)
+    last_n: int | None = None  # the last so many tokens of each sequence; null: all
+    skip_first: int | None = None  # leading tokens left out; null: 1 for data (as SAEs are trained), 0 for prompts
+    dtype: Dtype = Dtype.fp32  # how values are stored
+    batch_size: int = 16  # sequences a forward pass
+    nonfinite: NonFinitePolicy = NonFinitePolicy.fail  # drop: leave out the sample, at every layer
+    n_sequences: int | None = None  # source=data: how many sequences
+    tokens: int | None = None  # source=data, instead of n_sequences: as many sequences as give so many rows
+    world_size: int = free(1)  # processes that share the work
+    shard: int = free(0)  # which of them this is: 'activations.shard=range(0,4)' activations.world_size=4
+    chunk: int = free(1024)  # samples between moments at which the work done is safe from a kill
+
+
+def sites(activations: ActivationsConfig) -> tuple[str, ...]:
+    """The sites asked for, each once, in the order given."""
+    given = activations.site if isinstance(activations.site, (list, tuple)) else [activations.site]
+    return tuple(dict.fromkeys(site.value if isinstance(site, Site) else str(site) for site in given))
+
+
+def check(activations: ActivationsConfig) -> list[str]:
+    known = [site.value for site in Site]
+    errors = [
+        f"activations.site={site}: no such site; sites: {' '.join(known)}"
+        for site in sites(activations)
+        if site not in known
+    ]
+    if not sites(activations):
+        errors.append(f"activations.site=[]: no site named; sites: {' '.join(known)}")
+    for name in ("last_n", "batch_size", "n_sequences", "tokens", "world_size", "chunk"):
+        value = getattr(activations, name)
+        if value is not None and value < 1:
+            errors.append(f"activations.{name}={value}: at least 1")
+    if activations.skip_first is not None and activations.skip_first < 0:
+        errors.append(f"activations.skip_first={activations.skip_first}: 0 or more")
+    if not 0 <= activations.shard < max(1, activations.world_size):
+        errors.append(
+            f"activations.shard={activations.shard}: 0 to {max(1, activations.world_size) - 1} "
+            f"(activations.world_size={activations.world_size})"
+        )
+    if activations.n_sequences is not None and activations.tokens is not None:
+        errors.append(
+            f"activations.n_sequences={activations.n_sequences} and activations.tokens={activations.tokens}: one of the two"
+        )
+    if activations.source is ActivationSource.behaviour:
+        for name in ("n_sequences", "tokens"):
+            if (value := getattr(activations, name)) is not None:
+                errors.append(
+                    f"activations.{name}={value}: activations.source=behaviour does not read it (behaviour.n_samples "
+                    "says how many prompts); activations.source=data does"
+                )
+    return errors

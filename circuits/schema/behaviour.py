@@ -1,0 +1,61 @@
+"""What is studied: a generator (or file) of clean and corrupt prompts with target and foil, and the gate it must pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from circuits.schema.fields import MISSING, file, free
+
+FILE = "file"  # the behaviour whose prompts are the user's own JSON lines
+
+
+class MultiToken(Enum):
+    """What to do about a target or a foil of several tokens under the model's tokenizer."""
+
+    fail = "fail"  # an error that lists them
+    drop = "drop"  # leave such rows out (a generator draws others)
+    keep = "keep"  # study them: baseline.metric=full_target scores the whole answer
+
+
+class Bos(Enum):
+    """Whether a prompt begins with the tokenizer's BOS token."""
+
+    auto = "auto"  # as the tokenizer itself does it
+    always = "always"
+    never = "never"
+
+
+@dataclass
+class BehaviourConfig:
+    """A behaviour, how many of its prompts are drawn, and how they are tokenised."""
+
+    name: str = MISSING  # a module of circuits/data/behaviours, or file
+    path: str | None = file(None)  # JSON lines: prompt, target, foil; corrupt, id, split, group and factors where known
+    n_samples: int | None = None  # training prompts; null: all of a file
+    n_test: int | None = None  # test prompts; their groups and clean prompts are in no training prompt
+    multi_token: MultiToken = MultiToken.fail
+    bos: Bos = Bos.auto
+    chat: bool = False  # put each prompt into the tokenizer's chat template; the answer opens the model's turn
+    allow_small: bool = False  # take what there is when there are fewer different prompts than asked for
+    min_logit_diff: float = free(0.0)  # the gate: a prompt succeeds when its difference a token exceeds it …
+    success_threshold: float = free(0.8)  # … and the behaviour passes when this share of all prompts succeeds
+
+
+def check(behaviour: BehaviourConfig) -> list[str]:
+    errors = []
+    if (behaviour.name == FILE) != (behaviour.path is not None):
+        errors.append(
+            "behaviour=file needs behaviour.path=FILE.jsonl (behaviour=FILE.jsonl is short for both)"
+            if behaviour.path is None
+            else f"behaviour.path={behaviour.path}: behaviour={behaviour.name} does not read it; behaviour=file does"
+        )
+    for name, least in (("n_samples", 1), ("n_test", 0)):
+        value = getattr(behaviour, name)
+        if value is not None and value < least:
+            errors.append(f"behaviour.{name}={value}: {least} or more")
+        if value is None and behaviour.name != FILE:
+            errors.append(f"behaviour.{name}=null: a generator has no end; give a number")
+    if not 0 <= behaviour.success_threshold <= 1:
+        errors.append(f"behaviour.success_threshold={behaviour.success_threshold}: a share between 0 and 1")
+    return errors

@@ -1,0 +1,399 @@
+"""``task=activations``: a site's activations on a behaviour's prompts or on the text stream, one artifact per layer and site.
+
+One forward pass serves every layer and site of the run that is still missing. Unfinished work survives a kill; processes
+that share the work (``activations.shard=range(0,4) activations.world_size=4``) are elements of one sweep, and whoever
+finishes last puts the parts together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.errors import UserError
+from circuits.files import write_json
+from circuits.run import registry, status
+from circuits.run.content import Contents
+from circuits.run.context import Context, Work
+from circuits.run.keys import Unit
+from circuits.run.kinds import Column, Kind, ModelDims, readable
+from circuits.schema import (
+    ActivationsConfig,
+    ActivationSource,
+    BaseConfig,
+    DataConfig,
+    DataSource,
+    Reuse,
+)
+from circuits.schema.activations import SEQUENCES, sites
+
+if TYPE_CHECKING:
+    from circuits.data.capture import Plan, Tally
+    from circuits.data.pieces import Pieces
+    from circuits.data.samples import Samples
+    from circuits.models.load import LM
+
+TOKENS_A_PROMPT = 64  # for the disk estimate of whole prompts, whose lengths nobody knows yet
+ROW_INDEX_BYTES = 24  # of a row in rows.parquet and norms.npy, about
+
+
+def of_data(cfg: BaseConfig) -> bool:
+    """Whether the text stream is captured, and not a behaviour's prompts."""
+    return cfg.activations.source is ActivationSource.data
+
+
+def inputs(cfg: BaseConfig) -> tuple[str, ...]:
+    """The embedded model where it is the model; the tokenised corpus, or the prompts."""
+    tiny = ("tiny",) if cfg.model.embedded is not None else ()
+    if not of_data(cfg):
+        return (*tiny, "prompts")
+    return (*tiny, "tokens") if cfg.data.source is not DataSource.embedded else tiny
+
+
+def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
+    """The embedded generator's identity, where it is the data."""
+    if not of_data(cfg) or cfg.data.source is not DataSource.embedded:
+        return {}
+    from circuits.data import mixture
+
+    return {"mixture": mixture.fingerprint()}
+
+
+def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
+    """``tiny-L3-mlp_out-grammar_agreement``."""
+    what = "data" if of_data(cfg) else cfg.behaviour.name
+    return (
+        f"{readable(cfg.model.id)}-L{layers[0] if layers else ''}-{'+'.join(sites(cfg.activations))}-{readable(what)}"
+    )
+
+
+def normal(cfg: BaseConfig) -> BaseConfig:
+    """Equal results, equal keys: defaults written out, and nothing of the source that is not captured."""
+    given = resolved(cfg.activations)
+    if of_data(cfg):
+        return replace(cfg, activations=given)
+    return replace(cfg, activations=replace(given, n_sequences=None, tokens=None), data=DataConfig())
+
+
+def resolved(given: ActivationsConfig) -> ActivationsConfig:
+    """The section with its defaults written out."""
+    data = given.source is ActivationSource.data
+    chosen = sites(given)
+    return replace(
+        given,
+        site=chosen[0] if len(chosen) == 1 else list(chosen),
+        skip_first=int(data) if given.skip_first is None else given.skip_first,
+        n_sequences=SEQUENCES if data and given.n_sequences is None and given.tokens is None else given.n_sequences,
+    )
+
+
+def variants(cfg: BaseConfig) -> Mapping[str, BaseConfig]:
+    """A list of sites is an artifact for each of them."""
+    chosen = sites(cfg.activations)
+    if len(chosen) == 1:
+        return {}
+    return {site: replace(cfg, activations=replace(cfg.activations, site=site)) for site in chosen}
+
+
+def share(cfg: BaseConfig) -> str:
+    """``shard-1-of-4``."""
+    given = cfg.activations
+    return f"shard-{given.shard}-of-{given.world_size}" if given.world_size > 1 else ""
+
+
+def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str]:
+    """What does not fit the model, or leaves nothing to capture."""
+    given, errors = resolved(cfg.activations), []
+    if given.world_size > 1 and cfg.reuse is Reuse.force:
+        errors.append(
+            "reuse=force: with activations.world_size=1 only (shards cannot tell old parts from one another's)"
+        )
+    if not of_data(cfg):
+        return errors + registry.kind("prompts").check(cfg, dims, layers)
+    context, skip = cfg.data.context, given.skip_first or 0
+    if dims.context is not None and context > dims.context:
+        errors.append(f"data.context={context}: more than the model's {dims.context} positions")
+    if skip >= context:
+        errors.append(f"activations.skip_first={skip}: leaves nothing of data.context={context} tokens")
+    elif given.last_n is not None and given.last_n > context - skip:
+        errors.append(
+            f"activations.last_n={given.last_n}: longer than every sequence (data.context={context}, of which "
+            f"activations.skip_first={skip} are left out)"
+        )
+    if cfg.data.path is not None:
+        from circuits.data.corpora import problems
+
+        errors += problems(cfg.data.source.value, cfg.data.path, cfg.data.field or "text", cfg.data.split)
+    return errors
+
+
+def question(cfg: BaseConfig) -> str:
+    """What a run of captures asks."""
+    if of_data(cfg):
+        what = Path(cfg.data.path).name if cfg.data.path else f"{cfg.data.source.value} text"
+    else:
+        what = f"the prompts of {cfg.behaviour.name}"
+    where = ", ".join(sites(cfg.activations))
+    return f"What are the activations of {Path(cfg.model.id).name} on {what}, {where}"
+
+
+def needed_bytes(cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
+    """Values, norms and row index of one artifact; shards' parts stand beside them until they are put together."""
+    given = resolved(cfg.activations)
+    rows = given.tokens
+    if rows is None:
+        length = given.last_n or (cfg.data.context if of_data(cfg) else TOKENS_A_PROMPT)
+        rows = length * _sequences(cfg, given)
+    chosen = sites(given)
+    width = sum(dims.width_of(site) or 0 for site in chosen) / len(chosen)
+    size = int(rows * (width * (4 if given.dtype.value == "fp32" else 2) + ROW_INDEX_BYTES))
+    return (2 * size if given.world_size > 1 else size), 0
+
+
+def _sequences(cfg: BaseConfig, given: ActivationsConfig) -> int:
+    if of_data(cfg):
+        return given.n_sequences or SEQUENCES
+    return (cfg.behaviour.n_samples or 0) + (cfg.behaviour.n_test or 0)
+
+
+KIND = Kind(
+    name="activations",
+    version=1,
+    sections=("model", "data", "activations", "precision", "seed"),
+    label=label,
+    layers="each",
+    inputs=inputs,
+    may_need=("tiny", "tokens", "prompts", "baseline"),
+    extra=extra,
+    variants=variants,
+    share=share,
+    load="circuits.data.activations:ActivationStore",
+    bytes=needed_bytes,
+    check=check,
+    normal=normal,
+    gates=lambda cfg: () if of_data(cfg) else ("baseline",),
+    question=question,
+    memory_keys=("activations.batch_size",),
+    columns=(
+        Column("rows", "rows", ",.0f"),
+        Column("gigabytes", "GB", ".3g"),
+        Column("rows_per_s", "rows/s", ",.0f"),
+        Column("peak_gigabytes", "peak memory, GB", ".2f"),
+        Column("dropped", "samples dropped", ",.0f"),
+    ),
+)
+
+
+def run(context: Context) -> None:
+    """Capture what is missing of the run's layers and sites, then show all of them."""
+    waiting = None
+    while waiting is None and (missing := context.missing()):
+        with context.making(missing) as works:
+            if works:
+                waiting = _make(context, works)
+    context.conclude(waiting)
+
+
+def _make(context: Context, works: Mapping[Unit, Work]) -> str | None:
+    """Do this run's share of these artifacts; why they are not whole yet when others' shares are missing, or None."""
+    from circuits.data.capture import capture
+
+    given = resolved(context.cfg.activations)
+    made = _prepare(context, given)
+    keys = {one: _site_and_layer(one, given) for one in works}
+    partials = {keys[one]: work.partial for one, work in works.items()}
+
+    def progress(done: int, total: int, tally: Tally) -> None:
+        rate = tally.rows / tally.seconds if tally.seconds else 0.0
+        context.progress("capturing", done, total, "sample", rows_per_s=rate)
+
+    tally = capture(
+        made.lm, made.samples, partials, made.plan, progress=progress, stopping=lambda: context.stopping is not None
+    )
+    if tally.stopped:
+        context.stop_here()
+    peak, rate = (status.peak_gpu() or status.peak_rss()) / 1e9, tally.rows / max(tally.seconds, 1e-9)
+    context.say(
+        f"captured {tally.samples:,} samples, {tally.rows:,} rows at {len(works)} layers and sites in {tally.seconds:.1f} s "
+        f"({rate:,.0f} rows/s); peak memory {peak:.2f} GB"
+    )
+    measured = {
+        "rows_per_s": round(rate, 1) if tally.rows else None,  # None: all was captured before, by another shard or run
+        "seconds": round(tally.seconds, 3),
+        "peak_gigabytes": round(peak, 3),
+    }
+    left = _put_together(context, works, keys, made, measured)
+    if not left:
+        return None
+    note = f"shard {given.shard + 1}/{given.world_size} done, waiting for the rest ({left:,} of {len(made.samples):,} samples)"
+    context.say(note)
+    return note
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What is captured, and how."""
+
+    lm: LM
+    samples: Samples
+    plan: Plan
+
+
+def _prepare(context: Context, given: ActivationsConfig) -> Capture:
+    """The model and the samples of this config."""
+    import torch
+
+    from circuits.data.capture import Plan
+    from circuits.models.load import load_model, pick_device
+
+    cfg = context.cfg
+    torch.backends.cuda.matmul.allow_tf32 = cfg.precision.matmul.value == "high"
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.precision.dtype.value]
+    device = pick_device(cfg.model.device, cfg.model.allow_fallback)
+    context.progress("loading the model", 0, None)
+    name, revision = context.model_files()
+    lm = load_model(name, revision=revision, dtype=dtype, device=device)
+    plan = Plan(
+        batch_size=given.batch_size,
+        last_n=given.last_n,
+        skip_first=given.skip_first or 0,
+        dtype=given.dtype.value,
+        nonfinite=given.nonfinite.value,
+        shard=given.shard,
+        world_size=given.world_size,
+        save_every=given.chunk,
+    )
+    return Capture(lm, _samples(context, given, lm), plan)
+
+
+def _samples(context: Context, given: ActivationsConfig, lm: LM) -> Samples:
+    """The prompts, or the first sequences of the training stream."""
+    from circuits.data.embedded import EmbeddedSource
+    from circuits.data.prompts import read
+    from circuits.data.samples import PromptSamples, StreamSamples, count_sequences
+    from circuits.data.textstore import TextStore
+    from circuits.data.tokens import TokenSource
+
+    cfg, skip = context.cfg, given.skip_first or 0
+    if given.source is ActivationSource.behaviour:
+        prompts = PromptSamples(read(context.require("prompts").path), "the prompts")
+        if given.last_n is not None and given.last_n > prompts.longest - skip:
+            raise UserError(
+                f"activations.last_n={given.last_n}: longer than every prompt (the longest has {prompts.longest} tokens"
+                + (f", of which activations.skip_first={skip} are left out)" if skip else ")")
+            )
+        return prompts
+    if cfg.data.source is DataSource.embedded:
+        source: TokenSource = EmbeddedSource(lm.tokenizer, cfg.seed, cfg.data.context)
+    else:
+        source = TextStore(context.require("tokens").path, seed=cfg.seed)
+    n = given.n_sequences
+    if given.tokens is not None:
+        context.progress("counting tokens", 0, None)
+        n = count_sequences(source, given.tokens, given.last_n, skip)
+    return StreamSamples(source, n or SEQUENCES)
+
+
+def _put_together(
+    context: Context, works: Mapping[Unit, Work], keys: Mapping[Unit, tuple[str, int]], made: Capture, measured: Any
+) -> int:
+    """Publish every artifact of which all samples are there; how many samples are still missing of the others."""
+    from circuits.data.capture import ON_DISK
+    from circuits.data.pieces import Pieces
+    from circuits.models.sites import site_width
+
+    left = 0
+    with tempfile.TemporaryDirectory(dir=context.run.run_dir, prefix=".rows-") as folder:
+        for one, work in works.items():
+            with _alone(context, work) as needed:
+                if not needed:
+                    shutil.rmtree(work.partial, ignore_errors=True)  # another shard put it together
+                    continue
+                pieces = Pieces(work.partial, ON_DISK[made.plan.dtype], site_width(made.lm.dims, keys[one][0]))
+                if missing := pieces.missing(len(made.samples)):
+                    left = max(left, missing)
+                    continue
+                context.progress(f"writing {work.key.id}", 0, None)
+                _publish(context, work, keys[one], pieces, made, measured, Path(folder))
+    return left
+
+
+@contextlib.contextmanager
+def _alone(context: Context, work: Work) -> Iterator[bool]:
+    """The lease on the whole artifact; whether it is still to be made. Without shards we hold that lease already."""
+    store = context.run.store
+    if not work.key.share:
+        yield True
+        return
+    lease = store.lease(replace(work.key, share=""), by=context.run.name)
+    if not lease.wait(lambda holder: context.stop_here(), lambda: store.find(work.key) is not None):
+        yield False
+        return
+    try:
+        yield store.find(work.key) is None
+    finally:
+        lease.release()
+
+
+def _publish(
+    context: Context,
+    work: Work,
+    key: tuple[str, int],
+    pieces: Pieces,
+    made: Capture,
+    measured: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Write one artifact: values and norms in sample order, the row index, the facts, the metrics."""
+    from circuits.data import rowtable
+
+    site, layer = key
+    index = folder / f"{site}.parquet"  # the same for all layers of a site
+    if not index.exists():
+        rowtable.write(index, made.samples, made.plan, set(pieces.dropped))
+    _, revision = context.model_files()
+    cfg = context.cfg
+    facts = {
+        "site": site,
+        "layer": layer,
+        "width": pieces.width,
+        "dtype": made.plan.dtype,
+        "n_rows": pieces.rows,
+        "n_samples": len(made.samples) - len(pieces.dropped),
+        "source": made.samples.name,
+        "last_n": made.plan.last_n,
+        "skip_first": made.plan.skip_first,
+        "model": cfg.model.id,
+        "revision": revision,
+        "model_dtype": cfg.precision.dtype.value,
+        "nonfinite": made.plan.nonfinite,
+        "dropped": [{"sample": n, "name": pieces.names[n], "layers": at} for n, at in sorted(pieces.dropped.items())],
+    }
+    found: dict[str, Any] = {}
+
+    def write(out: Path) -> None:
+        pieces.write(out)
+        shutil.copyfile(index, out / rowtable.ROWS)
+        write_json(out / "meta.json", facts)
+        found.update(rowtable.summary(out, facts), **measured)
+        write_json(out / "metrics.json", found)
+
+    artifact = work.commit(write, measured=["metrics.json"], dropped=facts["dropped"])
+    context.run.tracker.start(
+        layer, work.key.hash, f"{context.run.name}/L{layer}/{site}", {"layer": layer, "site": site}
+    )
+    context.run.tracker.summary(found, layer)
+    dropped = f", {len(pieces.dropped)} samples dropped as non-finite" if pieces.dropped else ""
+    context.say(f"{site}, layer {layer}: {pieces.rows:,} rows of {pieces.width}{dropped}: {artifact.id}")
+
+
+def _site_and_layer(one: Unit, given: ActivationsConfig) -> tuple[str, int]:
+    if isinstance(one, tuple):
+        return one[1], one[0]
+    assert one is not None
+    return sites(given)[0], one

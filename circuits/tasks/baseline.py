@@ -1,0 +1,225 @@
+"""``task=baseline``: does the model show the behaviour? Teacher-forced scores of target and foil on every prompt, and the gate.
+
+``baseline.metric=first_token`` compares the logits of the answers' first tokens; ``full_target`` the log-probabilities of the whole
+answers. For answers of one token both are the same number. The gate is no part of the key: a prompt succeeds when its
+difference a token exceeds ``behaviour.min_logit_diff``, and when fewer than ``behaviour.success_threshold`` of the prompts
+succeed, the measurement is kept and the run exits 3, each time it is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.errors import GateError, UserError
+from circuits.files import write_json
+from circuits.run.context import Context, Work
+from circuits.run.kinds import Column, Kind, ModelDims, readable
+from circuits.schema import BaseConfig
+from circuits.schema.fields import free
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from circuits.data.prompts import PromptSet
+    from circuits.models.load import LM
+    from circuits.models.scoring import Scores
+
+
+class Metric(Enum):
+    """What of an answer is compared."""
+
+    first_token = "first_token"  # logit of the target's first token − that of the foil's
+    full_target = "full_target"  # log-probability of the whole target − that of the whole foil
+
+
+class Cluster(Enum):
+    """The unit that is drawn for an interval."""
+
+    prompt = "prompt"  # a distinct clean prompt
+    group = "group"  # all prompts about the same thing
+
+
+@dataclass
+class Options:
+    """Options of the baseline."""
+
+    metric: Metric = Metric.first_token
+    cluster: Cluster = Cluster.prompt
+    resamples: int = 5000  # of the bootstrap
+    batch_size: int = free(64)  # prompts per forward pass; results agree to 1e-5
+
+
+def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
+    """``ioi-gpt2``."""
+    behaviour = cfg.behaviour
+    return f"{readable(Path(behaviour.path).stem if behaviour.path else behaviour.name)}-{readable(cfg.model.id)}"
+
+
+def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str]:
+    """The options' bounds, and a file of prompts that cannot be read."""
+    from circuits.data.prompt_records import read_file
+
+    options: Options = getattr(cfg, "baseline")  # noqa: B009 (joined to the schema at run time)
+    errors = [
+        f"baseline.{name}={getattr(options, name)}: at least 1"
+        for name in ("resamples", "batch_size")
+        if getattr(options, name) < 1
+    ]
+    if cfg.behaviour.path is not None:
+        try:
+            read_file(Path(cfg.behaviour.path))
+        except UserError as e:
+            errors += e.messages
+    return errors
+
+
+def derived(cfg: BaseConfig, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The success rate under the thresholds that are asked for now."""
+    from circuits.stats.answers import success_rate
+
+    return {"success_rate": success_rate(metrics["normalised_diffs"], cfg.behaviour.min_logit_diff)}
+
+
+def gate(cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:
+    """Whether enough prompts succeed."""
+    rate, behaviour = derived(cfg, metrics)["success_rate"], cfg.behaviour
+    if rate >= behaviour.success_threshold:
+        return None
+    return (
+        f"{label(cfg, ())}: {100 * rate:.0f}% of {metrics['n']} prompts have a difference above "
+        f"behaviour.min_logit_diff={behaviour.min_logit_diff:g}, below behaviour.success_threshold="
+        f"{behaviour.success_threshold:g} (mean {metrics['logit_diff']:.2f}, right {100 * metrics['pair_acc']:.0f}%); "
+        "study another behaviour or model, or lower a threshold"
+    )
+
+
+def question(cfg: BaseConfig) -> str:
+    """What a baseline asks."""
+    return f"How well does {readable(cfg.model.id)} tell the target from the foil"
+
+
+KIND = Kind(
+    name="baseline",
+    version=1,
+    sections=("model", "baseline", "precision", "seed"),
+    label=label,
+    inputs=lambda cfg: ("prompts", "tiny") if cfg.model.embedded is not None else ("prompts",),
+    may_need=("prompts", "tiny"),
+    bytes=lambda cfg, dims: (1 << 20, 0),
+    check=check,
+    gate=gate,
+    derived=derived,
+    question=question,
+    memory_keys=("baseline.batch_size",),
+    columns=(
+        Column("logit_diff", "logit difference", ".2f", "logit_diff_ci"),
+        Column("pair_acc", "right", ".1%"),
+        Column("success_rate", "success", ".1%"),
+        Column("top1", "top 1", ".1%"),
+        Column("ece", "ECE", ".3f"),
+        Column("n", "prompts", ".0f"),
+    ),
+)
+
+
+def run(context: Context) -> None:
+    """Measure if it is missing, then ask the gate."""
+    while missing := context.missing():
+        with context.making(missing) as works:
+            for work in works.values():
+                _make(context, work)
+    refusals = context.conclude()
+    if refusals:
+        raise GateError("; ".join(refusals))
+
+
+def _make(context: Context, work: Work) -> None:
+    from circuits.data import prompts
+    from circuits.models.scoring import score
+    from circuits.stats.answers import summarise
+
+    options, seed = context.cfg.baseline, context.cfg.seed
+    given = prompts.read(context.require("prompts").path)
+    lm = _model(context)
+
+    def progress(done: int, total: int) -> None:
+        context.progress("scoring", done, total, "row")
+        context.stop_here()
+
+    scores = score(lm, given, batch_size=options.batch_size, progress=progress)
+    rows = table(given, scores, options.metric.value, lm)
+    metrics = summarise(rows, cluster=options.cluster.value, resamples=options.resamples, seed=_seed(seed))
+    metrics |= {
+        "metric": options.metric.value,
+        "cluster": options.cluster.value,
+        "normalised_diffs": rows["normalised_diff"].tolist(),
+    }
+    context.run.tracker.start(None, work.key.hash, context.run.name, {"artifact": work.key.id})
+
+    def write(out: Path) -> None:
+        rows.to_parquet(out / "per_prompt.parquet", index=False)
+        write_json(out / "metrics.json", metrics)
+
+    artifact = work.commit(write)
+    context.run.tracker.summary({k: v for k, v in metrics.items() if k != "normalised_diffs"}, None)
+    context.say(f"logit difference {metrics['logit_diff']:.3f}, right {metrics['pair_acc']:.3f}: {artifact.id}")
+
+
+def _seed(seed: int) -> int:
+    from circuits.data.seeds import derive_seed
+
+    return derive_seed(seed, "baseline", "bootstrap")
+
+
+def _model(context: Context) -> LM:
+    import torch
+
+    from circuits.models.load import load_model, pick_device
+
+    cfg = context.cfg
+    torch.backends.cuda.matmul.allow_tf32 = cfg.precision.matmul.value == "high"
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.precision.dtype.value]
+    device = pick_device(cfg.model.device, cfg.model.allow_fallback)
+    context.progress("loading the model", 0, None)
+    name, revision = context.model_files()
+    return load_model(name, revision=revision, dtype=dtype, device=device)
+
+
+def table(given: PromptSet, scores: Scores, metric: str, lm: LM) -> pd.DataFrame:
+    """One row a prompt: its answers' scores, the difference that `metric` names, and what the model would say.
+
+    Raises:
+        UserError: ``first_token``, and target and foil of some prompts begin with the same token.
+    """
+    import numpy as np
+
+    if metric == "first_token" and (same := [p.id for p in given if p.target_ids[0] == p.foil_ids[0]]):
+        raise UserError(
+            f"baseline.metric=first_token: target and foil of {len(same)} prompts ({' '.join(same[:5])}) begin with the same "
+            "token; baseline.metric=full_target compares whole answers"
+        )
+    rows = given.table().assign(
+        prompt=[p.prompt for p in given],
+        target=[p.target for p in given],
+        foil=[p.foil for p in given],
+        target_tokens=[len(p.target_ids) for p in given],
+        foil_tokens=[len(p.foil_ids) for p in given],
+        **{name: getattr(scores, name) for name in ("logit_target", "logit_foil", "logp_target", "logp_foil")},
+        logp_first_target=scores.logp_first_target,
+        logp_first_foil=scores.logp_first_foil,
+        top_token=[lm.tokenizer.decode([token]) for token in scores.top],
+        top_probability=scores.top_probability,
+        top1=[token == p.target_ids[0] for token, p in zip(scores.top, given, strict=True)],
+    )
+    rows["logit_diff"] = rows["logit_target"] - rows["logit_foil"]
+    rows["seq_logprob_diff"] = rows["logp_target"] - rows["logp_foil"]
+    whole = metric == "full_target"
+    rows["diff"] = rows["seq_logprob_diff"] if whole else rows["logit_diff"]
+    a_token = rows["logp_target"] / rows["target_tokens"] - rows["logp_foil"] / rows["foil_tokens"]
+    rows["normalised_diff"] = a_token if whole else rows["logit_diff"]
+    rows["pair_right"] = np.asarray(rows["diff"]) > 0
+    return rows

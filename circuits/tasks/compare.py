@@ -1,0 +1,265 @@
+"""``task=compare compare.of=[A,B,…]``: sweeps or runs side by side, from their saved files: what differs, what moved, how surely.
+
+The first is the base. Artifacts are matched by layer and by the values of whatever any of the sweeps sweeps over; unlike data are
+refused, because a difference between them would say nothing about what was changed. Written to ``outputs/compare/A,B/``.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.errors import UserError
+from circuits.files import disk_errors, write_atomic
+from circuits.run import registry, saved, sweep
+from circuits.run.kinds import Kind
+from circuits.run.sweep import Sweep
+from circuits.schema import BaseConfig
+
+if TYPE_CHECKING:
+    from circuits.report.compare import Difference, Measure, One
+    from circuits.report.types import Element
+
+LIKE = (
+    "data",
+    "behaviour",
+    "model",
+    "precision.dtype",
+)  # sections that must be equal for a difference to mean something
+LIKE_INPUTS = ("tiny", "tokens", "prompts")  # kinds of inputs that are data or a model
+SHOWN = 60  # rows in the terminal; the CSV has all
+
+
+@dataclass
+class Options:
+    """Options of compare."""
+
+    of: list[str] = field(default_factory=list)  # ids, names or directories; the first is the base
+    force: bool = False  # also when data, model or number format differ
+    out: str | None = None  # where to put page and CSV; null: outputs/compare/A,B
+
+
+def run(cfg: BaseConfig) -> int:
+    """Compare, show the table, write CSV and page."""
+    from circuits.report.compare import differences, unmatched
+    from circuits.report.compare_terms import differing
+
+    options: Options = getattr(cfg, "compare")  # noqa: B009 (joined to the schema at run time)
+    sweeps = _sweeps(cfg, options.of)
+    kind = sweep.kind_of(next(iter(sweeps.values())))
+    elements = {label: saved.elements(found) for label, found in sweeps.items()}
+    problems: list[str] = []
+    ones = _ones(elements, problems)
+    base, *others = ones
+    notes = _alike(ones, options.force)
+    measures = _measures(kind)
+    found = [d for other in others for d in differences(ones[base], ones[other], measures)]
+    if not found:
+        raise UserError(_no_match(ones, base))
+    for other in others:
+        for mine, its in ((base, other), (other, base)):
+            if left := unmatched(ones[mine], ones[its]):
+                notes.append(f"Only in {mine}, not in {its}: {_shortened([str(one.place) for one in left])}.")
+    configs = {label: [element.config for element in mine] for label, mine in elements.items()}
+    config = differing(configs, registry.reads(kind.name) - {"layer"})
+    out = Path(options.out) if options.out else Path(cfg.outputs) / "compare" / _folder(sweeps)
+    page = _write(out, kind, sweeps, elements, ones, measures, found, config, notes)
+    _show(sweeps, config, found, [*notes, *problems], out, page)
+    return 0
+
+
+# -- what is compared ------------------------------------------------------------------------------------------------
+
+
+def _sweeps(cfg: BaseConfig, names: Sequence[str]) -> dict[str, Sweep]:
+    """The named sweeps by a short label: the name where it is one sweep's only, else the id."""
+    if len(names) < 2:
+        raise UserError("compare.of: two or more sweeps or runs, compare.of=[A,B]; task=status lists them")
+    found = [sweep.find(name, Path(cfg.outputs), Path(cfg.multirun), key="compare.of") for name in names]
+    if len({one.path for one in found}) < len(found):
+        raise UserError(f"compare.of=[{','.join(names)}]: the same sweep twice")
+    tasks = [one.record["task"] for one in found]
+    if len(set(tasks)) > 1:
+        which = ", ".join(f"{one.id} is of task={task}" for one, task in zip(found, tasks, strict=True))
+        raise UserError(f"compare.of: {which}; compare sweeps of one task")
+    given = [one.record["name"] for one in found]
+    return {name if name and given.count(name) == 1 else one.id: one for name, one in zip(given, found, strict=True)}
+
+
+def _ones(elements: Mapping[str, Sequence[Element]], problems: list[str]) -> dict[str, list[One]]:
+    """The artifacts of each sweep with what they are matched by; an artifact that two elements share counts once."""
+    from circuits.report.compare import One, Place
+    from circuits.report.saved import load_json
+
+    keys = list(dict.fromkeys(key for mine in elements.values() for e in mine for key in e.swept if key != "layer"))
+    result: dict[str, list[One]] = {}
+    for label, mine in elements.items():
+        found: dict[Place, One] = {}
+        for element in mine:
+            swept = tuple((key, _value(element, key)) for key in keys)
+            for ref in element.artifacts:
+                metrics = load_json(ref, "metrics.json", problems)
+                if metrics:
+                    place = Place(ref.layer, swept)
+                    found.setdefault(place, One(label, place, ref, metrics))
+        if not found:
+            raise UserError(f"compare.of: {label} has nothing to compare; task=status of={label} says how it went")
+        result[label] = list(found.values())
+    return result
+
+
+def _value(element: Element, key: str) -> str:
+    """What `key` is in an element, swept or not: a value of the config, or the choice from a group."""
+    value: Any = element.config
+    for name in key.split("."):
+        value = value.get(name, {}) if isinstance(value, Mapping) else {}
+    if not isinstance(value, Mapping):
+        return "null" if value is None else str(value)  # as resolved: 1e-3 and 0.001 are one
+    return dict(word.split("=", 1) for word in element.overrides if "=" in word).get(key, "default")
+
+
+def _measures(kind: Kind) -> list[Measure]:
+    """The columns of the kind's end table."""
+    from circuits.report.compare import Measure
+
+    return [Measure(c.metric, c.heading, c.format, c.interval or f"{c.metric}_ci") for c in kind.columns]
+
+
+def _alike(ones: Mapping[str, Sequence[One]], force: bool) -> list[str]:
+    """Refuse to compare unlike data, or say that it was forced.
+
+    Raises:
+        UserError: naming the keys that differ.
+    """
+    from circuits.report.compare_terms import unlike
+
+    (base, mine), *others = ones.items()
+    errors = [
+        f"{base} and {label} are of unlike data or models: {', '.join(keys)}"
+        for label, its in others
+        if (keys := unlike(mine, its))
+    ]
+    if errors and not force:
+        raise UserError([f"compare.of: {error}; compare.force=true compares them nevertheless" for error in errors])
+    return [f"Compared by force, although {error}: a difference may be that of the data." for error in errors]
+
+
+def _no_match(ones: Mapping[str, Sequence[One]], base: str) -> str:
+    """Why nothing could be compared."""
+    shown = "; ".join(f"{label} has {_shortened([str(one.place) for one in mine])}" for label, mine in ones.items())
+    return (
+        f"compare.of: nothing of {base} matches, by layer and swept values, or no metric was measured in both: {shown}"
+    )
+
+
+# -- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def _write(
+    out: Path,
+    kind: Kind,
+    sweeps: Mapping[str, Sweep],
+    elements: Mapping[str, Sequence[Element]],
+    ones: Mapping[str, Sequence[One]],
+    measures: Sequence[Measure],
+    found: Sequence[Difference],
+    config: Mapping[str, Sequence[str]],
+    notes: Sequence[str],
+) -> Path:
+    """``compare.csv``, ``report.html`` and ``figures/``; the page's path."""
+    from circuits.report.compare import table
+    from circuits.report.compare_page import build
+    from circuits.report.types import ReportInput
+
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_atomic(
+        out / "compare.csv", table(found).to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+    )
+    labels = list(sweeps)
+    command = f"python launch.py task=compare 'compare.of=[{','.join(one.id for one in sweeps.values())}]'"
+    if notes and notes[0].startswith("Compared by force"):
+        command += " compare.force=true"
+    members = [
+        replace(element, index=number, name=f"{label}/{element.name}", swept={"sweep": label, **element.swept})
+        for number, (label, element) in enumerate((label, e) for label, mine in elements.items() for e in mine)
+    ]
+    changed = f" that differ in {_shortened(list(config))}" if config else ", whose configs are equal"
+    report = ReportInput(
+        title=" against ".join([" and ".join(labels[1:]), labels[0]]),
+        question=f"Which metrics moved between sweeps of task={kind.name}{changed}?",
+        sweep_id=" ".join(one.id for one in sweeps.values()),
+        command="\n".join(one.record["command"] for one in sweeps.values()),
+        again=command,
+        elements=members,
+        created=max(one.record["created"] for one in sweeps.values()),
+    )
+    return build(report, out, sweeps=ones, measures=measures, found=found, config=config, notes=notes)
+
+
+def _show(
+    sweeps: Mapping[str, Sweep],
+    config: Mapping[str, Sequence[str]],
+    found: Sequence[Difference],
+    notes: Iterable[str],
+    out: Path,
+    page: Path,
+) -> None:
+    """What differs, the differences, and where the files are."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from circuits.report.compare_page import between, signed
+    from circuits.run.terminal import console as terminal_console
+    from circuits.run.terminal import relative
+
+    console, (base, *others) = terminal_console(), list(sweeps)
+    console.print(Text(f"compare · {found[0].base.ref.kind} · {' and '.join(others)} against {base}"))
+    for key, values in config.items():
+        shown = "   ".join(
+            f"{label} {_shortened(value.split(', '))}" for label, value in zip(sweeps, values, strict=True)
+        )
+        console.print(Text(f"  {key}:  {shown}"))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    swept = list(dict.fromkeys(key for d in found for key, _ in d.place.swept))
+    for heading in [
+        "layer",
+        *swept,
+        "metric",
+        *(["sweep"] if len(others) > 1 else []),
+        base,
+        "value" if len(others) > 1 else others[0],
+    ]:
+        table.add_column(heading, no_wrap=True)
+    for heading in ("difference", "95% interval", "verdict"):
+        table.add_column(heading, no_wrap=True)
+    for d in found[:SHOWN]:
+        place = [
+            "–" if d.place.layer is None else str(d.place.layer),
+            *(dict(d.place.swept).get(key, "–") for key in swept),
+        ]
+        values = [format(d.a, d.measure.format), format(d.b, d.measure.format)]
+        moved = [signed(d.measure, d.value), between(d) or "–", d.verdict]
+        cells = [*place, d.measure.heading, *([d.other.sweep] if len(others) > 1 else []), *values, *moved]
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+    if len(found) > SHOWN:
+        console.print(Text(f"… and {len(found) - SHOWN} more, in the CSV and the report"))
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    console.print(Text(f"csv     {relative(out / 'compare.csv')}\nreport  {relative(page)}"))
+
+
+def _folder(sweeps: Mapping[str, Sweep]) -> str:
+    """A directory's name from the sweeps' ids."""
+    name = ",".join(found.id for found in sweeps.values())
+    return re.sub(r"[^\w.,+-]+", "_", name)[:120]
+
+
+def _shortened(names: Sequence[str], at_most: int = 6) -> str:
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more

@@ -1,0 +1,178 @@
+"""``task=prompts``: a behaviour's prompts, tokenised for one tokenizer. Whoever needs them first makes them; this task only asks.
+
+The artifact holds the records, their token ids and a lint (see :mod:`circuits.data.prompts`). Its key depends on the model's
+tokenizer and not on its weights, so models that share one share their prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from circuits.errors import UserError
+from circuits.files import write_json
+from circuits.run.content import Contents
+from circuits.run.context import Context, Work
+from circuits.run.kinds import Column, Kind, ModelDims, readable
+from circuits.schema import BaseConfig
+from circuits.schema.behaviour import FILE
+
+READS = ("model",)  # its tokenizer, which enters the key by its own content
+FINGERPRINT_DRAWS = 64
+
+
+def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
+    """The tokenizer, the wording and the generator: what the prompts depend on besides the config."""
+    facts: dict[str, Any] = {"tokenizer": _tokenizer_identity(cfg, contents)}
+    if cfg.behaviour.chat and cfg.model.embedded is None and Path(cfg.model.id).is_dir():
+        facts["chat_template"] = contents.directory(Path(cfg.model.id), "*.jinja", "tokenizer_config.json")
+    if cfg.behaviour.name != FILE:
+        facts |= {"wording": wording(cfg), "generator": fingerprint(cfg.behaviour.name, wording(cfg))}
+    return facts
+
+
+def wording(cfg: BaseConfig) -> Literal["embedded", "natural"]:
+    """The embedded model's words where it is the model."""
+    return "natural" if cfg.model.embedded is None else "embedded"
+
+
+def _tokenizer_identity(cfg: BaseConfig, contents: Contents) -> str:
+    if cfg.model.embedded is None:
+        return contents.tokenizer(cfg.model)
+    return _embedded_identity()
+
+
+@lru_cache
+def _embedded_identity() -> str:
+    from circuits.data import mixture
+    from circuits.data.behaviours.base import WORD
+    from circuits.files import sha256_text
+
+    return "embedded:" + sha256_text("\n".join([WORD.pattern, *mixture.words()]))
+
+
+@lru_cache
+def fingerprint(name: str, words: Literal["embedded", "natural"]) -> str | None:
+    """A hash of a generator's first draws: it changes when the behaviour does. None when there is no such behaviour."""
+    import itertools
+
+    from circuits.data.behaviours import BEHAVIOURS
+    from circuits.data.prompt_records import draws
+    from circuits.files import sha256_text
+
+    if name not in BEHAVIOURS:
+        return None
+    found = itertools.islice(draws(BEHAVIOURS[name], words, 0), FINGERPRINT_DRAWS)
+    return sha256_text("\n".join(f"{r.prompt}|{r.corrupt}|{r.target}|{r.foil}|{r.group}" for r in found))
+
+
+def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
+    """``ioi-gpt2``; of a file its name."""
+    behaviour = cfg.behaviour
+    return f"{readable(Path(behaviour.path).stem if behaviour.path else behaviour.name)}-{readable(cfg.model.id)}"
+
+
+def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str]:
+    """A file that cannot be read, a behaviour that does not exist."""
+    behaviour = cfg.behaviour
+    if behaviour.path is not None:
+        return list(_file_problems(behaviour.path))
+    from circuits.data.behaviours import BEHAVIOURS
+
+    if behaviour.name not in BEHAVIOURS:
+        return [f"behaviour={behaviour.name}: no module circuits/data/behaviours/{behaviour.name}.py declares it"]
+    return []
+
+
+def _file_problems(path: str) -> tuple[str, ...]:
+    from circuits.data.prompt_records import read_file
+
+    try:
+        read_file(Path(path))
+    except UserError as e:
+        return tuple(e.messages)
+    return ()
+
+
+def question(cfg: BaseConfig) -> str:
+    """What a set of prompts is asked."""
+    return f"Are the prompts for {readable(cfg.model.id)} balanced, distinct and disjoint"
+
+
+KIND = Kind(
+    name="prompts",
+    version=1,
+    sections=("behaviour", "seed"),
+    label=label,
+    extra=extra,
+    inline=True,
+    load="circuits.data.prompts:read",
+    bytes=lambda cfg, dims: (2000 * ((cfg.behaviour.n_samples or 1000) + (cfg.behaviour.n_test or 0)), 0),
+    check=check,
+    question=question,
+    columns=(
+        Column("n_train", "train", ".0f"),
+        Column("n_test", "test", ".0f"),
+        Column("n_groups", "groups", ".0f"),
+        Column("n_distinct", "distinct", ".0f"),
+        Column("left_out", "left out", ".0f"),
+        Column("tokens_median", "tokens (median)", ".0f"),
+        Column("findings", "findings", ".0f"),
+    ),
+)
+
+
+def run(context: Context) -> None:
+    """Make the prompts if they are missing, then show them."""
+    while missing := context.missing():
+        with context.making(missing) as works:
+            for work in works.values():
+                build(context, work)
+    context.conclude()
+
+
+def build(context: Context, work: Work) -> None:
+    """Draw or read, tokenise, split, lint and publish."""
+    from circuits.data import prompt_build, prompts
+    from circuits.data.prompt_tokens import Encoder
+
+    behaviour, seed = context.cfg.behaviour, context.cfg.seed
+    context.progress("making the prompts", 0, None, "prompt")
+    tokenizer, vocabulary = _tokenizer(context.run.cfg, context.run.contents)
+    encoder = Encoder(tokenizer, behaviour.bos.value, behaviour.chat)
+    wanted = prompt_build.Wanted(
+        behaviour.n_samples, behaviour.n_test, seed, behaviour.multi_token.value, behaviour.allow_small
+    )
+    if behaviour.path is not None:
+        built = prompt_build.from_file(Path(behaviour.path), encoder, wanted)
+    else:
+        built = prompt_build.from_behaviour(behaviour.name, wording(context.run.cfg), encoder, wanted)
+    meta = {"bos": encoder.bos, "chat": encoder.chat, "vocabulary": vocabulary, "tokenizer": type(tokenizer).__name__}
+    made = prompts.PromptSet(built.prompts, meta)
+    made.check_vocabulary(vocabulary, context.run.cfg.model.id)
+
+    def write(out: Path) -> None:
+        prompts.write(out, built.prompts, meta)
+        write_json(out / "lint.json", built.lint)
+        write_json(out / "metrics.json", built.metrics)
+
+    artifact = work.commit(write, dropped={"rows": built.metrics["left_out"], **built.lint["left_out"]["reasons"]})
+    for line in built.lint["findings"]:
+        context.say(f"lint: {line}")
+    context.say(f"{built.metrics['n_train']} training and {built.metrics['n_test']} test prompts: {artifact.id}")
+
+
+def _tokenizer(cfg: BaseConfig, contents: Contents) -> tuple[Any, int]:
+    """The model's tokenizer, and how many ids the model embeds. The embedded model need not be trained for that."""
+    if cfg.model.embedded is not None:
+        from circuits.models.tiny.spec import TinySpec, vocabulary
+        from circuits.models.tiny.tokenizer import build_tokenizer
+
+        return build_tokenizer(vocabulary(), TinySpec().max_positions), len(vocabulary())
+    from circuits.models.identify import inspect_model, local_files
+    from circuits.models.load import load_tokenizer
+
+    facts = contents.model(cfg.model).facts
+    return load_tokenizer(local_files(inspect_model(cfg.model.id, facts.revision))), facts.dims.vocab

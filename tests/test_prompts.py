@@ -1,0 +1,250 @@
+"""Prompt sets: drawn or read, split by group, balanced, tokenised with care, refused by line, keyed by their content."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from configs import key
+from conftest import Cli
+from prompt_sets import animals, bpe, save_model, write_jsonl
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from circuits.data import prompts
+from circuits.data.behaviours import BEHAVIOURS
+from circuits.data.prompt_build import Built, Wanted, from_behaviour, from_file
+from circuits.data.prompt_records import Record
+from circuits.data.prompt_tokens import Encoder
+from circuits.errors import Damaged, UserError
+from circuits.models.tiny.spec import vocabulary
+from circuits.models.tiny.tokenizer import build_tokenizer
+from circuits.run import overrides, places
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer(vocabulary(), 128)
+
+
+def draw(name: str, wording: Any = "embedded", seed: int = 0, **wanted: Any) -> Built:
+    encoder = Encoder(tiny_tokenizer() if wording == "embedded" else bpe())
+    return from_behaviour(name, wording, encoder, Wanted(**{"n_train": 40, "n_test": 12, "seed": seed, **wanted}))
+
+
+# -- drawn sets ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wording", ["embedded", "natural"])
+@pytest.mark.parametrize("name", sorted(BEHAVIOURS))
+def test_a_drawn_set_is_what_was_asked_for_disjoint_and_balanced(name: str, wording: str) -> None:
+    built = draw(name, wording)
+    found, sides = built.prompts, {s: [p for p in built.prompts if p.split == s] for s in ("train", "test")}
+    assert {side: len(mine) for side, mine in sides.items()} == {"train": 40, "test": 12}
+    assert not {p.group for p in sides["train"]} & {p.group for p in sides["test"]}
+    assert len({p.prompt for p in found}) == len({p.id for p in found}) == 52
+    targets, foils = Counter(p.target for p in found), Counter(p.foil for p in found)
+    assert max(abs(targets[a] - foils[a]) for a in {*targets, *foils}) <= 0.15 * len(found), (
+        "a constant preference cancels"
+    )
+    assert all(len(p.target_ids) == len(p.foil_ids) == 1 and len(p.ids) == len(p.corrupt_ids or ()) for p in found)
+    assert built.lint["findings"] == [] and built.lint["left_out"]["answers"] == []
+
+
+def test_equal_arguments_give_equal_sets_and_another_seed_another_set() -> None:
+    assert draw("ioi") == draw("ioi")
+    assert draw("ioi").prompts != draw("ioi", seed=1).prompts
+
+
+def test_more_prompts_than_there_are_is_an_error_unless_small_sets_are_allowed() -> None:
+    with pytest.raises(
+        UserError, match=r"behaviour=arithmetic: 5,000 different train prompts .* behaviour.allow_small=true"
+    ):
+        draw("arithmetic", n_train=5000)
+    assert 200 < len(draw("arithmetic", n_train=5000, allow_small=True).prompts) <= 400
+
+
+def test_every_behaviour_is_a_choice_on_the_command_line() -> None:
+    assert set(places.choices("behaviour")) == {*BEHAVIOURS, "file"}
+
+
+def test_answers_of_several_tokens_are_listed_dropped_or_kept() -> None:
+    encoder = Encoder(bpe(600))
+    with pytest.raises(
+        UserError, match=r"behaviour=grammar_agreement: \d+ of \d+ prompts have an answer of several tokens"
+    ):
+        from_behaviour("grammar_agreement", "natural", encoder, Wanted(20, 5, 0))
+    dropped = from_behaviour("grammar_agreement", "natural", encoder, Wanted(20, 5, 0, "drop"))
+    assert all(len(p.target_ids) == len(p.foil_ids) == 1 for p in dropped.prompts) and dropped.metrics["left_out"] > 0
+    kept = from_behaviour("grammar_agreement", "natural", encoder, Wanted(20, 5, 0, "keep"))
+    assert any(len(p.target_ids) > 1 for p in kept.prompts)
+
+
+# -- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def record(prompt: str = "The cats", target: str = " are", foil: str = " is") -> Record:
+    return Record("a", prompt, None, target, foil, "file", None, "g")
+
+
+@pytest.mark.parametrize(("bos", "first"), [("auto", True), ("always", True), ("never", False)])
+def test_bos_is_what_was_asked_for(bos: Any, first: bool) -> None:
+    tokenizer = tiny_tokenizer()
+    (row,) = Encoder(tokenizer, bos).encode([record()])
+    assert (row.ids[0] == tokenizer.bos_token_id) is first
+    assert row.target_ids == tuple(tokenizer(" are", add_special_tokens=False)["input_ids"])
+
+
+def test_bos_that_a_tokenizer_does_not_add_is_added_on_demand_only() -> None:
+    assert not Encoder(bpe()).bos and Encoder(bpe(), "always").bos
+    nameless = PreTrainedTokenizerFast(tokenizer_object=bpe().backend_tokenizer)
+    with pytest.raises(UserError, match=r"behaviour.bos=always: .* no BOS token"):
+        Encoder(nameless, "always")
+
+
+def test_a_chat_template_puts_the_answer_at_the_start_of_the_models_turn() -> None:
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(UserError, match="no chat template"):
+        Encoder(tokenizer, chat=True)
+    tokenizer.chat_template = "{{ bos_token }}Answer : {{ messages[0]['content'] }} ."
+    (row,) = Encoder(tokenizer, chat=True).encode([record()])
+    assert tokenizer.decode(row.ids).count("<bos>") == 1 and tokenizer.decode(row.ids[-1:]) == "."
+    assert tokenizer.decode(row.target_ids) == "are"
+
+
+def test_an_answer_that_merges_with_its_prompt_is_found() -> None:
+    merging = Tokenizer(models.BPE({"a": 0, " ": 1, "b": 2, "c": 3, "a ": 4}, [("a", " ")]))
+    (row,) = Encoder(PreTrainedTokenizerFast(tokenizer_object=merging)).encode([record("a", " b", " c")])
+    assert "prefix" in row.faults
+
+
+def test_batches_hold_every_prompt_once_whatever_the_side_and_order() -> None:
+    found = prompts.PromptSet(draw("facts").prompts)
+    for options in ({"side": "left"}, {"by_length": False}, {}):
+        batches = list(found.batches(7, **options))
+        assert sorted(i for b in batches for i in b.index) == list(range(52))
+        for b in batches:
+            for r, i in enumerate(b.index):
+                assert tuple(b.ids[r][b.mask[r]].tolist()) == found[i].ids and b.samples[r] == found[i].id
+                assert b.positions[r][b.mask[r]].tolist() == list(range(len(found[i].ids)))
+                assert int(b.ids[r, b.last[r]]) == found[i].ids[-1]
+    assert torch.equal(next(iter(found.batches(3, "corrupt"))).mask, next(iter(found.batches(3))).mask)
+
+
+def test_a_set_is_read_as_it_was_written_and_damage_is_named(tmp_path: Path) -> None:
+    made = draw("ioi").prompts
+    prompts.write(tmp_path, made, {"bos": True})
+    found = prompts.read(tmp_path)
+    assert found.prompts == made and found.meta == {"bos": True}
+    assert len(found.only(split="test")) == 12 and found.only(samples=found.samples[3:5]).samples == found.samples[3:5]
+    assert found.table()["factor.order"].isin(["ABBA", "BABA"]).all()
+    with pytest.raises(UserError, match="no prompt is in it"):
+        found.only(split="dev")
+    with pytest.raises(UserError, match=r"token id \d+, but small embeds only 5 ids"):
+        found.check_vocabulary(5, "small")
+    lines = (tmp_path / "prompts.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "prompts.jsonl").write_text("".join(lines[1:]))
+    with pytest.raises(Damaged, match="different prompts"):
+        prompts.read(tmp_path)
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path, **wanted: Any) -> Built:
+    options = {"n_train": None, "n_test": None, "seed": 0, **wanted}
+    return from_file(path, Encoder(tiny_tokenizer()), Wanted(**options))
+
+
+def test_a_file_is_split_by_group_and_keeps_its_order_and_factors(tmp_path: Path) -> None:
+    built = read(write_jsonl(tmp_path / "a.jsonl", animals()))
+    assert built.metrics["n_train"] == 32 and built.metrics["n_test"] == 8 and built.lint["overlap"]["groups"] == 0
+    assert [p.id for p in built.prompts[:2]] != [] and set(built.prompts[0].factors) == {"number"}
+    given = [{**r, "split": "test" if r["group"] == "cat" else "train", "id": f"p{i}"} for i, r in enumerate(animals())]
+    kept = read(write_jsonl(tmp_path / "b.jsonl", given)).prompts
+    assert {p.group for p in kept if p.split == "test"} == {"cat"} and {p.id for p in kept} == {
+        f"p{i}" for i in range(40)
+    }
+
+
+BAD = [
+    ([{"prompt": "The cat", "target": " is"}], "line 1: no field 'foil' (or 'incorrect_answer'); it has prompt target"),
+    ([{"prompt": "The cat", "target": "is", "foil": " are"}], "line 1: target 'is' has no space in front"),
+    ([{"prompt": "The cat ", "target": " is", "foil": " are"}], "line 1: the prompt ends with a space"),
+    ([{"prompt": 3, "target": " is", "foil": " are"}], "line 1: prompt is 3, a text is expected"),
+    ([{**animals()[0], "split": "dev"}], "line 1: split 'dev' is none; splits: train test"),
+    ([{**r, "id": "x"} for r in animals(2)], "line 2: id 'x' is used before"),
+    ([{**r, "split": s} for r, s in zip(animals(2) * 1, ("train", None), strict=True)], "line 2: no 'split'"),
+    ([{**animals()[0], "split": s} for s in ("train", "test")], "1 clean prompts are in train and in test"),
+    ([], "no prompt in it"),
+    ([{**animals()[0], "factors": [1]}], "line 1: factors is [1], an object is expected"),
+    ([{**animals()[0], "foil": " is", "target": " is"}], "line 1: target and foil are the same tokens"),
+    ([{**animals()[0], "target": " zebra"}], "line 1: an answer is unknown to the tokenizer"),
+    ([{**animals()[0], "target": " is not"}], "behaviour.multi_token=drop leaves them out"),
+    (animals(1), "all prompts are of one group"),
+]
+
+
+@pytest.mark.parametrize(("records", "message"), BAD)
+def test_a_file_that_cannot_be_used_is_refused_by_line(records: list[Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as e:
+        read(write_jsonl(tmp_path / "bad.jsonl", records))
+    assert message in str(e.value) and "bad.jsonl" in str(e.value)
+
+
+def test_few_prompts_are_an_error_unless_small_sets_are_allowed(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", animals(12))
+    with pytest.raises(UserError, match="80 train prompts were asked for and"):
+        read(file, n_train=80, n_test=4)
+    assert read(file, n_train=80, n_test=4, allow_small=True).metrics["n_test"] == 4
+
+
+def test_the_key_is_of_the_content_and_the_tokenizer_not_of_paths_or_gates(tmp_path: Path) -> None:
+    one = write_jsonl(tmp_path / "one.jsonl", animals())
+    two = write_jsonl(tmp_path / "two.jsonl", [dict(reversed(r.items())) for r in animals()], end="\r\n")
+
+    def of(*words: str) -> str:
+        return key("task=prompts", *words, kind="prompts", layers=()).hash
+
+    assert of(f"behaviour={one}") == of(f"behaviour={two}") == of(f"behaviour={one}", "behaviour.success_threshold=0.5")
+    two.write_text(two.read_text() + json.dumps({"prompt": "A", "target": " b", "foil": " c"}))
+    assert of(f"behaviour={one}") != of(f"behaviour={two}")
+    assert of("behaviour=ioi") == of("behaviour=ioi", "model.embedded.steps=10") != of("behaviour=ioi", "seed=1")
+    assert (
+        of("behaviour=ioi") != of("behaviour=ioi", "behaviour.n_test=10") != of("behaviour=ioi", "behaviour.bos=never")
+    )
+
+
+# -- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_short_for_behaviour_file(tmp_path: Path) -> None:
+    assert overrides.normalise(["behaviour=a.jsonl"]).overrides == ["behaviour=file", "behaviour.path=a.jsonl"]
+    assert overrides.normalise(["behaviour=ioi,cf"]).overrides == ["behaviour=ioi,cf"]
+    assert overrides.normalise(["behaviour=a.jsonl,b.jsonl"]).overrides[1] == "behaviour.path=a.jsonl,b.jsonl"
+    with pytest.raises(UserError, match="not both at once"):
+        overrides.normalise(["behaviour=ioi,a.jsonl"])
+
+
+def test_prompts_of_a_file_and_a_model_directory(cli: Cli, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", bpe())
+    write_jsonl(tmp_path / "my.jsonl", animals())
+    done = cli("task=prompts", "behaviour=my.jsonl", f"model={model}", "tracking=off", "behaviour.multi_token=keep")
+    assert done.code == 0, done.out + done.err
+    assert "train  test  groups" in done.out
+    (made,) = cli.artifacts("prompts")
+    found = prompts.read(made)
+    assert len(found) == 40 and found.meta["vocabulary"] == len(bpe()) and not found.meta["bos"]
+    assert {p.name for p in made.iterdir()} >= {
+        "lint.json",
+        "metrics.json",
+        "tokens.parquet",
+        "prompts.jsonl",
+        "manifest.json",
+    }
+    assert "Prompt sets" in next(cli.outputs.glob("runs/*/*/report.html")).read_text()
+    wrong = cli("task=prompts", "behaviour=absent.jsonl", "tracking=off")
+    assert wrong.code == 2 and "absent.jsonl: no such file" in wrong.errors[0]
