@@ -188,6 +188,7 @@ class Submission:
 
     def _sbatch(self) -> None:
         for array in self.arrays:
+            commands.check_fits(array.text())
             self.jobs.append(commands.submit(array.text()))
 
     def _record(self) -> None:
