@@ -286,7 +286,7 @@ def test_sparsity_schedules() -> None:
 
 @pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])
 def test_the_inference_threshold_keeps_k_features_a_row_on_average(name: str) -> None:
-    trainer = trained(small(name, threshold_warmup=5, steps=400), 300)
+    trainer = trained(small(name, threshold_warmup=5, threshold_rate=0.05, steps=400), 300)
     sae, x = trainer.export(), torch.cat([rows(1000 + i) for i in range(20)])
     assert float((sae.encode(x) > 0).sum(1).float().mean()) == pytest.approx(6, rel=0.15)
     assert torch.allclose(sae.encode(x)[:32], sae.encode(x[:32])), "what a row gives does not depend on its batch"
