@@ -18,6 +18,7 @@ PARTS = {
     "The command line": ["launch.py"],
     "Capture": ["capture.py"],
     "One SAE training step": ["sae_step.py"],
+    "SAEs on a known world": ["sae_quality.py", "--seeds", "1", "--only", "topk,relu"],
 }
 INTRODUCTION = """# Benchmarks
 
