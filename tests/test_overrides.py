@@ -276,16 +276,16 @@ def test_a_wrong_yaml_is_refused_like_a_wrong_override(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["task=status", "sae.k=3"], "sae.k: task=status does not read it; task=sae does"),
-        (["task=status", "sae=relu"], "sae: task=status does not read it; task=sae does"),
-        (["task=status", "layer=3"], "layer: task=status does not read it; task=sae does"),
-        (["task=report", "seed=3"], "seed: task=report does not read it; task=sae does"),
+        (["task=status", "sae.k=3"], "sae.k: task=status does not read it; task=export or task=sae does"),
+        (["task=status", "sae=relu"], "sae: task=status does not read it; task=export or task=sae does"),
+        (["task=status", "layer=3"], "layer: task=status does not read it; task=export or task=sae does"),
+        (["task=report", "seed=3"], "seed: task=report does not read it; task=export or task=sae does"),
         (["of=x"], "of: task=sae does not read it; task=report or task=status does"),
         (["status.watch=true"], "status.watch: task=sae does not read it; task=status does"),
         (["task=status", "report.out=x"], "report.out: task=status does not read it; task=report does"),
         (
             ["task=status,report", "model.device=cpu"],
-            "model.device: task=status,report does not read it; task=sae does",
+            "model.device: task=status,report does not read it; task=export or task=sae does",
         ),
     ],
 )
