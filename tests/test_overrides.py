@@ -188,7 +188,10 @@ def test_every_section_is_closed_and_names_its_keys(path: str, section: type) ->
         ("sae.stps=3", "sae.stps: no such key in sae; did you mean sae.steps?"),
         ("model.embedded.sed=1", "did you mean model.embedded.seed?"),
         ("task=sea", "task=sea: no such task; did you mean sae? choices: "),
-        ("sae=topkk", "sae=topkk: no such sae; did you mean topk? choices: relu topk"),
+        (
+            "sae=topkk",
+            "sae=topkk: no such sae; did you mean topk? choices: batchtopk gated jumprelu matryoshka relu topk",
+        ),
         ("precision=fp64", "precision=fp64: no such precision; did you mean "),
         ("experiment=sae_canry", "did you mean sae_canary?"),
         ("sae=topk,rleu", "sae=rleu: no such sae; did you mean relu?"),
