@@ -100,7 +100,8 @@ def check(cluster: ClusterConfig) -> list[str]:
         errors.append(f"cluster.workers={cluster.workers}: 0 (in this process) or more")
     for name in ("grace_s", "max_num_timeout"):
         if getattr(cluster, name) < 0:
-            errors.append(f"cluster.{name}={getattr(cluster, name)}: 0 or more")
+            unit = " seconds" if name == "grace_s" else ""
+            errors.append(f"cluster.{name}={getattr(cluster, name)}: 0{unit} or more")
     if cluster.parallelism is not None and cluster.parallelism < 1:
         errors.append(f"cluster.parallelism={cluster.parallelism}: at least 1")
     if cluster.signal_s < 1:
