@@ -25,6 +25,7 @@ from circuits.schema import behaviour as behaviour_rules
 from circuits.schema import cluster as cluster_rules
 from circuits.schema import data as data_rules
 from circuits.schema import sae as sae_rules
+from circuits.schema import stored
 from circuits.schema.activations import ActivationsConfig, ActivationSource
 from circuits.schema.behaviour import BehaviourConfig, Bos, MultiToken
 from circuits.schema.cluster import (
@@ -39,7 +40,7 @@ from circuits.schema.cluster import (
 from circuits.schema.data import DataConfig, DataSource
 from circuits.schema.fields import MISSING, added, file, free
 from circuits.schema.model import Dtype, EmbeddedConfig, Matmul, ModelConfig, PrecisionConfig, Site
-from circuits.schema.sae import Architecture, NonFinitePolicy, Normalize, SaeConfig
+from circuits.schema.sae import Architecture, NonFinitePolicy, Normalize, SaeConfig, SaeSource
 from circuits.schema.task import Resources, Reuse, TaskConfig, Where
 
 
@@ -88,7 +89,7 @@ def check(cfg: BaseConfig) -> list[str]:
         *cluster_rules.check(cfg.cluster),
         *behaviour_rules.check(cfg.behaviour),
         *data_rules.check(cfg.data),
-        *activations_rules.check(cfg.activations),
+        *activations_rules.check(stored.section(cfg) if stored.read(cfg) else cfg.activations),
         *sae_rules.check(cfg.sae),
         *_check_root(cfg),
     ]
@@ -115,6 +116,6 @@ __all__ = [
     "MISSING", "RUN_KEYS", "ActivationSource", "ActivationsConfig", "Architecture", "Backend", "BaseConfig",
     "BehaviourConfig", "Bos", "ClusterConfig", "DataConfig", "DataSource", "Dtype", "EmbeddedConfig", "Matmul",
     "ModelConfig", "MultiToken", "NonFinitePolicy", "Normalize", "PersonalConfig", "PrecisionConfig", "QueueConfig",
-    "Resources", "Reuse", "SaeConfig", "Site", "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added",
+    "Resources", "Reuse", "SaeConfig", "SaeSource", "Site", "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added",
     "check", "file", "free", "root_schema",
 ]  # fmt: skip
