@@ -64,13 +64,14 @@ class BaseConfig:
     note: str | None = None  # kept with the run, shown by status and report
     of: str | None = None  # the sweep or run that a service task is about
     reuse: Reuse = Reuse.cached
+    pack: int = 1  # elements of a sweep that share one process, one after the other
     force: bool = False  # go on although a gate said no; what is made is marked as tainted
     outputs: str = "outputs"
     multirun: str = "multirun"
 
 
 #: Root keys that every task reads.
-RUN_KEYS = ("name", "note", "reuse", "force", "outputs", "multirun", "task", "cluster", "tracking", "user")
+RUN_KEYS = ("name", "note", "reuse", "force", "pack", "outputs", "multirun", "task", "cluster", "tracking", "user")
 
 
 def root_schema(options: dict[str, type], clusters: Iterable[str] = ()) -> type:
@@ -107,6 +108,8 @@ def _check_root(cfg: BaseConfig) -> list[str]:
         errors.append(
             f"model.revision={cfg.model.revision}: model={cfg.model.id} is trained here; only hub names have revisions"
         )
+    if cfg.pack < 1:
+        errors.append(f"pack={cfg.pack}: at least 1 element a process")
     if not cfg.seed >= 0:
         errors.append(f"seed={cfg.seed}: 0 or more")
     return errors

@@ -255,7 +255,7 @@ def _stream(context: Context, layers: list[int]) -> ActivationStream:
     from circuits.data.embedded import EmbeddedSource
     from circuits.data.stream import ActivationStream
     from circuits.data.textstore import TextStore
-    from circuits.models.load import load_model, pick_device
+    from circuits.models.load import kept_model, pick_device
 
     cfg = context.cfg
     torch.backends.cuda.matmul.allow_tf32 = cfg.precision.matmul.value == "high"
@@ -263,7 +263,7 @@ def _stream(context: Context, layers: list[int]) -> ActivationStream:
     device = pick_device(cfg.model.device, cfg.model.allow_fallback)
     context.progress("loading the model", 0, None)
     name, revision = context.model_files()
-    lm = load_model(name, revision=revision, dtype=dtype, device=device)
+    lm = kept_model(name, revision=revision, dtype=dtype, device=device, say=context.say)
     if cfg.data.source is DataSource.embedded:
         source: TokenSource = EmbeddedSource(lm.tokenizer, cfg.seed, cfg.data.context)
     else:
