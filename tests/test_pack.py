@@ -56,7 +56,7 @@ def test_one_that_fails_stops_no_other_of_its_pack(warm: Cli) -> None:
     assert done.code == 1 and "1 of 3 failed (2 done, kept):" in done.out, done.out + done.err
     sweep = sweep_dir(warm)
     assert [state(sweep, number) for number in range(3)] == ["done", "failed", "done"]
-    assert [log.count("Traceback") for log in logs(sweep)] == [0, 1, 0]
+    assert ["Traceback" in log for log in logs(sweep)] == [False, True, False]
     assert len(warm.artifacts("sae")) == 2 and not list((warm.outputs / "artifacts" / "sae").glob("*.claim"))
 
 

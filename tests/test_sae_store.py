@@ -104,7 +104,7 @@ def test_too_few_rows_are_refused_unless_they_are_allowed(quick_store: Path, tmp
     made = cli("task=activations", "activations.source=data", *given)
     assert made.code == 0, made.err
     few = ["task=sae", "sae.source=store", "sae.steps=20", "sae.heldout_sequences=8", *given]
-    allowed = cli(*few, "sae.allow_small=true,false", "cluster.workers=0")
+    allowed = cli(*few, "sae.allow_small=false,true", "cluster.workers=0")
     assert allowed.code == 1 and len(cli.artifacts("sae")) == 1, allowed.out + allowed.err
     assert "rows are fewer than 100 × the site's width 128 (12,800)" in allowed.err
 
