@@ -17,8 +17,15 @@ from safetensors.torch import load_file
 from circuits.errors import UserError
 from circuits.run import registry
 
-STORE = [QUICK, "activations.source=data", "activations.n_sequences=1500", "tracking=off"]
-SAE = [QUICK, "sae.source=store", "activations.n_sequences=1500", "sae.heldout_sequences=32", "tracking=off"]
+STORE = [QUICK, "activations.source=data", "activations.n_sequences=1500", "tracking=off", "cluster.workers=0"]
+SAE = [
+    QUICK,
+    "sae.source=store",
+    "activations.n_sequences=1500",
+    "sae.heldout_sequences=32",
+    "tracking=off",
+    "cluster.workers=0",
+]
 SHORT = [*SAE, "sae.steps=150", "sae.ram=0.004"]  # four blocks of two chunks, more than one pass
 
 
@@ -33,9 +40,9 @@ def same(a: Path, b: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def stores(quick_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
-    """A folder whose store has the activations of layers 1 and 2."""
+    """A folder whose store has the activations of layers 1 and 2, at two sites."""
     cli = sharing(quick_store, tmp_path_factory.mktemp("stores"))
-    done = cli("task=activations", "layer=[1,2]", *STORE)
+    done = cli("task=activations", "layer=[1,2]", "activations.site=[resid_post,mlp_act]", *STORE)
     assert done.code == 0, done.out + done.err
     return cli
 
@@ -59,17 +66,16 @@ def test_layers_trained_from_their_stores_together_alone_and_after_a_kill_are_eq
     assert sorted(together) == [1, 2]
     for layer, path in together.items():
         manifest, metrics = (json.loads((path / f"{name}.json").read_text()) for name in ("manifest", "metrics"))
-        (used,) = [p for p in stores.artifacts("activations") if f"-L{layer}-" in p.name]
+        (used,) = [p for p in stores.artifacts("activations") if f"-L{layer}-resid_post-" in p.name]
         assert manifest["inputs"]["activations"]["id"] == f"activations/{used.name}"
         assert manifest["inputs"]["activations"]["content"]
         rows = json.loads((used / "meta.json").read_text())["n_rows"]
         assert metrics["passes"] == pytest.approx(150 * 256 / rows) and metrics["passes"] > 1
         assert metrics["explained_variance"] > metrics["control"]["explained_variance"]
-    assert "2 cached" in stores("task=sae", "layer=1,2", *SHORT).out
 
     alone = beside(stores, tmp_path_factory.mktemp("alone"))
     words = ["task=sae", "layer=2", *SHORT, "sae.checkpoint_every=10", "sae.log_every=10"]
-    running = alone.start(*words, "cluster.workers=0")
+    running = alone.start(*words)
     partial = alone.outputs / "artifacts" / "sae"
     wait_until(lambda: list(partial.glob("*.partial/step-*0.safetensors")), 120, "a checkpoint")
     os.kill(running.pid, signal.SIGKILL)
@@ -97,16 +103,12 @@ def test_a_missing_store_is_one_line_with_the_command_that_makes_it(warm: Cli) -
     assert made.keys[3].hash == wanted.keys[3].inputs["activations"].hash
 
 
-def test_too_few_rows_are_refused_unless_they_are_allowed(quick_store: Path, tmp_path: Path) -> None:
-    """What the config promises is checked before the start, what the store has when it is opened."""
-    cli = sharing(quick_store, tmp_path)
-    given = ["layer=1", QUICK, "activations.n_sequences=210", "tracking=off"]  # at most 13,230 rows; there are fewer
-    made = cli("task=activations", "activations.source=data", *given)
-    assert made.code == 0, made.err
-    few = ["task=sae", "sae.source=store", "sae.steps=20", "sae.heldout_sequences=8", *given]
-    allowed = cli(*few, "sae.allow_small=false,true", "cluster.workers=0")
-    assert allowed.code == 1 and len(cli.artifacts("sae")) == 1, allowed.out + allowed.err
-    assert "rows are fewer than 100 × the site's width 128 (12,800)" in allowed.err
+def test_too_few_rows_are_refused_unless_they_are_allowed(stores: Cli, tmp_path: Path) -> None:
+    """The store has about 19,000 rows: enough for 128 dimensions, too few for 512."""
+    cli = beside(stores, tmp_path)
+    done = cli("task=sae", "layer=1", "sae.site=mlp_act", "sae.steps=20", "sae.allow_small=false,true", *SAE)
+    assert done.code == 1 and len(cli.artifacts("sae")) == 1, done.out + done.err
+    assert "rows are fewer than 100 × the site's width 512 (51,200)" in done.err
 
 
 def test_the_default_source_keeps_its_keys_and_a_store_enters_as_an_input() -> None:

@@ -261,6 +261,9 @@ def _stream(context: Context, layers: list[int]) -> ActivationStream:
     torch.backends.cuda.matmul.allow_tf32 = cfg.precision.matmul.value == "high"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.precision.dtype.value]
     device = pick_device(cfg.model.device, cfg.model.allow_fallback)
+    if stored.read(cfg):  # a missing one is told before anything is loaded
+        for layer in layers:
+            context.require("activations", layer)
     context.progress("loading the model", 0, None)
     name, revision = context.model_files()
     lm = kept_model(name, revision=revision, dtype=dtype, device=device, say=context.say)
