@@ -41,14 +41,14 @@ def run_pack(directories: list[Path], stop: StopFlag) -> int:
     """
     codes = []
     for number, directory in enumerate(directories, 1):
-        if stop.reason is not None:
-            break
         if (before := _ended_before(directory)) is not None:
             codes.append(before)
             continue
         if "CIRCUITS_STDOUT_IS_LOG" in os.environ:  # else a person's terminal
             _output_to(directory / LOG)
         codes.append(run(directory, stop, f"pack {number}/{len(directories)}"))
+        if codes[-1] > 128:  # stopped; one that was asked between two elements stops the next as it begins
+            break
     return next((code for code in codes if code > 128), next((code for code in codes if code), 0))
 
 
