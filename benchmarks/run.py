@@ -21,6 +21,7 @@ PARTS = {
     "Capture": ["capture.py"],
     "Activations on disk": ["activations.py"],
     "One SAE training step": ["sae_step.py"],
+    "SAEs on a known world": ["sae_quality.py", "--seeds", "1", "--only", "topk,relu"],
 }
 INTRODUCTION = """# Benchmarks
 
