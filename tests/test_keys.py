@@ -31,7 +31,7 @@ SAE = registry.kind("sae")
 #: Fields that may change without changing any result. Another one here is a decision, not an accident.
 FREE = {
     "model": {"revision", "family", "layers", "width", "sets", "device", "allow_fallback"},
-    "sae": {"min_r2", "checkpoint_every", "checkpoint_minutes", "checkpoint_keep", "log_every"},
+    "sae": {"min_r2", "checkpoint_every", "checkpoint_minutes", "checkpoint_keep", "log_every", "allow_small"},
 }
 FILES = {"model.id", "data.path", "sae.from_"}
 

@@ -160,6 +160,14 @@ class ActivationStream:
             **({"target": self.target} if self.target else {}),
         }
 
+    def facts_of(self, layer: int) -> dict[str, Any]:
+        """`facts`, and what one layer's rows come from beside that; the stream's come from the model itself."""
+        return self.facts
+
+    def passes(self, steps: int) -> float:
+        """How often the corpus was gone through in so many batches."""
+        return self.source.passes(steps * self.batch_size // self.block_rows, self.sequences_per_block)
+
     def batches(self, start: Position | None = None) -> Iterator[Batch]:
         """Endless batches from `start` on (the beginning when None)."""
         at = start or Position(0, 0, 0)

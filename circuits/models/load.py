@@ -6,6 +6,7 @@ from a directory (a hub model's is its cached snapshot at the pinned commit), so
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,39 @@ def load_model(name_or_dir: str, *, revision: str | None = None, dtype: torch.dt
         raise Damaged(f"{directory}: its weights cannot be read ({e}); copy or download them again") from e
     _check_report(directory, report)
     return wrap(model.to(device), load_tokenizer(directory), name=name_or_dir)
+
+
+_kept: dict[tuple[Any, ...], LM] = {}  # the latest model that `kept_model` gave
+
+
+def kept_model(
+    name_or_dir: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype,
+    device: torch.device,
+    say: Callable[[str], None] = lambda text: None,
+) -> LM:
+    """:func:`load_model`, but the same model asked for again in this process is not read again: for packs of elements.
+
+    Only the latest is kept. It is known by its files (size and time), revision, number format and device. Whoever gets it
+    must leave it as it was, as hooks do.
+    """
+    directory = local_files(inspect_model(name_or_dir, revision)).resolve()
+    files = sorted((str(path.resolve()), *_stamp(path)) for path in directory.iterdir() if path.is_file())
+    known = (name_or_dir, revision, tuple(files), dtype, str(device))
+    if known not in _kept:
+        _kept.clear()  # first: two may not fit
+        say(f"loading the model {name_or_dir} ({str(dtype).removeprefix('torch.')}, {device})")
+        _kept[known] = load_model(name_or_dir, revision=revision, dtype=dtype, device=device)
+    else:
+        say("the model is the one that this process has in memory")
+    return _kept[known]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns
 
 
 def wrap(model: nn.Module, tokenizer: Any = None, name: str = "") -> LM:

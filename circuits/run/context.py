@@ -84,7 +84,7 @@ class Context:
         self.cfg: Any = Scope(run.cfg, kind)
         self.layers = run.layers
         self.units = units(kind, run.cfg, run.layers)  # one artifact each
-        self._inputs: dict[str, Artifact] = {}
+        self._inputs: dict[tuple[str, int | None], Artifact] = {}
         self._keys: dict[Unit, Key] = {}
 
     # -- reporting -----------------------------------------------------------------------------------------------
@@ -156,15 +156,18 @@ class Context:
             for layer in taken:
                 leases[layer].release()
 
-    def require(self, name: str) -> Artifact:
+    def require(self, name: str, layer: int | None = None) -> Artifact:
         """The artifact of input kind `name`: found in the store, or made now when the kind is made by whoever needs it.
+
+        An input of the kind ``layers=each`` is asked for by its `layer`, as this run's key at that layer names it.
 
         Raises:
             UserError: it is missing and is a task's own work; the message is the command that makes it.
         """
-        if name not in self._inputs:
-            self._inputs[name] = self._require(registry.kind(name))
-        return self._inputs[name]
+        if (name, layer) not in self._inputs:
+            key = None if layer is None else self.key(layer).inputs[name]
+            self._inputs[name, layer] = self._require(registry.kind(name), key)
+        return self._inputs[name, layer]
 
     def gate_of(self, name: str) -> str | None:
         """Ask the gate of measurement `name` (``baseline``); None where it is passed.
@@ -202,9 +205,9 @@ class Context:
             return str(self.require("tiny").path), None
         return model.id, self.run.contents.model(model).facts.revision
 
-    def _require(self, kind: Kind) -> Artifact:
+    def _require(self, kind: Kind, key: Key | None = None) -> Artifact:
         other = Context(self.run, kind)
-        key = other.key()
+        key = key or other.key()
         store = self.run.store
         found = store.find(key)
         if found is not None:
@@ -222,7 +225,7 @@ class Context:
                 lease.release()
         artifact = store.find(key)
         if artifact is None:
-            return self._require(kind)  # its maker published and somebody removed or damaged it: once more
+            return self._require(kind, key)  # its maker published and somebody removed or damaged it: once more
         return artifact
 
     def _waiting(self, key: Key, holder: Mapping[str, Any]) -> None:
@@ -233,8 +236,10 @@ class Context:
         """The command line that makes an artifact of `kind` under this run's overrides."""
         task = self.kind.name if kind.inline else kind.name  # an inline kind is made on the way of a task
         read = registry.reads(task)
-        kept = [word for word in self.run.overrides if word.split("=")[0].split(".")[0] in read]
-        return " ".join(["python launch.py", f"task={task}", *kept])
+        own = {} if kind.inline else self.kind.words(self.run.cfg, kind.name)
+        typed = [(word, word.split("=")[0]) for word in self.run.overrides]
+        kept = [word for word, key in typed if key.split(".")[0] in read and key not in own]
+        return " ".join(["python launch.py", f"task={task}", *kept, *(f"{key}={value}" for key, value in own.items())])
 
     def conclude(self, waiting: str | None = None) -> list[str]:
         """List the run's artifacts in its status; what the gates say about them.
@@ -263,7 +268,8 @@ class Context:
         """What the manifest says of the inputs: key and content of each one used."""
         facts: dict[str, Any] = {}
         for name, input_key in key.inputs.items():
-            artifact = self._inputs.get(name)
+            layer = key.layers[0] if len(key.layers) == 1 else None
+            artifact = self._inputs.get((name, layer)) or self._inputs.get((name, None))
             used = (
                 artifact.id if artifact else input_key.id
             )  # a renamed copy of a model has the same key and another name

@@ -1,5 +1,7 @@
 """One element of a sweep: ``python -m circuits.run.element DIR``, the same command here, on a cluster and by hand.
 
+Several directories are a pack (``pack=N``): one after the other in this process, each with its own log, status and outcome.
+
 ``DIR`` holds ``config.yaml`` (resolved) and ``element.json``. No Hydra and no pickle is involved, and the exit status is the
 truth: 0 done, 1 failed, 2 DIR is no element's, 3 a gate said no, 128 + signal when it was asked to stop.
 """
@@ -23,16 +25,56 @@ HURRIED_S = 5.0  # for W&B, when we were asked to stop: whoever asked will not w
 
 
 def main(argv: list[str]) -> int:
-    """Run the element in directory ``argv[0]``."""
+    """Run the element in directory ``argv[0]``, or the pack of several."""
     stop = StopFlag().install(grace_s=float(os.environ.get("CIRCUITS_GRACE_S", "30")))
-    if len(argv) != 1:
-        print("usage: python -m circuits.run.element DIR", file=sys.stderr)
+    if not argv:
+        print("usage: python -m circuits.run.element DIR [DIR …]", file=sys.stderr)
         return 2
-    return run(Path(argv[0]).resolve(), stop)
+    directories = [Path(word).resolve() for word in argv]
+    return run(directories[0], stop) if len(argv) == 1 else run_pack(directories, stop)
 
 
-def run(directory: Path, stop: StopFlag) -> int:
-    """Run the element in `directory` in this process; its exit code."""
+def run_pack(directories: list[Path], stop: StopFlag) -> int:
+    """Run these elements one after the other; the exit code of the one that was stopped, else of the first that failed.
+
+    Asked to stop, the one that runs saves its work; those that were not begun stay as they are, for the next time.
+    """
+    codes = []
+    for number, directory in enumerate(directories, 1):
+        if (before := _ended_before(directory)) is not None:
+            codes.append(before)
+            continue
+        if "CIRCUITS_STDOUT_IS_LOG" in os.environ:  # else a person's terminal
+            _output_to(directory / LOG)
+        codes.append(run(directory, stop, f"pack {number}/{len(directories)}"))
+        if codes[-1] > 128:  # stopped; one that was asked between two elements stops the next as it begins
+            break
+    return next((code for code in codes if code > 128), next((code for code in codes if code), 0))
+
+
+def _ended_before(directory: Path) -> int | None:
+    """The exit code of an element that had ended when Slurm queued its pack's array element again; None of any other."""
+    from circuits.run import status
+
+    if int(os.environ.get("SLURM_RESTART_COUNT") or "0") == 0 or not _on_cluster():
+        return None
+    facts = status.read(directory, trust_running=True)
+    return int(facts.get("exit_code") or 0) if facts.get("state") in ("done", "cached", "gate", "failed") else None
+
+
+def _output_to(log: Path) -> None:
+    """Send standard output and errors, of libraries too, to this element's log."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    os.environ["CIRCUITS_STDOUT_IS_LOG"] = str(log)
+
+
+def run(directory: Path, stop: StopFlag, place: str = "") -> int:
+    """Run the element in `directory` in this process; its exit code. `place` in a pack is said in its log."""
     from circuits.errors import CircuitsError, GateError
     from circuits.files import read_json
     from circuits.run import config
@@ -53,6 +95,8 @@ def run(directory: Path, stop: StopFlag) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TQDM_DISABLE", "1")
     state, code, error, trace, again = "done", 0, None, None, ""
+    if place:
+        log.write(place)
     try:
         _perform(directory, record, cfg, status, stop, log)
     except Stopped as e:
@@ -112,6 +156,8 @@ def _set_threads(count: int) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(count)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
 
 
 class Log:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from circuits.errors import UserError
@@ -52,6 +52,9 @@ class Kind:
         layers: ``none``; ``each`` = one artifact per layer, with inputs of the same layer; ``set`` = one over the chosen layers.
         inputs: the names of the kinds that it is made from under this config.
         may_need: every kind that `inputs` and `gates` can name.
+        through: for an input that can itself be made from several things: which of them it may need when it is made for this
+            kind (``{"activations": ("tiny", "tokens")}``: of data, not of a behaviour's prompts).
+        words: what the command that makes a missing input has to say beside what was typed for this run, by key.
         extra: further plain values that enter the key (a generator's version, a tokenizer's hash).
         variants: where one run makes several artifacts a layer (of several sites, say): the config of each, by a short name;
             empty where it makes one.
@@ -79,6 +82,8 @@ class Kind:
     layers: Literal["none", "each", "set"] = "none"
     inputs: Callable[[BaseConfig], tuple[str, ...]] = lambda cfg: ()
     may_need: tuple[str, ...] = ()
+    through: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    words: Callable[[BaseConfig, str], Mapping[str, str]] = lambda cfg, name: {}
     extra: Callable[[BaseConfig, Contents], Mapping[str, Any]] = lambda cfg, contents: {}
     variants: Callable[[BaseConfig], Mapping[str, BaseConfig]] = lambda cfg: {}
     share: Callable[[BaseConfig], str] = lambda cfg: ""

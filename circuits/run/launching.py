@@ -12,6 +12,7 @@ from circuits.errors import UserError
 from circuits.run import config, local
 from circuits.run.content import Contents
 from circuits.run.keys import Key
+from circuits.run.packs import packs
 from circuits.run.plan import Element, keys_of, plan, room, standing
 from circuits.run.store import Store
 from circuits.run.sweep import Sweep, create, kind_of
@@ -50,6 +51,7 @@ def launch(
             f"hydra.launcher.{next(iter(launcher))}: cluster=local does not read it; cluster=slurm, csd3 and ncc do"
         )
     sorted_out = standing(elements, _memo(store.find), store.holder)
+    packs(sorted_out.to_run)
     room(sorted_out.to_run, local.pool_size(first, len(sorted_out.to_run)))
     sweep = create(elements, base)
     return local.LocalLauncher(sweep, elements, sorted_out, store).run()
@@ -67,6 +69,7 @@ def _to_slurm(elements: list[Element], store: Store, launcher: Mapping[str, Any]
         return 0
     with alone(store, _say):
         sorted_out = standing(elements, _memo(store.find), store.holder)
+        packs(sorted_out.to_run)
         room(sorted_out.to_run, cluster.parallelism or len(sorted_out.to_run))
         job = slurm.SlurmLauncher(sweep(), elements, sorted_out, store, launcher)
         code = job.submit()
@@ -85,6 +88,7 @@ def recover(sweep: Sweep) -> int:
     if first.cluster.backend is Backend.slurm:
         return _to_slurm(elements, store, sweep.record.get("hydra_launcher", {}), lambda: sweep)
     sorted_out = standing(elements, _memo(store.find), store.holder)
+    packs(sorted_out.to_run)
     room(sorted_out.to_run, local.pool_size(first, len(sorted_out.to_run)))
     return local.LocalLauncher(sweep, elements, sorted_out, store).run()
 

@@ -22,6 +22,7 @@ from circuits.errors import CircuitsError
 from circuits.run import answers, machine, status, terminal
 from circuits.run import element as element_module
 from circuits.run.leases import HEARTBEAT_S, Note, owner
+from circuits.run.packs import next_pack
 from circuits.run.places import CODE
 from circuits.run.plan import Element, Standing
 from circuits.run.signals import PARENT_PIPE, StopFlag
@@ -39,9 +40,9 @@ class Interrupted(BaseException):
 
 @dataclass
 class Worker:
-    """A running element."""
+    """A process that runs a pack of elements: one, unless ``pack=N`` says otherwise."""
 
-    element: Element
+    elements: list[Element]
     process: subprocess.Popen[bytes]
     gpu: int | None
 
@@ -95,29 +96,33 @@ class LocalLauncher:
         size = self._pool_size()
         while self.waiting or self.workers or self.adopted:
             while self.waiting and len(self.workers) < size:
-                self.workers.append(self._start(self.waiting.pop(0)))
+                self.workers.append(self._start(next_pack(self.waiting)))
             for worker in [w for w in self.workers if w.process.poll() is not None]:
                 self.workers.remove(worker)
-                self._ended(worker)
+                self.waiting[:0] = self._ended(worker)
             self._look_at_adopted()
             self._beat_claims()
             self.view.update()
             time.sleep(POLL_S)
 
-    def _start(self, element: Element) -> Worker:
-        directory = self.sweep.directory(element)
+    def _start(self, pack: list[Element]) -> Worker:
+        element, directories = pack[0], [self.sweep.directory(one) for one in pack]
+        directory = directories[0]
+        if len(pack) > 1:  # to see later which of them were begun
+            for place in directories:
+                status.wait_again(place, element.cfg.task.name)
         log = directory / element_module.LOG
         gpu = self._free_gpu(element)
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "circuits.run.element", str(directory)],
+                [sys.executable, "-m", "circuits.run.element", *map(str, directories)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 env=self._environment(element, log, gpu),
             )
-        return Worker(element, process, gpu)
+        return Worker(pack, process, gpu)
 
     def _environment(self, element: Element, log: Path, gpu: int | None) -> dict[str, str]:
         threads = str(element.cfg.task.resources.cpus)
@@ -152,14 +157,21 @@ class LocalLauncher:
         used = [worker.gpu for worker in self.workers]
         return min(range(count), key=used.count)
 
-    def _ended(self, worker: Worker) -> None:
-        """Close a finished worker; say on its behalf how it ended if it could not."""
-        self._drop_claims(worker.element.index)
+    def _ended(self, worker: Worker) -> list[Element]:
+        """Close a finished worker; say on its behalf how it ended if it could not. The elements that it never began."""
         assert worker.process.stdin is not None  # opened with PIPE
         worker.process.stdin.close()
-        directory = self.sweep.directory(worker.element)
+        left = [one for one in worker.elements[1:] if status.read(self.sweep.directory(one)).get("state") == "waiting"]
+        for element in worker.elements:
+            if element not in left:
+                self._drop_claims(element.index)
+                self._last_word(element, worker.process.returncode)
+        return left
+
+    def _last_word(self, element: Element, code: int) -> None:
+        """How an element ended whose process ended with `code`, where it could not say so itself."""
+        directory = self.sweep.directory(element)
         facts = status.read(directory)
-        code = worker.process.returncode
         if facts.get("state") in status.FINISHED and facts.get("state") != "killed":
             return
         if code < 0:
@@ -205,7 +217,12 @@ class LocalLauncher:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker.process.pid, signal.SIGKILL)
             worker.process.wait()
-            self._ended(worker)
+            for element in self._ended(worker):
+                self._drop_claims(element.index)
+                error = "not begun; the same command runs it"
+                status.write_plain(
+                    self.sweep.directory(element), "interrupted", task=self.cfg.task.name, error=error, exit_code=130
+                )
         self.workers = []
 
     # -- what others have or are making --------------------------------------------------------------------------
@@ -271,7 +288,7 @@ def pool_size(cfg: BaseConfig, elements: int) -> int:
     fits = max(1, machine.cores() // cfg.task.resources.cpus)
     if cfg.task.resources.gpus and machine.gpus():
         fits = max(1, machine.gpus() // cfg.task.resources.gpus)
-    return max(1, min(fits, elements))
+    return max(1, min(fits, -(-elements // cfg.pack)))
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ ONE_VALUE = (
     "reuse",
     "name",
     "note",
+    "pack",
     "task",
 )  # of a whole sweep; task.resources.* may vary
 NAME_LENGTH = 80  # of an element's directory: file systems stop at 255, terminals long before

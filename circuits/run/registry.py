@@ -55,14 +55,14 @@ def reads(task: str) -> frozenset[str]:
     if hasattr(module, "Options"):
         own.add(task)
     start: Kind | None = getattr(module, "KIND", None)
-    waiting, seen = ([start] if start else []), set()
+    waiting, seen = ([(start, start.may_need)] if start else []), set()
     while waiting:
-        current = waiting.pop()
-        if current.name in seen:
+        current, needs = waiting.pop()
+        if (current.name, needs) in seen:
             continue
-        seen.add(current.name)
+        seen.add((current.name, needs))
         own.update(current.sections)
         if current.layers != "none":
             own.add("layer")
-        waiting += [kind(name) for name in current.may_need]
+        waiting += [(kind(name), current.through.get(name, kind(name).may_need)) for name in needs]
     return frozenset(own)

@@ -127,6 +127,13 @@ def write_plain(run_dir: Path, state: str, **facts: Any) -> None:
     write_json(run_dir / FILE, {**plain, **facts}, durable=False)
 
 
+def wait_again(run_dir: Path, task: str) -> None:
+    """An element that is submitted anew waits, whatever became of it before."""
+    before = read(run_dir, trust_running=True)
+    if before.get("state") != "waiting":
+        write_plain(run_dir, "waiting", task=task, restarts=before.get("restarts", 0))
+
+
 def read(run_dir: Path, trust_running: bool = False) -> dict[str, Any]:
     """The status of a run directory, with "running" turned into "killed" when nobody is there any more.
 

@@ -25,6 +25,7 @@ from circuits.schema import behaviour as behaviour_rules
 from circuits.schema import cluster as cluster_rules
 from circuits.schema import data as data_rules
 from circuits.schema import sae as sae_rules
+from circuits.schema import stored
 from circuits.schema.activations import ActivationsConfig, ActivationSource
 from circuits.schema.behaviour import BehaviourConfig, Bos, MultiToken
 from circuits.schema.cluster import (
@@ -39,7 +40,7 @@ from circuits.schema.cluster import (
 from circuits.schema.data import DataConfig, DataSource
 from circuits.schema.fields import MISSING, added, file, free
 from circuits.schema.model import Dtype, EmbeddedConfig, Matmul, ModelConfig, PrecisionConfig, Site
-from circuits.schema.sae import Architecture, NonFinitePolicy, Normalize, SaeConfig
+from circuits.schema.sae import Architecture, NonFinitePolicy, Normalize, SaeConfig, SaeSource
 from circuits.schema.task import Resources, Reuse, TaskConfig, Where
 
 
@@ -63,13 +64,14 @@ class BaseConfig:
     note: str | None = None  # kept with the run, shown by status and report
     of: str | None = None  # the sweep or run that a service task is about
     reuse: Reuse = Reuse.cached
+    pack: int = 1  # elements of a sweep that share one process, one after the other
     force: bool = False  # go on although a gate said no; what is made is marked as tainted
     outputs: str = "outputs"
     multirun: str = "multirun"
 
 
 #: Root keys that every task reads.
-RUN_KEYS = ("name", "note", "reuse", "force", "outputs", "multirun", "task", "cluster", "tracking", "user")
+RUN_KEYS = ("name", "note", "reuse", "force", "pack", "outputs", "multirun", "task", "cluster", "tracking", "user")
 
 
 def root_schema(options: dict[str, type], clusters: Iterable[str] = ()) -> type:
@@ -88,7 +90,7 @@ def check(cfg: BaseConfig) -> list[str]:
         *cluster_rules.check(cfg.cluster),
         *behaviour_rules.check(cfg.behaviour),
         *data_rules.check(cfg.data),
-        *activations_rules.check(cfg.activations),
+        *activations_rules.check(stored.section(cfg) if stored.read(cfg) else cfg.activations),
         *sae_rules.check(cfg.sae),
         *_check_root(cfg),
     ]
@@ -106,6 +108,8 @@ def _check_root(cfg: BaseConfig) -> list[str]:
         errors.append(
             f"model.revision={cfg.model.revision}: model={cfg.model.id} is trained here; only hub names have revisions"
         )
+    if cfg.pack < 1:
+        errors.append(f"pack={cfg.pack}: at least 1 element a process")
     if not cfg.seed >= 0:
         errors.append(f"seed={cfg.seed}: 0 or more")
     return errors
@@ -115,6 +119,6 @@ __all__ = [
     "MISSING", "RUN_KEYS", "ActivationSource", "ActivationsConfig", "Architecture", "Backend", "BaseConfig",
     "BehaviourConfig", "Bos", "ClusterConfig", "DataConfig", "DataSource", "Dtype", "EmbeddedConfig", "Matmul",
     "ModelConfig", "MultiToken", "NonFinitePolicy", "Normalize", "PersonalConfig", "PrecisionConfig", "QueueConfig",
-    "Resources", "Reuse", "SaeConfig", "Site", "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added",
+    "Resources", "Reuse", "SaeConfig", "SaeSource", "Site", "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added",
     "check", "file", "free", "root_schema",
 ]  # fmt: skip

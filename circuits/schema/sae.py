@@ -35,6 +35,13 @@ class NonFinitePolicy(Enum):
     drop = "drop"
 
 
+class SaeSource(Enum):
+    """Where the rows of training come from."""
+
+    stream = "stream"  # straight from the model
+    store = "store"  # an `activations` artifact with activations.source=data, of the same model, data, site and layer
+
+
 @dataclass
 class SaeConfig:
     """A sparse autoencoder and how it is trained. A value of null is one that this architecture does not have."""
@@ -55,7 +62,7 @@ class SaeConfig:
     dead_after: int = 25600  # rows without firing after which a feature counts as dead
     aux: float | None = None  # weight of the auxiliary loss on dead features (topk, batchtopk, matryoshka)
     resample_every: int | None = None  # steps between resamplings of dead features (relu, gated, jumprelu)
-    source: str = "stream"  # activations straight from the model
+    source: SaeSource = SaeSource.stream
     block_rows: int = 16384  # rows shuffled together
     forward_batch: int = 64  # sequences per model forward
     skip_first: int = 1  # leading positions left out: attention sinks would dominate the loss and explained variance
@@ -81,6 +88,8 @@ class SaeConfig:
     min_delta: float = added(1e-5)  # improvement that counts, as a share of the variance
     validate_every: int = added(250)  # steps between validations
     validation_sequences: int = added(64)  # held-out sequences beyond those of the final measurement
+    ram: float = added(2.0)  # source=store: GB a layer in which rows are shuffled; another budget is another order
+    allow_small: bool = free(False)  # source=store: train although there are fewer rows than 100 × the site's width
     min_r2: float | None = free(None)  # gate: exit 3 when the held-out explained variance stays below it
     checkpoint_every: int | None = free(5000)  # steps between checkpoints; whichever of the two comes first
     checkpoint_minutes: float | None = free(10.0)
@@ -96,7 +105,7 @@ def check(sae: SaeConfig) -> list[str]:
         value = getattr(sae, name)
         if value is not None and value < 1:
             errors.append(f"sae.{name}={value}: at least 1")
-    for name in ("lr", "clip", "checkpoint_minutes", "bandwidth", "sparsity"):
+    for name in ("lr", "clip", "checkpoint_minutes", "bandwidth", "sparsity", "ram"):
         value = getattr(sae, name)
         if value is not None and not value > 0:
             errors.append(f"sae.{name}={value}: more than 0")
@@ -109,11 +118,27 @@ def check(sae: SaeConfig) -> list[str]:
         errors.append(f"sae.decay={sae.decay}: a share between 0 and 1")
     if sae.min_r2 is not None and not sae.min_r2 <= 1:
         errors.append(f"sae.min_r2={sae.min_r2}: explained variance is at most 1")
-    if sae.source != "stream":
-        errors.append(f"sae.source={sae.source}: choices: stream")
-    if 2 * sae.batch_size > sae.block_rows:
+    if sae.source is SaeSource.stream and 2 * sae.batch_size > sae.block_rows:
         errors.append(f"sae.batch_size={sae.batch_size}: more than half of sae.block_rows={sae.block_rows}; raise that")
-    return errors + _stopping(sae) + _options(sae)
+    return errors + _sources(sae) + _stopping(sae) + _options(sae)
+
+
+def _sources(sae: SaeConfig) -> list[str]:
+    """Options that belong to the other source, and what a store cannot serve."""
+    read_by = {"block_rows": SaeSource.stream, "ram": SaeSource.store, "allow_small": SaeSource.store}
+    errors = []
+    for name, reader in read_by.items():
+        value = getattr(sae, name)
+        if sae.source is not reader and value != getattr(SaeConfig, name):
+            shown = str(value).lower() if isinstance(value, bool) else value
+            errors.append(
+                f"sae.{name}={shown}: sae.source={sae.source.value} does not read it; sae.source={reader.value} does"
+            )
+    if sae.source is SaeSource.store and sae.target_site is not None:
+        errors.append(
+            f"sae.target_site={sae.target_site.value}: transcoders are trained from the model; leave out sae.source=store"
+        )
+    return errors
 
 
 def _stopping(sae: SaeConfig) -> list[str]:

@@ -249,7 +249,7 @@ def _prepare(context: Context, given: ActivationsConfig) -> Capture:
     import torch
 
     from circuits.data.capture import Plan
-    from circuits.models.load import load_model, pick_device
+    from circuits.models.load import kept_model, pick_device
 
     cfg = context.cfg
     torch.backends.cuda.matmul.allow_tf32 = cfg.precision.matmul.value == "high"
@@ -257,7 +257,7 @@ def _prepare(context: Context, given: ActivationsConfig) -> Capture:
     device = pick_device(cfg.model.device, cfg.model.allow_fallback)
     context.progress("loading the model", 0, None)
     name, revision = context.model_files()
-    lm = load_model(name, revision=revision, dtype=dtype, device=device)
+    lm = kept_model(name, revision=revision, dtype=dtype, device=device, say=context.say)
     plan = Plan(
         batch_size=given.batch_size,
         last_n=given.last_n,

@@ -178,7 +178,7 @@ def _seed(seed: int) -> int:
 def _model(context: Context) -> LM:
     import torch
 
-    from circuits.models.load import load_model, pick_device
+    from circuits.models.load import kept_model, pick_device
 
     cfg = context.cfg
     torch.backends.cuda.matmul.allow_tf32 = cfg.precision.matmul.value == "high"
@@ -186,7 +186,7 @@ def _model(context: Context) -> LM:
     device = pick_device(cfg.model.device, cfg.model.allow_fallback)
     context.progress("loading the model", 0, None)
     name, revision = context.model_files()
-    return load_model(name, revision=revision, dtype=dtype, device=device)
+    return kept_model(name, revision=revision, dtype=dtype, device=device, say=context.say)
 
 
 def table(given: PromptSet, scores: Scores, metric: str, lm: LM) -> pd.DataFrame:

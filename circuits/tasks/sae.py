@@ -1,7 +1,8 @@
 """``task=sae``: a sparse autoencoder per layer, trained on activations straight from the model, measured on held-out text.
 
-One forward pass serves all layers of the run. The artifact's directory is itself a SAELens directory; beside the weights it
-holds ``metrics.json`` (held-out), ``history.parquet`` (training curves) and the resolved config.
+One forward pass serves all layers of the run. With ``sae.source=store`` training reads an ``activations`` artifact instead, and
+the model serves only the measurement, on the same held-out text. The artifact's directory is itself a SAELens directory; beside
+the weights it holds ``metrics.json`` (held-out), ``history.parquet`` (training curves) and the resolved config.
 """
 
 from __future__ import annotations
@@ -11,25 +12,37 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.errors import Damaged, GateError
+from circuits.errors import Damaged, GateError, UserError
 from circuits.files import write_json
+from circuits.run import registry
 from circuits.run.content import Contents
 from circuits.run.context import Context, Work
 from circuits.run.kinds import Column, Kind, ModelDims, readable
-from circuits.schema import BaseConfig, DataSource, NonFinitePolicy, SaeConfig
+from circuits.schema import BaseConfig, DataSource, NonFinitePolicy, SaeConfig, stored
 from circuits.schema.sae import READ_BY, at_sparsity
 
 if TYPE_CHECKING:
+    from circuits.data.stored import StoredStream
     from circuits.data.stream import ActivationStream
+    from circuits.data.tokens import TokenSource
+    from circuits.models.load import LM
     from circuits.sae.history import History
     from circuits.sae.modules import SAE
     from circuits.sae.spec import TrainSpec
 
 
 def inputs(cfg: BaseConfig) -> tuple[str, ...]:
-    """The embedded model where it is the model; the tokenised corpus where there is one."""
+    """The embedded model where it is the model; the tokenised corpus where there is one; the stored activations."""
     names = ["tiny"] if cfg.model.embedded is not None else []
-    return (*names, "tokens") if cfg.data.source is not DataSource.embedded else tuple(names)
+    names += ["tokens"] if cfg.data.source is not DataSource.embedded else []
+    return (*names, "activations") if stored.read(cfg) else tuple(names)
+
+
+def words(cfg: BaseConfig, name: str) -> Mapping[str, str]:
+    """What makes the store that this SAE is trained from, whatever the section ``activations`` says."""
+    store = stored.section(cfg)
+    skip = {"activations.skip_first": str(store.skip_first)} if store.skip_first != 1 else {}
+    return {"activations.source": store.source.value, "activations.site": str(store.site), **skip}
 
 
 def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
@@ -49,8 +62,13 @@ def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
 
 
 def normal(cfg: BaseConfig) -> BaseConfig:
-    """Equal results, equal keys: a cap beyond the schedule is none, and an SAE that is taken over is not trained."""
+    """Equal results, equal keys: a cap beyond the schedule is none, and an SAE that is taken over is not trained.
+
+    An SAE from a store has that store as its input, whatever site and source the section ``activations`` names.
+    """
     sae = at_sparsity(cfg.sae)
+    if stored.read(cfg):
+        cfg = replace(cfg, activations=stored.section(cfg))
     if sae.max_steps is not None and sae.max_steps >= sae.steps:
         sae = replace(sae, max_steps=None)
     if sae.from_ is not None:
@@ -91,7 +109,14 @@ def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str
         from circuits.data.corpora import problems as corpus_problems
 
         errors += corpus_problems(cfg.data.source.value, cfg.data.path, cfg.data.field or "text", cfg.data.split)
-    return errors
+    return errors + (_store_problems(cfg, dims, width, layers) if stored.read(cfg) else stored.unread(cfg))
+
+
+def _store_problems(cfg: BaseConfig, dims: ModelDims, width: int | None, layers: tuple[int, ...]) -> list[str]:
+    """A store that this SAE cannot be trained from. How many rows it really has is seen when it is there."""
+    given = stored.section(cfg)
+    found = registry.kind("activations").check(replace(cfg, activations=given), dims, layers)
+    return found + stored.problems(cfg, given, width)
 
 
 def _size_problems(sae: SaeConfig, width: int) -> list[str]:
@@ -147,7 +172,9 @@ KIND = Kind(
     label=label,
     layers="each",
     inputs=inputs,
-    may_need=("tiny", "tokens"),
+    may_need=("tiny", "tokens", "activations"),
+    through={"activations": ("tiny", "tokens")},
+    words=words,
     extra=extra,
     load="circuits.sae.formats:load",
     bytes=needed_bytes,
@@ -228,33 +255,52 @@ def _stream(context: Context, layers: list[int]) -> ActivationStream:
     from circuits.data.embedded import EmbeddedSource
     from circuits.data.stream import ActivationStream
     from circuits.data.textstore import TextStore
-    from circuits.data.tokens import TokenSource
-    from circuits.models.load import load_model, pick_device
+    from circuits.models.load import kept_model, pick_device
 
     cfg = context.cfg
     torch.backends.cuda.matmul.allow_tf32 = cfg.precision.matmul.value == "high"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.precision.dtype.value]
     device = pick_device(cfg.model.device, cfg.model.allow_fallback)
+    if stored.read(cfg):  # a missing one is told before anything is loaded
+        for layer in layers:
+            context.require("activations", layer)
     context.progress("loading the model", 0, None)
     name, revision = context.model_files()
-    lm = load_model(name, revision=revision, dtype=dtype, device=device)
+    lm = kept_model(name, revision=revision, dtype=dtype, device=device, say=context.say)
     if cfg.data.source is DataSource.embedded:
         source: TokenSource = EmbeddedSource(lm.tokenizer, cfg.seed, cfg.data.context)
     else:
         source = TextStore(context.require("tokens").path, seed=cfg.seed)
-    return ActivationStream(
-        lm,
-        source,
-        site=cfg.sae.site.value,
-        layers=layers,
-        batch_size=cfg.sae.batch_size,
-        block_rows=cfg.sae.block_rows,
-        forward_batch=cfg.sae.forward_batch,
-        seed=cfg.seed,
-        skip_first=cfg.sae.skip_first,
-        nonfinite=cfg.sae.nonfinite.value,
-        target=None if cfg.sae.target_site is None else cfg.sae.target_site.value,
-    )
+    given: dict[str, Any] = {
+        "site": cfg.sae.site.value,
+        "layers": layers,
+        "batch_size": cfg.sae.batch_size,
+        "forward_batch": cfg.sae.forward_batch,
+        "seed": cfg.seed,
+        "skip_first": cfg.sae.skip_first,
+        "nonfinite": cfg.sae.nonfinite.value,
+    }
+    if stored.read(cfg):
+        return _stored_stream(context, lm, source, given)
+    target = None if cfg.sae.target_site is None else cfg.sae.target_site.value
+    return ActivationStream(lm, source, block_rows=cfg.sae.block_rows, target=target, **given)
+
+
+def _stored_stream(context: Context, lm: LM, source: TokenSource, given: dict[str, Any]) -> StoredStream:
+    """The stores of these layers, to train from; the model is for the measurement."""
+    from circuits.data.activations import ActivationStore
+    from circuits.data.stored import StoredStream
+
+    sae = context.cfg.sae
+    artifacts = {layer: context.require("activations", layer) for layer in given["layers"]}
+    stores = {layer: ActivationStore(artifact.path) for layer, artifact in artifacts.items()}
+    contents = {layer: artifact.content for layer, artifact in artifacts.items()}
+    stream = StoredStream(lm, source, stores, contents, ram_bytes=round(sae.ram * 1e9), **given)
+    if problems := stored.few(stream.n_rows, stream.width, sae.allow_small):
+        raise UserError(problems)
+    gigabytes = sum(store.values.nbytes for store in stores.values()) / 1e9
+    context.say(f"training from {len(stores)} stores of {stream.n_rows:,} rows, {gigabytes:.2f} GB")
+    return stream
 
 
 def _spec(context: Context, stream: ActivationStream, layer: int) -> TrainSpec:
@@ -295,8 +341,8 @@ def _saved(context: Context, works: Mapping[int, Work], stream: ActivationStream
         )
         if latest is None:
             continue
-        if latest.meta["stream"] != stream.facts:
-            context.say(f"{latest.path}: made from another stream; layer {layer} starts anew")
+        if latest.meta["stream"] != stream.facts_of(layer):
+            context.say(f"{latest.path}: made from other rows; layer {layer} starts anew")
             continue
         context.say(f"layer {layer}: resumed at step {latest.meta['step']}")
         found[layer] = (latest.tensors, latest.meta)
@@ -322,7 +368,9 @@ def _hooks(
         histories[layer].save()
         dropped = {str(block): record for block, record in stream.dropped.items()}
         checkpoint.save(
-            checkpoint.path_for(directory, step), tensors, {**meta, "stream": stream.facts, "dropped": dropped}
+            checkpoint.path_for(directory, step),
+            tensors,
+            {**meta, "stream": stream.facts_of(layer), "dropped": dropped},
         )
         checkpoint.prune(directory, sae.checkpoint_keep)
 
@@ -359,7 +407,6 @@ def _publish(
     for layer, work in works.items():
         metrics, sae = measured[layer][0], saes[layer]
         steps = histories[layer].steps
-        block = steps * cfg.sae.batch_size // cfg.sae.block_rows
         metrics |= {
             "architecture": sae.architecture if cfg.sae.from_ else cfg.sae.architecture.value,
             "site": cfg.sae.site.value,
@@ -368,7 +415,7 @@ def _publish(
             "steps": steps,
             "d_in": sae.cfg.d_in,
             "d_sae": sae.cfg.d_sae,
-            "passes": stream.source.passes(block, stream.sequences_per_block),
+            "passes": stream.passes(steps),
         }
 
         def write(out: Path, layer: int = layer) -> None:

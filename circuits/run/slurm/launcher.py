@@ -13,6 +13,7 @@ from typing import Any
 from circuits.errors import CircuitsError, UserError
 from circuits.files import disk_errors
 from circuits.run import answers, status, terminal
+from circuits.run.packs import packs
 from circuits.run.places import CODE
 from circuits.run.plan import Element, Standing
 from circuits.run.slurm import preflight, script, states
@@ -55,9 +56,7 @@ class SlurmLauncher:
         self._header(requests)
         if arrays:
             jobs = self._submit(arrays)
-            shown = " ".join(
-                f"{job}_[{script.numbers(array.elements)}]" for job, array in zip(jobs, arrays, strict=True)
-            )
+            shown = " ".join(f"{job}_[{script.numbers(array.tasks)}]" for job, array in zip(jobs, arrays, strict=True))
             self.view.say(f"submitted {shown}      {terminal.relative(self.sweep.path)}")
             self.view.say(f"follow    python launch.py task=status of={self.sweep.id} status.watch=true")
             self.view.say(f"cancel    scancel {' '.join(jobs)}")
@@ -87,6 +86,7 @@ class SlurmLauncher:
         groups: dict[Request, list[int]] = {}
         for index, request in requests.items():
             groups.setdefault(request, []).append(index)
+        packed = [tuple(e.index for e in pack) for pack in packs([e for e in self.elements if e.index in requests])]
         cluster = self.cfg.cluster
         return [
             script.Array(
@@ -98,6 +98,7 @@ class SlurmLauncher:
                 self.sweep.path / "code" if cluster.snapshot else CODE,
                 [*cluster.setup, *_modules(cluster, request)],
                 cluster_environment(self.cfg),
+                tuple(pack for pack in packed if len(pack) > 1 and pack[0] in members),
             )
             for request, members in groups.items()
         ]
@@ -113,6 +114,12 @@ class SlurmLauncher:
             for element in self.elements:
                 by_number[element.index] = str(self.sweep.directory(element))
             (folder / script.ELEMENTS).write_text("".join(f"{line}\n" for line in by_number), encoding="utf-8")
+            for array in arrays:
+                for pack in array.packs:
+                    by_number[pack[0]] = "\t".join(by_number[member] for member in pack)
+            for array in arrays:
+                if array.packs:
+                    array.listing.write_text("".join(f"{line}\n" for line in by_number), encoding="utf-8")
             for number, array in enumerate(arrays):
                 (folder / f"array-{number}.sh").write_text(array.text(), encoding="utf-8")
         claims = {

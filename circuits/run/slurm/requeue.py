@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from circuits.files import read_json
 from circuits.run import answers, status
 from circuits.run import sweep as sweeps
+from circuits.run.element import RECORD
 from circuits.run.leases import Lease, Note
 from circuits.run.slurm import commands
 from circuits.run.slurm.submission import read_record
@@ -74,10 +76,10 @@ def close(directory: Path, say: Callable[[str], None]) -> None:
     if not (path / sweeps.FILE).exists():
         return
     sweep = sweeps.load(path)
-    _drop_claims(sweep)
+    me = int(read_json(directory / RECORD)["index"])
+    _drop_claims(sweep, me)
     known = facts_of(sweep)
-    me = (status.worker_job() or "").rpartition("_")[2]
-    if any(facts.get("state") in LIVE and str(index) != me for index, facts in known.items()):
+    if any(facts.get("state") in LIVE and index != me for index, facts in known.items()):
         return
     lease = Lease(path / "closing.lease")
     if not lease.acquire():
@@ -90,9 +92,9 @@ def close(directory: Path, say: Callable[[str], None]) -> None:
         lease.release()
 
 
-def _drop_claims(sweep: sweeps.Sweep) -> None:
+def _drop_claims(sweep: sweeps.Sweep, element: int) -> None:
     job, record = status.worker_job() or "", read_record(sweep.path)
-    for path in record["claims"].get(job.rpartition("_")[2], []) if record else []:
+    for path in record["claims"].get(str(element), []) if record else []:
         note = Note(Path(path))
         facts = note.read()
         if facts is not None and facts.get("job") == job:

@@ -20,14 +20,16 @@ from pathlib import Path
 from circuits.run.slurm.request import Request
 
 ELEMENTS = "elements.txt"  # in the sweep's slurm/ folder: line N+1 is the directory of element N
+# A pack's line holds the directories of all its elements, with tabs between them.
 
 BODY = r"""
 set -u
-dir=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {elements})
+IFS=$'\t' read -r -a dirs <<<"$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {elements})"
+dir=${dirs[0]:-}
 if [ -z "$dir" ] || ! cd "$dir"; then echo "error: element $SLURM_ARRAY_TASK_ID: its directory is gone"; exit 1; fi
 exec >>"$dir/run.log" 2>&1 </dev/null
 export CIRCUITS_STDOUT_IS_LOG="$dir/run.log"
-( trap '' USR2; exec {python} -m circuits.run.element "$dir" ) & child=$!
+( trap '' USR2; exec {python} -m circuits.run.element "${dirs[@]}" ) & child=$!
 trap 'kill -TERM $child 2>/dev/null' TERM
 while :; do
   if [ -n "$asked" ]; then
@@ -56,14 +58,24 @@ class Array:
     code: Path  # what is imported on the node
     setup: Sequence[str]
     environment: Mapping[str, str]
+    packs: tuple[tuple[int, ...], ...] = ()  # of more than one element; each runs under the number of its first
+
+    @property
+    def tasks(self) -> list[int]:
+        """The array's own numbers."""
+        behind = {member for pack in self.packs for member in pack[1:]}
+        return [element for element in self.elements if element not in behind]
+
+    @property
+    def listing(self) -> Path:
+        """The file that tells the numbers' directories. Packs have one of their own: recovery forms other packs."""
+        return self.folder / (f"packs-{self.tag.rpartition(':')[2]}.txt" if self.packs else ELEMENTS)
 
     def text(self) -> str:
         """The whole script."""
         head = header(self)
         lines = [f"export {name}={shlex.quote(value)}" for name, value in self._exports().items()]
-        body = BODY.replace("{elements}", shlex.quote(str(self.folder / ELEMENTS))).replace(
-            "{python}", shlex.quote(self.python)
-        )
+        body = BODY.replace("{elements}", shlex.quote(str(self.listing))).replace("{python}", shlex.quote(self.python))
         return (
             "\n".join(
                 [
@@ -101,7 +113,7 @@ def header(array: Array) -> str:
 
     request = array.request
     more: dict[str, object] = {
-        "array": numbers(array.elements) + (f"%{request.parallelism}" if request.parallelism else ""),
+        "array": numbers(array.tasks) + (f"%{request.parallelism}" if request.parallelism else ""),
         "chdir": str(array.folder),
         "output": str(array.folder / "%A_%a.out"),
         "signal": f"B:USR2@{request.signal_s}",

@@ -16,7 +16,7 @@ from circuits.files import write_json
 from circuits.run import status
 from circuits.run.element import LOG
 from circuits.run.slurm import commands
-from circuits.run.slurm.submission import NOTES, read_record
+from circuits.run.slurm.submission import NOTES, places_of, read_record
 from circuits.run.sweep import Sweep
 
 ACCOUNTING = "accounting.json"  # beside an element's status: what sacct said when it had ended
@@ -40,7 +40,7 @@ def jobs_of(sweep: Sweep) -> dict[int, str]:
         return {}
     found = {}
     for array in [*record["earlier"], *record["arrays"]]:
-        found.update({element: f"{array['job']}_{element}" for element in array["elements"]})
+        found.update(places_of(array))
     return found
 
 
@@ -78,7 +78,8 @@ def facts_of(sweep: Sweep) -> dict[int, dict[str, Any]]:
     gone = {index: facts for index, facts in open_ones.items() if jobs[index] not in queued}
     for index, facts in open_ones.items():
         if index not in gone:
-            _place(facts, queued[jobs[index]])
+            own = jobs[index].endswith(f"_{index}")
+            _place(facts, queued[jobs[index]], own)
     if gone:
         _explain(sweep, gone, jobs)
     return found
@@ -117,12 +118,14 @@ def _final(facts: Mapping[str, Any]) -> bool:
     return facts.get("state") in ("done", "cached", "failed", "gate")
 
 
-def _place(facts: dict[str, Any], job: commands.Job) -> None:
-    """What the queue adds to a status."""
+def _place(facts: dict[str, Any], job: commands.Job, own: bool = True) -> None:
+    """What the queue adds to a status. Of a pack whose job runs, only the first element's start is its `own`."""
     if job.state == "COMPLETING" and facts.get("state") != "waiting":
         facts["ending"] = True  # it has spoken, or will be explained when it is gone
     elif job.state in ("RUNNING", "COMPLETING", "CONFIGURING", "STOPPED", "SUSPENDED"):
-        if facts.get("state") in ("waiting", "interrupted"):
+        if not own and facts.get("state") in ("waiting", "interrupted"):
+            facts.update(state="waiting", reason="its turn in the pack", error=None)
+        elif facts.get("state") in ("waiting", "interrupted"):
             facts.update(state="starting", error=None)
     else:
         facts.update(state="pending", reason=job.reason, requeued=job.restarts > 0, error=None)

@@ -118,6 +118,17 @@ def _never_started(sweep: Path, note: Mapping[str, Any], why: str) -> None:
             status.write_plain(directory, "failed", task=note["task"], error=why, exit_code=1)
 
 
+def places(job: str, elements: Sequence[int], packs: Sequence[Sequence[int]]) -> dict[int, str]:
+    """The array element (``48133_4``) that runs each element: its own number's, or that of its pack's first."""
+    leads = {member: pack[0] for pack in packs for member in pack}
+    return {element: f"{job}_{leads.get(element, element)}" for element in elements}
+
+
+def places_of(array: Mapping[str, Any]) -> dict[int, str]:
+    """The same of an array in ``jobs.json``."""
+    return places(array["job"], array["elements"], array.get("packs", ()))
+
+
 def read_record(sweep: Path) -> dict[str, Any] | None:
     """``jobs.json`` of a sweep; None when nothing of it was submitted."""
     try:
@@ -199,7 +210,12 @@ class Submission:
                 f"{self.sweep.name}: this submission was taken over by another one; run the same command again"
             )
         arrays = [
-            {"job": job, "elements": list(array.elements), "request": array.request.shown}
+            {
+                "job": job,
+                "elements": list(array.elements),
+                "packs": [list(pack) for pack in array.packs],
+                "request": array.request.shown,
+            }
             for job, array in zip(self.jobs, self.arrays, strict=True)
         ]
         earlier = [*self._before["earlier"], *self._before["arrays"]] if self._before else []
@@ -216,9 +232,13 @@ class Submission:
         )
 
     def _depend(self) -> None:
-        pairs = zip(self.jobs, self.arrays, strict=True)
-        job_of = {element: f"{job}_{element}" for job, array in pairs for element in array.elements}
-        wanted = {job_of[element]: ids for element, ids in self.after.items() if ids}
+        job_of: dict[int, str] = {}
+        for job, array in zip(self.jobs, self.arrays, strict=True):
+            job_of |= places(job, array.elements, array.packs)
+        wanted: dict[str, list[str]] = {}
+        for element, ids in self.after.items():
+            if ids:
+                wanted[job_of[element]] = list(dict.fromkeys([*wanted.get(job_of[element], []), *ids]))
         try:
             commands.depend(wanted)
         except commands.SlurmError:
@@ -237,7 +257,7 @@ class Submission:
     def _release(self) -> None:
         for array in self.arrays:
             for element in array.elements:
-                _wait_again(self.sweep / self.directories[element], self.task)
+                status.wait_again(self.sweep / self.directories[element], self.task)
         commands.release(self.jobs)
 
     def _roll_back(self, why: str) -> None:
@@ -256,13 +276,6 @@ class Submission:
         _never_started(self.sweep, facts, why)
 
 
-def _wait_again(directory: Path, task: str) -> None:
-    """An element that is submitted anew waits, whatever became of it before."""
-    before = status.read(directory, trust_running=True)
-    if before.get("state") != "waiting":
-        status.write_plain(directory, "waiting", task=task, restarts=before.get("restarts", 0))
-
-
 def _depending(script: str, ids: Sequence[str]) -> str:
     return script.replace("#SBATCH --hold", f"#SBATCH --hold\n#SBATCH --dependency=afterok:{':'.join(ids)}", 1)
 
@@ -271,9 +284,8 @@ def _claim(store: Store, record: Mapping[str, Any]) -> None:
     """The claims of a record; one that somebody else holds stays theirs (their element makes it, ours finds it)."""
     commands.forget()
     for array in record["arrays"]:
-        for element in array["elements"]:
+        for element, job in places_of(array).items():
             for path in record["claims"].get(str(element), []):
-                job = f"{array['job']}_{element}"
                 if commands.element_alive(job) is False:
                     continue  # rolled forward late: it has ended already
                 facts = owner(job=job, tag=record["tag"], by=f"Slurm job {job}", uid=os.getuid())

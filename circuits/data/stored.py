@@ -1,0 +1,81 @@
+"""Training rows from stores on disk, with everything else that a stream of activations gives taken from the model.
+
+What is trained on are the stores' rows, shuffled by :class:`circuits.data.reservoir.Reservoir`; what is measured on are the
+held-out sequences of the same token source, run through the model, exactly those that an SAE from the stream is measured on. A
+store holds the first training sequences, so none of the held-out ones is in it, and the two kinds of training can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from circuits.data.activations import ActivationStore
+from circuits.data.reservoir import Reservoir
+from circuits.data.stream import ActivationStream, Batch, Position
+from circuits.data.tokens import TokenSource
+from circuits.errors import UserError
+from circuits.models.load import LM
+
+
+class StoredStream(ActivationStream):
+    """Batches of `stores` (one a layer); held-out activations from the model.
+
+    `contents` are the stores' content hashes: a position in one store is none in another. `ram_bytes` bounds each layer's
+    shuffled rows. The other arguments are those of :class:`ActivationStream`.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        source: TokenSource,
+        stores: Mapping[int, ActivationStore],
+        contents: Mapping[int, str],
+        *,
+        ram_bytes: int,
+        batch_size: int,
+        seed: int = 0,
+        **given: Any,
+    ) -> None:
+        super().__init__(lm, source, batch_size=batch_size, block_rows=2 * batch_size, seed=seed, **given)
+        for layer, store in stores.items():
+            self._check(layer, store)
+        if missing := set(self.layers) - set(stores):
+            raise UserError(
+                f"no store of layer {min(missing)}; there are stores of {' '.join(map(str, sorted(stores)))}"
+            )
+        self.reservoir = Reservoir(stores, batch_size=batch_size, ram_bytes=ram_bytes, seed=seed, device=lm.device)
+        self.n_rows, self.contents = self.reservoir.n_rows, dict(contents)
+
+    def _check(self, layer: int, store: ActivationStore) -> None:
+        """Refuse a store of something else than what the model gives at this site and layer."""
+        dtype = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[str(self.lm.dtype).removeprefix("torch.")]
+        wanted = {
+            "site": self.site,
+            "layer": layer,
+            "width": self.width,
+            "model_dtype": dtype,
+            "skip_first": self.skip_first,
+            "last_n": None,
+        }
+        for name, value in wanted.items():
+            if name in store.facts and store.facts[name] != value:
+                raise UserError(
+                    f"{store.path}: {name} {store.facts[name]}, but {self.lm.name} is read with {name} {value}; "
+                    "make the store anew with task=activations activations.source=data"
+                )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the batches are a function of, beside the stores' content."""
+        return self.reservoir.facts
+
+    def facts_of(self, layer: int) -> dict[str, Any]:
+        return {**self.facts, "content": self.contents[layer]}
+
+    def passes(self, steps: int) -> float:
+        """How often the store's rows were gone through in so many batches."""
+        return steps * self.batch_size / self.n_rows
+
+    def batches(self, start: Position | None = None) -> Iterator[Batch]:
+        return self.reservoir.batches(start or Position(0, 0, 0))

@@ -1,0 +1,160 @@
+"""``sae.source=store``: SAEs trained from kept activations, measured as those from the stream, resumable bit by bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from configs import key, plan
+from conftest import QUICK, Cli, sharing
+from safetensors.torch import load_file
+
+from circuits.errors import UserError
+from circuits.run import registry
+
+STORE = [QUICK, "activations.source=data", "activations.n_sequences=1500", "tracking=off", "cluster.workers=0"]
+SAE = [
+    QUICK,
+    "sae.source=store",
+    "activations.n_sequences=1500",
+    "sae.heldout_sequences=32",
+    "tracking=off",
+    "cluster.workers=0",
+]
+SHORT = [*SAE, "sae.steps=150", "sae.ram=0.004"]  # four blocks of two chunks, more than one pass
+
+
+def saes(cli: Cli) -> dict[int, Path]:
+    return {json.loads((path / "metrics.json").read_text())["layer"]: path for path in cli.artifacts("sae")}
+
+
+def same(a: Path, b: Path) -> bool:
+    first, second = (load_file(path / "sae_weights.safetensors") for path in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def stores(quick_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """A folder whose store has the activations of layers 1 and 2, at two sites."""
+    cli = sharing(quick_store, tmp_path_factory.mktemp("stores"))
+    done = cli("task=activations", "layer=[1,2]", "activations.site=[resid_post,mlp_act]", *STORE)
+    assert done.code == 0, done.out + done.err
+    return cli
+
+
+def beside(stores: Cli, folder: Path) -> Cli:
+    """A folder with the stores and no SAE."""
+    cli = sharing(stores.outputs / "artifacts", folder)
+    place = cli.outputs / "artifacts" / "activations"
+    place.mkdir()
+    for path in stores.artifacts("activations"):
+        (place / path.name).symlink_to(path)
+    return cli
+
+
+def test_layers_trained_from_their_stores_together_alone_and_after_a_kill_are_equal_bit_by_bit(
+    stores: Cli, tmp_path_factory: pytest.TempPathFactory, wait_until: Callable[..., None]
+) -> None:
+    done = stores("task=sae", "layer=[1,2]", *SHORT)
+    assert done.code == 0, done.out + done.err
+    together = saes(stores)
+    assert sorted(together) == [1, 2]
+    for layer, path in together.items():
+        manifest, metrics = (json.loads((path / f"{name}.json").read_text()) for name in ("manifest", "metrics"))
+        (used,) = [p for p in stores.artifacts("activations") if f"-L{layer}-resid_post-" in p.name]
+        assert manifest["inputs"]["activations"]["id"] == f"activations/{used.name}"
+        assert manifest["inputs"]["activations"]["content"]
+        rows = json.loads((used / "meta.json").read_text())["n_rows"]
+        assert metrics["passes"] == pytest.approx(150 * 256 / rows) and metrics["passes"] > 1
+        assert metrics["explained_variance"] > metrics["control"]["explained_variance"]
+
+    alone = beside(stores, tmp_path_factory.mktemp("alone"))
+    words = ["task=sae", "layer=2", *SHORT, "sae.checkpoint_every=10", "sae.log_every=10"]
+    running = alone.start(*words)
+    partial = alone.outputs / "artifacts" / "sae"
+    wait_until(lambda: list(partial.glob("*.partial/step-*0.safetensors")), 120, "a checkpoint")
+    os.kill(running.pid, signal.SIGKILL)
+    running.communicate()
+    assert not alone.artifacts("sae")
+    done = alone(*words)
+    assert done.code == 0, done.out + done.err
+    (log,) = [p for p in (alone.outputs / "runs").glob("*/sae-*/run.log") if "resumed at step" in p.read_text()]
+    assert "started anew" not in log.read_text()
+    assert same(saes(alone)[2], together[2])
+    assert saes(alone)[2].name == together[2].name
+    facts = [(path / "metrics.json").read_text() for path in (saes(alone)[2], together[2])]
+    assert facts[0] == facts[1]
+
+
+def test_a_missing_store_is_one_line_with_the_command_that_makes_it(warm: Cli) -> None:
+    done = warm("task=sae", "layer=3", "activations.site=mlp_out", "sae.skip_first=2", *SAE, "sae.site=resid_mid")
+    assert done.code == 1 and len(done.errors) == 1, done.err
+    line = done.errors[0]
+    assert "sae needs activations/tiny-L3-resid_mid-data-" in line and "which does not exist" in line
+    command = line.split("make it with: python launch.py ")[1].split(" log ")[0].split()
+    assert command[0] == "task=activations" and "sae.site=resid_mid" not in command
+    (made,) = plan(*command)
+    (wanted,) = plan("task=sae", "layer=3", *SAE, "sae.skip_first=2", "sae.site=resid_mid")
+    assert made.keys[3].hash == wanted.keys[3].inputs["activations"].hash
+
+
+def test_too_few_rows_are_refused_unless_they_are_allowed(stores: Cli, tmp_path: Path) -> None:
+    """The store has about 19,000 rows: enough for 128 dimensions, too few for 512."""
+    cli = beside(stores, tmp_path)
+    done = cli("task=sae", "layer=1", "sae.site=mlp_act", "sae.steps=20", "sae.allow_small=false,true", *SAE)
+    assert done.code == 1 and len(cli.artifacts("sae")) == 1, done.out + done.err
+    assert "rows are fewer than 100 × the site's width 512 (51,200)" in done.err
+
+
+def test_the_default_source_keeps_its_keys_and_a_store_enters_as_an_input() -> None:
+    assert key("sae.source=stream").hash == key().hash
+    stored = key("sae.source=store")
+    assert stored.hash != key().hash and set(stored.inputs) == {"tiny", "activations"}
+    same_keys = [
+        ["activations.site=mlp_out"],  # what the section says of another capture is nothing to this one
+        ["activations.source=behaviour"],
+        ["activations.skip_first=1"],
+        ["sae.allow_small=true"],
+        ["activations.chunk=5"],
+    ]
+    for words in same_keys:
+        assert key("sae.source=store", *words).hash == stored.hash, words
+    for words in (["sae.ram=1"], ["activations.dtype=bf16"], ["activations.n_sequences=3000"], ["sae.site=mlp_out"]):
+        assert key("sae.source=store", *words).hash != stored.hash, words
+    made = key("activations.source=data", kind="activations")
+    assert stored.inputs["activations"].hash == made.hash
+    assert key("sae.source=store", "sae.from=x", kind="activations").hash != stored.hash
+
+
+REFUSED = [
+    (["sae.source=disk"], "sae.source=disk: no such choice; choices: store stream"),
+    (["activations.dtype=bf16"], "activations.dtype: sae.source=stream does not read it; sae.source=store does"),
+    (["sae.ram=1"], "sae.ram=1.0: sae.source=stream does not read it; sae.source=store does"),
+    (["sae.allow_small=true"], "sae.allow_small=true: sae.source=stream does not read it"),
+    (["sae.source=store", "sae.block_rows=999"], "sae.block_rows=999: sae.source=store does not read it"),
+    (["sae.source=store", "sae.target_site=mlp_out"], "sae.target_site=mlp_out: transcoders are trained from the model"),
+    (["sae.source=store", "activations.last_n=5"], "activations.last_n=5: an SAE is trained and measured on all tokens"),
+    (["sae.source=store", "activations.skip_first=0"], "activations.skip_first=0: sae.skip_first=1 is what the SAE"),
+    (["sae.source=store", "sae.ram=0.0001"], "sae.ram=0.0001: two batches of sae.batch_size=256 have to fit twice; at least"),
+    (["sae.source=store", "activations.n_sequences=9"], "567 rows are fewer than 100 × the site's width 128"),
+    (["behaviour=ioi"], "behaviour: task=sae does not read it"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), REFUSED, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_what_a_store_cannot_be_is_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as e:
+        plan("layer=0", *words)
+    assert len(e.value.messages) == 1 and message in e.value.messages[0], e.value.messages
+
+
+def test_an_sae_reads_the_captures_section_and_nothing_of_behaviours() -> None:
+    assert "activations" in registry.reads("sae") and not {"behaviour", "prompts"} & registry.reads("sae")
+    assert {"activations", "behaviour"} <= registry.reads("activations")
