@@ -84,7 +84,7 @@ class Context:
         self.cfg: Any = Scope(run.cfg, kind)
         self.layers = run.layers
         self.units = units(kind, run.cfg, run.layers)  # one artifact each
-        self._inputs: dict[str, Artifact] = {}
+        self._inputs: dict[tuple[str, int | None], Artifact] = {}  # by kind and layer
         self._keys: dict[Unit, Key] = {}
 
     # -- reporting -----------------------------------------------------------------------------------------------
@@ -156,15 +156,16 @@ class Context:
             for layer in taken:
                 leases[layer].release()
 
-    def require(self, name: str) -> Artifact:
-        """The artifact of input kind `name`: found in the store, or made now when the kind is made by whoever needs it.
+    def require(self, name: str, layer: int | None = None) -> Artifact:
+        """The artifact of input kind `name` (of `layer`, where that kind has layers): found in the store, or made now when the
+        kind is made by whoever needs it.
 
         Raises:
             UserError: it is missing and is a task's own work; the message is the command that makes it.
         """
-        if name not in self._inputs:
-            self._inputs[name] = self._require(registry.kind(name))
-        return self._inputs[name]
+        if (name, layer) not in self._inputs:
+            self._inputs[name, layer] = self._require(registry.kind(name), layer)
+        return self._inputs[name, layer]
 
     def gate_of(self, name: str) -> str | None:
         """Ask the gate of measurement `name` (``baseline``); None where it is passed.
@@ -202,9 +203,9 @@ class Context:
             return str(self.require("tiny").path), None
         return model.id, self.run.contents.model(model).facts.revision
 
-    def _require(self, kind: Kind) -> Artifact:
+    def _require(self, kind: Kind, layer: int | None = None) -> Artifact:
         other = Context(self.run, kind)
-        key = other.key()
+        key = other.key(layer)
         store = self.run.store
         found = store.find(key)
         if found is not None:
@@ -222,7 +223,7 @@ class Context:
                 lease.release()
         artifact = store.find(key)
         if artifact is None:
-            return self._require(kind)  # its maker published and somebody removed or damaged it: once more
+            return self._require(kind, layer)  # its maker published and somebody removed or damaged it: once more
         return artifact
 
     def _waiting(self, key: Key, holder: Mapping[str, Any]) -> None:
@@ -263,7 +264,7 @@ class Context:
         """What the manifest says of the inputs: key and content of each one used."""
         facts: dict[str, Any] = {}
         for name, input_key in key.inputs.items():
-            artifact = self._inputs.get(name)
+            artifact = self._inputs.get((name, input_key.layers[0] if input_key.layers else None))
             used = (
                 artifact.id if artifact else input_key.id
             )  # a renamed copy of a model has the same key and another name
