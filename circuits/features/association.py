@@ -5,8 +5,11 @@ Kruskal-Wallis test (two levels: the Mann-Whitney test), in its tie-corrected fo
 
     H = (N − 1) · SS_between(ranks) / SS_total(ranks)  ~  χ² with levels − 1 degrees of freedom
 
-so that one matrix of ranks serves all features at once. BH-FDR goes over all features × factors. Per level: the mean
-difference to the other levels' prompts, and the AUC (the chance that a prompt of the level exceeds another one).
+so that one matrix of ranks serves all features at once. χ² is far too small in the tail where few prompts activate a feature
+and a level is small: where fewer than 2.5 active prompts are to be expected in the smallest level, active prompts are counted
+instead, by the exact hypergeometric test of each level (both tails, times the number of levels where there are more than two).
+BH-FDR goes over all features × factors. Per level: the mean difference to the other levels' prompts, and the AUC (the chance
+that a prompt of the level exceeds another one).
 
 Two checks are measured: the same procedure on shuffled labels (how much is found where there is nothing), and the sign of the
 difference on the test prompts, on which nothing was tested. The unit is the prompt.
@@ -21,9 +24,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import chi2, false_discovery_control, rankdata
+from scipy.stats import chi2, false_discovery_control, hypergeom, rankdata
 
 Array = NDArray[np.float64]
+EXPECTED = 2.5
+"""Active prompts to be expected in the smallest level, below which a feature is tested exactly."""
 
 
 @dataclass(frozen=True)
@@ -89,36 +94,64 @@ def associate(
     """
     values = np.asarray(pooled, dtype=np.float64)
     inside = [np.flatnonzero(train & (factor.codes >= 0)) for factor in factors]
-    ranks = [rankdata(values[rows], axis=0) for rows in inside]
-    p = np.array([rank_test(r, f.codes[rows]) for r, f, rows in zip(ranks, factors, inside, strict=True)])
+    tests = [LevelTest(values[rows], f.codes[rows]) for f, rows in zip(factors, inside, strict=True)]
+    p = np.array([test.p(f.codes[rows]) for test, f, rows in zip(tests, factors, inside, strict=True)])
     p = p.reshape(len(factors), len(features))
     q = corrected(p)
     tables = [
-        _rows(values, features, factor, rows, r, train, p[i], q[i])
-        for i, (factor, rows, r) in enumerate(zip(factors, inside, ranks, strict=True))
+        _rows(values, features, factor, rows, test.ranks, train, p[i], q[i])
+        for i, (factor, rows, test) in enumerate(zip(factors, inside, tests, strict=True))
     ]
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
     table["significant"] = table["q"].astype(float) < fdr
     rng = np.random.default_rng(seed)
     shuffled = []
     for _ in range(shuffles if factors else 0):
-        drawn = [
-            rank_test(r, rng.permutation(f.codes[rows])) for r, f, rows in zip(ranks, factors, inside, strict=True)
-        ]
+        drawn = [test.p(rng.permutation(f.codes[rows])) for test, f, rows in zip(tests, factors, inside, strict=True)]
         shuffled.append(np.array(drawn))
     return table, _summary(table, p, q, shuffled, fdr)
 
 
-def rank_test(ranks: Array, codes: NDArray[np.int64]) -> Array:
-    """Kruskal-Wallis p of each column of `ranks` between `codes`; NaN for a column whose values are all equal."""
-    n, counts = len(codes), np.bincount(codes)
-    member = (codes[:, None] == np.arange(len(counts))).astype(np.float64)
-    centred = ranks - (n + 1) / 2
-    total = np.square(centred).sum(0)
-    between = (np.square(member.T @ centred) / counts[:, None]).sum(0)
-    varies = total > 1e-9
-    h = (n - 1) * np.divide(between, total, out=np.zeros_like(total), where=varies)
-    return np.where(varies, chi2.sf(h, len(counts) - 1), np.nan)
+class LevelTest:
+    """Tests of every feature between a factor's levels, for the levels as they are or shuffled."""
+
+    def __init__(self, values: Array, codes: NDArray[np.int64]) -> None:
+        self.counts = np.bincount(codes)
+        self.ranks = rankdata(values, axis=0)
+        self._on = (values > 0).astype(np.float64)
+        self._active = self._on.sum(0).astype(int)
+        n = len(codes)
+        self._sparse = np.flatnonzero(self._active * self.counts.min() / n < EXPECTED)
+        most = int(self._active[self._sparse].max(initial=0))
+        # By level, number of active prompts in all and in the level: the two-sided hypergeometric p.
+        self._tails = [_tails(n, most, int(count)) for count in self.counts]
+
+    def p(self, codes: NDArray[np.int64]) -> Array:
+        """One p a feature; NaN for a feature whose values are all equal."""
+        n, levels = len(codes), len(self.counts)
+        member = (codes[:, None] == np.arange(levels)).astype(np.float64)
+        centred = self.ranks - (n + 1) / 2
+        total = np.square(centred).sum(0)
+        between = (np.square(member.T @ centred) / self.counts[:, None]).sum(0)
+        varies = total > 1e-9
+        h = (n - 1) * np.divide(between, total, out=np.zeros_like(total), where=varies)
+        p = np.where(varies, chi2.sf(h, levels - 1), np.nan)
+        if len(self._sparse):
+            inside = (member.T @ self._on[:, self._sparse]).round().astype(int)
+            active = self._active[self._sparse]
+            each = np.stack([tail[active, k] for tail, k in zip(self._tails, inside, strict=True)])
+            exact = np.minimum(1.0, each.min(0) * (levels if levels > 2 else 1))
+            p[self._sparse] = np.where(varies[self._sparse], exact, np.nan)
+        return p
+
+
+def _tails(n: int, most: int, count: int) -> Array:
+    """``[active, inside]``: P of so few or so many of `active` prompts (0 … most) in a level of `count` of n, doubled."""
+    inside = np.arange(count + 1)
+    mass = hypergeom.pmf(inside[None], n, np.arange(most + 1)[:, None], count)
+    below = mass.cumsum(1)
+    above = mass[:, ::-1].cumsum(1)[:, ::-1]
+    return np.minimum(1.0, 2 * np.minimum(below, above))
 
 
 def corrected(p: Array) -> Array:
