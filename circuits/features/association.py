@@ -148,7 +148,7 @@ class LevelTest:
 def _tails(n: int, most: int, count: int) -> Array:
     """``[active, inside]``: P of so few or so many of `active` prompts (0 … most) in a level of `count` of n, doubled."""
     inside = np.arange(count + 1)
-    mass = hypergeom.pmf(inside[None], n, np.arange(most + 1)[:, None], count)
+    mass: Array = np.asarray(hypergeom.pmf(inside[None], n, np.arange(most + 1)[:, None], count))
     below = mass.cumsum(1)
     above = mass[:, ::-1].cumsum(1)[:, ::-1]
     return np.minimum(1.0, 2 * np.minimum(below, above))
