@@ -204,9 +204,11 @@ def _table(records: list[Record]) -> Table:
 
 
 def _cards(record: Record, n: int, folded: bool, problems: list[str]) -> Cards:
-    """The surest associations first, then the features whose examples peak on one token, by activity."""
+    """Labelled features first, then the surest associations of each factor, then the most often active."""
+    # The factors take turns, each with its surest feature first: one strong factor would otherwise fill the page.
+    turns = record.found.assign(turn=record.found.groupby("factor").cumcount()).sort_values("turn", kind="stable")
     features = record.features.assign(
-        rank=record.features["feature"].map({f: i for i, f in enumerate(record.found["feature"].drop_duplicates())}),
+        rank=record.features["feature"].map({f: i for i, f in enumerate(turns["feature"].drop_duplicates())}),
         labelled=[int(f) not in record.labels for f in record.features["feature"]],
     )
     order = features.sort_values(["labelled", "rank", "density"], ascending=[True, True, False], kind="stable").head(n)
@@ -218,11 +220,12 @@ def _cards(record: Record, n: int, folded: bool, problems: list[str]) -> Cards:
     )  # fmt: skip
     none = record.meta.get("no_token_effects")
     caption = (
-        f"{len(cards)} of {plural(len(features), 'feature')}: labelled ones, then the surest associations, then the most often "
-        f"active; up to {EXAMPLES} of {record.metrics['top_k']} examples, each from another sequence. A token's background is its "
-        "activation as a share of the feature's largest (hover for the value); the peak is underlined. Promoted tokens: decoder "
-        "row through the final norm's scale and the unembedding, less the vocabulary's mean, direct path only."
-        + (f" None here: {none}." if none else "")
+        f"{len(cards)} of {plural(len(features), 'feature')}: labelled ones, then each factor's surest associations, then the most "
+        f"often active; up to {EXAMPLES} of {record.metrics['top_k']} examples, each from another sequence. A token's background is "
+        "its activation as a share of the feature's largest (hover for the value); the peak is underlined. Promoted tokens: decoder "
+        "row through the final norm's scale and the unembedding, less the vocabulary's mean, direct path only. "
+        "Associations: the level's difference to the other training prompts, and the same on the test prompts."
+        + (f" No promoted tokens here: {none}." if none else "")
         + f" All features: features.parquet and examples.parquet of {record.label}."
     )
     return Cards(f"Features of {record.who}", caption, cards, folded)
