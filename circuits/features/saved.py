@@ -5,6 +5,7 @@ The directory of an ``interpret`` artifact::
     features.parquet       one row a feature: activity, histogram, promoted and suppressed tokens, suggestion
     examples.parquet       feature, rank, activation, sample, position, tokens, activations … of every example
     associations.parquet   feature, factor, level, difference, auc, p, q, … (empty without interpret.associate)
+    labels.csv             every feature with a suggestion, to be copied and edited
     meta.json              histogram edges, how promoted tokens were found, what was left out
     metrics.json
 
@@ -30,7 +31,8 @@ from circuits.files import read_json
 if TYPE_CHECKING:
     import pandas as pd
 
-FEATURES, EXAMPLES, ASSOCIATIONS, META = "features.parquet", "examples.parquet", "associations.parquet", "meta.json"
+FEATURES, EXAMPLES, ASSOCIATIONS = "features.parquet", "examples.parquet", "associations.parquet"
+META, LABELS = "meta.json", "labels.csv"
 NAMED = 0.5
 """Share of a feature's examples that must peak on one token for it to be its suggestion."""
 

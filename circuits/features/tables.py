@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from circuits.data.tokens import Tokens
+from circuits.features import labels
 from circuits.features.association import strongest
 from circuits.features.collect import EDGES, Collected
 from circuits.features.logits import TokenEffects
-from circuits.features.saved import ASSOCIATIONS, EXAMPLES, FEATURES, META, Windows, suggestion
+from circuits.features.saved import ASSOCIATIONS, EXAMPLES, FEATURES, LABELS, META, Windows, suggestion
 from circuits.files import write_json
 
 
@@ -37,6 +38,8 @@ class Described:
         self.examples.to_parquet(out / EXAMPLES, index=False)
         self.associations.to_parquet(out / ASSOCIATIONS, index=False)
         write_json(out / META, self.meta)
+        guesses = dict(zip(self.features["feature"].tolist(), self.features["suggestion"].tolist(), strict=True))
+        labels.write_template(out / LABELS, int(self.meta["layer"]), guesses, {})
 
 
 def wanted_tokens(tokens: Tokens, effects: TokenEffects | None) -> set[int]:

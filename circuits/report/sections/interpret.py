@@ -221,9 +221,9 @@ def _cards(record: Record, n: int, folded: bool, problems: list[str]) -> Cards:
     none = record.meta.get("no_token_effects")
     caption = (
         f"{len(cards)} of {plural(len(features), 'feature')}: labelled ones, then each factor's surest associations, then the most "
-        f"often active; up to {EXAMPLES} of {record.metrics['top_k']} examples, each from another sequence. A token's background is "
-        "its activation as a share of the feature's largest (hover for the value); the peak is underlined. Promoted tokens: decoder "
-        "row through the final norm's scale and the unembedding, less the vocabulary's mean, direct path only. "
+        f"often active; up to {EXAMPLES} of {record.metrics['top_k']} examples, each from another sequence. A token's background "
+        "is its activation as a share of the feature's largest (hover for the value); the peak is underlined. Promoted tokens: "
+        "decoder row through the final norm's scale and the unembedding, less the vocabulary's mean, direct path only. "
         "Associations: the level's difference to the other training prompts, and the same on the test prompts."
         + (f" No promoted tokens here: {none}." if none else "")
         + f" All features: features.parquet and examples.parquet of {record.label}."
