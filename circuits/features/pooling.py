@@ -48,7 +48,8 @@ def pooled(
         keep = batch.mask & (batch.positions >= skip_first)
         for layer, sae in saes.items():
             x = sites[site, layer].flatten(2)
-            check_finite(x[keep.to(x.device)][None], site, layer, [0])
+            counted = keep.to(x.device)[..., None]
+            check_finite(torch.where(counted, x, 0.0), site, layer, batch.index)  # a prompt's number in the set
             found[layer][list(batch.index)] = _pool(sae, features[layer], x, keep, batch.last, how)
         done += len(batch)
         progress(done, len(prompts))
