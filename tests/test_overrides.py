@@ -281,8 +281,8 @@ def readers(key: str) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["task=status", "sae.k=3"], "sae.k: task=status does not read it; task=sae does"),
-        (["task=status", "sae=relu"], "sae: task=status does not read it; task=sae does"),
+        (["task=status", "sae.k=3"], f"sae.k: task=status does not read it; {readers('sae')} does"),
+        (["task=status", "sae=relu"], f"sae: task=status does not read it; {readers('sae')} does"),
         (["task=status", "layer=3"], f"layer: task=status does not read it; {readers('layer')} does"),
         (["task=report", "seed=3"], f"seed: task=report does not read it; {readers('seed')} does"),
         (["of=x"], "of: task=sae does not read it; task=report or task=status does"),
