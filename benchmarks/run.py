@@ -1,6 +1,6 @@
 """``make bench``: every benchmark after the other; with ``--write`` its tables go into docs/benchmarks.md.
 
-python benchmarks/run.py [--write]
+python benchmarks/run.py [--write] [--only "Launching on Slurm"]
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,11 @@ HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 PARTS = {
     "The command line": ["launch.py"],
+    "Launching on Slurm": ["slurm.py"],
     "Capture": ["capture.py"],
     "Activations on disk": ["activations.py"],
     "One SAE training step": ["sae_step.py"],
+    "SAEs on a known world": ["sae_quality.py", "--seeds", "1", "--only", "topk,relu"],
 }
 INTRODUCTION = """# Benchmarks
 
@@ -31,21 +34,34 @@ def main() -> None:
     """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
-    write = parser.parse_args().write
-    text = [
-        INTRODUCTION,
-        f"Machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}.\n",
-    ]
+    parser.add_argument("--only", choices=PARTS, help="one part; with --write only its table is replaced")
+    given = parser.parse_args()
+    tables = {}
     for title, words in PARTS.items():
+        if given.only not in (None, title):
+            continue
         print(f"\n## {title}\n", flush=True)
         done = subprocess.run(
             [sys.executable, str(HERE / words[0]), *words[1:]], stdout=subprocess.PIPE, text=True, check=True
         )
         print(done.stdout, flush=True)
-        text.append(f"## {title}\n\n{done.stdout.strip()}\n")
-    if write:
-        PAGE.write_text("\n".join(text), encoding="utf-8")
+        tables[title] = done.stdout.strip()
+    if given.write:
+        PAGE.write_text(page(sections() | tables if given.only else tables), encoding="utf-8")
         print(f"written {PAGE}")
+
+
+def sections() -> dict[str, str]:
+    """The tables of the page as it is, by title."""
+    parts = re.split(r"^## (.+)\n", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {title: text.strip() for title, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def page(tables: dict[str, str]) -> str:
+    """The whole page, its parts in our order."""
+    machine = f"Machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}.\n"
+    found = [f"## {title}\n\n{tables[title]}\n" for title in PARTS if title in tables]
+    return "\n".join([INTRODUCTION, machine, *found])
 
 
 if __name__ == "__main__":

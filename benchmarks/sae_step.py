@@ -7,7 +7,8 @@ read. `--cpu-time` counts processor time instead of the clock's: for machines th
 
 sparsify and dictionary_learning are not dependencies of the project: they are compared where they are installed, else left out.
 
-    python benchmarks/sae_step.py [--full] [--rounds 15] [--threads N] [--cpu-time] [--device cpu] [--only topk,relu]
+    python benchmarks/sae_step.py [--full | --shape 512,4096,256] [--rounds 15] [--threads N] [--cpu-time] [--device cpu]
+                                  [--only topk,relu]
 """
 
 from __future__ import annotations
@@ -168,6 +169,7 @@ def contestants(x: torch.Tensor, m: int, device: torch.device, only: list[str]) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="all shapes")
+    parser.add_argument("--shape", help="one shape: d_in,d_sae,batch")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cpu-time", action="store_true", help="processor time, with one thread unless --threads says")
@@ -182,7 +184,8 @@ def main() -> None:
     how = f"{torch.get_num_threads()} threads, float32, k={K}, {kind}, least of {args.rounds}"
     print(f"torch {torch.__version__}, {device}, {how}\n")
     print("| d_in, d_sae, batch | step | ms | floor ÷ step | theirs ÷ ours |\n|---|---|---|---|---|")
-    for d, m, batch in SHAPES[args.full]:
+    chosen = [tuple(map(int, args.shape.split(",")))] if args.shape else SHAPES[args.full]
+    for d, m, batch in chosen:
         x = torch.randn(batch, d, generator=torch.Generator().manual_seed(1)).to(device)
         ms = measure(contestants(x, m, device, args.only.split(",")), args.rounds, device, clock)
         base = ms["floor: 5 dense products"]

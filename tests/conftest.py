@@ -98,7 +98,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def train_embedded(cli: Cli) -> None:
     """One SAE for one step, for the sake of the model that it needs."""
-    done = cli("task=sae", "layer=0", "sae.steps=20", "tracking=off", timeout=600)
+    done = cli("task=sae", "layer=0", "sae.steps=20", "tracking=off", timeout=1500)
     if done.code != 0:
         raise RuntimeError(f"the embedded model could not be made: {done.out}{done.err}")
 

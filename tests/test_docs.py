@@ -73,4 +73,4 @@ def test_a_new_task_is_one_module_and_one_yaml(warm: Cli, tmp_path: Path) -> Non
     assert "2 cached" in launch("task=norms", "layer=1,2", QUICK, "tracking=off").stdout
     assert "norms" in launch("--help").stdout
     refused = launch("task=norms", "sae.k=3")
-    assert refused.returncode == 2 and "task=norms does not read it; task=interpret or task=sae does" in refused.stderr
+    assert refused.returncode == 2 and "sae.k: task=norms does not read it; " in refused.stderr

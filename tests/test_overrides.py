@@ -188,7 +188,10 @@ def test_every_section_is_closed_and_names_its_keys(path: str, section: type) ->
         ("sae.stps=3", "sae.stps: no such key in sae; did you mean sae.steps?"),
         ("model.embedded.sed=1", "did you mean model.embedded.seed?"),
         ("task=sea", "task=sea: no such task; did you mean sae? choices: "),
-        ("sae=topkk", "sae=topkk: no such sae; did you mean topk? choices: relu topk"),
+        (
+            "sae=topkk",
+            "sae=topkk: no such sae; did you mean topk? choices: batchtopk gated jumprelu matryoshka relu topk",
+        ),
         ("precision=fp64", "precision=fp64: no such precision; did you mean "),
         ("experiment=sae_canry", "did you mean sae_canary?"),
         ("sae=topk,rleu", "sae=rleu: no such sae; did you mean relu?"),
@@ -285,7 +288,7 @@ def readers(key: str) -> str:
         (["task=status", "sae=relu"], f"sae: task=status does not read it; {readers('sae')} does"),
         (["task=status", "layer=3"], f"layer: task=status does not read it; {readers('layer')} does"),
         (["task=report", "seed=3"], f"seed: task=report does not read it; {readers('seed')} does"),
-        (["of=x"], "of: task=sae does not read it; task=report or task=status does"),
+        (["of=x"], f"of: task=sae does not read it; {readers('of')} does"),
         (["status.watch=true"], "status.watch: task=sae does not read it; task=status does"),
         (["task=status", "report.out=x"], "report.out: task=status does not read it; task=report does"),
         (

@@ -58,6 +58,8 @@ def run(
 def test_layers_cut_at_different_steps_continue_bit_identically(architecture: str) -> None:
     whole, checkpoints, logged = run(architecture, (0, 1, 2), {})
     assert whole is not None and logged == {layer: [10, 20, 30, 40] for layer in (0, 1, 2)}
+    alone, _, _ = run(architecture, (1,), {})
+    assert alone is not None and equal(alone[1], whole[1])
     saved = {0: checkpoints[0, 30], 1: checkpoints[1, 10], 2: checkpoints[2, 20]}
     resumed, again, logged = run(architecture, (0, 1, 2), saved)
     assert resumed is not None

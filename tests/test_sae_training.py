@@ -16,7 +16,7 @@ from circuits.errors import NonFinite, RunError, UserError
 from circuits.sae import checkpoint
 from circuits.sae.modules import architecture, architectures, support
 from circuits.sae.modules.gradients import buffer
-from circuits.sae.modules.selection import BatchSelection, largest_of_rows
+from circuits.sae.modules.selection import BatchSelection, largest_of_rows, without_waiting
 from circuits.sae.normalise import Units
 from circuits.sae.spec import TrainSpec
 from circuits.sae.training import Trainer
@@ -127,9 +127,11 @@ def test_selection_finds_the_largest_of_rows_and_of_the_batch() -> None:
         values, index = select(pre, 512)
         assert torch.equal(values.sort(descending=True).values, pre.flatten().topk(512).values)
         assert torch.equal(pre.flatten()[index], values) and (index.diff() > 0).all()
+        assert all(torch.equal(a, b) for a, b in zip((values, index), without_waiting(pre, 512), strict=True))
     few = torch.full((4, 32), -1.0)
     few[2, 3] = 0.5
     assert select(few, 40)[1].tolist() == [2 * 32 + 3], "what is not positive is not active"
+    assert without_waiting(few, 40)[0].sum() == 0.5
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name != "gated"])
@@ -286,7 +288,7 @@ def test_sparsity_schedules() -> None:
 
 @pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])
 def test_the_inference_threshold_keeps_k_features_a_row_on_average(name: str) -> None:
-    trainer = trained(small(name, threshold_warmup=5, steps=400), 300)
+    trainer = trained(small(name, threshold_warmup=5, threshold_rate=0.05, steps=400), 300)
     sae, x = trainer.export(), torch.cat([rows(1000 + i) for i in range(20)])
     assert float((sae.encode(x) > 0).sum(1).float().mean()) == pytest.approx(6, rel=0.15)
     assert torch.allclose(sae.encode(x)[:32], sae.encode(x[:32])), "what a row gives does not depend on its batch"

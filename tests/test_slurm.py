@@ -23,10 +23,8 @@ Wait = Callable[..., None]
 def _leave_nothing_queued(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     """Whatever became of the test, its jobs go."""
     yield
-    queue: Queue | None = next(
-        (request.getfixturevalue(n) for n in ("own_slurm", "slurm") if n in request.fixturenames), None
-    )
-    if queue is not None:
+    if "slurm" in request.fixturenames:  # a private cluster goes with its jobs
+        queue: Queue = request.getfixturevalue("slurm")
         for record in tmp_path.glob("**/sweep.json"):
             queue.cancel(*ours(queue, record.parent))
 
@@ -228,6 +226,7 @@ def test_a_sweep_of_one_is_an_array_and_can_be_waited_for(slurm: Queue, warm: Cl
         (["task.resources.time=2-00:00:00", "cluster.cpu.partition=cpu"], r"time=48:00:00: partition cpu takes at most 12:00:00"),
         (["task.resources.time=soon"], r"task.resources.time=soon: no time; write minutes"),
         (["layer=0", "sae.lr=range(1,1200)"], r"1199 elements: slurm takes arrays of at most 1001 \(MaxArraySize\)"),
+        (["task.resources.memory=900G"], r"sbatch: no node has what is asked for .*lower task.resources.memory"),
         (["cluster.sbatch=['--no-such-option']"], r"sbatch: .*unrecognized option '--no-such-option'"),
         (["cluster=csd3", "cluster.cpu.partition=cpu"], r"csd3 needs an account: set user.csd3.account in conf/user/local.yaml"),
         (["hydra.launcher.timeout=5"], r"hydra.launcher.timeout: no such key.*timeout_min"),

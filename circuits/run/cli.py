@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Any
 
@@ -19,7 +20,7 @@ def main(argv: list[str]) -> int:
         if any(flag in ("--help", "-h") for flag in arguments.flags):
             from circuits.run.help import page
 
-            print(page())
+            print(page(), flush=True)
             return 0
         if any(flag in ("-sc", "--shell-completion") for flag in arguments.flags):
             return _hydra(arguments.argv())
@@ -30,6 +31,9 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # … | head: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        return 128 + signal.SIGPIPE
 
 
 def _hydra(argv: list[str]) -> int:

@@ -11,6 +11,7 @@ usage: python launch.py task=TASK [key=value …] [--cfg job]
   python launch.py task=sae layer=2                                  one SAE on layer 2 of the embedded model
   python launch.py task=sae layer=all sae.k=64 sae.lr=1e-4           four SAEs from one forward pass, in one run
   python launch.py task=sae 'layer=range(0,4)' sae=topk,relu         a sweep: eight elements, worker processes, a table, a report
+  python launch.py task=sae 'layer=range(10,25)' -m cluster=csd3     fifteen elements of one Slurm array job (docs/slurm.md)
   python launch.py task=sae layer=2 model=/path/or/hub-name data=text data.path=corpus.jsonl precision=bf16
   python launch.py task=status                                       all runs and sweeps; of=SWEEP for one; task=report of=SWEEP
 

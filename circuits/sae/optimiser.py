@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from circuits.sae.modules import Weights
+from circuits.sae.modules.gradients import buffer
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -51,8 +52,7 @@ class Optimiser:
         """Rows of the decoder and of its gradient."""
         decoder = self.weights["W_dec"]
         rows = len(decoder) if decoder.is_cuda else max(1, BLOCK_BYTES // (4 * decoder.shape[1]))
-        assert decoder.grad is not None
-        yield from zip(decoder.data.split(rows), decoder.grad.split(rows), strict=True)
+        yield from zip(decoder.data.split(rows), buffer(decoder).split(rows), strict=True)
 
     @staticmethod
     def _project(rows: Tensor, grad: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class TrainSpec:
     """JumpReLU: coefficient of the L0 penalty, for rows scaled to ‖x − mean‖² = 1 on average."""
     l0_warmup: int = 0
     """JumpReLU: steps over which the penalty rises from 0."""
-    threshold: float = 1.0
+    threshold: float = 0.5
     """JumpReLU: thresholds at the start, in standard deviations of a random direction."""
     bandwidth: float = 0.5
     """JumpReLU: width of the kernel by which thresholds get a gradient, in the same units."""

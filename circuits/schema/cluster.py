@@ -26,6 +26,7 @@ class QueueConfig:
     cpus_per_gpu: int | None = None  # cores that come with each GPU
     gpu_type: str | None = None  # --gres=gpu:<type>:n
     gpu_memory: str | None = None  # of one GPU, to see whether a model fits
+    modules: list[str] = field(default_factory=list)  # module load …, for this queue's nodes
 
 
 @dataclass
@@ -43,7 +44,7 @@ class ClusterConfig:
     dry_run: bool = False  # print the script, submit nothing
     snapshot: bool = False  # run from a copy of the code as it is now
     needs: list[str] = field(default_factory=list)  # personal values without which nothing is submitted
-    modules: list[str] = field(default_factory=list)  # module load …
+    modules: list[str] = field(default_factory=list)  # module load …, on every node
     setup: list[str] = field(default_factory=list)  # shell lines before the run
     environment: dict[str, str] = field(default_factory=dict)  # exported before the run
     offline: bool = False  # nodes reach no network: hub and W&B stay offline

@@ -70,7 +70,7 @@ def slurm_conf(folder: Path, options: Options, ports: Ports) -> str:
         gres = f" Gres=gpu:a100:{options.gpus}" if options.gpus else ""
         lines.append(
             f"NodeName=node{number} NodeHostname={host()} NodeAddr=127.0.0.1 Port={port} CPUs={options.cpus} "
-            f"RealMemory=16000{gres} State=UNKNOWN"
+            f"RealMemory=64000{gres} State=UNKNOWN"
         )
     return "\n".join(changed([*lines, *_partitions(options.accounting)], options.changes)) + "\n"
 

@@ -20,11 +20,20 @@ FULL: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("CE spliced", "ce_spliced", decimal),
     ("CE zeroed", "ce_zero", decimal),
     ("KL", "kl", short),
+    ("norm ratio", "norm_ratio", decimal),
+    ("relative bias", "relative_bias", decimal),
+    ("dense", "dense_fraction", percent),
+    ("decoder cosine", "decoder_cosine", decimal),
+    ("twins", "twin_fraction", percent),
     ("d_in", "d_in", whole),
     ("d_sae", "d_sae", whole),
     ("passes", "passes", short),
     ("rows", "n_rows", whole),
     ("sequences", "n_sequences", whole),
+)
+NEWER = (
+    "Norm ratio and relative bias: 1 where reconstructions have the right length, below 1 where they shrink. Dense: features on "
+    "over 10% of rows. Decoder cosine: mean largest cosine of a decoder row with another one; twins: rows where it exceeds 0.9."
 )
 
 
@@ -142,4 +151,4 @@ def _full_table(view: View, records: Sequence[Record]) -> Table:
         never = r.density.never if r.density else None
         cells += [Cell(whole(never), never), Cell(r.architecture or "–"), Cell(r.label, code=True)]
         rows.append((*_swept_cells(view, r), *cells))
-    return Table("All measurements", tuple(columns), tuple(rows), "CE and KL in nats per token.", folded=True)
+    return Table("All measurements", tuple(columns), tuple(rows), "CE and KL in nats per token. " + NEWER, folded=True)

@@ -30,6 +30,13 @@ NUMBERS = (
     "d_in",
     "d_sae",
 )
+LATER = (
+    "dense_fraction",
+    "norm_ratio",
+    "relative_bias",
+    "decoder_cosine",
+    "twin_fraction",
+)  # older artifacts lack them
 HISTORY = ("step", "loss", "explained_variance", "l0")
 
 
@@ -113,7 +120,7 @@ def _numbers(metrics: Mapping[str, Any], wrong: list[str]) -> dict[str, float]:
     if lacking:
         wrong.append(f"lacks {', '.join(lacking)}")
     found = {}
-    for name in NUMBERS:
+    for name in (*NUMBERS, *LATER):
         value = metrics.get(name)
         if value is None:  # written as null: not measured, which is no fault
             continue

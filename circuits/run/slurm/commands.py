@@ -155,6 +155,22 @@ def submit(script: str) -> str:
     return ask(["sbatch", "--parsable"], given=script).strip().split(";")[0]
 
 
+def check_fits(script: str) -> None:
+    """Whether any node could ever run it. sbatch does not look when a job is held, which would then wait for ever.
+
+    Raises:
+        SlurmError: no node has so much memory, so many cores or such GPUs.
+    """
+    try:
+        ask(["sbatch", "--test-only"], given=script)
+    except SlurmError as e:
+        if "node configuration is not available" in str(e):  # anything else sbatch itself tells, or it may pass
+            raise SlurmError(
+                "sbatch: no node has what is asked for (Requested node configuration is not available); lower "
+                "task.resources.memory, cpus or gpus, or choose another partition"
+            ) from e
+
+
 def release(jobs: Sequence[str]) -> None:
     """Let held arrays go; one that has ended or was cancelled meanwhile is no error."""
     for job in jobs:

@@ -20,6 +20,7 @@ from circuits.run.slurm.request import Request, cluster_environment, request_of
 from circuits.run.slurm.submission import Submission
 from circuits.run.store import Store
 from circuits.run.sweep import Sweep
+from circuits.schema import ClusterConfig
 
 WATCH_S = 2.0  # between looks at the queue while waiting
 LIVE = ("waiting", "pending", "starting", "running")
@@ -87,7 +88,6 @@ class SlurmLauncher:
         for index, request in requests.items():
             groups.setdefault(request, []).append(index)
         cluster = self.cfg.cluster
-        modules = [f"module load {' '.join(cluster.modules)}"] if cluster.modules else []
         return [
             script.Array(
                 request,
@@ -96,7 +96,7 @@ class SlurmLauncher:
                 tag,
                 cluster.python or sys.executable,
                 self.sweep.path / "code" if cluster.snapshot else CODE,
-                [*cluster.setup, *modules],
+                [*cluster.setup, *_modules(cluster, request)],
                 cluster_environment(self.cfg),
             )
             for request, members in groups.items()
@@ -187,6 +187,11 @@ class SlurmLauncher:
                     self.sweep.directory(element), "failed", task=self.cfg.task.name, error=error, exit_code=1
                 )
                 self.standing.adopted.remove(element)
+
+
+def _modules(cluster: ClusterConfig, request: Request) -> list[str]:
+    names = [*cluster.modules, *(cluster.gpu if request.gpus else cluster.cpu).modules]
+    return [f"module load {' '.join(names)}"] if names else []
 
 
 def _again(fact: Mapping[str, Any]) -> bool:

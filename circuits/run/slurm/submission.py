@@ -26,7 +26,7 @@ from typing import Any
 
 import psutil
 
-from circuits.errors import RunError
+from circuits.errors import CircuitsError, RunError
 from circuits.files import read_json, write_json
 from circuits.run import status
 from circuits.run.leases import Lease, Note, owner, process_alive
@@ -36,6 +36,7 @@ from circuits.run.store import Store
 
 RECORD = "jobs.json"
 NOTES = ".submissions"
+INTERRUPTED = "its submission was interrupted; the same command submits it"
 STRAY_S = 20.0  # a client killed while sbatch ran: its job may appear this much later
 
 
@@ -82,7 +83,7 @@ def settle(store: Store, say: Callable[[str], None]) -> None:
         else:
             found = _strays(note)
             commands.cancel(found)
-            _never_started(sweep, note)
+            _never_started(sweep, note, INTERRUPTED)
             say(f"{sweep.name}: its submission was interrupted; {' '.join(found) or 'nothing'} of it was cancelled")
         path.unlink(missing_ok=True)
 
@@ -110,12 +111,11 @@ def _sbatch_runs() -> bool:
     return False
 
 
-def _never_started(sweep: Path, note: Mapping[str, Any]) -> None:
+def _never_started(sweep: Path, note: Mapping[str, Any], why: str) -> None:
     for name in note["directories"]:
         directory = sweep / name
         if status.read(directory).get("state") == "waiting":
-            error = "its submission was interrupted; the same command submits it"
-            status.write_plain(directory, "failed", task=note["task"], error=error, exit_code=1)
+            status.write_plain(directory, "failed", task=note["task"], error=why, exit_code=1)
 
 
 def read_record(sweep: Path) -> dict[str, Any] | None:
@@ -168,8 +168,8 @@ class Submission:
             for step in self.STEPS:
                 getattr(self, f"_{step}")()
                 between(step)
-        except BaseException:  # Ctrl-C as well: nothing that nobody was told of may stay
-            self._roll_back()
+        except BaseException as e:  # Ctrl-C as well: nothing that nobody was told of may stay
+            self._roll_back(f"not submitted ({e})" if isinstance(e, CircuitsError) else INTERRUPTED)
             raise
         self._note.unlink(missing_ok=True)
         return self.jobs
@@ -188,6 +188,7 @@ class Submission:
 
     def _sbatch(self) -> None:
         for array in self.arrays:
+            commands.check_fits(array.text())
             self.jobs.append(commands.submit(array.text()))
 
     def _record(self) -> None:
@@ -239,7 +240,7 @@ class Submission:
                 _wait_again(self.sweep / self.directories[element], self.task)
         commands.release(self.jobs)
 
-    def _roll_back(self) -> None:
+    def _roll_back(self, why: str) -> None:
         """Slurm refused, the disk is full, or we were interrupted. What cannot be cancelled now stays announced."""
         record = read_record(self.sweep)
         if record is not None and record["tag"] == self.tag:
@@ -252,7 +253,7 @@ class Submission:
             "task": self.task,
             "directories": [self.directories[e] for array in self.arrays for e in array.elements],
         }
-        _never_started(self.sweep, facts)
+        _never_started(self.sweep, facts, why)
 
 
 def _wait_again(directory: Path, task: str) -> None:
@@ -268,9 +269,12 @@ def _depending(script: str, ids: Sequence[str]) -> str:
 
 def _claim(store: Store, record: Mapping[str, Any]) -> None:
     """The claims of a record; one that somebody else holds stays theirs (their element makes it, ours finds it)."""
+    commands.forget()
     for array in record["arrays"]:
         for element in array["elements"]:
             for path in record["claims"].get(str(element), []):
                 job = f"{array['job']}_{element}"
+                if commands.element_alive(job) is False:
+                    continue  # rolled forward late: it has ended already
                 facts = owner(job=job, tag=record["tag"], by=f"Slurm job {job}", uid=os.getuid())
                 Note(Path(path)).take(facts)

@@ -75,8 +75,7 @@ class BatchTopKObjective(TopKObjective):
     @torch.no_grad()
     def export(self, sae: SAE, w: Weights, read: Units, write: Units) -> None:
         super().export(sae, w, read, write)
-        assert isinstance(sae, JumpReLUSAE)
-        sae.threshold.fill_(float(self.state["threshold"]) / write.scale)
+        sae.get_parameter("threshold").fill_(float(self.state["threshold"]) / write.scale)
 
 
 ARCHITECTURE = Architecture("batchtopk", JumpReLUSAE, BatchTopKObjective)

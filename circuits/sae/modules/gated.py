@@ -132,8 +132,7 @@ class GatedObjective(Objective):
     @torch.no_grad()
     def export(self, sae: SAE, w: Weights, read, write) -> None:  # type: ignore[no-untyped-def]
         super().export(sae, w, read, write)
-        assert isinstance(sae, GatedSAE)
-        sae.r_mag.copy_(w["r_mag"])
+        sae.get_parameter("r_mag").copy_(w["r_mag"])
 
 
 ARCHITECTURE = Architecture("gated", GatedSAE, GatedObjective)

@@ -133,8 +133,7 @@ class JumpReLUObjective(Objective):
     @torch.no_grad()
     def export(self, sae: SAE, w: Weights, read: Units, write: Units) -> None:
         super().export(sae, w, read, write)
-        assert isinstance(sae, JumpReLUSAE)
-        sae.threshold.copy_(w["threshold"] / write.scale)
+        sae.get_parameter("threshold").copy_(w["threshold"] / write.scale)
 
 
 class _Jump(torch.autograd.Function):

@@ -36,6 +36,7 @@ class MatryoshkaObjective(BatchTopKObjective):
     def __init__(self, spec: TrainSpec) -> None:
         super().__init__(spec)
         self.ends = prefixes(spec.d_sae, spec.groups)
+        self._bounds = torch.tensor(self.ends)
         self.bands = list(zip([0, *self.ends[:-1]], self.ends, strict=True))
 
     @staticmethod
@@ -68,8 +69,8 @@ class MatryoshkaObjective(BatchTopKObjective):
 
     def _slot(self, support: Support) -> Tensor:
         """(row, band) of every entry as one number; ascending, as features ascend within a row."""
-        ends = torch.tensor(self.ends, device=support.features.device)
-        return support.rows * len(self.ends) + torch.bucketize(support.features, ends, right=True)
+        self._bounds = self._bounds.to(support.features.device)
+        return support.rows * len(self.ends) + torch.bucketize(support.features, self._bounds, right=True)
 
     def _slots(self, w: Weights, support: Support, f: Tensor, batch: int) -> Float[Tensor, "batch bands d_out"]:
         count = batch * len(self.bands)

@@ -34,6 +34,13 @@ def largest_of_rows(
     return values, columns.gather(1, at % k) + (at // k) * (width // COLUMN)
 
 
+def without_waiting(pre: Float[Tensor, "batch d_sae"], n: int) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+    """The n largest of a batch by one `topk`: how many there are is known beforehand, so the host need not ask the device."""
+    values, index = pre.relu().flatten().topk(n, sorted=False)
+    index, order = index.sort()
+    return values[order], index
+
+
 class BatchSelection:
     """Finds the positive entries among the n largest of a batch; remembers where to look, which changes no result."""
 
@@ -44,9 +51,7 @@ class BatchSelection:
         """Values and ascending flat positions. Entries equal to the n-th largest are all taken on a CPU; on an accelerator
         exactly n are, zeros among them when fewer are positive, and the host does not wait."""
         if pre.device.type != "cpu":
-            values, index = pre.flatten().relu_().topk(n, sorted=False)
-            index, order = index.sort()
-            return values[order], index
+            return without_waiting(pre, n)
         index = self._above(pre, MARGIN * self._last)
         if len(index) < n and self._last > 0:
             index = self._above(pre, 0.0)

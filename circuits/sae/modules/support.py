@@ -24,7 +24,7 @@ from circuits.sae.modules.scratch import scratch
 SPARSE_SHARE = 0.1
 """On a CPU, sums over entries beat dense products below this share of active entries (measured: about 0.2)."""
 ACCELERATOR_SHARE = 1 / 256
-"""On an accelerator, whose matrix units make dense products cheap, below this one."""
+"""On a GPU, whose matrix units make dense products cheap, below this one (a guess: not measured). Others take dense products."""
 
 with warnings.catch_warnings():  # that CSR tensors are in beta is said once a process: here, to nobody
     warnings.simplefilter("ignore")
@@ -35,7 +35,7 @@ with warnings.catch_warnings():  # that CSR tensors are in beta is said once a p
 
 def sparse_pays(entries: int, batch: int, d_sae: int, device: torch.device) -> bool:
     """Whether a step with this many active entries is faster by sums over them than by dense products."""
-    share = SPARSE_SHARE if device.type == "cpu" else ACCELERATOR_SHARE
+    share = {"cpu": SPARSE_SHARE, "cuda": ACCELERATOR_SHARE}.get(device.type, 0.0)
     return entries <= share * batch * d_sae
 
 
