@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from circuits.report.cards import Cards
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -68,7 +70,7 @@ class Listing:
     block = "listing"
 
 
-Block = Figure | Table | Note | Listing
+Block = Figure | Table | Note | Listing | Cards
 
 
 @dataclass(frozen=True)

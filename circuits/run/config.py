@@ -50,7 +50,13 @@ def to_object(tree: Any) -> schema.BaseConfig:
 def absolute(cfg: schema.BaseConfig, base: Path) -> schema.BaseConfig:
     """Make every path in `cfg` independent of the directory that the command was typed in."""
     cfg.outputs, cfg.multirun = (str(base / Path(place).expanduser()) for place in (cfg.outputs, cfg.multirun))
-    for section, name in ((cfg.model, "id"), (cfg.behaviour, "path"), (cfg.data, "path"), (cfg.sae, "from_")):
+    for section, name in (
+        (cfg.model, "id"),
+        (cfg.behaviour, "path"),
+        (cfg.data, "path"),
+        (cfg.sae, "from_"),
+        (cfg.interpret, "labels"),
+    ):
         value = getattr(section, name)
         if not value or (name == "id" and cfg.model.embedded is not None):
             continue

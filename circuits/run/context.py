@@ -157,7 +157,8 @@ class Context:
                 leases[layer].release()
 
     def require(self, name: str, layer: int | None = None) -> Artifact:
-        """The artifact of input kind `name`: found in the store, or made now when the kind is made by whoever needs it.
+        """The artifact of input kind `name` (of `layer`, where that kind has layers): found in the store, or made now when the
+        kind is made by whoever needs it.
 
         An input of the kind ``layers=each`` is asked for by its `layer`, as this run's key at that layer names it.
 

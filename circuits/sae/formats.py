@@ -99,6 +99,15 @@ def load(directory: Path) -> SAE:
     return sae.eval()
 
 
+def firing_rate(directory: Path) -> Float[Tensor, " d_sae"]:
+    """For each feature the share of tokens on which it was active when the SAE was measured; 0: never."""
+    path = directory / SPARSITY
+    try:
+        return (10.0 ** load_file(path)["sparsity"].float()).where(load_file(path)["sparsity"] > -9.5, 0.0)
+    except (SafetensorError, OSError, KeyError) as e:
+        raise UserError(f"{path} cannot be read as the SAE's firing rates ({e})") from e
+
+
 def read_config(directory: Path, library: str = "SAELens") -> dict[str, Any]:
     """``cfg.json`` as it stands, metadata included; `library` is whose directory it should be."""
     path = directory / CONFIG

@@ -24,6 +24,7 @@ from circuits.schema import activations as activations_rules
 from circuits.schema import behaviour as behaviour_rules
 from circuits.schema import cluster as cluster_rules
 from circuits.schema import data as data_rules
+from circuits.schema import interpret as interpret_rules
 from circuits.schema import sae as sae_rules
 from circuits.schema import stored
 from circuits.schema.activations import ActivationsConfig, ActivationSource
@@ -39,6 +40,7 @@ from circuits.schema.cluster import (
 )
 from circuits.schema.data import DataConfig, DataSource
 from circuits.schema.fields import MISSING, added, file, free
+from circuits.schema.interpret import InterpretConfig, Pool
 from circuits.schema.model import Dtype, EmbeddedConfig, Matmul, ModelConfig, PrecisionConfig, Site
 from circuits.schema.sae import Architecture, NonFinitePolicy, Normalize, SaeConfig, SaeSource
 from circuits.schema.task import Resources, Reuse, TaskConfig, Where
@@ -54,6 +56,7 @@ class BaseConfig:
     data: DataConfig = field(default_factory=DataConfig)
     activations: ActivationsConfig = field(default_factory=ActivationsConfig)
     sae: SaeConfig = field(default_factory=SaeConfig)
+    interpret: InterpretConfig = field(default_factory=InterpretConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -92,6 +95,7 @@ def check(cfg: BaseConfig) -> list[str]:
         *data_rules.check(cfg.data),
         *activations_rules.check(stored.section(cfg) if stored.read(cfg) else cfg.activations),
         *sae_rules.check(cfg.sae),
+        *interpret_rules.check(cfg.interpret),
         *_check_root(cfg),
     ]
 
@@ -117,8 +121,8 @@ def _check_root(cfg: BaseConfig) -> list[str]:
 
 __all__ = [
     "MISSING", "RUN_KEYS", "ActivationSource", "ActivationsConfig", "Architecture", "Backend", "BaseConfig",
-    "BehaviourConfig", "Bos", "ClusterConfig", "DataConfig", "DataSource", "Dtype", "EmbeddedConfig", "Matmul",
-    "ModelConfig", "MultiToken", "NonFinitePolicy", "Normalize", "PersonalConfig", "PrecisionConfig", "QueueConfig",
-    "Resources", "Reuse", "SaeConfig", "SaeSource", "Site", "TaskConfig", "TrackingConfig", "TrackingMode", "Where", "added",
-    "check", "file", "free", "root_schema",
+    "BehaviourConfig", "Bos", "ClusterConfig", "DataConfig", "DataSource", "Dtype", "EmbeddedConfig", "InterpretConfig",
+    "Matmul", "ModelConfig", "MultiToken", "NonFinitePolicy", "Normalize", "PersonalConfig", "Pool", "PrecisionConfig",
+    "QueueConfig", "Resources", "Reuse", "SaeConfig", "SaeSource", "Site", "TaskConfig", "TrackingConfig",
+    "TrackingMode", "Where", "added", "check", "file", "free", "root_schema",
 ]  # fmt: skip

@@ -1,0 +1,78 @@
+"""Features on prompts: one number for each prompt and feature, since the prompt is the unit of sampling and not its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from circuits.data.prompts import PromptSet
+from circuits.errors import UserError
+from circuits.features.collect import FEATURES_AT_ONCE, feature_activations
+from circuits.models.hooks import check_finite, forward
+from circuits.models.load import LM
+from circuits.sae.modules import SAE
+
+How = Literal["max", "mean", "last"]
+
+
+def pooled(
+    lm: LM,
+    saes: Mapping[int, SAE],
+    features: Mapping[int, Int[Tensor, " f"]],
+    prompts: PromptSet,
+    *,
+    site: str,
+    how: How,
+    skip_first: int,
+    batch_size: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[int, NDArray[np.float32]]:
+    """By layer ``[prompts, features]``, prompts in the set's order; the first `skip_first` positions do not count.
+
+    Raises:
+        UserError: a prompt has no position that counts.
+    """
+    short = [p.id for p in prompts if len(p.ids) <= skip_first]
+    if short:
+        raise UserError(f"prompt {short[0]} has no token after the first sae.skip_first={skip_first}; lower it")
+    found = {layer: np.zeros((len(prompts), len(features[layer])), np.float32) for layer in saes}
+    done = 0
+    for batch in prompts.batches(batch_size):
+        sites = forward(lm, batch.ids, batch.mask, capture=[(site, layer) for layer in saes]).sites
+        keep = batch.mask & (batch.positions >= skip_first)
+        for layer, sae in saes.items():
+            x = sites[site, layer].flatten(2)
+            counted = keep.to(x.device)[..., None]
+            check_finite(torch.where(counted, x, 0.0), site, layer, batch.index)  # a prompt's number in the set
+            found[layer][list(batch.index)] = _pool(sae, features[layer], x, keep, batch.last, how)
+        done += len(batch)
+        progress(done, len(prompts))
+    return found
+
+
+def _pool(
+    sae: SAE,
+    features: Int[Tensor, " f"],
+    x: Float[Tensor, "n pos d"],
+    keep: Bool[Tensor, "n pos"],
+    last: Int[Tensor, " n"],
+    how: How,
+) -> NDArray[np.float32]:
+    parts = []
+    at_once = max(1, FEATURES_AT_ONCE // (x.shape[1] * sae.cfg.d_sae))
+    for start in range(0, len(x), at_once):
+        part = slice(start, start + at_once)
+        active = feature_activations(sae, features.to(sae.W_enc.device), x[part], keep[part])
+        if how == "max":
+            parts.append(active.amax(1))
+        elif how == "mean":
+            parts.append(active.sum(1) / keep[part].sum(1, keepdim=True).to(active.device))
+        else:
+            parts.append(active[torch.arange(len(active)), last[part]])
+    return torch.cat(parts).cpu().numpy()

@@ -1,0 +1,358 @@
+"""``task=interpret``: what an SAE's features stand for, one artifact per layer.
+
+Top-activating examples and histograms on held-out text, promoted and suppressed tokens, and association with the factors of
+the behaviour's prompts; one forward pass serves all layers of the run. Into the run's directory goes ``labels-L3.csv``, a file
+for people to edit: with ``interpret.labels=FILE.csv`` reports show their labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.errors import UserError
+from circuits.files import write_json
+from circuits.run import registry
+from circuits.run.context import Context, Work
+from circuits.run.kinds import Column, Kind, ModelDims, readable
+from circuits.schema import BaseConfig, DataSource
+from circuits.schema.interpret import chosen
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from circuits.data.stream import ActivationStream
+    from circuits.data.tokens import Tokens
+    from circuits.features.collect import Collected
+    from circuits.models.load import LM
+    from circuits.sae.modules import SAE
+
+BYTES_A_TOKEN = 8  # of an example in the compressed tables, about
+
+
+def inputs(cfg: BaseConfig) -> tuple[str, ...]:
+    """The SAE of the layer, the model and its text; the prompts where features are tested on them."""
+    tiny = ("tiny",) if cfg.model.embedded is not None else ()
+    tokens = ("tokens",) if cfg.data.source is not DataSource.embedded else ()
+    return (*tiny, *tokens, "sae", *(("prompts",) if cfg.interpret.associate else ()))
+
+
+def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
+    """``tiny-L2-topk-grammar_agreement``."""
+    name = "from" if cfg.sae.from_ else cfg.sae.architecture.value
+    tested = f"-{readable(cfg.behaviour.name)}" if cfg.interpret.associate else ""
+    return f"{readable(cfg.model.id)}-L{layers[0] if layers else ''}-{name}{tested}"
+
+
+def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str]:
+    """What is wrong with the inputs' config, features that the SAE does not have, a labels file that cannot be read."""
+    from circuits.features import labels
+
+    errors = registry.kind("sae").check(cfg, dims, layers)
+    if cfg.interpret.associate:
+        errors = errors + registry.kind("prompts").check(cfg, dims, layers)
+    width = dims.width_of(cfg.sae.site.value)
+    d_sae = None if width is None or cfg.sae.from_ is not None else width * cfg.sae.expansion
+    listed = chosen(cfg.interpret)
+    if d_sae is not None and listed and listed[-1] >= d_sae:
+        errors.append(_out_of_range(listed[-1], d_sae))
+    if cfg.interpret.labels is not None:
+        for layer in layers:
+            try:
+                labels.read(Path(cfg.interpret.labels), layer, d_sae)
+            except UserError as e:
+                errors += [f"interpret.labels: {message}" for message in e.messages]
+    return list(dict.fromkeys(errors))
+
+
+def _out_of_range(feature: int, d_sae: int) -> str:
+    return f"interpret.features: feature {feature} is out of range: the SAE has {d_sae} features (0-{d_sae - 1})"
+
+
+def question(cfg: BaseConfig) -> str:
+    """What a run asks."""
+    tested = (
+        f", and which of them tell the factors of {readable(cfg.behaviour.name)} apart"
+        if cfg.interpret.associate
+        else ""
+    )
+    return f"What do the features of {Path(cfg.model.id).name}'s {cfg.sae.site.value} stand for{tested},"
+
+
+def needed_bytes(cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
+    """The examples outweigh the rest."""
+    given = cfg.interpret
+    n = len(chosen(given) or ()) or given.max_features
+    return n * given.top_k * (2 * given.window + 1) * BYTES_A_TOKEN, 0
+
+
+KIND = Kind(
+    name="interpret",
+    version=1,
+    sections=(
+        "model",
+        "data",
+        "interpret",
+        "precision",
+        "seed",
+        "sae.site",
+        "sae.target_site",
+        "sae.skip_first",
+        "sae.nonfinite",
+    ),
+    label=label,
+    layers="each",
+    inputs=inputs,
+    may_need=("tiny", "tokens", "sae", "prompts"),
+    load="circuits.features.saved:Interpretation",
+    bytes=needed_bytes,
+    check=check,
+    question=question,
+    memory_keys=("interpret.batch_size", "interpret.max_features", "interpret.top_k", "interpret.window"),
+    columns=(
+        Column("n_features", "features", ",.0f"),
+        Column("single_token", "one token", ".1%"),
+        Column("significant_features", "associated", ",.0f"),
+        Column("significant_share", "tests q < FDR", ".1%"),
+        Column("shuffled_share", "labels shuffled", ".2%"),
+        Column("replicated", "same sign on test", ".1%"),
+    ),
+)
+
+
+def run(context: Context) -> None:
+    """Describe what is missing of the run's layers, then write the labels files of all."""
+    while missing := context.missing():
+        with context.making(missing) as works:
+            if works:
+                _make(context, works)
+    context.conclude()
+    _write_labels(context)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's SAE, and which of its features are described."""
+
+    sae: SAE
+    features: Tensor
+    alive: int
+
+
+def _make(context: Context, works: Mapping[int, Work]) -> None:
+    from circuits.features.logits import token_effects, why_none
+    from circuits.features.tables import describe, wanted_tokens
+    from circuits.features.texts import token_texts
+
+    cfg = context.cfg
+    paths = {layer: context.require("sae", layer).path for layer in works}  # before anything is loaded
+    stream = _stream(context, sorted(works))
+    lm = stream.lm
+    layers = {layer: _layer(context, path, lm) for layer, path in paths.items()}
+    collected, tokens = _collect(context, stream, layers)
+    tables, facts = _associate(context, lm, layers)
+    site = (cfg.sae.target_site or cfg.sae.site).value
+    for layer, work in works.items():
+        found, sae = collected[layer], layers[layer].sae
+        context.progress(f"writing {work.key.id}", 0, None)
+        effects = token_effects(lm, sae, layers[layer].features, site, layer, cfg.interpret.n_tokens)
+        texts = token_texts(lm.tokenizer, wanted_tokens(tokens, effects))
+        meta = {
+            "layer": layer,
+            "site": cfg.sae.site.value,
+            "decoded_site": site,
+            "no_token_effects": why_none(lm, site),
+            "pool": cfg.interpret.pool.value,
+            **{name: facts[layer][name] for name in ("factors", "left_out")},
+        }
+        described = describe(found, tokens, texts, effects, tables[layer], meta)
+        metrics = {
+            "layer": layer,
+            "site": cfg.sae.site.value,
+            "d_sae": sae.cfg.d_sae,
+            "n_alive": layers[layer].alive,
+            "n_features": len(found.features),
+            "n_rows": found.rows,
+            "n_sequences": found.sequences,
+            "n_repeated": found.repeated,
+            "top_k": cfg.interpret.top_k,
+            "single_token": described.single_token,
+            **{name: value for name, value in facts[layer].items() if name not in ("factors", "left_out")},
+        }
+        context.run.tracker.start(layer, work.key.hash, f"{context.run.name}/L{layer}", {"artifact": work.key.id})
+
+        def write(out: Path, described: Any = described, metrics: dict[str, Any] = metrics) -> None:
+            described.write(out)
+            write_json(out / "metrics.json", metrics)
+
+        artifact = work.commit(write)
+        context.run.tracker.summary(metrics, layer)
+        told = f", {metrics['significant_features']:,} of them associated" if cfg.interpret.associate else ""
+        context.say(f"layer {layer}: {metrics['n_features']:,} features{told}: {artifact.id}")
+
+
+def _stream(context: Context, layers: list[int]) -> ActivationStream:
+    """The model and its held-out text, as activations of `layers`."""
+    import torch
+
+    from circuits.data.embedded import EmbeddedSource
+    from circuits.data.stream import ActivationStream
+    from circuits.data.textstore import TextStore
+    from circuits.data.tokens import TokenSource
+    from circuits.models.load import load_model, pick_device
+
+    cfg = context.cfg
+    torch.backends.cuda.matmul.allow_tf32 = cfg.precision.matmul.value == "high"
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.precision.dtype.value]
+    device = pick_device(cfg.model.device, cfg.model.allow_fallback)
+    context.progress("loading the model", 0, None)
+    name, revision = context.model_files()
+    lm = load_model(name, revision=revision, dtype=dtype, device=device)
+    if cfg.data.source is DataSource.embedded:
+        source: TokenSource = EmbeddedSource(lm.tokenizer, cfg.seed, cfg.data.context)
+    else:
+        source = TextStore(context.require("tokens").path, seed=cfg.seed)
+    return ActivationStream(
+        lm,
+        source,
+        site=cfg.sae.site.value,
+        layers=layers,
+        batch_size=1,  # of the training stream, which is not read here
+        block_rows=2,
+        forward_batch=cfg.interpret.batch_size,
+        seed=cfg.seed,
+        skip_first=cfg.sae.skip_first,
+        nonfinite=cfg.sae.nonfinite.value,
+    )
+
+
+def _layer(context: Context, path: Path, lm: LM) -> Layer:
+    """An SAE with the features asked for, or the most often active of those that were alive when it was measured."""
+    import torch
+
+    from circuits.sae import formats
+
+    given = context.cfg.interpret
+    sae, rate = formats.load(path).to(lm.device), formats.firing_rate(path)
+    alive = rate > 0
+    listed = chosen(given)
+    if listed is not None:
+        if listed[-1] >= sae.cfg.d_sae:
+            raise UserError(_out_of_range(listed[-1], sae.cfg.d_sae))
+        features = torch.tensor(listed, dtype=torch.long)
+    else:
+        order = rate.argsort(descending=True, stable=True)[: int(alive.sum())]
+        features = order[: given.max_features].sort().values
+    if not len(features):
+        raise UserError(f"{path.name}: no feature of this SAE is alive; train it longer (sae.steps)")
+    return Layer(sae, features, int(alive.sum()))
+
+
+def _collect(
+    context: Context, stream: ActivationStream, layers: Mapping[int, Layer]
+) -> tuple[dict[int, Collected], Tokens]:
+    """One pass over held-out text for all layers."""
+    from circuits.features.collect import Collector, Fresh
+    from circuits.features.tables import together
+
+    given = context.cfg.interpret
+    collectors = {
+        layer: Collector(one.sae, one.features, top_k=given.top_k, window=given.window) for layer, one in layers.items()
+    }
+    fresh, parts, done = Fresh(), [], 0
+    for chunk in stream.heldout(given.n_sequences):
+        new = fresh(chunk.tokens.ids, chunk.tokens.mask)
+        for layer, collector in collectors.items():
+            collector.add(chunk.sites[layer], chunk.keep, new)
+        parts.append(chunk.tokens.to(new.device))
+        done += len(chunk.tokens)
+        context.progress("reading held-out text", done, given.n_sequences, "sequence")
+        context.stop_here()
+    if not parts:
+        raise UserError(f"{stream.source.name}: no held-out sequence; give more text (data.path)")
+    return {layer: collector.result() for layer, collector in collectors.items()}, together(parts)
+
+
+def _associate(
+    context: Context, lm: LM, layers: Mapping[int, Layer]
+) -> tuple[dict[int, pd.DataFrame], dict[int, dict[str, Any]]]:
+    """By layer the table of associations and their summary; empty ones where none is asked for."""
+    import numpy as np
+
+    from circuits.data import prompts
+    from circuits.data.seeds import derive_seed
+    from circuits.features import association
+    from circuits.features.pooling import pooled
+
+    given, seed = context.cfg.interpret, context.cfg.seed
+    none = np.zeros(0, dtype=bool)
+    values = {layer: np.zeros((0, len(one.features)), np.float32) for layer, one in layers.items()}
+    factors: list[association.Factor] = []
+    left_out: dict[str, str] = {}
+    train, n_prompts = none, 0
+    if given.associate:
+        found = prompts.read(context.require("prompts").path)
+
+        def progress(done: int, total: int) -> None:
+            context.progress("reading the prompts", done, total, "prompt")
+            context.stop_here()
+
+        values = pooled(
+            lm,
+            {layer: one.sae for layer, one in layers.items()},
+            {layer: one.features for layer, one in layers.items()},
+            found,
+            site=context.cfg.sae.site.value,
+            how=given.pool.value,
+            skip_first=context.cfg.sae.skip_first,
+            batch_size=given.batch_size,
+            progress=progress,
+        )
+        train, n_prompts = np.array([split == "train" for split in found.splits]), len(found)
+        factors, left_out = association.factors_of(_labels(found.table(), found), train, given.min_prompts)
+        for name, why in left_out.items():
+            context.say(f"factor {name}: not tested ({why})")
+    tables, facts = {}, {}
+    for layer, one in layers.items():
+        table, summary = association.associate(
+            values[layer],
+            one.features.tolist(),
+            factors,
+            train,
+            fdr=given.fdr,
+            shuffles=given.shuffles,
+            seed=derive_seed(seed, "interpret", "shuffle"),
+        )
+        tables[layer] = table
+        named = {factor.name: list(factor.levels) for factor in factors}
+        counts = {"n_prompts": n_prompts, "n_train": int(train.sum()), "n_factors": len(factors)}
+        facts[layer] = {**summary, **counts, "factors": named, "left_out": left_out}
+    return tables, facts
+
+
+def _labels(table: pd.DataFrame, found: Any) -> pd.DataFrame:
+    """What the prompts are labelled by: their factors, the target, the group."""
+    import pandas as pd
+
+    factors = {str(n).removeprefix("factor."): table[n] for n in table if str(n).startswith("factor.")}
+    others = {"target": [p.target for p in found], "group": table["group"]}
+    return pd.DataFrame({**factors, **{name: column for name, column in others.items() if name not in factors}})
+
+
+def _write_labels(context: Context) -> None:
+    """For each layer a file to edit, with the labels that are given and suggestions beside them."""
+    from circuits.features import labels
+    from circuits.features.saved import Interpretation
+
+    given = context.cfg.interpret.labels
+    for layer in context.layers:
+        artifact = context.run.store.find(context.key(layer))
+        if artifact is None:
+            continue  # conclude() has said so
+        known = labels.read(Path(given), layer) if given else {}
+        path = context.run.run_dir / f"labels-L{layer}.csv"
+        labels.write_template(path, layer, Interpretation(artifact.path).suggestions, known)
+        context.say(f"layer {layer}: labels to edit in {path}; shown with interpret.labels=FILE.csv")
