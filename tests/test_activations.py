@@ -111,6 +111,7 @@ def test_shards_of_a_sweep_make_what_one_process_makes_and_a_later_run_only_what
         circuits.open("activations", layer=3, activations__site="[mlp_act,resid_post]", **given)
 
 
+@pytest.mark.soak
 def test_a_killed_capture_goes_on_where_it_was_and_ends_the_same(
     warm: Cli, wait_until: Callable[..., None], tmp_path_factory: pytest.TempPathFactory, one_thread: None
 ) -> None:

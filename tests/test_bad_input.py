@@ -147,6 +147,7 @@ def test_a_loss_that_is_no_number_names_step_and_last_good_checkpoint(warm: Cli)
     assert "layer 1, step" in done.err and "last good checkpoint" in done.err
 
 
+@pytest.mark.soak
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(warm: Cli) -> None:
     words = ["layer=1", "sae.checkpoint_every=10", *SHORT]
     assert warm(*words).code == 0

@@ -112,6 +112,7 @@ def test_workers_0_runs_in_this_process(warm: Cli) -> None:
     assert "layer 0: explained variance" in done.out, "the log is on the terminal"
 
 
+@pytest.mark.soak
 def test_every_element_has_the_task_s_threads_whatever_the_pool(warm: Cli) -> None:
     assert warm("layer=0,1", "cluster.workers=2", "sae.steps=20", *SHORT).code == 0
     assert warm("layer=2", "task.resources.cpus=2", "sae.steps=20", *SHORT).code == 0
@@ -198,7 +199,7 @@ def resumed_equals_undisturbed(
     return moments
 
 
-@pytest.mark.parametrize("architecture", ["topk", "relu"])
+@pytest.mark.parametrize("architecture", ["topk", pytest.param("relu", marks=pytest.mark.soak)])
 def test_killed_and_resumed_saes_are_bit_identical(warm: Cli, wait_until: Wait, architecture: str) -> None:
     resumed_equals_undisturbed(warm, 2, architecture, "[1,2]", wait_until)
 

@@ -70,6 +70,7 @@ def worker(cli: Cli) -> psutil.Process:
     return found
 
 
+@pytest.mark.soak
 def test_a_killed_pack_goes_on_in_another_process_and_an_ended_one_another_time(warm: Cli, wait_until: Wait) -> None:
     words = ["layer=0,1,2", "sae.steps=100000", *SAE, "pack=3"]
     running = warm.start(*words)

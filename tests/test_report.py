@@ -475,6 +475,7 @@ def test_kinds_register_their_section_and_others_are_listed(tmp_path: Path) -> N
     assert "unheard-of-key" in page.text
 
 
+@pytest.mark.soak
 def test_largest_sweep_is_legible_and_small_enough(tmp_path: Path) -> None:
     report = sweep(tmp_path / "store", layers=34, ks=(8, 16, 32, 64, 128), history=150)
     path = build(report, tmp_path)

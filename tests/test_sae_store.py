@@ -57,6 +57,7 @@ def beside(stores: Cli, folder: Path) -> Cli:
     return cli
 
 
+@pytest.mark.soak
 def test_layers_trained_from_their_stores_together_alone_and_after_a_kill_are_equal_bit_by_bit(
     stores: Cli, tmp_path_factory: pytest.TempPathFactory, wait_until: Callable[..., None]
 ) -> None:

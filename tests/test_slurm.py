@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Cli
+from conftest import ROOT, Cli, Done
 from slurm.queueing import Queue
-from slurm.sweeps import LONG, SLURM, SMALL, element, ours, state, status, submitted, sweep_dir, training, weights
+from slurm.sweeps import (
+    LONG,
+    PROMPTS,
+    SLURM,
+    SMALL,
+    element,
+    ours,
+    state,
+    status,
+    submitted,
+    sweep_dir,
+    training,
+    weights,
+)
 
 Wait = Callable[..., None]
 
@@ -49,6 +63,8 @@ def test_the_cards_line_makes_one_array_whose_elements_log_into_their_own_direct
     assert not list((warm.outputs / "artifacts").glob("*/*.claim")), "who has ended claims nothing"
     shown = warm("task=status", f"of={sweep.name}")
     assert shown.code == 0 and shown.out.count("  done  ") == 3, shown.out
+    accounted = json.loads((element(sweep, 0) / "provenance.json").read_text())["accounting"]
+    assert accounted["state"] == "COMPLETED" and accounted["elapsed"] and accounted["max_rss"]
     again = warm("task=sae", "layer=range(1,4)", "-m", SLURM, "sae.steps=8", *SMALL)
     assert again.code == 0 and "3 cached" in again.out and "submitted" not in again.out
     assert re.search(r"report +multirun/", again.out)
@@ -116,23 +132,23 @@ def test_a_run_at_its_time_limit_saves_is_queued_again_and_goes_on(slurm: Queue,
     assert slurm.wait_ended(job)[f"{job}_0"][0] == "CANCELLED", "what was cancelled stays cancelled"
 
 
-def test_a_signal_during_start_up_loses_nothing_and_limits_are_counted(slurm: Queue, warm: Cli) -> None:
-    words = ["task=sae", "layer=0,1", "sae.steps=8", SLURM, *SMALL]
-    job = submitted(warm(*words, "cluster.max_num_timeout=0", "cluster.parallelism=1"))
-    sweep = sweep_dir(warm)
+def test_a_signal_during_start_up_loses_nothing_and_limits_are_counted(slurm: Queue, cli: Cli) -> None:
+    words = [*PROMPTS, "behaviour=ioi,facts", SLURM]
+    job = submitted(cli(*words, "cluster.max_num_timeout=0", "cluster.parallelism=1"))
+    sweep = sweep_dir(cli)
     slurm.wait(lambda: slurm.states(job).get(f"{job}_0") == "RUNNING", what="the first element to start")
     slurm.run("scancel", "--batch", "--signal=USR2", f"{job}_0")
     ended = slurm.wait_ended(job)
     assert ended[f"{job}_1"] == ("COMPLETED", "0:0")
     if ended[f"{job}_0"][0] == "FAILED":  # it was caught before the run was over: no turn is left, and it says so
         assert "reached its time limit once" in status(element(sweep, 0))["error"]
-    again = warm("task=recover", f"of={sweep.name}")
+    again = cli("task=recover", f"of={sweep.name}")
     if ended[f"{job}_0"][0] == "FAILED":
         second = submitted(again)
         assert slurm.wait_ended(second) == {f"{second}_0": ("COMPLETED", "0:0")}, (
             "exactly the missing one, by its own number"
         )
-    assert len(warm.artifacts("sae")) == 2
+    assert len(cli.artifacts("prompts")) == 2
 
 
 def test_a_preempted_run_saves_and_goes_on(slurm: Queue, warm: Cli) -> None:
@@ -164,9 +180,9 @@ def test_a_cancelled_element_stays_cancelled_and_recover_brings_back_exactly_it(
     assert nothing.code == 2 and "no such sweep" in nothing.err
 
 
-def test_two_submitters_at_once_one_submits_the_other_adopts(slurm: Queue, warm: Cli) -> None:
-    words = ["task=sae", "layer=0,1", SLURM, *LONG]
-    both = [warm.start(*words) for _ in range(2)]
+def test_two_submitters_at_once_one_submits_the_other_adopts(slurm: Queue, cli: Cli) -> None:
+    words = [*PROMPTS, "behaviour=ioi,facts", SLURM, "cluster.sbatch=['--begin=now+600']"]
+    both = [cli.start(*words) for _ in range(2)]
     told = [process.communicate(timeout=200)[0] for process in both]
     first = next(text for text in told if "submitted" in text)
     second = next(text for text in told if text is not first)
@@ -180,32 +196,47 @@ def test_two_submitters_at_once_one_submits_the_other_adopts(slurm: Queue, warm:
     slurm.cancel(job[1])
 
 
-def test_an_edited_file_stops_the_element_in_one_line_and_an_edited_config_changes_nothing(
-    slurm: Queue, warm: Cli
-) -> None:
-    text = warm.folder / "corpus.txt"
-    text.write_text("the cat sees the dog .\n\n" * 400)
-    words = [
-        "layer=0,1",
-        "data=text",
-        f"data.path={text}",
-        "data.context=8",
-        "data.heldout=0.2",
-        "sae.steps=4",
-        "sae.block_rows=1024",
-    ]
-    small = [w for w in SMALL if "block_rows" not in w]
+def test_an_edited_file_stops_the_element_in_one_line(slurm: Queue, cli: Cli) -> None:
+    file = cli.folder / "mine.jsonl"
+    line = '{{"prompt": "the capital of {} is", "target": " {}", "foil": " {}"}}\n'
+    names = ["france paris rome", "italy rome paris", "spain madrid berlin", "germany berlin madrid"]
+    file.write_text("".join(line.format(*name.split()) for name in names))
+    words = [*PROMPTS, f"behaviour={file}", "behaviour.allow_small=true", "note=mine"]
     waiting = slurm.submit("sleep 600")
-    done = warm("task=sae", *words, SLURM, *small, f"cluster.sbatch=['--dependency=afterany:{waiting}']")
-    job, sweep = submitted(done), sweep_dir(warm)
-    text.write_text("the dog sees the cat .\n\n" * 400)
+    done = cli(*words, SLURM, f"cluster.sbatch=['--dependency=afterany:{waiting}']")
+    job, sweep = submitted(done), sweep_dir(cli)
+    file.write_text(file.read_text().replace("madrid", "lisbon"))
     slurm.cancel(waiting)
     slurm.wait_ended(job)
-    facts = status(element(sweep, 0))
+    facts = status(sweep)
     assert facts["state"] == "failed" and "key changed since this element was launched" in facts["error"]
-    assert not warm.artifacts("sae")
-    refused = warm("task=recover", f"of={sweep.name}")
+    assert not cli.artifacts("prompts")
+    refused = cli("task=recover", f"of={sweep.name}")
     assert refused.code == 2 and "has changed since it was submitted" in refused.err
+
+
+def test_edits_while_elements_wait_config_changes_nothing_and_code_is_named(slurm: Queue, warm: Cli) -> None:
+    copy = warm.folder / "checkout"
+    for name in ("circuits", "conf", "hydra_plugins"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "launch.py", copy)
+    waiting = slurm.submit("sleep 600")
+    words = ["task=sae", "layer=1", "sae.steps=8", SLURM, *SMALL, f"cluster.sbatch=['--dependency=afterany:{waiting}']"]
+    done = subprocess.run(
+        [sys.executable, str(copy / "launch.py"), *words], cwd=warm.folder, env=warm.environment(**slurm.env),
+        capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    job = submitted(Done(done.returncode, done.stdout, done.stderr))
+    topk, loop = copy / "conf" / "sae" / "topk.yaml", copy / "circuits" / "sae" / "loop.py"
+    assert "k: 32" in topk.read_text()
+    topk.write_text(topk.read_text().replace("k: 32", "k: 8"))
+    loop.write_text(loop.read_text() + "\n# edited while the element waits\n")
+    slurm.cancel(waiting)
+    assert slurm.wait_ended(job) == {f"{job}_0": ("COMPLETED", "0:0")}
+    (made,) = warm.artifacts("sae")
+    assert json.loads((made / "metrics.json").read_text())["l0"] == 32, "the config is the one that was submitted"
+    log = (sweep_dir(warm) / "run.log").read_text()
+    assert "warning: the code was edited since this element was launched" in log and "circuits/sae/loop.py" in log
 
 
 def test_a_sweep_of_one_is_an_array_and_can_be_waited_for(slurm: Queue, warm: Cli) -> None:
@@ -274,32 +305,31 @@ def test_a_dry_run_prints_the_script_and_submits_nothing(cli: Cli) -> None:
     assert "#SBATCH --account=FROM-ENV" in from_env.out
 
 
-def test_it_works_from_inside_a_session_of_slurm_and_from_any_directory(slurm: Queue, warm: Cli) -> None:
-    words = ["task=sae", "layer=0", "sae.steps=8", SLURM, "cluster.snapshot=true", *SMALL]
+def test_it_works_from_inside_a_session_of_slurm_and_from_any_directory(slurm: Queue, cli: Cli) -> None:
+    words = [*PROMPTS, "behaviour=ioi", SLURM, "cluster.snapshot=true"]
     done = subprocess.run(
-        ["salloc", "--quiet", "--ntasks=1", "--mem=200M", "--time=5", "srun", "--ntasks=1", *warm.command(*words)],
-        cwd=warm.folder, env=warm.environment(**slurm.env), capture_output=True, text=True, timeout=300, check=False,
+        ["salloc", "--quiet", "--ntasks=1", "--mem=200M", "--time=5", "srun", "--ntasks=1", *cli.command(*words)],
+        cwd=cli.folder, env=cli.environment(**slurm.env), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     found = re.search(r"submitted (\d+)_\[0\]", done.stdout)
     assert found, done.stdout + done.stderr
     assert slurm.wait_ended(found[1]) == {f"{found[1]}_0": ("COMPLETED", "0:0")}
-    run = sweep_dir(warm)
+    run = sweep_dir(cli)
     assert (run / "code" / "circuits" / "run" / "element.py").exists(), "it ran from a copy of the code"
 
 
-def test_the_stock_launcher_of_hydra_works_and_tells_the_truth(slurm: Queue, warm: Cli) -> None:
+def test_the_stock_launcher_of_hydra_works_and_tells_the_truth(slurm: Queue, cli: Cli) -> None:
     stock = [
         "hydra/launcher=submitit_slurm",
         "hydra.launcher.timeout_min=5",
         "hydra.launcher.mem_gb=1",
         "hydra.launcher.cpus_per_task=1",
     ]
-    small = [w for w in SMALL if not w.startswith("task.resources")]
-    done = warm("task=sae", "layer=0,1", "-m", "sae.steps=8", *stock, *small, timeout=400)
+    done = cli("task=prompts", "behaviour=ioi,facts", "-m", "tracking=off", *stock, timeout=400)
     assert done.code == 0, done.err[-2000:] + done.out[-2000:]
-    assert len(warm.artifacts("sae")) == 2
-    assert {path.parent.name for path in warm.folder.glob("**/*_submitted.pkl")} <= {
-        path.name for path in (warm.folder / "multirun" / "submitit" / ".submitit").glob("*")
+    assert len(cli.artifacts("prompts")) == 2
+    assert {path.parent.name for path in cli.folder.glob("**/*_submitted.pkl")} <= {
+        path.name for path in (cli.folder / "multirun" / "submitit" / ".submitit").glob("*")
     }, "its pickles stay in its own folder"
 
 
@@ -352,24 +382,24 @@ sys.exit(main({words!r}))
 """
 
 
-def test_a_client_killed_between_any_two_steps_leaves_no_orphan_and_no_double(own_slurm: Queue, warm: Cli) -> None:
+def test_a_client_killed_between_any_two_steps_leaves_no_orphan_and_no_double(own_slurm: Queue, cli: Cli) -> None:
     from circuits.run.slurm.submission import Submission
 
-    words = ["task=sae", "layer=0,1", "sae.steps=8", SLURM, *SMALL]
+    words = [*PROMPTS, "behaviour=ioi,facts", SLURM]
     for step in Submission.STEPS:
-        one = [*words, f"sae.lr={1 + Submission.STEPS.index(step)}e-4"]
-        killed = _python(KILLED.format(step=step, words=one), warm)
+        one = [*words, f"seed={Submission.STEPS.index(step)}"]
+        killed = _python(KILLED.format(step=step, words=one), cli)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-        again = warm(*one)
+        again = cli(*one)
         assert again.code == 0, again.err + again.out
         interrupted = (
             "is now complete" in again.err if step in ("record", "claim", "release") else "was cancelled" in again.err
         )
         assert interrupted, (step, again.err)
-        assert not list((warm.outputs / "artifacts" / ".submissions").glob("*.json"))
+        assert not list((cli.outputs / "artifacts" / ".submissions").glob("*.json"))
     own_slurm.wait(lambda: not own_slurm.jobs("circuits:", live=True), what="the queue to empty: no orphan is held")
-    assert len(warm.artifacts("sae")) == 2 * len(Submission.STEPS)
-    made = [json.loads(p.read_text()) for p in (warm.folder / "multirun").glob("*/*/*/status.json")]
+    assert len(cli.artifacts("prompts")) == 2 * len(Submission.STEPS)
+    made = [json.loads(p.read_text()) for p in (cli.folder / "multirun").glob("*/*/*/status.json")]
     assert len([facts for facts in made if facts["state"] == "done"]) == 2 * len(Submission.STEPS), "each was made once"
 
 
@@ -390,21 +420,20 @@ sys.exit(SlurmLauncher(new, elements, Standing(to_run=elements), store, {{}}, {a
 """
 
 
-def test_elements_wait_for_exactly_the_elements_that_they_name(slurm: Queue, warm: Cli) -> None:
+def test_elements_wait_for_exactly_the_elements_that_they_name(slurm: Queue, cli: Cli) -> None:
     good = slurm.submit("sleep 4", "--array=3")
     bad = slurm.submit("exit 1", "--array=0")
-    held = warm(
-        "task=sae", "layer=0,1,2", "sae.steps=8", SLURM, *SMALL, f"cluster.sbatch=['--dependency=afterok:{bad}_0']"
-    )
+    words = [*PROMPTS, "behaviour=ioi,facts,cf", SLURM]
+    held = cli(*words, f"cluster.sbatch=['--dependency=afterok:{bad}_0']")
     first = submitted(held)
     slurm.wait(
-        lambda: not slurm.jobs(f"circuits:{sweep_dir(warm).name}", live=True),
+        lambda: not slurm.jobs(f"circuits:{sweep_dir(cli).name}", live=True),
         what="what needs a failed element to be dropped",
     )
     assert set(slurm.states(first).values()) == {"CANCELLED"}, "kill-on-invalid-dep"
     made = _python(
-        AFTER.format(sweep=str(sweep_dir(warm)), after={0: [f"{good}_3"], 1: [f"{good}_3", f"{bad}_0"]}),
-        warm,
+        AFTER.format(sweep=str(sweep_dir(cli)), after={0: [f"{good}_3"], 1: [f"{good}_3", f"{bad}_0"]}),
+        cli,
         **slurm.env,
     )
     assert made.returncode == 0, made.stderr + made.stdout

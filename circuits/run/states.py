@@ -26,6 +26,14 @@ def on_cluster(sweep: Sweep) -> bool:
     return bool(sweep.record["launcher"]["backend"] != "local")
 
 
+def ended(sweep: Sweep) -> None:
+    """Nothing of `sweep` will change by itself any more: keep what a cluster's accounting says of it."""
+    if on_cluster(sweep):
+        from circuits.run.slurm.states import record_accounting
+
+        record_accounting(sweep)
+
+
 def _local(sweep: Sweep, item: dict[str, Any]) -> dict[str, Any]:
     """An element's status; one that waits for a launcher that is gone waits for nobody."""
     facts = status.read(sweep.directory(item))

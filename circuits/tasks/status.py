@@ -13,7 +13,7 @@ from rich.text import Text
 
 from circuits.errors import Damaged
 from circuits.run import sweep
-from circuits.run.states import LIVE, facts_of, hints
+from circuits.run.states import LIVE, ended, facts_of, hints
 from circuits.run.store import verify
 from circuits.run.terminal import console as terminal_console
 from circuits.run.terminal import human_time, relative
@@ -93,6 +93,8 @@ def _one(console: Console, found: sweep.Sweep) -> bool:
         console.print(f"note: {line}; what is shown is from the runs' own files", markup=False)
     for line in hints(found, known):
         console.print(line, markup=False)
+    if not live:
+        ended(found)
     return live
 
 

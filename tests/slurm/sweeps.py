@@ -23,6 +23,8 @@ SMALL = [
 ]
 #: The same, working until it is stopped: about a minute of steps, a checkpoint every few.
 LONG = [*SMALL, "sae.steps=6000", "sae.checkpoint_every=50"]
+#: Elements that need no torch and end in a second, where only the way to the node and back is tested.
+PROMPTS = ["task=prompts", "tracking=off", "task.resources.memory=500M"]
 SLURM = "cluster=slurm"
 
 

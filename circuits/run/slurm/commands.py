@@ -172,12 +172,12 @@ def check_fits(script: str) -> None:
 
 
 def release(jobs: Sequence[str]) -> None:
-    """Let held arrays go; one that has ended or was cancelled meanwhile is no error."""
+    """Let held arrays go. Elements that run, ended or were cancelled meanwhile make scontrol complain; only held ones matter."""
     for job in jobs:
         try:
             ask(["scontrol", "release", job])
-        except SlurmError as e:
-            if not any(known in str(e) for known in ("Invalid job id", "already finished", "Job/step already")):
+        except SlurmError:
+            if any(element.reason == "JobHeldUser" for element in queue(job).values()):
                 raise
 
 

@@ -17,6 +17,7 @@ from circuits.run import sweep as sweeps
 from circuits.run.element import RECORD
 from circuits.run.leases import Lease, Note
 from circuits.run.slurm import commands
+from circuits.run.slurm.states import record_accounting
 from circuits.run.slurm.submission import read_record
 from circuits.run.states import LIVE, facts_of
 
@@ -85,6 +86,7 @@ def close(directory: Path, say: Callable[[str], None]) -> None:
     if not lease.acquire():
         return  # another element ended in this very moment
     try:
+        record_accounting(sweep)
         cached = [item for item in sweep.record["elements"] if known[item["index"]].get("state") == "cached"]
         answers.log_cached(sweep, [sweep.directory(item) for item in cached], say)
         answers.make_report(sweep, say)

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import CircuitsError
-from circuits.files import write_json
+from circuits.files import read_json, write_json
 from circuits.run import status
 from circuits.run.element import LOG
 from circuits.run.slurm import commands
 from circuits.run.slurm.submission import NOTES, places_of, read_record
 from circuits.run.sweep import Sweep
-
-ACCOUNTING = "accounting.json"  # beside an element's status: what sacct said when it had ended
 
 _ENDED = {
     "CANCELLED": "cancelled (scancel)",
@@ -164,13 +162,17 @@ def _directory(sweep: Sweep, index: int) -> Path:
     return sweep.directory(next(item for item in sweep.record["elements"] if item["index"] == index))
 
 
-def record_accounting(sweep: Sweep) -> dict[int, commands.Accounted]:
-    """Elapsed time and peak memory of ended elements from ``sacct``, kept beside their statuses; empty without accounting."""
+def record_accounting(sweep: Sweep) -> None:
+    """Put what ``sacct`` says of ended elements (elapsed time, peak memory, node) into their provenance; once, where it answers."""
     jobs = jobs_of(sweep)
-    known = commands.accounting(sorted({job.split("_")[0] for job in jobs.values()}))
-    found = {index: known[job] for index, job in jobs.items() if job in known}
-    for index, accounted in found.items():
-        place = _directory(sweep, index) / ACCOUNTING
-        if not place.exists() and accounted.state not in ("RUNNING", "PENDING"):
-            write_json(place, {"job": jobs[index], **accounted.__dict__}, durable=False)
-    return found
+    lacking = {}
+    for index, job in jobs.items():
+        place = _directory(sweep, index) / "provenance.json"
+        if place.exists() and "accounting" not in (facts := read_json(place)):
+            lacking[index] = (job, place, facts)
+    if not lacking:
+        return
+    known = commands.accounting(sorted({job.split("_")[0] for job, _, _ in lacking.values()}))
+    for job, place, facts in lacking.values():
+        if job in known and known[job].state not in ("RUNNING", "PENDING", "COMPLETING"):
+            write_json(place, {**facts, "accounting": {"job": job, **known[job].__dict__}}, durable=False)
