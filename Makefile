@@ -7,10 +7,10 @@ export GOMP_SPINCOUNT ?= 10000
 .PHONY: help setup demo test soak bench lint lock clean
 
 help:
-	@echo "make demo    set up, then the main job on the embedded model: four SAEs, a table, a report (about 3 minutes)"
-	@echo "make test    set up, then the tests (about 8 minutes on 2 cores)"
+	@echo "make demo    set up, then the main job on the embedded model: four SAEs, a table, a report (about 4 minutes)"
+	@echo "make test    set up, then the tests (about 15 minutes on 2 cores)"
 	@echo "make lint    ruff and mypy"
-	@echo "make soak    long fault runs: kill -9 at random moments (about 20 minutes)"
+	@echo "make soak    long fault runs: kill -9 at random moments (an hour)"
 	@echo "make bench   speed as ratios against peers, in one run (about 10 minutes)"
 
 # One worker more than cores: tests that wait for Slurm leave theirs idle. A wait that ran out of time on a machine that stood still
