@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest_plugins = ["slurm.fixtures"]  # the fixtures slurm and own_slurm
@@ -28,6 +31,11 @@ class Done:
     def errors(self) -> list[str]:
         """The lines that begin with ``error:``."""
         return [line for line in self.err.splitlines() if line.startswith("error:")]
+
+
+def _listen() -> None:
+    """Ctrl-C is heard as in a terminal: a shell that runs the tests in the background hands on that it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Cli:
@@ -54,7 +62,7 @@ class Cli:
         """Run it to its end."""
         done = subprocess.run(
             self.command(*words), cwd=self.folder, env=self.environment(**extra), capture_output=True, text=True, timeout=timeout,
-            stdin=subprocess.DEVNULL, check=False,
+            stdin=subprocess.DEVNULL, check=False, preexec_fn=_listen,
         )  # fmt: skip
         return Done(done.returncode, done.stdout, done.stderr)
 
@@ -62,8 +70,15 @@ class Cli:
         """Start it and leave it running."""
         return subprocess.Popen(
             self.command(*words), cwd=self.folder, env=self.environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, stdin=subprocess.DEVNULL,
+            text=True, stdin=subprocess.DEVNULL, preexec_fn=_listen,  # noqa: PLW1509 (one signal set, no lock taken)
         )  # fmt: skip
+
+    def end(self) -> None:
+        """Kill whatever a test left running in this folder: it would slow down all others."""
+        for process in psutil.process_iter(["cmdline"]):
+            if str(self.folder) in " ".join(process.info["cmdline"] or []) and process.pid != os.getpid():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     def artifacts(self, kind: str) -> list[Path]:
         """The complete artifacts of a kind."""
@@ -71,9 +86,11 @@ class Cli:
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
+def cli(tmp_path: Path) -> Iterator[Cli]:
     """The command line in an empty folder."""
-    return Cli(tmp_path)
+    made = Cli(tmp_path)
+    yield made
+    made.end()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -146,15 +163,19 @@ def quick_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def warm(quick_store: Path, tmp_path: Path) -> Cli:
+def warm(quick_store: Path, tmp_path: Path) -> Iterator[Cli]:
     """The command line in a folder whose store has the quick embedded model (add the override `QUICK`)."""
-    return sharing(quick_store, tmp_path)
+    made = sharing(quick_store, tmp_path)
+    yield made
+    made.end()
 
 
 @pytest.fixture
-def able(trained: Cli, tmp_path: Path) -> Cli:
+def able(trained: Cli, tmp_path: Path) -> Iterator[Cli]:
     """The command line in a folder whose store has the fully trained embedded model."""
-    return sharing(trained.outputs / "artifacts", tmp_path)
+    made = sharing(trained.outputs / "artifacts", tmp_path)
+    yield made
+    made.end()
 
 
 @pytest.fixture
