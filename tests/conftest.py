@@ -183,7 +183,7 @@ def wait_until() -> Callable[..., None]:
     """Wait for something that another process does."""
     import time
 
-    def wait(condition: Callable[[], object], seconds: float = 60, what: str = "it") -> None:
+    def wait(condition: Callable[[], object], seconds: float = 180, what: str = "it") -> None:
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:

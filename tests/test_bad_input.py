@@ -174,7 +174,7 @@ def _interrupted(warm: Cli, words: list[str], path: Path) -> Path:
     while len(list(partial.glob("step-*.safetensors"))) < 2 and running.poll() is None:
         time.sleep(0.005)
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=60)
+    running.communicate(timeout=240)
     assert partial.exists(), "it was stopped in time"
     return partial
 
@@ -188,7 +188,7 @@ def _element(warm: Cli, *words: str) -> Path:
     while not (found := list((warm.outputs / "runs").glob("*/*/element.json"))) and running.poll() is None:
         time.sleep(0.005)
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=60)
+    running.communicate(timeout=240)
     return found[0].parent
 
 

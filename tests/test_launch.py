@@ -70,7 +70,7 @@ def test_an_ended_launcher_checkpoints_and_leaves_no_process(warm: Cli, wait_unt
     running = warm.start("layer=0,1", "sae.steps=100000", *SHORT)
     wait_until(lambda: len(training(warm)) == 2 or running.poll() is not None, 120, "two elements in training")
     running.send_signal(how)
-    out, _ = running.communicate(timeout=60)
+    out, _ = running.communicate(timeout=240)
     assert running.returncode == 130 and "interrupted" in out and "the same command resumes" in out
     assert not of_folder(warm)
     for path in (warm.folder / "multirun").glob("*/*/*/status.json"):

@@ -84,7 +84,7 @@ def test_a_killed_pack_goes_on_in_another_process_and_an_ended_one_another_time(
     worker(warm).send_signal(signal.SIGKILL)
     wait_until(lambda: trains(1) or running.poll() is not None, 120, "the second to train")
     running.send_signal(signal.SIGTERM)
-    out, _ = running.communicate(timeout=60)
+    out, _ = running.communicate(timeout=240)
     assert running.returncode == 130, out
     assert [state(sweep, number) for number in range(3)] == ["failed", "interrupted", "interrupted"], out
     assert "killed by SIGKILL" in status(element(sweep, 0))["error"]
