@@ -215,7 +215,7 @@ def _summary(table: pd.DataFrame, p: Array, q: Array, shuffled: Sequence[Array],
     return {
         "tested": tested,  # features × factors
         "significant": int((q < fdr).sum()),
-        "significant_features": int((np.nan_to_num(q, nan=1.0) < fdr).any(0).sum()) if len(q) else 0,
+        "significant_features": int((q < fdr).any(0).sum()) if len(q) else 0,
         "significant_share": float((q < fdr).sum() / tested) if tested else None,
         "shuffled_share": float(np.mean(hits) / tested) if tested and hits else None,
         "shuffled_any": float(np.mean(np.array(hits) > 0)) if hits else None,  # shuffles in which anything was found
