@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli
-from small_models import build
+from prompt_sets import bpe, save_model
 
 from circuits.run.slurm.commands import numbers
 from circuits.run.slurm.request import clock, minutes
@@ -82,8 +82,7 @@ def test_what_the_preset_refuses_is_one_line(cli: Cli, words: list[str], said: s
 
 
 def test_a_model_that_does_not_fit_a_gpu_is_refused_with_both_sizes(cli: Cli, tmp_path: Path) -> None:
-    lm = build("qwen2")
-    lm.model.save_pretrained(tmp_path / "model")
+    save_model(tmp_path / "model", bpe(600))
     words = [
         *DRY,
         "cluster=csd3",

@@ -17,7 +17,7 @@ from typing import Any
 from circuits.errors import UserError
 from circuits.models import hub
 from circuits.models.sites import Dims, dims_of, family_of
-from circuits.models.weights import WEIGHTS, check_weights, complete, read_config
+from circuits.models.weights import WEIGHTS, check_vocabulary, check_weights, complete, read_config
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def inspect_model(
             raise UserError(f"model.revision={revision}: {name_or_dir} is a directory; only hub names have revisions")
         config = read_config(directory)
         check_weights(directory)
+        check_vocabulary(directory)
         return _facts(name_or_dir, directory.resolve(), None, config)
     if directory.is_file():
         raise UserError(

@@ -17,7 +17,7 @@ from torch import nn
 from circuits.errors import Damaged, UserError
 from circuits.models.identify import inspect_model, local_files
 from circuits.models.sites import Dims, Family, dims_of, family_of, fp16_problem
-from circuits.models.weights import has_vocabulary, read_object
+from circuits.models.weights import check_vocabulary, read_object
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,7 @@ def load_tokenizer(directory: Path) -> Any:
     """The tokenizer in a model's directory."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    mend = "save one there with tokenizer.save_pretrained"
-    if not has_vocabulary(directory):
-        raise UserError(f"{directory}: no tokenizer; {mend}")
+    check_vocabulary(directory)
     # A tokenizer.json whose class is the generic one says everything itself. AutoTokenizer would override it by the
     # family's own class (for Qwen2 it does), which reads another vocabulary out of it or none, without a word.
     generic = _tokenizer_class(directory) in ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -150,7 +148,9 @@ def load_tokenizer(directory: Path) -> Any:
         return loader.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as e:
         reason = (str(e) or type(e).__name__).strip().splitlines()[0][:120]
-        raise UserError(f"{directory}: its tokenizer cannot be read ({reason}); {mend}") from e
+        raise UserError(
+            f"{directory}: its tokenizer cannot be read ({reason}); save one there with tokenizer.save_pretrained"
+        ) from e
 
 
 def _tokenizer_class(directory: Path) -> str | None:

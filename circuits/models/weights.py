@@ -47,6 +47,12 @@ def has_vocabulary(directory: Path) -> bool:
     return any((directory / name).is_file() for name in VOCABULARIES)
 
 
+def check_vocabulary(directory: Path) -> None:
+    """Refuse a directory without a tokenizer."""
+    if not has_vocabulary(directory):
+        raise UserError(f"{directory}: no tokenizer; save one there with tokenizer.save_pretrained")
+
+
 def _no_weights(directory: Path) -> str:
     pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
     if not pickles:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from circuits.run.plan import Element
@@ -146,9 +147,9 @@ def _fits(element: Element, request: Request, gpu_memory: str | None) -> list[st
 
 
 def _weights(element: Element) -> list[str]:
-    """Nodes without a network need the model in the cache."""
+    """Nodes without a network need the model in the cache. A directory has its own, looked at with every element's config."""
     model = element.cfg.model
-    if not element.cfg.cluster.offline or model.embedded is not None:
+    if not element.cfg.cluster.offline or model.embedded is not None or Path(model.id).expanduser().is_dir():
         return []
     from circuits.models.identify import cached_weights
 
