@@ -51,7 +51,8 @@ def run(
     )
     specs = {layer: spec(architecture, layer, stream.width, d_out=stream.target_width, **changes) for layer in layers}
     validation = validation_rows(stream, 4, 8) if "patience" in changes else None
-    return train(stream, specs, saved, hooks, STEPS, validation), checkpoints, logged
+    until = dict.fromkeys(layers, STEPS)
+    return train(stream, specs, saved, hooks, until, validation), checkpoints, logged
 
 
 @pytest.mark.parametrize("architecture", ["topk", "relu", "batchtopk", "matryoshka", "jumprelu", "gated"])

@@ -10,7 +10,7 @@ from circuits.errors import UserError
 from circuits.files import read_json
 from circuits.run import config, gates, registry, status
 from circuits.run.content import Contents
-from circuits.run.element import RECORD
+from circuits.run.places import RECORD
 from circuits.run.plan import Element
 from circuits.run.store import Artifact, Store, content_hash
 from circuits.run.sweep import Sweep, kind_of

@@ -137,14 +137,14 @@ class Context:
         return found is None or (self.run.cfg.reuse is Reuse.force and found.manifest.get("by") != self.run.name)
 
     @contextlib.contextmanager
-    def making(self, layers: Sequence[Any]) -> Iterator[dict[Any, Work]]:
+    def making(self, layers: Sequence[Any], wait: bool = True) -> Iterator[dict[Any, Work]]:
         """Leases on as many of `layers` as are free now, at least one; the rest is for a later call.
 
-        Waits while all are being made by others. Yields nothing to make when they finish meanwhile.
+        Waits while all are being made by others. Yields nothing to make when they finish meanwhile, or without `wait`.
         """
         leases = {layer: self.run.store.lease(self.key(layer), by=self.run.name) for layer in layers}
         taken = [layer for layer in layers if leases[layer].acquire()]
-        if not taken:
+        if not taken and layers and wait:
             first = layers[0]
             if leases[first].wait(
                 lambda holder: self._waiting(self.key(first), holder), lambda: not self._wanted(first)

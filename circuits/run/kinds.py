@@ -60,6 +60,8 @@ class Kind:
             empty where it makes one.
         share: which part of an artifact's work a run with this config does (``shard-1-of-4``), where several share it; each
             part has its own lease and claim.
+        together: what elements of one pack must have equal to be made in one go by the module's ``run_together``; None: each is
+            made by itself.
         inline: made by whoever needs it first; another kind that is missing is an error with the command that makes it.
         cpus: threads while it is made, for inline kinds; None takes the task's.
         load: ``module:function`` that opens the artifact's directory for a notebook.
@@ -87,6 +89,7 @@ class Kind:
     extra: Callable[[BaseConfig, Contents], Mapping[str, Any]] = lambda cfg, contents: {}
     variants: Callable[[BaseConfig], Mapping[str, BaseConfig]] = lambda cfg: {}
     share: Callable[[BaseConfig], str] = lambda cfg: ""
+    together: Callable[[BaseConfig], str | None] = lambda cfg: None
     inline: bool = False
     cpus: int | None = None
     load: str | None = None

@@ -23,7 +23,7 @@ from circuits.run import answers, machine, status, terminal
 from circuits.run import element as element_module
 from circuits.run.leases import HEARTBEAT_S, Note, owner
 from circuits.run.packs import next_pack
-from circuits.run.places import CODE
+from circuits.run.places import CODE, LOG
 from circuits.run.plan import Element, Standing
 from circuits.run.signals import PARENT_PIPE, StopFlag
 from circuits.run.store import Store
@@ -111,7 +111,7 @@ class LocalLauncher:
         if len(pack) > 1:  # to see later which of them were begun
             for place in directories:
                 status.wait_again(place, element.cfg.task.name)
-        log = directory / element_module.LOG
+        log = directory / LOG
         gpu = self._free_gpu(element)
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -179,7 +179,7 @@ class LocalLauncher:
             hint = " (often: out of memory)" if name == "SIGKILL" else ""
             error = f"killed by {name}{hint}; the last checkpoint is kept"
         else:
-            error = status.last_error(directory / element_module.LOG) or f"ended with exit code {code} without a word"
+            error = status.last_error(directory / LOG) or f"ended with exit code {code} without a word"
         facts.update(state="failed", error=error, exit_code=code, ended=status.now())
         try:
             status.write_plain(directory, **facts)

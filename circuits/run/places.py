@@ -19,3 +19,9 @@ def choices(group: str) -> tuple[str, ...]:
 def config_groups() -> tuple[str, ...]:
     """The config groups under conf/."""
     return tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir() and choices(path.name)))
+
+
+#: In an element's directory: what it is, its log; in a sweep's: what that is.
+RECORD = "element.json"
+LOG = "run.log"
+SWEEP = "sweep.json"

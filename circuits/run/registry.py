@@ -19,8 +19,8 @@ from circuits.run.kinds import Kind
 
 @lru_cache
 def modules() -> dict[str, ModuleType]:
-    """All modules of circuits/tasks by name."""
-    names = [info.name for info in pkgutil.iter_modules(circuits.tasks.__path__)]
+    """All modules of circuits/tasks by name; one that begins with an underscore is a part of another."""
+    names = [info.name for info in pkgutil.iter_modules(circuits.tasks.__path__) if not info.name.startswith("_")]
     return {name: importlib.import_module(f"circuits.tasks.{name}") for name in sorted(names)}
 
 

@@ -25,11 +25,11 @@ from typing import Any
 from circuits.errors import UserError, suggest
 from circuits.files import disk_errors, read_json, write_json
 from circuits.run import config, provenance, registry, status
-from circuits.run.element import RECORD
-from circuits.run.element import SWEEP as FILE
 from circuits.run.keys import unit
 from circuits.run.kinds import Kind
 from circuits.run.leases import owner
+from circuits.run.places import RECORD
+from circuits.run.places import SWEEP as FILE
 from circuits.run.plan import Element
 
 

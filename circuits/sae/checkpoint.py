@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,7 @@ from circuits.errors import Damaged, DiskFull
 from circuits.files import disk_errors, fsync_dir, fsync_file
 
 PATTERN = "step-*.safetensors"
+WAITING_BYTES = 1 << 30  # of checkpoints that wait to be written; one may always wait, whatever its size
 
 
 class Checkpoint(NamedTuple):
@@ -31,6 +34,34 @@ class Checkpoint(NamedTuple):
     path: Path
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
+
+
+class Writer:
+    """Writes checkpoints in a thread of its own, in order, so that training goes on meanwhile.
+
+    A write that failed is raised by the next call, and at the end; the context manager ends when all are written.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def submit(self, write: Callable[[], None], nbytes: int) -> None:
+        """`write()` soon; waits while more than `WAITING_BYTES` are waiting. `nbytes`: how much it holds until then."""
+        while self._waiting and (
+            self._waiting[0][0].done() or sum(size for _, size in self._waiting) + nbytes > WAITING_BYTES
+        ):
+            self._waiting.popleft()[0].result()
+        self._waiting.append((self._pool.submit(write), nbytes))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+        failures = [e for future, _ in self._waiting if (e := future.exception()) is not None]
+        if failures and kind is None:
+            raise failures[0]
 
 
 def path_for(directory: Path, step: int) -> Path:

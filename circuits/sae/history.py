@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,10 @@ class History:
         self._last = (step, moment)
         self._rows.append({"step": step, **metrics, "rows_per_s": rate})
 
-    def save(self) -> None:
-        """Write the file, whole; called just before a checkpoint."""
-        write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
+    def snapshot(self) -> Callable[[], None]:
+        """What writes the rows as they are now, whole; to be called just before a checkpoint of this moment is written."""
+        rows = tuple(self._rows)
+        return lambda: write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def write(self, out: Path) -> None:
         """``history.parquet`` in `out`."""

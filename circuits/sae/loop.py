@@ -1,9 +1,9 @@
-"""The loop that trains SAEs of one or several layers on one stream of activations, resumable bit by bit.
+"""The loop that trains several SAEs on one stream of activations, resumable bit by bit.
 
-Each layer has its own trainer, generators and checkpoints; what they share is the stream. A run that was cut between the
-checkpoints of two layers is continued at the earlier one, and the layer that was ahead waits until the stream has come to it. So
-a layer ends up the same whether it was trained alone or in a set, in one go or in pieces. With early stopping each layer stops by
-its own validations, and the stream goes on for the others.
+What is trained together is named by the caller: layers of one run, or (element, layer) of a pack. Each has its own trainer,
+generators and checkpoints; what they share is the stream. A run that was cut between the checkpoints of two SAEs is continued at
+the earlier one, and the SAE that was ahead waits until the stream has come to it. So each ends up the same whether it was trained
+alone or beside others, in one go or in pieces. With early stopping, or fewer steps, an SAE ends before the others do.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -24,23 +24,29 @@ from circuits.sae.training import Trainer
 
 FIRST_ROWS = 4096  # by which an SAE's input normalisation is set
 
+Name = TypeVar("Name", bound=Hashable)
+"""What the caller calls one SAE."""
+Saved = tuple[dict[str, torch.Tensor], dict[str, Any]]
+
 
 @dataclass(frozen=True)
-class Hooks:
+class Hooks(Generic[Name]):
     """What the caller wants to hear and decide.
 
     Attributes:
-        log: (layer, step, metrics) every `log_every` steps.
-        save: (layer, step, tensors, meta) to write a checkpoint.
+        log: (name, step, metrics) every `log_every` steps.
+        save: (name, step, tensors, meta) to write a checkpoint; the tensors are the caller's own.
         stopping: whether to stop at the next safe point; everything is saved first.
+        failed: told of an SAE whose loss is no number, the others go on; None: the first one ends the training of all.
         log_every: steps.
         save_every: steps between checkpoints; None: only by time.
         save_minutes: minutes between checkpoints; None: only by steps.
     """
 
-    log: Callable[[int, int, dict[str, float]], None]
-    save: Callable[[int, int, dict[str, torch.Tensor], dict[str, Any]], None]
+    log: Callable[[Name, int, dict[str, float]], None]
+    save: Callable[[Name, int, dict[str, torch.Tensor], dict[str, Any]], None]
     stopping: Callable[[], bool]
+    failed: Callable[[Name, NonFinite], None] | None = None
     log_every: int = 20
     save_every: int | None = None
     save_minutes: float | None = None
@@ -48,61 +54,145 @@ class Hooks:
 
 def train(
     stream: ActivationStream,
-    specs: Mapping[int, TrainSpec],
-    saved: Mapping[int, tuple[dict[str, torch.Tensor], dict[str, Any]]],
-    hooks: Hooks,
-    steps: int,
+    specs: Mapping[Name, TrainSpec],
+    saved: Mapping[Name, Saved],
+    hooks: Hooks[Name],
+    until: Mapping[Name, int],
     validation: Mapping[int, torch.Tensor] | None = None,
-) -> dict[int, Trainer] | None:
-    """Train every layer of `specs` up to `steps`; None when it was stopped (and saved) before that.
+) -> dict[Name, Trainer] | None:
+    """Train every SAE of `specs`; None when it was stopped (and saved) before that.
 
     Args:
-        stream: the activations of at least these layers.
-        specs: by layer.
-        saved: checkpoints to continue from, by layer; a layer without one starts anew.
+        stream: the activations of at least the layers of the specs.
+        specs: by name; ``spec.layer`` says whose rows it is trained on.
+        saved: checkpoints to continue from; an SAE without one starts anew.
         hooks: see :class:`Hooks`.
-        steps: where to stop; the schedules are by ``spec.steps``.
+        until: steps after which each stops; the schedules are by ``spec.steps``.
         validation: rows by layer for early stopping (:func:`validation_rows`), where the specs have a patience.
 
     Raises:
-        NonFinite: a loss is not a number; the message names the last good checkpoint.
+        NonFinite: a loss is not a number, and `hooks` do not take such; the message names the last good checkpoint.
     """
-    device, validation = stream.lm.device, validation or {}
-    trainers = {layer: Trainer.resume(specs[layer], *saved[layer], device=device) for layer in specs if layer in saved}
-    good = {layer: trainer.step for layer, trainer in trainers.items()}
-    start = _start(specs, saved, trainers)
-    if start is None or start.step >= steps:
-        return _done(trainers)
-    batches: Iterator[Batch] = stream.batches(start)
-    if len(trainers) < len(specs):
-        batches = _begin(batches, specs, trainers, device)
-    clock = time.monotonic()
-    for batch in batches:
-        # A layer that is ahead waits for the others; what it logged and saved at these steps it did before.
-        moved = {
-            layer: trainer
-            for layer, trainer in trainers.items()
-            if trainer.step == batch.position.step and not trainer.finished
+    return _Training(stream, specs, saved, hooks, until, validation or {}).run()
+
+
+class _Training(Generic[Name]):
+    """One call of :func:`train`."""
+
+    def __init__(
+        self,
+        stream: ActivationStream,
+        specs: Mapping[Name, TrainSpec],
+        saved: Mapping[Name, Saved],
+        hooks: Hooks[Name],
+        until: Mapping[Name, int],
+        validation: Mapping[int, torch.Tensor],
+    ) -> None:
+        self.stream, self.specs, self.saved, self.hooks = stream, specs, saved, hooks
+        self.until, self.validation = until, validation
+        device = stream.lm.device
+        self.trainers = {
+            name: Trainer.resume(specs[name], *saved[name], device=device) for name in specs if name in saved
         }
-        for layer, trainer in moved.items():
-            trainer.train_step(batch.rows[layer])
-        done = batch.position.step + 1
-        stopped = {layer: t for layer, t in moved.items() if _validated(t, validation.get(layer), done, steps)}
-        if done % hooks.log_every == 0 or done == steps or stopped:
-            _log(moved if done % hooks.log_every == 0 or done == steps else stopped, done, good, hooks)
-        due = bool(hooks.save_every) and done % (hooks.save_every or 1) == 0
-        due = due or (hooks.save_minutes is not None and time.monotonic() - clock >= hooks.save_minutes * 60)
-        stopping = done < steps and hooks.stopping()
-        if (due and done < steps) or stopping:
-            _save(moved, done, batch.following, good, hooks)
-            clock = time.monotonic()
-        elif stopped and done < steps:
-            _save(stopped, done, batch.following, good, hooks)
-        if stopping:
+        self.good = {name: trainer.step for name, trainer in self.trainers.items()}
+        self.following = Position(0, 0, 0)  # where the stream stands after the latest batch
+
+    def run(self) -> dict[Name, Trainer] | None:
+        """Train to the end."""
+        start = self._start()
+        if start is not None and not self._through(start):
             return None
-        if done == steps or all(trainer.finished for trainer in trainers.values()):
-            break
-    return _done(trainers)
+        for trainer in self.trainers.values():
+            trainer.take_best()
+        return self.trainers
+
+    def _going(self, name: Name) -> bool:
+        trainer = self.trainers[name]
+        return trainer.step < self.until[name] and not trainer.finished
+
+    def _start(self) -> Position | None:
+        """The earliest place that any SAE has to continue from; None when all have come to their end."""
+        if any(name not in self.saved for name in self.specs):
+            return Position(0, 0, 0)
+        positions = (Position(**self.saved[name][1]["position"]) for name in self.specs if self._going(name))
+        return min(positions, key=lambda position: position.step, default=None)
+
+    def _through(self, start: Position) -> bool:
+        """Go through the stream from `start`; whether the end was reached."""
+        batches: Iterator[Batch] = self.stream.batches(start)
+        if len(self.trainers) < len(self.specs):
+            batches = self._begin(batches)
+        hooks, clock = self.hooks, time.monotonic()
+        for batch in batches:
+            done = batch.position.step + 1
+            # One that is ahead waits for the others; what it logged and saved at these steps it did before.
+            moved = [name for name, t in self.trainers.items() if t.step == batch.position.step and self._going(name)]
+            for name in moved:
+                self.trainers[name].train_step(batch.rows[self.specs[name].layer])
+            self._each(moved, self._validate, done)
+            moved = [name for name in moved if name in self.trainers]
+            ended = [name for name in moved if not self._going(name)]
+            self._each(moved if done % hooks.log_every == 0 else ended, self._log, done)
+            others = any(map(self._going, self.trainers))
+            due = bool(hooks.save_every) and done % (hooks.save_every or 1) == 0
+            due = due or (hooks.save_minutes is not None and time.monotonic() - clock >= hooks.save_minutes * 60)
+            stopping = others and hooks.stopping()
+            self.following = batch.following
+            if others and (due or stopping):
+                self._each(moved, self._save, done)
+                clock = time.monotonic()
+            else:  # who has ended early, or before others, is saved once more: it may be long until it is published
+                self._each([n for n in ended if others or done < self.until[n]], self._save, done)
+            if stopping:
+                return False
+            if not others:
+                return True
+        raise RuntimeError("the stream of activations ended")  # it is endless
+
+    def _begin(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Make the trainers that start anew from the stream's first rows; the stream is handed back whole."""
+        batch_size = next(iter(self.specs.values())).batch_size
+        first = list(itertools.islice(batches, math.ceil(FIRST_ROWS / batch_size)))
+        rows: dict[int, torch.Tensor] = {}
+        for name, spec in self.specs.items():
+            if name not in self.trainers:
+                if spec.layer not in rows:
+                    rows[spec.layer] = torch.cat([batch.rows[spec.layer] for batch in first])
+                self.trainers[name] = Trainer(spec, self.stream.lm.device, rows[spec.layer])
+        return itertools.chain(first, batches)
+
+    def _each(self, names: list[Name], act: Callable[[Name, int], None], done: int) -> None:
+        """`act` on each; one whose loss is no number leaves the training where the caller takes that."""
+        for name in names:
+            if name not in self.trainers:
+                continue
+            try:
+                act(name, done)
+            except NonFinite as e:
+                last = f"step {self.good[name]}" if name in self.good else "none yet"
+                failure = NonFinite(f"{e} (last good checkpoint: {last})")
+                if self.hooks.failed is None:
+                    raise failure from e
+                del self.trainers[name]
+                self.hooks.failed(name, failure)
+
+    def _validate(self, name: Name, done: int) -> None:
+        trainer, rows = self.trainers[name], self.validation.get(self.specs[name].layer)
+        due = done % trainer.spec.validate_every == 0 or done == self.until[name]
+        if due and trainer.best is not None and rows is not None:
+            trainer.validate(rows)
+
+    def _log(self, name: Name, done: int) -> None:
+        self.hooks.log(name, done, self.trainers[name].metrics())
+
+    def _save(self, name: Name, done: int) -> None:
+        """A checkpoint. One whose loss is not a number is never saved."""
+        trainer = self.trainers[name]
+        if "loss" in trainer.sums and not math.isfinite(float(trainer.sums["loss"])):
+            trainer.metrics()  # raises
+        tensors, meta = trainer.state()
+        self.hooks.save(name, done, tensors, {**meta, "position": asdict(self.following)})
+        self.good[name] = done
 
 
 def validation_rows(stream: ActivationStream, skip: int, n_sequences: int) -> dict[int, torch.Tensor]:
@@ -124,63 +214,3 @@ def validation_rows(stream: ActivationStream, skip: int, n_sequences: int) -> di
             f"sae.validation_sequences={n_sequences}), the corpus holds out {seen}; raise data.heldout or lower one of them"
         )
     return {layer: torch.cat(parts) for layer, parts in found.items()}
-
-
-def _validated(trainer: Trainer, rows: torch.Tensor | None, done: int, steps: int) -> bool:
-    """Validate where it is due; whether the trainer stops now."""
-    if trainer.best is None or rows is None or not (done % trainer.spec.validate_every == 0 or done == steps):
-        return False
-    return trainer.validate(rows)
-
-
-def _done(trainers: dict[int, Trainer]) -> dict[int, Trainer]:
-    for trainer in trainers.values():
-        trainer.take_best()
-    return trainers
-
-
-def _start(
-    specs: Mapping[int, TrainSpec], saved: Mapping[int, tuple[Any, dict[str, Any]]], trainers: Mapping[int, Trainer]
-) -> Position | None:
-    """The earliest place that any layer has to continue from; None when all have stopped early."""
-    if any(layer not in saved for layer in specs):
-        return Position(0, 0, 0)
-    going = [layer for layer in specs if not trainers[layer].finished]
-    positions = (Position(**saved[layer][1]["position"]) for layer in going)
-    return min(positions, key=lambda position: position.step, default=None)
-
-
-def _begin(
-    batches: Iterator[Batch], specs: Mapping[int, TrainSpec], trainers: dict[int, Trainer], device: torch.device
-) -> Iterator[Batch]:
-    """Make the trainers that start anew from the stream's first rows; the stream is handed back whole."""
-    batch_size = next(iter(specs.values())).batch_size
-    first = list(itertools.islice(batches, math.ceil(FIRST_ROWS / batch_size)))
-    for layer, spec in specs.items():
-        if layer not in trainers:
-            trainers[layer] = Trainer(spec, device, torch.cat([batch.rows[layer] for batch in first]))
-    return itertools.chain(first, batches)
-
-
-def _log(trainers: Mapping[int, Trainer], done: int, good: Mapping[int, int], hooks: Hooks) -> None:
-    for layer, trainer in trainers.items():
-        hooks.log(layer, done, _checked(trainer, layer, good))
-
-
-def _checked(trainer: Trainer, layer: int, good: Mapping[int, int]) -> dict[str, float]:
-    try:
-        return trainer.metrics()
-    except NonFinite as e:
-        last = f"step {good[layer]}" if layer in good else "none yet"
-        raise NonFinite(f"{e} (last good checkpoint: {last})") from e
-
-
-def _save(trainers: Mapping[int, Trainer], done: int, position: Position, good: dict[int, int], hooks: Hooks) -> None:
-    """A checkpoint of each of these layers. One whose loss is not a number is never saved."""
-    for layer, trainer in trainers.items():
-        if "loss" in trainer.sums and not math.isfinite(float(trainer.sums["loss"])):
-            _checked(trainer, layer, good)
-        tensors, meta = trainer.state()
-        place = {"step": position.step, "block": position.block, "offset": position.offset}
-        hooks.save(layer, done, tensors, {**meta, "position": place})
-        good[layer] = done

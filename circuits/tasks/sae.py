@@ -7,28 +7,20 @@ the weights it holds ``metrics.json`` (held-out), ``history.parquet`` (training 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from circuits.errors import Damaged, GateError, UserError
-from circuits.files import write_json
+from circuits.errors import GateError, UserError
 from circuits.run import registry
 from circuits.run.content import Contents
-from circuits.run.context import Context, Work
+from circuits.run.context import Context
 from circuits.run.kinds import Column, Kind, ModelDims, readable
 from circuits.schema import BaseConfig, DataSource, NonFinitePolicy, SaeConfig, stored
-from circuits.schema.sae import READ_BY, at_sparsity
-
-if TYPE_CHECKING:
-    from circuits.data.stored import StoredStream
-    from circuits.data.stream import ActivationStream
-    from circuits.data.tokens import TokenSource
-    from circuits.models.load import LM
-    from circuits.sae.history import History
-    from circuits.sae.modules import SAE
-    from circuits.sae.spec import TrainSpec
+from circuits.schema.sae import at_sparsity
+from circuits.tasks import _sae
 
 
 def inputs(cfg: BaseConfig) -> tuple[str, ...]:
@@ -165,6 +157,22 @@ def needed_bytes(cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
     return weights, copies * weights * (cfg.sae.checkpoint_keep + 1)
 
 
+SHARED = ("site", "target_site", "source", "ram", "batch_size", "block_rows", "forward_batch", "skip_first", "heldout_sequences",
+          "validation_sequences", "log_every", "checkpoint_every", "checkpoint_minutes")  # fmt: skip
+"""What SAEs that are trained on one stream have in common, beside model, data, precision and seed."""
+
+
+def together(cfg: BaseConfig) -> str | None:
+    """The stream that an SAE is trained on; whoever names the same one can be trained beside it."""
+    sae = cfg.sae
+    if (
+        sae.from_ is not None or sae.nonfinite is NonFinitePolicy.drop
+    ):  # what is dropped for one would be missing in the others
+        return None
+    store = stored.section(cfg) if stored.read(cfg) else None
+    return repr((cfg.model, cfg.data, cfg.precision, cfg.seed, store, [getattr(sae, name) for name in SHARED]))
+
+
 KIND = Kind(
     name="sae",
     version=2,
@@ -176,6 +184,7 @@ KIND = Kind(
     through={"activations": ("tiny", "tokens")},
     words=words,
     extra=extra,
+    together=together,
     load="circuits.sae.formats:load",
     bytes=needed_bytes,
     check=check,
@@ -197,261 +206,21 @@ def run(context: Context) -> None:
     while missing := context.missing():
         with context.making(missing) as works:
             if works:
-                _make(context, works)
+                _sae.make(context, works)
     refusals = context.conclude()
     if refusals:
         raise GateError("; ".join(refusals))
 
 
-def _make(context: Context, works: dict[int, Work]) -> None:
-    """Train (or take over) the SAEs of these layers, measure and publish them."""
-    from circuits.sae.history import History
+def run_together(contexts: Sequence[Context]) -> dict[int, Exception]:
+    """Train the SAEs of several elements on one stream; each element's own :func:`run` comes after it and finds them made.
 
-    cfg = context.cfg
-    stream = _stream(context, sorted(works))
-    histories = {layer: History(work.partial, cfg.sae.batch_size) for layer, work in works.items()}
-    if cfg.sae.from_ is not None:
-        from circuits.sae import formats
-
-        taken = {layer: formats.load(Path(cfg.sae.from_)).to(stream.lm.device) for layer in works}
-        _publish(context, works, taken, {}, stream, histories)
-        return
-    from circuits.sae.loop import train, validation_rows
-
-    specs = {layer: _spec(context, stream, layer) for layer in works}
-    saved = _saved(context, works, stream)
-    for layer, work in works.items():
-        try:
-            histories[layer].resume(saved[layer][1]["step"] if layer in saved else 0)
-        except Damaged as e:
-            context.say(f"damaged training curve: {e}")
-        name = f"{context.run.name}/L{layer}"
-        context.run.tracker.start(
-            layer, work.key.hash, name, {"layer": layer, "artifact": work.key.id, **specs[layer].as_dict()}
-        )
-    steps = min(cfg.sae.steps, cfg.sae.max_steps or cfg.sae.steps)
-    validation = {}
-    if cfg.sae.patience is not None:
-        validation = validation_rows(stream, cfg.sae.heldout_sequences, cfg.sae.validation_sequences)
-    trained = train(stream, specs, saved, _hooks(context, works, histories, stream, steps), steps, validation)
-    if trained is None:
-        context.stop_here()
-        return
-    for layer, trainer in trained.items():
-        if trainer.finished and trainer.best is not None:
-            best = trainer.best
-            context.say(
-                f"layer {layer}: stopped at step {trainer.step}; best at {best.step} (unexplained {best.loss:.5f})"
-            )
-    saes = {layer: trainer.export() for layer, trainer in trained.items()}
-    untrained = {layer: trainer.untrained().export() for layer, trainer in trained.items()}
-    _publish(context, works, saes, untrained, stream, histories)
-
-
-def _stream(context: Context, layers: list[int]) -> ActivationStream:
-    """The model and the data of this config, as activations of `layers`."""
-    import torch
-
-    from circuits.data.embedded import EmbeddedSource
-    from circuits.data.stream import ActivationStream
-    from circuits.data.textstore import TextStore
-    from circuits.models.load import kept_model, pick_device
-
-    cfg = context.cfg
-    torch.backends.cuda.matmul.allow_tf32 = cfg.precision.matmul.value == "high"
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.precision.dtype.value]
-    device = pick_device(cfg.model.device, cfg.model.allow_fallback)
-    if stored.read(cfg):  # a missing one is told before anything is loaded
-        for layer in layers:
-            context.require("activations", layer)
-    context.progress("loading the model", 0, None)
-    name, revision = context.model_files()
-    lm = kept_model(name, revision=revision, dtype=dtype, device=device, say=context.say)
-    if cfg.data.source is DataSource.embedded:
-        source: TokenSource = EmbeddedSource(lm.tokenizer, cfg.seed, cfg.data.context)
-    else:
-        source = TextStore(context.require("tokens").path, seed=cfg.seed)
-    given: dict[str, Any] = {
-        "site": cfg.sae.site.value,
-        "layers": layers,
-        "batch_size": cfg.sae.batch_size,
-        "forward_batch": cfg.sae.forward_batch,
-        "seed": cfg.seed,
-        "skip_first": cfg.sae.skip_first,
-        "nonfinite": cfg.sae.nonfinite.value,
-    }
-    if stored.read(cfg):
-        return _stored_stream(context, lm, source, given)
-    target = None if cfg.sae.target_site is None else cfg.sae.target_site.value
-    return ActivationStream(lm, source, block_rows=cfg.sae.block_rows, target=target, **given)
-
-
-def _stored_stream(context: Context, lm: LM, source: TokenSource, given: dict[str, Any]) -> StoredStream:
-    """The stores of these layers, to train from; the model is for the measurement."""
-    from circuits.data.activations import ActivationStore
-    from circuits.data.stored import StoredStream
-
-    sae = context.cfg.sae
-    artifacts = {layer: context.require("activations", layer) for layer in given["layers"]}
-    stores = {layer: ActivationStore(artifact.path) for layer, artifact in artifacts.items()}
-    contents = {layer: artifact.content for layer, artifact in artifacts.items()}
-    stream = StoredStream(lm, source, stores, contents, ram_bytes=round(sae.ram * 1e9), **given)
-    if problems := stored.few(stream.n_rows, stream.width, sae.allow_small):
-        raise UserError(problems)
-    gigabytes = sum(store.values.nbytes for store in stores.values()) / 1e9
-    context.say(f"training from {len(stores)} stores of {stream.n_rows:,} rows, {gigabytes:.2f} GB")
-    return stream
-
-
-def _spec(context: Context, stream: ActivationStream, layer: int) -> TrainSpec:
-    from circuits.sae.spec import TrainSpec
-
-    sae = at_sparsity(context.cfg.sae)
-    given = {name: getattr(sae, name) for name in (*READ_BY, "patience")}
-    return TrainSpec(
-        architecture=sae.architecture.value,
-        d_in=stream.width,
-        d_sae=stream.width * sae.expansion,
-        lr=sae.lr,
-        batch_size=sae.batch_size,
-        steps=sae.steps,
-        warmup=sae.warmup,
-        decay=sae.decay,
-        clip=sae.clip,
-        dead_after=sae.dead_after,
-        seed=context.cfg.seed,
-        layer=layer,
-        d_out=stream.target_width,
-        normalize=sae.normalize.value,
-        accumulate=sae.accumulate,
-        min_delta=sae.min_delta,
-        validate_every=sae.validate_every,
-        **{name: value for name, value in given.items() if value is not None},
-    )
-
-
-def _saved(context: Context, works: Mapping[int, Work], stream: ActivationStream) -> dict[int, Any]:
-    """The newest whole checkpoint of each layer; a damaged one is named and the one before it is taken."""
-    from circuits.sae import checkpoint
-
-    found = {}
-    for layer, work in works.items():
-        latest = checkpoint.latest(
-            work.partial, lambda path, why: context.say(f"damaged checkpoint: {why}; the one before it is used")
-        )
-        if latest is None:
-            continue
-        if latest.meta["stream"] != stream.facts_of(layer):
-            context.say(f"{latest.path}: made from other rows; layer {layer} starts anew")
-            continue
-        context.say(f"layer {layer}: resumed at step {latest.meta['step']}")
-        found[layer] = (latest.tensors, latest.meta)
-        stream.dropped.update({int(block): record for block, record in latest.meta["dropped"].items()})
-    return found
-
-
-def _hooks(
-    context: Context, works: Mapping[int, Work], histories: Mapping[int, History], stream: ActivationStream, steps: int
-) -> Any:
-    from circuits.sae import checkpoint
-    from circuits.sae.loop import Hooks
-
-    sae = context.cfg.sae
-
-    def log(layer: int, step: int, metrics: dict[str, float]) -> None:
-        histories[layer].add(step, metrics)
-        context.run.tracker.log(step, metrics, layer)
-        context.progress("training", step, steps, "step", EV=metrics["explained_variance"], L0=metrics["l0"])
-
-    def save(layer: int, step: int, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
-        directory = works[layer].partial
-        histories[layer].save()
-        dropped = {str(block): record for block, record in stream.dropped.items()}
-        checkpoint.save(
-            checkpoint.path_for(directory, step),
-            tensors,
-            {**meta, "stream": stream.facts_of(layer), "dropped": dropped},
-        )
-        checkpoint.prune(directory, sae.checkpoint_keep)
-
-    return Hooks(
-        log=log,
-        save=save,
-        stopping=lambda: context.stopping is not None,
-        log_every=sae.log_every,
-        save_every=sae.checkpoint_every,
-        save_minutes=sae.checkpoint_minutes,
-    )
-
-
-def _publish(
-    context: Context,
-    works: Mapping[int, Work],
-    saes: Mapping[int, SAE],
-    untrained: Mapping[int, SAE],
-    stream: ActivationStream,
-    histories: Mapping[int, History],
-) -> None:
-    """Measure on held-out text, all layers in one pass, and publish one artifact per layer."""
-    from circuits.sae.evaluate import measure
-
-    def progress(done: int, total: int) -> None:
-        context.progress("measuring", done, total, "sequence")
-
-    cfg = context.cfg
-    measured = measure(stream, saes, untrained, n_sequences=cfg.sae.heldout_sequences, seed=cfg.seed, progress=progress)
-    dropped = {
-        "rows": sum(record["rows"] for record in stream.dropped.values()),
-        "heldout_rows": stream.heldout_dropped,
-    }
-    for layer, work in works.items():
-        metrics, sae = measured[layer][0], saes[layer]
-        steps = histories[layer].steps
-        metrics |= {
-            "architecture": sae.architecture if cfg.sae.from_ else cfg.sae.architecture.value,
-            "site": cfg.sae.site.value,
-            "target_site": cfg.sae.target_site.value if cfg.sae.target_site else None,
-            "layer": layer,
-            "steps": steps,
-            "d_in": sae.cfg.d_in,
-            "d_sae": sae.cfg.d_sae,
-            "passes": stream.passes(steps),
-        }
-
-        def write(out: Path, layer: int = layer) -> None:
-            _write(context, out, layer, saes, measured, stream, histories)
-
-        artifact = work.commit(write, dropped=dropped)
-        context.run.tracker.summary(metrics, layer)
-        context.say(
-            f"layer {layer}: explained variance {metrics['explained_variance']:.3f}, L0 {metrics['l0']:.1f}: {artifact.id}"
-        )
-
-
-def _write(
-    context: Context,
-    out: Path,
-    layer: int,
-    saes: Mapping[int, SAE],
-    measured: Mapping[int, Any],
-    stream: ActivationStream,
-    histories: Mapping[int, History],
-) -> None:
-    """The files of one artifact: a SAELens directory, the metrics and the training curve."""
-    from circuits.models.sites import hook_name
-    from circuits.sae import formats
-
-    cfg = context.cfg
-    metrics, firing = measured[layer]
-    metadata = {
-        "model_name": cfg.model.id,
-        "hook_name": hook_name(cfg.sae.site.value, layer),
-        "context_size": cfg.data.context,
-        "prepend_bos": stream.lm.tokenizer.bos_token_id is not None,
-        "dataset_path": cfg.data.path or cfg.data.source.value,
-        "l0": metrics["l0"],
-        **({"hook_name_out": hook_name(cfg.sae.target_site.value, layer)} if cfg.sae.target_site else {}),
-    }
-    formats.save(out, saes[layer], metadata, firing_rate=firing)
-    write_json(out / "metrics.json", metrics)
-    histories[layer].write(out)
+    What somebody else is making now is left to that. The elements that failed, by their place, and why; the others go on.
+    """
+    with contextlib.ExitStack() as stack:
+        members = {}
+        for number, context in enumerate(contexts):
+            with contextlib.suppress(UserError):  # reuse=readonly: the element itself will say so
+                if works := stack.enter_context(context.making(context.missing(), wait=False)):
+                    members[number] = _sae.Member(context, works)
+        return _sae.make_together(members) if len(members) > 1 else {}

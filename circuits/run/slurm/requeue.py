@@ -14,8 +14,8 @@ from pathlib import Path
 from circuits.files import read_json
 from circuits.run import answers, status
 from circuits.run import sweep as sweeps
-from circuits.run.element import RECORD
 from circuits.run.leases import Lease, Note
+from circuits.run.places import RECORD
 from circuits.run.slurm import commands
 from circuits.run.slurm.states import record_accounting
 from circuits.run.slurm.submission import read_record

@@ -14,7 +14,7 @@ from typing import Any
 from circuits.errors import CircuitsError
 from circuits.files import read_json, write_json
 from circuits.run import status
-from circuits.run.element import LOG
+from circuits.run.places import LOG
 from circuits.run.slurm import commands
 from circuits.run.slurm.submission import NOTES, places_of, read_record
 from circuits.run.sweep import Sweep

@@ -1,0 +1,300 @@
+"""A run in progress: its log, its status, what its task is given, and its last word.
+
+An element is opened from its directory, begun, performed and ended; :mod:`circuits.run.element` does so with one, or with the
+elements of a pack. Whatever happens in between becomes the element's outcome and exit code; nothing is swallowed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from circuits.run.places import LOG, RECORD, SWEEP
+from circuits.run.signals import StopFlag, Stopped
+
+HURRIED_S = 5.0  # for W&B, when we were asked to stop: whoever asked will not wait long
+
+
+class Opened:
+    """An element in this process: :meth:`begin`, :meth:`perform`, :meth:`end`."""
+
+    def __init__(self, directory: Path, record: dict[str, Any], cfg: Any, place: str) -> None:
+        self.directory, self.record, self.cfg, self.place = directory, record, cfg, place
+        self.context: Any = None
+        """Its task's; None before it has begun, and where it could not."""
+        self.status: Any = None
+        """None until it has begun, and where not even that could be written."""
+        self.failure: BaseException | None = None
+        self.trace: str | None = None
+        self.code, self.again = 0, ""
+        """How it ended; whether Slurm is to be asked to queue it again ("ask") or has ("queued")."""
+
+    @staticmethod
+    def at(directory: Path, place: str = "") -> Opened | int:
+        """The element of a directory (`place` in a pack is said in its log), or the exit code of one that is none."""
+        from circuits.errors import CircuitsError
+        from circuits.files import read_json
+        from circuits.run import config
+
+        try:
+            return Opened(directory, read_json(directory / RECORD), config.load(directory / "config.yaml"), place)
+        except FileNotFoundError as e:
+            print(f"error: {e.filename}: no such file; {directory} is no element's directory", file=sys.stderr)
+            return 2
+        except CircuitsError as e:
+            print(f"error: {e}", file=sys.stderr)
+            return e.exit_code
+
+    @property
+    def together(self) -> str | None:
+        """What elements that can be made in one go with this one have equal."""
+        from circuits.run import registry
+
+        kind = registry.modules()[self.record["task"]].KIND
+        made = kind.together(self.cfg)
+        return None if made is None else f"{kind.name} {made}"
+
+    def begin(self, stop: StopFlag, echo: bool = True) -> None:
+        """Its log, its status, and what its task is given. `echo`: also to standard output."""
+        from circuits.errors import CircuitsError
+        from circuits.run.status import Status
+
+        self.log = Log(self.directory / LOG, echo)
+        try:
+            self.status = Status(self.directory, self.record["task"])
+        except CircuitsError as e:
+            self.failure = e
+            return
+        _set_threads(self.cfg.task.resources.cpus)
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        if self.place:
+            self.log.write(self.place)
+        self.stop = stop
+        with self._noting():
+            self.context = _context(self.directory, self.record, self.cfg, self.status, stop, self.log)
+
+    def perform(self, failure: BaseException | None = None) -> None:
+        """Its task; with a `failure` that came before it: only that."""
+        from hydra.utils import get_method
+
+        with self._noting():
+            try:
+                if failure is not None:
+                    raise failure
+                get_method(self.cfg.task._target_)(self.context)
+            finally:
+                self.context.run.tracker.close(budget_s=HURRIED_S if self.stop.reason else None)
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except (Exception, Stopped) as e:
+            self.failure, self.trace = e, traceback.format_exc()
+
+    def end(self) -> int:
+        """Its last word; its exit code."""
+        from circuits.errors import CircuitsError, GateError
+
+        log, failure, status = self.log, self.failure, self.status
+        if status is None:  # it could not even say that it began
+            log.write(f"error: {failure}")
+            self.code = getattr(failure, "exit_code", 1)
+            return self.code
+        state, code, error, again = "done", 0, None, ""
+        if isinstance(failure, Stopped):
+            state, error, again = _stopped(str(failure), status)
+            numbers = {"SIGUSR2": signal.SIGUSR2, "SIGINT": signal.SIGINT}
+            code, self.trace = 128 + numbers.get(str(failure), signal.SIGTERM), None
+        elif isinstance(failure, GateError):
+            state, code, error, self.trace = "gate", failure.exit_code, str(failure), None
+        elif isinstance(failure, CircuitsError):
+            state, code, error = "failed", 1, str(failure)
+        elif isinstance(failure, Exception):
+            state, code, error = "failed", 1, _explain(failure, self.cfg)
+        if self.trace:
+            log.write(self.trace.rstrip())
+        log.write(f"error: {error}" if error else "done")
+        try:
+            status.finish(state, code, error, self.trace)
+            _provenance(self.directory, self.record, self.cfg, status)
+        except CircuitsError as e:  # a full disk: the exit code still tells
+            log.write(f"error: {e}")
+            code = code or 1
+        self.code, self.again = code, again
+        return code
+
+
+def settle(ended: Sequence[Opened]) -> None:
+    """Close the elements that ended in this process; on a cluster: their claims, the sweep's page, and the queue, asked once."""
+    if on_cluster():
+        from circuits.run.slurm import requeue
+
+        for one in ended:
+            if not one.again:
+                requeue.close(one.directory, one.log.write)
+        asking = [one for one in ended if one.again == "ask"]
+        if asking and not requeue.queue_again(asking[0].log.write):
+            for one in asking:
+                told = "could not be queued again; the same command goes on from what was saved"
+                one.status.finish("interrupted", one.code, told)
+                requeue.close(one.directory, one.log.write)
+    for one in ended:
+        one.log.close()
+
+
+def on_cluster() -> bool:
+    """Whether a job of ours runs this (not somebody's own ``salloc`` session)."""
+    return "CIRCUITS_SLURM_TAG" in os.environ and "SLURM_ARRAY_JOB_ID" in os.environ
+
+
+def _stopped(reason: str, status: Any) -> tuple[str, str, str]:
+    """Of an element that was asked to stop: its state, the line, and whether Slurm is to be asked to queue it again, or has."""
+    if not on_cluster():
+        return "interrupted", f"stopped ({reason}); the same command goes on from what was saved", ""
+    from circuits.run.slurm import requeue
+
+    verdict = requeue.judge(reason, status.facts["timeouts"])
+    status.facts["timeouts"] += verdict.timed_out
+    state = "failed" if verdict.timed_out and not verdict.again else "interrupted"
+    return state, verdict.error, "ask" if verdict.again else "queued" if verdict.queued else ""
+
+
+def _set_threads(count: int) -> None:
+    """The task's threads, whatever the shell or an element before us in this process had."""
+    os.environ.update(OMP_NUM_THREADS=str(count), MKL_NUM_THREADS=str(count))
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(count)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+
+class Log:
+    """Lines with their time; to standard output, and to run.log when a launcher has not already sent that there."""
+
+    def __init__(self, path: Path, echo: bool = True) -> None:
+        self._file: IO[str] | None = None
+        self._echo = echo
+        if os.environ.get("CIRCUITS_STDOUT_IS_LOG") != str(path):
+            self._file = path.open("a", encoding="utf-8")
+
+    def write(self, text: str) -> None:
+        """One entry."""
+        line = f"{time.strftime('%H:%M:%S')} {text}"
+        try:
+            if self._echo:
+                print(line, flush=True)
+            if self._file is not None:
+                print(line, file=self._file, flush=True)
+        except OSError:
+            pass  # a full disk or a closed terminal; the run itself says so where it matters
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _context(directory: Path, record: dict[str, Any], cfg: Any, status: Any, stop: StopFlag, log: Log) -> Any:
+    """What the element's task is given, once its gates have been asked."""
+    from circuits.files import write_json
+    from circuits.run import provenance, registry
+    from circuits.run.content import Contents
+    from circuits.run.context import Context, Run
+    from circuits.run.store import Store
+    from circuits.run.tracking import Tracker
+
+    kind = registry.modules()[record["task"]].KIND
+    outputs = Path(cfg.outputs)
+    contents = Contents(outputs / "artifacts" / ".hashes.json")
+    store = Store(outputs / "artifacts", say=log.write)
+    name = f"{record['sweep']}/{record['name']}"
+    log.write(f"{name}: {' '.join(record['overrides']) or 'defaults'}; pid {os.getpid()}")
+    write_json(
+        directory / "provenance.json",
+        {"code": provenance.code(), "command": record["command"], "began": status.facts["began"]},
+    )
+    place = directory if (directory / SWEEP).exists() else directory.parent
+    if edited := provenance.edited_since(place / SWEEP):
+        log.write(f"warning: {edited}")
+    tags = [record["task"], cfg.model.id.rsplit("/", 1)[-1]]
+    tracker = Tracker(directory, cfg.tracking, record["group"], tags, log.write)
+    layers = tuple(record["layers"])
+    try:
+        parts = Run(
+            cfg, layers, directory, store, contents, status, stop, tracker, log.write, name, record["overrides"]
+        )
+        context = Context(parts, kind)
+        _same_keys(context, record)
+        stop.check()
+        for gate in kind.gates(cfg):
+            context.gate_of(gate)
+    except BaseException:
+        tracker.close()
+        raise
+    return context
+
+
+def _same_keys(context: Any, record: dict[str, Any]) -> None:
+    """An element runs what was submitted: its keys must not have changed since (an edited file, other code)."""
+    from circuits.errors import UserError
+    from circuits.run.keys import unit
+
+    for key, submitted in ((context.key(one), record["keys"][unit(one)]) for one in context.units):
+        if key.hash != submitted:
+            raise UserError(
+                f"{key.id}: the artifact's key changed since this element was launched ({submitted[:12]} → {key.hash[:12]}): "
+                "a file that the config names, or the code's version of the kind, was edited; launch it again"
+            )
+
+
+def _explain(error: Exception, cfg: Any) -> str:
+    """One line for an error that nobody foresaw; out of memory names what to lower."""
+    first = str(error).splitlines()[0] if str(error) else ""
+    kind = type(error).__name__
+    if kind == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in first:
+        from circuits.run import registry
+        from circuits.run.keys import lookup
+
+        keys = registry.kind(cfg.task.name).memory_keys
+        named = " or ".join(f"{key} ({lookup(cfg, key)})" for key in keys)
+        return f"out of memory: lower {named}, take fewer layers in one run, or use precision=bf16"
+    return f"{kind}: {first}"
+
+
+def _provenance(directory: Path, record: dict[str, Any], cfg: Any, status: Any) -> None:
+    from circuits.files import write_json
+    from circuits.run import provenance
+
+    facts = status.facts
+    write_json(
+        directory / "provenance.json",
+        {
+            "task": record["task"],
+            "sweep": record["sweep"],
+            "element": record["name"],
+            "command": record["command"],
+            "overrides": record["overrides"],
+            "seed": cfg.seed,
+            "code": provenance.code(),
+            "environment": provenance.environment(),
+            "inputs": sorted({key for artifact in facts["artifacts"] for key in artifact.get("inputs", [])}),
+            "artifacts": [artifact["id"] for artifact in facts["artifacts"]],
+            "began": facts["began"],
+            "ended": facts["ended"],
+            "state": facts["state"],
+            "exit_code": facts["exit_code"],
+            "wall_s": facts["wall_s"],
+            "peak_rss_bytes": facts["peak_rss_bytes"],
+            "peak_gpu_bytes": facts["peak_gpu_bytes"],
+        },
+    )

@@ -1,0 +1,367 @@
+"""The work of ``task=sae``: train SAEs on one stream, measure them, publish them.
+
+Several elements of a pack can be trained together: each is a *member* with its own context (directory, log, W&B run, leases), and
+an SAE is named by (member, layer).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.errors import Damaged, NonFinite, UserError
+from circuits.files import write_json
+from circuits.run.context import Context, Work
+from circuits.schema import DataSource, stored
+from circuits.schema.sae import READ_BY, at_sparsity
+
+if TYPE_CHECKING:
+    from circuits.data.stored import StoredStream
+    from circuits.data.stream import ActivationStream
+    from circuits.data.tokens import TokenSource
+    from circuits.models.load import LM
+    from circuits.sae.checkpoint import Writer
+    from circuits.sae.history import History
+    from circuits.sae.loop import Hooks
+    from circuits.sae.modules import SAE
+    from circuits.sae.spec import TrainSpec
+    from circuits.sae.training import Trainer
+
+Name = tuple[int, int]  # member, layer
+
+
+@dataclass
+class Member:
+    """One element: what it is to make, and its training curves."""
+
+    context: Context
+    works: dict[int, Work]  # by layer
+    histories: dict[int, History] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Where its training stops."""
+        sae = self.context.cfg.sae
+        return min(sae.steps, sae.max_steps or sae.steps)
+
+
+def make(context: Context, works: dict[int, Work]) -> None:
+    """Train (or take over) the SAEs of these layers, measure and publish them."""
+    member = Member(context, works)
+    if context.cfg.sae.from_ is None:
+        for failure in _train({0: member}).values():
+            raise failure
+        return
+    from circuits.sae import formats
+    from circuits.sae.history import History
+
+    stream = _stream(context, sorted(works))
+    member.histories = {layer: History(work.partial, context.cfg.sae.batch_size) for layer, work in works.items()}
+    taken = {layer: formats.load(Path(context.cfg.sae.from_)).to(stream.lm.device) for layer in works}
+    _publish(member, taken, {}, stream)
+
+
+def make_together(members: Mapping[int, Member]) -> dict[int, Exception]:
+    """Train the SAEs of several elements on one stream; the members that failed, and why. The others are published."""
+    names = " ".join(member.context.run.name.rsplit("/", 1)[-1].split("-")[0] for member in members.values())
+    for member in members.values():
+        member.context.say(f"trained on one stream with the other elements of its pack: {names}")
+    return _train(members)
+
+
+def _train(members: Mapping[int, Member]) -> dict[int, Exception]:
+    """Train, measure and publish; what went wrong, by member. An SAE that diverges stops no other one."""
+    from circuits.sae.checkpoint import Writer
+    from circuits.sae.loop import train, validation_rows
+
+    first = next(iter(members.values())).context
+    stream = _stream(first, sorted({layer for member in members.values() for layer in member.works}))
+    specs: dict[Name, TrainSpec] = {}
+    saved: dict[Name, Any] = {}
+    until: dict[Name, int] = {}
+    for number, member in members.items():
+        own = {layer: _spec(member.context, stream, layer) for layer in member.works}
+        specs |= {(number, layer): spec for layer, spec in own.items()}
+        until |= {(number, layer): member.steps for layer in own}
+        saved |= {(number, layer): found for layer, found in _begin(member, own, stream).items()}
+    validation = {}
+    if any(spec.patience is not None for spec in specs.values()):
+        validation = validation_rows(stream, first.cfg.sae.heldout_sequences, first.cfg.sae.validation_sequences)
+    diverged: dict[Name, NonFinite] = {}
+    with Writer() as writer:
+        trained = train(stream, specs, saved, _hooks(members, stream, writer, diverged), until, validation)
+    if trained is None:
+        first.stop_here()
+        raise RuntimeError("the training ended without its SAEs")  # unreachable: a stop was asked for
+    failures: dict[int, Exception] = {}
+    for number, member in members.items():
+        lost = [str(error) for name, error in diverged.items() if name[0] == number]
+        try:
+            _finish(
+                member,
+                {layer: trained.pop((number, layer)) for layer in member.works if (number, layer) in trained},
+                stream,
+            )
+        except Exception as e:  # of this member alone; its element explains it
+            failures[number] = e
+        if lost:
+            failures[number] = NonFinite("; ".join(lost))
+    return failures
+
+
+def _begin(member: Member, specs: Mapping[int, TrainSpec], stream: ActivationStream) -> dict[int, Any]:
+    """Its training curves and W&B runs opened; its newest checkpoints."""
+    from circuits.sae.history import History
+
+    context = member.context
+    member.histories = {
+        layer: History(work.partial, context.cfg.sae.batch_size) for layer, work in member.works.items()
+    }
+    saved = _saved(context, member.works, stream)
+    for layer, work in member.works.items():
+        try:
+            member.histories[layer].resume(saved[layer][1]["step"] if layer in saved else 0)
+        except Damaged as e:
+            context.say(f"damaged training curve: {e}")
+        name = f"{context.run.name}/L{layer}"
+        facts = {"layer": layer, "artifact": work.key.id, **specs[layer].as_dict()}
+        context.run.tracker.start(layer, work.key.hash, name, facts)
+    return saved
+
+
+def _finish(member: Member, trained: dict[int, Trainer], stream: ActivationStream) -> None:
+    """Measure and publish what was trained of one member's SAEs."""
+    if not trained:
+        return
+    for layer, trainer in trained.items():
+        if trainer.finished and trainer.best is not None:
+            best = trainer.best
+            member.context.say(
+                f"layer {layer}: stopped at step {trainer.step}; best at {best.step} (unexplained {best.loss:.5f})"
+            )
+    saes = {layer: trainer.export() for layer, trainer in trained.items()}
+    untrained = {layer: trainer.untrained().export() for layer, trainer in trained.items()}
+    trained.clear()  # gradients and moments are three quarters of the memory
+    own = copy.copy(stream)
+    own.layers = tuple(sorted(saes))  # the measurement reads no other layers
+    _publish(member, saes, untrained, own)
+
+
+def _stream(context: Context, layers: list[int]) -> ActivationStream:
+    """The model and the data of this config, as activations of `layers`."""
+    import torch
+
+    from circuits.data.embedded import EmbeddedSource
+    from circuits.data.stream import ActivationStream
+    from circuits.data.textstore import TextStore
+    from circuits.models.load import kept_model, pick_device
+
+    cfg = context.cfg
+    torch.backends.cuda.matmul.allow_tf32 = cfg.precision.matmul.value == "high"
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.precision.dtype.value]
+    device = pick_device(cfg.model.device, cfg.model.allow_fallback)
+    if stored.read(cfg):  # a missing one is told before anything is loaded
+        for layer in layers:
+            context.require("activations", layer)
+    context.progress("loading the model", 0, None)
+    name, revision = context.model_files()
+    lm = kept_model(name, revision=revision, dtype=dtype, device=device, say=context.say)
+    if cfg.data.source is DataSource.embedded:
+        source: TokenSource = EmbeddedSource(lm.tokenizer, cfg.seed, cfg.data.context)
+    else:
+        source = TextStore(context.require("tokens").path, seed=cfg.seed)
+    given: dict[str, Any] = {
+        "site": cfg.sae.site.value,
+        "layers": layers,
+        "batch_size": cfg.sae.batch_size,
+        "forward_batch": cfg.sae.forward_batch,
+        "seed": cfg.seed,
+        "skip_first": cfg.sae.skip_first,
+        "nonfinite": cfg.sae.nonfinite.value,
+    }
+    if stored.read(cfg):
+        return _stored_stream(context, lm, source, given)
+    target = None if cfg.sae.target_site is None else cfg.sae.target_site.value
+    return ActivationStream(lm, source, block_rows=cfg.sae.block_rows, target=target, **given)
+
+
+def _stored_stream(context: Context, lm: LM, source: TokenSource, given: dict[str, Any]) -> StoredStream:
+    """The stores of these layers, to train from; the model is for the measurement."""
+    from circuits.data.activations import ActivationStore
+    from circuits.data.stored import StoredStream
+
+    sae = context.cfg.sae
+    artifacts = {layer: context.require("activations", layer) for layer in given["layers"]}
+    stores = {layer: ActivationStore(artifact.path) for layer, artifact in artifacts.items()}
+    contents = {layer: artifact.content for layer, artifact in artifacts.items()}
+    stream = StoredStream(lm, source, stores, contents, ram_bytes=round(sae.ram * 1e9), **given)
+    if problems := stored.few(stream.n_rows, stream.width, sae.allow_small):
+        raise UserError(problems)
+    gigabytes = sum(store.values.nbytes for store in stores.values()) / 1e9
+    context.say(f"training from {len(stores)} stores of {stream.n_rows:,} rows, {gigabytes:.2f} GB")
+    return stream
+
+
+def _spec(context: Context, stream: ActivationStream, layer: int) -> TrainSpec:
+    from circuits.sae.spec import TrainSpec
+
+    sae = at_sparsity(context.cfg.sae)
+    given = {name: getattr(sae, name) for name in (*READ_BY, "patience")}
+    return TrainSpec(
+        architecture=sae.architecture.value,
+        d_in=stream.width,
+        d_sae=stream.width * sae.expansion,
+        lr=sae.lr,
+        batch_size=sae.batch_size,
+        steps=sae.steps,
+        warmup=sae.warmup,
+        decay=sae.decay,
+        clip=sae.clip,
+        dead_after=sae.dead_after,
+        seed=context.cfg.seed,
+        layer=layer,
+        d_out=stream.target_width,
+        normalize=sae.normalize.value,
+        accumulate=sae.accumulate,
+        min_delta=sae.min_delta,
+        validate_every=sae.validate_every,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _saved(context: Context, works: Mapping[int, Work], stream: ActivationStream) -> dict[int, Any]:
+    """The newest whole checkpoint of each layer; a damaged one is named and the one before it is taken."""
+    from circuits.sae import checkpoint
+
+    found = {}
+    for layer, work in works.items():
+        latest = checkpoint.latest(
+            work.partial, lambda path, why: context.say(f"damaged checkpoint: {why}; the one before it is used")
+        )
+        if latest is None:
+            continue
+        if latest.meta["stream"] != stream.facts_of(layer):
+            context.say(f"{latest.path}: made from other rows; layer {layer} starts anew")
+            continue
+        context.say(f"layer {layer}: resumed at step {latest.meta['step']}")
+        found[layer] = (latest.tensors, latest.meta)
+        stream.dropped.update({int(block): record for block, record in latest.meta["dropped"].items()})
+    return found
+
+
+def _hooks(
+    members: Mapping[int, Member], stream: ActivationStream, writer: Writer, diverged: dict[Name, NonFinite]
+) -> Hooks[Name]:
+    """What the loop tells: to each member its own. SAEs whose loss is no number are put into `diverged`."""
+    from circuits.sae import checkpoint
+    from circuits.sae.loop import Hooks
+
+    context = next(iter(members.values())).context
+    sae, count = context.cfg.sae, sum(len(member.works) for member in members.values())
+
+    def log(name: Name, step: int, metrics: dict[str, float]) -> None:
+        member, layer = members[name[0]], name[1]
+        member.histories[layer].add(step, metrics)
+        member.context.run.tracker.log(step, metrics, layer)
+        shown = {"EV": metrics["explained_variance"], "L0": metrics["l0"]}
+        member.context.progress("training", step, member.steps, "step", **shown)
+
+    def save(name: Name, step: int, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
+        member, layer = members[name[0]], name[1]
+        directory = member.works[layer].partial
+        dropped = {str(block): record for block, record in stream.dropped.items()}
+        facts = {**meta, "stream": stream.facts_of(layer), "dropped": dropped}
+        curve = member.histories[layer].snapshot()
+
+        def write() -> None:
+            curve()
+            checkpoint.save(checkpoint.path_for(directory, step), tensors, facts)
+            checkpoint.prune(directory, member.context.cfg.sae.checkpoint_keep)
+
+        writer.submit(write, sum(tensor.nbytes for tensor in tensors.values()))
+
+    def failed(name: Name, error: NonFinite) -> None:
+        diverged[name] = error
+        if count > len(diverged):
+            members[name[0]].context.say(f"{error}; the others go on")
+
+    return Hooks(
+        log=log,
+        save=save,
+        stopping=lambda: context.stopping is not None,
+        failed=failed,
+        log_every=sae.log_every,
+        save_every=sae.checkpoint_every,
+        save_minutes=sae.checkpoint_minutes,
+    )
+
+
+def _publish(member: Member, saes: Mapping[int, SAE], untrained: Mapping[int, SAE], stream: ActivationStream) -> None:
+    """Measure on held-out text, all layers in one pass, and publish one artifact per layer."""
+    from circuits.sae.evaluate import measure
+
+    context, histories = member.context, member.histories
+
+    def progress(done: int, total: int) -> None:
+        context.progress("measuring", done, total, "sequence")
+
+    cfg = context.cfg
+    measured = measure(stream, saes, untrained, n_sequences=cfg.sae.heldout_sequences, seed=cfg.seed, progress=progress)
+    dropped = {
+        "rows": sum(record["rows"] for record in stream.dropped.values()),
+        "heldout_rows": stream.heldout_dropped,
+    }
+    for layer, work in ((layer, member.works[layer]) for layer in saes):
+        metrics, sae = measured[layer][0], saes[layer]
+        steps = histories[layer].steps
+        metrics |= {
+            "architecture": sae.architecture if cfg.sae.from_ else cfg.sae.architecture.value,
+            "site": cfg.sae.site.value,
+            "target_site": cfg.sae.target_site.value if cfg.sae.target_site else None,
+            "layer": layer,
+            "steps": steps,
+            "d_in": sae.cfg.d_in,
+            "d_sae": sae.cfg.d_sae,
+            "passes": stream.passes(steps),
+        }
+
+        def write(out: Path, layer: int = layer) -> None:
+            _write(context, out, layer, saes, measured, stream, histories)
+
+        artifact = work.commit(write, dropped=dropped)
+        context.run.tracker.summary(metrics, layer)
+        context.say(
+            f"layer {layer}: explained variance {metrics['explained_variance']:.3f}, L0 {metrics['l0']:.1f}: {artifact.id}"
+        )
+
+
+def _write(
+    context: Context,
+    out: Path,
+    layer: int,
+    saes: Mapping[int, SAE],
+    measured: Mapping[int, Any],
+    stream: ActivationStream,
+    histories: Mapping[int, History],
+) -> None:
+    """The files of one artifact: a SAELens directory, the metrics and the training curve."""
+    from circuits.models.sites import hook_name
+    from circuits.sae import formats
+
+    cfg = context.cfg
+    metrics, firing = measured[layer]
+    metadata = {
+        "model_name": cfg.model.id,
+        "hook_name": hook_name(cfg.sae.site.value, layer),
+        "context_size": cfg.data.context,
+        "prepend_bos": stream.lm.tokenizer.bos_token_id is not None,
+        "dataset_path": cfg.data.path or cfg.data.source.value,
+        "l0": metrics["l0"],
+        **({"hook_name_out": hook_name(cfg.sae.target_site.value, layer)} if cfg.sae.target_site else {}),
+    }
+    formats.save(out, saes[layer], metadata, firing_rate=firing)
+    write_json(out / "metrics.json", metrics)
+    histories[layer].write(out)
