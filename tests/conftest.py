@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+from warm.client import AT_IMPORT, PYTHON, REAL, SOCKET, Running, Template
 
 pytest_plugins = ["slurm.fixtures"]  # the fixtures slurm and own_slurm
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +35,14 @@ class Done:
     def errors(self) -> list[str]:
         """The lines that begin with ``error:``."""
         return [line for line in self.err.splitlines() if line.startswith("error:")]
+
+
+@functools.cache
+def template() -> Template:
+    """The process that command lines are forked from; one for each process that runs tests."""
+    made = Template(Cli(ROOT).environment())
+    atexit.register(made.close)
+    return made
 
 
 def _listen() -> None:
@@ -59,7 +71,22 @@ class Cli:
         return [sys.executable, str(ROOT / "launch.py"), *words]
 
     def __call__(self, *words: str, timeout: float = 300, **extra: str) -> Done:
-        """Run it to its end."""
+        """Run it to its end, in a copy of a process that has imported everything (tests/warm)."""
+        if any(name.startswith(AT_IMPORT) for name in extra):
+            return self.plain(*words, timeout=timeout, **extra)
+        warm = template()
+        on_slurm = any(word.startswith(("cluster=", "hydra/launcher=", "task=recover")) for word in words)
+        env = self.environment(**{SOCKET: warm.path, REAL: sys.executable, **extra})
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, Path(os.devnull).open() as nothing:
+            fds = [nothing.fileno(), out.fileno(), err.fileno()]
+            python = sys.executable if on_slurm else str(PYTHON)
+            code = Running(warm.path, "launch", words, str(self.folder), env, python, fds).wait(timeout)
+            out.seek(0)
+            err.seek(0)
+            return Done(code, out.read().decode(), err.read().decode())
+
+    def plain(self, *words: str, timeout: float = 300, **extra: str) -> Done:
+        """Run it to its end, as a process of its own."""
         done = subprocess.run(
             self.command(*words), cwd=self.folder, env=self.environment(**extra), capture_output=True, text=True, timeout=timeout,
             stdin=subprocess.DEVNULL, check=False, preexec_fn=_listen,

@@ -1,0 +1,130 @@
+"""The template: ``python tests/warm/template.py SOCKET``. Forks for each request until its standard input closes.
+
+A request is one JSON line ``{"run": "launch" | "element", "argv": […], "cwd": …, "env": {…}, "python": …}`` with the three standard
+streams as file descriptors beside it; the answers are the process's id, then its exit status (negative: a signal's number).
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import select
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARIES = (
+    "torch", "transformers.models.qwen2.modeling_qwen2", "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "transformers.tokenization_utils_fast",
+    "safetensors.torch", "hydra.main", "hydra._internal.utils", "hydra._internal.hydra", "pandas", "pyarrow.parquet", "scipy.stats",
+    "scipy.optimize", "jinja2", "rich.live", "rich.table",
+)  # fmt: skip
+
+
+def prepare() -> None:
+    """Import what command lines import, and start nothing: no thread, no device, no Hydra."""
+    for name in LIBRARIES:
+        try:
+            importlib.import_module(name)
+        except ImportError as e:
+            print(f"template: {e}", file=sys.stderr)
+    import circuits
+
+    for info in pkgutil.walk_packages(circuits.__path__, "circuits."):
+        if not info.name.startswith("circuits.run.slurm"):  # its hydra plugin looks at the environment
+            importlib.import_module(info.name)
+    gc.freeze()
+
+
+def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """A request and its streams."""
+    head, fds, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    text = head
+    while not text.endswith(b"\n"):
+        text += connection.recv(1 << 20)
+    return json.loads(text), fds
+
+
+def run(asked: dict[str, Any], fds: list[int]) -> None:
+    """Become the process that was asked for; does not return."""
+    code = 1
+    try:
+        os.setsid()
+        for number, fd in enumerate(fds):
+            os.dup2(fd, number)
+        os.closerange(3, 64)
+        os.chdir(asked["cwd"])
+        os.environ.clear()
+        os.environ.update(asked["env"])
+        sys.executable = asked["python"]
+        if asked["run"] == "launch":
+            sys.argv = [str(ROOT / "launch.py"), *asked["argv"]]
+            from circuits.run.cli import main
+        else:
+            sys.argv = ["element", *asked["argv"]]
+            from circuits.run.element import main
+        code = main(asked["argv"])
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else 0 if e.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:
+            import atexit
+            import threading
+
+            threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter does at its end
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+
+
+def serve(connection: socket.socket) -> None:
+    """In a process of its own: start what is asked, tell how it ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    asked, fds = receive(connection)
+    child = os.fork()
+    if child == 0:
+        connection.close()
+        run(asked, fds)
+    for fd in fds:
+        os.close(fd)
+    connection.sendall(f"{child}\n".encode())
+    _, status = os.waitpid(child, 0)
+    connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+
+
+def main(path: str) -> None:
+    """Serve until standard input closes."""
+    sys.path.insert(0, str(ROOT))
+    prepare()
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen(64)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that serve
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print("ready", flush=True)
+    while True:
+        ready, _, _ = select.select([server, sys.stdin], [], [])
+        if sys.stdin in ready:
+            return
+        connection, _ = server.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            server.close()
+            serve(connection)
+            os._exit(0)
+        connection.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
