@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,65 @@ def test_one_that_fails_stops_no_other_of_its_pack(warm: Cli) -> None:
     assert len(warm.artifacts("sae")) == 2 and not list((warm.outputs / "artifacts" / "sae").glob("*.claim"))
 
 
+def test_saes_of_a_pack_share_one_stream_and_are_what_each_would_be_alone(
+    warm: Cli, quick_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Other architectures, layers and numbers of steps: bit by bit what elements of their own make, each with its W&B run."""
+    given = [QUICK, "sae.heldout_sequences=16", "sae.block_rows=4096", "sae.log_every=10", "sae.checkpoint_every=15"]
+    swept = ["sae=topk,batchtopk", "layer=0,1-2", "sae.steps=20,40", "sae.warmup=5"]
+    done = warm(*given, *swept, "pack=8")
+    assert done.code == 0, done.out + done.err
+    sweep = sweep_dir(warm)
+    assert all(
+        "trained on one stream with the other elements of its pack: 000 001 002 003 004 005 006 007" in log
+        for log in logs(sweep)
+    )
+    assert [log.count("loading the model") for log in logs(sweep)] == [1] + [0] * 7
+    for number in range(8):
+        place = element(sweep, number)
+        assert (
+            state(sweep, number) == "done"
+            and len(list((place / "wandb").glob("offline-run-*"))) == (1, 1, 2, 2)[number % 4]
+        )
+        rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+        assert {row["layer"] for row in rows} == ({0}, {0}, {1, 2}, {1, 2})[number % 4]
+        assert max(row["step"] for row in rows) == (20, 40)[number % 2]
+    alone = sharing(quick_store, tmp_path_factory.mktemp("alone"))
+    for words in (["sae=topk", "layer=0", "sae.steps=40"], ["sae=batchtopk", "layer=2", "sae.steps=20"]):
+        assert alone(*given, *words, "sae.warmup=5", "tracking=off").code == 0
+    both = {path.name: path for path in warm.artifacts("sae")}
+    for own in alone.artifacts("sae"):
+        for name in ("sae_weights.safetensors", "metrics.json"):
+            assert (own / name).read_bytes() == (both[own.name] / name).read_bytes(), (own.name, name)
+
+
+def test_a_pack_that_was_cut_goes_on_where_each_of_its_saes_was(
+    warm: Cli, quick_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    words = [
+        "layer=1",
+        "sae.k=8,16",
+        QUICK,
+        "sae.steps=300",
+        "sae.heldout_sequences=16",
+        "sae.block_rows=4096",
+        "tracking=off",
+    ]
+    whole = sharing(quick_store, tmp_path_factory.mktemp("whole"))
+    assert whole(*words).code == 0
+    running = warm.start(*words, "pack=2", "sae.checkpoint_every=20")
+    sweep = sweep_dir(warm)
+    while running.poll() is None and not list((warm.outputs / "artifacts" / "sae").glob("*.partial/step-*")):
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=240)
+    assert running.returncode == 130 and {state(sweep, 0), state(sweep, 1)} == {"interrupted"}
+    done = warm(*words, "pack=2")
+    assert done.code == 0 and all("resumed at step" in log for log in logs(sweep_dir(warm))), done.out + done.err
+    made_whole = {path.name: (path / "sae_weights.safetensors").read_bytes() for path in whole.artifacts("sae")}
+    assert made_whole == {path.name: (path / "sae_weights.safetensors").read_bytes() for path in warm.artifacts("sae")}
+
+
 def worker(cli: Cli) -> psutil.Process:
     """The one process that runs elements in this folder."""
     (found,) = [
@@ -72,7 +132,7 @@ def worker(cli: Cli) -> psutil.Process:
 
 @pytest.mark.soak
 def test_a_killed_pack_goes_on_in_another_process_and_an_ended_one_another_time(warm: Cli, wait_until: Wait) -> None:
-    words = ["layer=0,1,2", "sae.steps=100000", *SAE, "pack=3"]
+    words = ["layer=1", "seed=0,1,2", "sae.steps=100000", *SAE, "pack=3"]  # of another seed each: three streams
     running = warm.start(*words)
     sweep = sweep_dir(warm)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_stream import make_lm, make_stream
 
+from circuits.data.stream import Position
 from circuits.sae.loop import Hooks, train, validation_rows
 from circuits.sae.spec import TrainSpec
 from circuits.sae.training import Trainer
@@ -51,8 +52,12 @@ def run(
     )
     specs = {layer: spec(architecture, layer, stream.width, d_out=stream.target_width, **changes) for layer in layers}
     validation = validation_rows(stream, 4, 8) if "patience" in changes else None
+    resumed = {
+        layer: (Trainer.resume(specs[layer], tensors, meta, stream.lm.device), Position(**meta["position"]))
+        for layer, (tensors, meta) in saved.items()
+    }
     until = dict.fromkeys(layers, STEPS)
-    return train(stream, specs, saved, hooks, until, validation), checkpoints, logged
+    return train(stream, specs, resumed, hooks, until, validation), checkpoints, logged
 
 
 @pytest.mark.parametrize("architecture", ["topk", "relu", "batchtopk", "matryoshka", "jumprelu", "gated"])

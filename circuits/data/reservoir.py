@@ -37,7 +37,7 @@ STAGE_BYTES = 512 << 10  # read at once: fits into a core's cache, from which ro
 @dataclass(frozen=True)
 class _Block:
     index: int
-    rows: dict[int, Tensor]  # by layer, in the stored type, shuffled
+    rows: dict[int, Tensor]  # by layer, in the stored type, shuffled; page-locked for CUDA
 
 
 class Reservoir:
@@ -89,11 +89,13 @@ class Reservoir:
         """Endless batches from `start` on (where the last ones ended, or `load_state_dict` said, when None)."""
         at = start or self._at
         buffers: list[dict[int, Tensor]] = [{}, {}]
+        read: list[Any] = [None, None]  # what CUDA has to have copied before a block is filled anew
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reservoir") as prefetch:
             coming = prefetch.submit(self._fill, at.block, buffers[at.block % 2])
             while True:
                 block = coming.result()
-                coming = prefetch.submit(self._fill, block.index + 1, buffers[(block.index + 1) % 2])
+                other = (block.index + 1) % 2
+                coming = prefetch.submit(self._fill, block.index + 1, buffers[other], read[other])
                 rows = len(block.rows[self.layers[0]])
                 while at.block == block.index and at.offset + self.batch_size <= rows:
                     end = at.offset + self.batch_size
@@ -106,6 +108,8 @@ class Reservoir:
                     at = following
                 if at.block == block.index:
                     at = Position(at.step, at.block + 1, 0)
+                if self.device.type == "cuda":
+                    read[block.index % 2] = torch.cuda.current_stream(self.device).record_event()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch stands, and what the batches are a function of."""
@@ -149,8 +153,10 @@ class Reservoir:
         generator = np.random.Generator(np.random.PCG64(derive_seed(self.seed, "chunks", epoch)))
         return generator.permutation(self._chunks)
 
-    def _fill(self, index: int, buffers: dict[int, Tensor]) -> _Block:
-        """Read block `index` of the endless sequence of blocks into `buffers`."""
+    def _fill(self, index: int, buffers: dict[int, Tensor], read: Any = None) -> _Block:
+        """Read block `index` of the endless sequence of blocks into `buffers`, after the CUDA event `read`."""
+        if read is not None:
+            read.synchronize()
         epoch, place = divmod(index, self.blocks_per_epoch)
         chunks = self._order(epoch)[place * self.chunks_per_block : (place + 1) * self.chunks_per_block]
         spans = [(int(c) * self.chunk_rows, min((int(c) + 1) * self.chunk_rows, self.n_rows)) for c in chunks]
@@ -160,13 +166,16 @@ class Reservoir:
         for layer, store in self.stores.items():
             if layer not in buffers:
                 most = min(self.chunks_per_block * self.chunk_rows, self.n_rows)
-                buffers[layer] = torch.empty(most, self.width, dtype=_torch_dtype(store.dtype))
+                pinned = self.device.type == "cuda"
+                buffers[layer] = torch.empty(most, self.width, dtype=_torch_dtype(store.dtype), pin_memory=pinned)
             _read(store, spans, places, buffers[layer])
         return _Block(index, {layer: buffers[layer][:rows] for layer in self.layers})
 
     def _taken(self, rows: Tensor) -> Float[Tensor, "batch width"]:
         """A batch as it is handed out; a copy, unless the consumer promised to be done with it in time."""
-        return rows.to(self.device, torch.float32, copy=self.own)
+        if self.device.type == "cpu":
+            return rows.to(torch.float32, copy=self.own)
+        return rows.to(self.device, non_blocking=True).to(torch.float32)  # widened there: half the bytes to move
 
 
 def _check_alike(stores: Mapping[int, ActivationStore]) -> None:

@@ -44,7 +44,9 @@ class StoredStream(ActivationStream):
             raise UserError(
                 f"no store of layer {min(missing)}; there are stores of {' '.join(map(str, sorted(stores)))}"
             )
-        self.reservoir = Reservoir(stores, batch_size=batch_size, ram_bytes=ram_bytes, seed=seed, device=lm.device)
+        self.reservoir = Reservoir(
+            stores, batch_size=batch_size, ram_bytes=ram_bytes, seed=seed, device=lm.device, own=False
+        )
         self.n_rows, self.contents = self.reservoir.n_rows, dict(contents)
 
     def _check(self, layer: int, store: ActivationStore) -> None:

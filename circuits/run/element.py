@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,9 @@ def _together(elements: list[Opened]) -> dict[int, BaseException]:
     except Stopped as e:
         return dict.fromkeys(range(len(elements)), e)
     except Exception as e:
+        elements[0].log.write(traceback.format_exc().rstrip())
         for one in elements:
-            one.log.write(
-                f"not made in one go with the others of its pack ({type(e).__name__}: {e}); it goes on by itself"
-            )
+            one.log.write(f"not made in one go with its pack ({type(e).__name__}: {e}); it goes on by itself")
         return {}
 
 

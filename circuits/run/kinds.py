@@ -41,6 +41,21 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """About what one element takes at its peak, in bytes, at least.
+
+    `fixed` and `each` on the device that computes, `beside` in the machine's own memory for each; `count` things of one size are
+    made, called `what` in the message.
+    """
+
+    fixed: int
+    each: int
+    beside: int
+    count: int
+    what: str
+
+
+@dataclass(frozen=True)
 class Kind:
     """The type of an artifact: what it reads, what it needs, how it is named.
 
@@ -66,6 +81,7 @@ class Kind:
         cpus: threads while it is made, for inline kinds; None takes the task's.
         load: ``module:function`` that opens the artifact's directory for a notebook.
         bytes: about how much room one artifact takes, and how much its unfinished work takes beside it (of variants: in the mean).
+        memory: about what a run with these layers takes at its peak; None where nobody knows.
         check: what is wrong with this config for a model of these dimensions and these layers, one line each, before the start.
         normal: the config with what has no effect under it set to one value, so that equal results have equal keys.
         gate: why a measurement (the artifact's ``metrics.json``) stays below a gate of this config, or None.
@@ -94,6 +110,7 @@ class Kind:
     cpus: int | None = None
     load: str | None = None
     bytes: Callable[[BaseConfig, ModelDims], tuple[int, int]] = lambda cfg, dims: (0, 0)
+    memory: Callable[[BaseConfig, ModelDims, tuple[int, ...]], Memory | None] = lambda cfg, dims, layers: None
     check: Callable[[BaseConfig, ModelDims, tuple[int, ...]], list[str]] = lambda cfg, dims, layers: []
     normal: Callable[[BaseConfig], BaseConfig] = lambda cfg: cfg
     gate: Callable[[BaseConfig, Mapping[str, Any]], str | None] = lambda cfg, metrics: None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import UserError
-from circuits.run import config, local
+from circuits.run import config, local, memory
 from circuits.run.content import Contents
 from circuits.run.keys import Key
 from circuits.run.packs import packs
@@ -51,8 +51,9 @@ def launch(
             f"hydra.launcher.{next(iter(launcher))}: cluster=local does not read it; cluster=slurm, csd3 and ncc do"
         )
     sorted_out = standing(elements, _memo(store.find), store.holder)
-    packs(sorted_out.to_run)
-    room(sorted_out.to_run, local.pool_size(first, len(sorted_out.to_run)))
+    pool = local.pool_size(first, len(sorted_out.to_run))
+    memory.refuse(sorted_out.to_run, pool)
+    room(sorted_out.to_run, pool)
     sweep = create(elements, base)
     return local.LocalLauncher(sweep, elements, sorted_out, store).run()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,6 +21,33 @@ def gpus() -> int:
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return len([name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip() not in ("", "-1")])
     return sum(1 for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
+
+
+def memory() -> int:
+    """Bytes of main memory that are free for us: of the machine, or of the control group that we run in."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return free if limit == "max" else min(free, max(0, int(limit) - int(used)))
+    except (OSError, ValueError):
+        return free
+
+
+@lru_cache
+def gpu_memory() -> int | None:
+    """Bytes of the smallest CUDA device's memory, as ``nvidia-smi`` tells; None where there is none, or it is not known."""
+    if not gpus():
+        return None
+    words = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        text = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    sizes = [int(line) << 20 for line in text.split() if line.isdigit()]
+    return min(sizes, default=None)
 
 
 def device_error(device: str) -> str | None:

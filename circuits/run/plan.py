@@ -16,7 +16,7 @@ from circuits.run import config, machine, registry
 from circuits.run.compose import Composer
 from circuits.run.content import Contents
 from circuits.run.keys import Key, Unit, key_of_unit, units
-from circuits.run.kinds import Kind, ModelDims
+from circuits.run.kinds import Kind, Memory, ModelDims
 from circuits.run.layers import LayerOutOfRange, parse_layers, ranges
 from circuits.schema import Backend, BaseConfig, Dtype, Reuse
 
@@ -44,6 +44,7 @@ class Element:
     layers: tuple[int, ...] = ()
     keys: dict[Unit, Key] = field(default_factory=dict)
     bytes: tuple[int, int] = (0, 0)  # of one artifact; of its unfinished work
+    memory: Memory | None = None
 
     @property
     def name(self) -> str:
@@ -167,6 +168,7 @@ class _Checker:
             self.errors.append(str(e))
             return
         element.bytes = kind.bytes(cfg, dims)
+        element.memory = kind.memory(cfg, dims, element.layers)
 
     def _dims(self, cfg: BaseConfig) -> ModelDims | None:
         """The model's dimensions; of a preset that cannot be reached, what its yaml says; None when nothing is known."""

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -25,7 +26,9 @@ from circuits.errors import Damaged, DiskFull
 from circuits.files import disk_errors, fsync_dir, fsync_file
 
 PATTERN = "step-*.safetensors"
-WAITING_BYTES = 1 << 30  # of checkpoints that wait to be written; one may always wait, whatever its size
+WAITING_SHARE = (
+    1 / 8
+)  # of the free memory, for checkpoints that wait to be written; one may always wait, whatever its size
 
 
 class Checkpoint(NamedTuple):
@@ -50,10 +53,9 @@ class Writer:
         return self
 
     def submit(self, write: Callable[[], None], nbytes: int) -> None:
-        """`write()` soon; waits while more than `WAITING_BYTES` are waiting. `nbytes`: how much it holds until then."""
-        while self._waiting and (
-            self._waiting[0][0].done() or sum(size for _, size in self._waiting) + nbytes > WAITING_BYTES
-        ):
+        """`write()` soon; waits while too many bytes are waiting. `nbytes`: how much it holds until then."""
+        room = WAITING_SHARE * psutil.virtual_memory().available
+        while self._waiting and (self._waiting[0][0].done() or sum(size for _, size in self._waiting) + nbytes > room):
             self._waiting.popleft()[0].result()
         self._waiting.append((self._pool.submit(write), nbytes))
 

@@ -17,6 +17,9 @@ from circuits.sae.metrics import Evaluator, SpliceSums
 from circuits.sae.modules import SAE
 from circuits.sae.splice import splice_sums
 
+LOGIT_BYTES = 1 << 30
+"""Of the three passes' logits that are held at a time: the largest tensors of the measurement, whatever `sae.forward_batch` is."""
+
 Measured = tuple[dict[str, Any], Float[Tensor, " d_sae"]]
 
 
@@ -42,7 +45,7 @@ def measure(
     evaluators = {layer: Evaluator(sae, seed=seed) for layer, sae in saes.items()}
     controls = {layer: Evaluator(sae, seed=seed) for layer, sae in untrained.items()}
     done = 0
-    for chunk in stream.heldout(n_sequences):
+    for chunk in stream.heldout(n_sequences, _sequences(stream)):
         for layer, evaluator in (*evaluators.items(), *controls.items()):
             evaluator.add(chunk.sites[layer], chunk.keep)
         sums = splice_sums(
@@ -59,6 +62,13 @@ def measure(
         kept = {name: control[name] for name in ("explained_variance", "explained_variance_ci")} if control else None
         measured[layer] = ({**evaluator.result(), "control": kept}, evaluator.firing_rate())
     return measured
+
+
+def _sequences(stream: ActivationStream) -> int:
+    """How many go through the model together."""
+    lm = stream.lm
+    one = 3 * stream.source.context * lm.dims.vocab * lm.dtype.itemsize
+    return max(1, min(stream.forward_batch, LOGIT_BYTES // one))
 
 
 def _require_finite(sums: SpliceSums, samples: Int[Tensor, " n"], layer: int) -> None:

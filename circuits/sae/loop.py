@@ -12,7 +12,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -26,7 +26,6 @@ FIRST_ROWS = 4096  # by which an SAE's input normalisation is set
 
 Name = TypeVar("Name", bound=Hashable)
 """What the caller calls one SAE."""
-Saved = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Hooks(Generic[Name]):
 def train(
     stream: ActivationStream,
     specs: Mapping[Name, TrainSpec],
-    saved: Mapping[Name, Saved],
+    resumed: Mapping[Name, tuple[Trainer, Position]],
     hooks: Hooks[Name],
     until: Mapping[Name, int],
     validation: Mapping[int, torch.Tensor] | None = None,
@@ -65,7 +64,7 @@ def train(
     Args:
         stream: the activations of at least the layers of the specs.
         specs: by name; ``spec.layer`` says whose rows it is trained on.
-        saved: checkpoints to continue from; an SAE without one starts anew.
+        resumed: those that continue, and where in the stream; the others start anew.
         hooks: see :class:`Hooks`.
         until: steps after which each stops; the schedules are by ``spec.steps``.
         validation: rows by layer for early stopping (:func:`validation_rows`), where the specs have a patience.
@@ -73,7 +72,7 @@ def train(
     Raises:
         NonFinite: a loss is not a number, and `hooks` do not take such; the message names the last good checkpoint.
     """
-    return _Training(stream, specs, saved, hooks, until, validation or {}).run()
+    return _Training(stream, specs, resumed, hooks, until, validation or {}).run()
 
 
 class _Training(Generic[Name]):
@@ -83,17 +82,15 @@ class _Training(Generic[Name]):
         self,
         stream: ActivationStream,
         specs: Mapping[Name, TrainSpec],
-        saved: Mapping[Name, Saved],
+        resumed: Mapping[Name, tuple[Trainer, Position]],
         hooks: Hooks[Name],
         until: Mapping[Name, int],
         validation: Mapping[int, torch.Tensor],
     ) -> None:
-        self.stream, self.specs, self.saved, self.hooks = stream, specs, saved, hooks
+        self.stream, self.specs, self.hooks = stream, specs, hooks
         self.until, self.validation = until, validation
-        device = stream.lm.device
-        self.trainers = {
-            name: Trainer.resume(specs[name], *saved[name], device=device) for name in specs if name in saved
-        }
+        self.trainers = {name: trainer for name, (trainer, _) in resumed.items()}
+        self.places = {name: place for name, (_, place) in resumed.items()}
         self.good = {name: trainer.step for name, trainer in self.trainers.items()}
         self.following = Position(0, 0, 0)  # where the stream stands after the latest batch
 
@@ -112,10 +109,10 @@ class _Training(Generic[Name]):
 
     def _start(self) -> Position | None:
         """The earliest place that any SAE has to continue from; None when all have come to their end."""
-        if any(name not in self.saved for name in self.specs):
+        if any(name not in self.places for name in self.specs):
             return Position(0, 0, 0)
-        positions = (Position(**self.saved[name][1]["position"]) for name in self.specs if self._going(name))
-        return min(positions, key=lambda position: position.step, default=None)
+        going = (self.places[name] for name in self.specs if self._going(name))
+        return min(going, key=lambda position: position.step, default=None)
 
     def _through(self, start: Position) -> bool:
         """Go through the stream from `start`; whether the end was reached."""
@@ -152,7 +149,9 @@ class _Training(Generic[Name]):
     def _begin(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Make the trainers that start anew from the stream's first rows; the stream is handed back whole."""
         batch_size = next(iter(self.specs.values())).batch_size
-        first = list(itertools.islice(batches, math.ceil(FIRST_ROWS / batch_size)))
+        # A batch may be a view that the stream fills anew, so that what is kept is copied.
+        found = itertools.islice(batches, math.ceil(FIRST_ROWS / batch_size))
+        first = [replace(batch, rows={i: rows.clone() for i, rows in batch.rows.items()}) for batch in found]
         rows: dict[int, torch.Tensor] = {}
         for name, spec in self.specs.items():
             if name not in self.trainers:

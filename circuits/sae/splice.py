@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.models.hooks import Edit, forward
+from circuits.models.hooks import Edit, Prefix, forward
 from circuits.models.load import LM
 from circuits.sae.metrics import SpliceSums
 from circuits.sae.modules import SAE
@@ -86,20 +86,23 @@ def splice_sums(
     site: str,
     target: str | None = None,
 ) -> dict[int, SpliceSums]:
-    """Losses of one chunk of sequences for each layer's SAE, one layer at a time; the clean pass is shared."""
+    """Losses of one chunk of sequences for each layer's SAE, one layer at a time; the clean pass is shared, and the others
+    restart from what it had at their layer."""
 
-    def logits(*edits: Edit) -> Tensor:
-        found = forward(lm, ids, mask, edits=edits, logits="all").logits
+    def logits(*edits: Edit, prefix: Prefix) -> Tensor:
+        found = forward(lm, ids, mask, edits=edits, logits="all", prefix=prefix).logits
         return torch.empty(0) if found is None else found
 
-    clean = logits()
+    whole = forward(lm, ids, mask, capture={"resid_pre": saes}, logits="all")
+    clean = torch.empty(0) if whole.logits is None else whole.logits
     ids, mask = ids.to(clean.device), mask.to(clean.device)
     sums = {}
     for layer, sae in saes.items():
+        before = Prefix(layer, whole.sites["resid_pre", layer])
         if target is None:
-            spliced = logits(Edit(site, layer, replaced(reconstruct(sae), keep)))
+            spliced = logits(Edit(site, layer, replaced(reconstruct(sae), keep)), prefix=before)
         else:
-            spliced = logits(*transcode(sae, site, target, layer, keep))
-        zero = logits(Edit(target or site, layer, replaced(torch.zeros_like, keep)))
+            spliced = logits(*transcode(sae, site, target, layer, keep), prefix=before)
+        zero = logits(Edit(target or site, layer, replaced(torch.zeros_like, keep)), prefix=before)
         sums[layer] = splice_losses(clean, spliced, zero, ids, mask)
     return sums

@@ -20,7 +20,7 @@ from circuits.schema.sae import READ_BY, at_sparsity
 
 if TYPE_CHECKING:
     from circuits.data.stored import StoredStream
-    from circuits.data.stream import ActivationStream
+    from circuits.data.stream import ActivationStream, Position
     from circuits.data.tokens import TokenSource
     from circuits.models.load import LM
     from circuits.sae.checkpoint import Writer
@@ -76,23 +76,25 @@ def _train(members: Mapping[int, Member]) -> dict[int, Exception]:
     """Train, measure and publish; what went wrong, by member. An SAE that diverges stops no other one."""
     from circuits.sae.checkpoint import Writer
     from circuits.sae.loop import train, validation_rows
+    from circuits.sae.modules.scratch import release
 
     first = next(iter(members.values())).context
     stream = _stream(first, sorted({layer for member in members.values() for layer in member.works}))
     specs: dict[Name, TrainSpec] = {}
-    saved: dict[Name, Any] = {}
+    resumed: dict[Name, tuple[Trainer, Position]] = {}
     until: dict[Name, int] = {}
     for number, member in members.items():
         own = {layer: _spec(member.context, stream, layer) for layer in member.works}
         specs |= {(number, layer): spec for layer, spec in own.items()}
         until |= {(number, layer): member.steps for layer in own}
-        saved |= {(number, layer): found for layer, found in _begin(member, own, stream).items()}
+        resumed |= {(number, layer): found for layer, found in _begin(member, own, stream).items()}
     validation = {}
     if any(spec.patience is not None for spec in specs.values()):
         validation = validation_rows(stream, first.cfg.sae.heldout_sequences, first.cfg.sae.validation_sequences)
     diverged: dict[Name, NonFinite] = {}
     with Writer() as writer:
-        trained = train(stream, specs, saved, _hooks(members, stream, writer, diverged), until, validation)
+        trained = train(stream, specs, resumed, _hooks(members, stream, writer, diverged), until, validation)
+    release()
     if trained is None:
         first.stop_here()
         raise RuntimeError("the training ended without its SAEs")  # unreachable: a stop was asked for
@@ -112,24 +114,30 @@ def _train(members: Mapping[int, Member]) -> dict[int, Exception]:
     return failures
 
 
-def _begin(member: Member, specs: Mapping[int, TrainSpec], stream: ActivationStream) -> dict[int, Any]:
-    """Its training curves and W&B runs opened; its newest checkpoints."""
+def _begin(
+    member: Member, specs: Mapping[int, TrainSpec], stream: ActivationStream
+) -> dict[int, tuple[Trainer, Position]]:
+    """Its training curves and W&B runs opened; what continues from its newest checkpoints."""
     from circuits.sae.history import History
 
     context = member.context
     member.histories = {
         layer: History(work.partial, context.cfg.sae.batch_size) for layer, work in member.works.items()
     }
-    saved = _saved(context, member.works, stream)
+    resumed = {
+        layer: found
+        for layer, work in member.works.items()
+        if (found := _resumed(context, work, specs[layer], stream)) is not None
+    }
     for layer, work in member.works.items():
         try:
-            member.histories[layer].resume(saved[layer][1]["step"] if layer in saved else 0)
+            member.histories[layer].resume(resumed[layer][0].step if layer in resumed else 0)
         except Damaged as e:
             context.say(f"damaged training curve: {e}")
         name = f"{context.run.name}/L{layer}"
         facts = {"layer": layer, "artifact": work.key.id, **specs[layer].as_dict()}
         context.run.tracker.start(layer, work.key.hash, name, facts)
-    return saved
+    return resumed
 
 
 def _finish(member: Member, trained: dict[int, Trainer], stream: ActivationStream) -> None:
@@ -232,24 +240,27 @@ def _spec(context: Context, stream: ActivationStream, layer: int) -> TrainSpec:
     )
 
 
-def _saved(context: Context, works: Mapping[int, Work], stream: ActivationStream) -> dict[int, Any]:
-    """The newest whole checkpoint of each layer; a damaged one is named and the one before it is taken."""
+def _resumed(
+    context: Context, work: Work, spec: TrainSpec, stream: ActivationStream
+) -> tuple[Trainer, Position] | None:
+    """What the newest whole checkpoint continues, and its place in the stream; a damaged one is named, the one before it taken."""
+    from circuits.data.stream import Position
     from circuits.sae import checkpoint
+    from circuits.sae.training import Trainer
 
-    found = {}
-    for layer, work in works.items():
-        latest = checkpoint.latest(
-            work.partial, lambda path, why: context.say(f"damaged checkpoint: {why}; the one before it is used")
-        )
-        if latest is None:
-            continue
-        if latest.meta["stream"] != stream.facts_of(layer):
-            context.say(f"{latest.path}: made from other rows; layer {layer} starts anew")
-            continue
-        context.say(f"layer {layer}: resumed at step {latest.meta['step']}")
-        found[layer] = (latest.tensors, latest.meta)
-        stream.dropped.update({int(block): record for block, record in latest.meta["dropped"].items()})
-    return found
+    def damaged(path: Path, why: str) -> None:
+        context.say(f"damaged checkpoint: {why}; the one before it is used")
+
+    latest = checkpoint.latest(work.partial, damaged)
+    if latest is None:
+        return None
+    if latest.meta["stream"] != stream.facts_of(spec.layer):
+        context.say(f"{latest.path}: made from other rows; layer {spec.layer} starts anew")
+        return None
+    context.say(f"layer {spec.layer}: resumed at step {latest.meta['step']}")
+    stream.dropped.update({int(block): record for block, record in latest.meta["dropped"].items()})
+    trainer = Trainer.resume(spec, latest.tensors, latest.meta, stream.lm.device)
+    return trainer, Position(**latest.meta["position"])
 
 
 def _hooks(

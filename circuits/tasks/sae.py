@@ -17,8 +17,8 @@ from circuits.errors import GateError, UserError
 from circuits.run import registry
 from circuits.run.content import Contents
 from circuits.run.context import Context
-from circuits.run.kinds import Column, Kind, ModelDims, readable
-from circuits.schema import BaseConfig, DataSource, NonFinitePolicy, SaeConfig, stored
+from circuits.run.kinds import Column, Kind, Memory, ModelDims, readable
+from circuits.schema import BaseConfig, DataSource, Dtype, NonFinitePolicy, SaeConfig, stored
 from circuits.schema.sae import at_sparsity
 from circuits.tasks import _sae
 
@@ -157,6 +157,25 @@ def needed_bytes(cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
     return weights, copies * weights * (cfg.sae.checkpoint_keep + 1)
 
 
+def memory(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> Memory | None:
+    """The model, and each layer's SAE with its rows."""
+    from circuits.models.identify import parameters
+    from circuits.sae.memory import training
+
+    sae, width = cfg.sae, dims.width_of(cfg.sae.site.value)
+    if width is None or sae.from_ is not None:
+        return None
+    out = None if sae.target_site is None else dims.width_of(sae.target_site.value)
+    wide = 4 if cfg.precision.dtype is Dtype.fp32 else 2
+    model = None if cfg.model.embedded is not None else parameters(cfg.model.id, cfg.model.revision)
+    rows = {"ram": 1e9 * sae.ram} if stored.read(cfg) else {"block_rows": sae.block_rows, "row_bytes": wide}
+    need = training(
+        width, sae.expansion * width, sae.batch_size // sae.accumulate, d_out=out, best=sae.patience is not None, **rows
+    )
+    what = f"SAE{'s' if len(layers) > 1 else ''} of {need.parameters / 1e6:.1f} M parameters"
+    return Memory(need.fixed + wide * (model or 0), need.each, need.beside, len(layers), what)
+
+
 SHARED = ("site", "target_site", "source", "ram", "batch_size", "block_rows", "forward_batch", "skip_first", "heldout_sequences",
           "validation_sequences", "log_every", "checkpoint_every", "checkpoint_minutes")  # fmt: skip
 """What SAEs that are trained on one stream have in common, beside model, data, precision and seed."""
@@ -187,11 +206,12 @@ KIND = Kind(
     together=together,
     load="circuits.sae.formats:load",
     bytes=needed_bytes,
+    memory=memory,
     check=check,
     normal=normal,
     gate=gate,
     question=question,
-    memory_keys=("sae.block_rows", "sae.forward_batch", "sae.batch_size", "sae.expansion"),
+    memory_keys=("sae.block_rows", "sae.forward_batch", "sae.expansion"),
     columns=(
         Column("explained_variance", "explained variance", ".3f", "explained_variance_ci"),
         Column("l0", "L0", ".1f"),

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from circuits.run import memory
+from circuits.run.packs import packs
 from circuits.run.plan import Element
 from circuits.run.slurm import commands
 from circuits.run.slurm.request import Request, clock, minutes, missing_personal
@@ -36,7 +38,8 @@ def local_findings(
     elements: Sequence[Element], requests: Mapping[int, Request], launcher: Mapping[str, Any]
 ) -> list[str]:
     """What can be said without the cluster: personal values, times and sizes as written, the preset's own limits."""
-    found = []
+    found: list[str] = []
+    rooms: dict[int, memory.Room] = {}
     for element in elements:
         cfg = element.cfg
         found += missing_personal(cfg, launcher)
@@ -54,8 +57,22 @@ def local_findings(
                 f"task.resources.time={clock(request.minutes)}: {cfg.cluster.name} takes at most {queue.max_time}"
             )
         found += _fits(element, request, queue.gpu_memory)
+        room = _room(element, request, queue.gpu_memory)
+        rooms[element.index] = room
         found += _weights(element)
+    if not found:
+        asked = [element for element in elements if element.index in rooms]
+        found = [line for pack in packs(asked) for line in memory.problems(pack, rooms[pack[0].index])]
     return list(dict.fromkeys(found))
+
+
+def _room(element: Element, request: Request, gpu_memory: str | None) -> memory.Room:
+    """What the request and the preset give a process."""
+    main = f"task.resources.memory={request.memory}"
+    if not request.gpus:
+        return memory.Room(None, size(request.memory), main_called=main)
+    gpu = size(gpu_memory) if gpu_memory else 1 << 62
+    return memory.Room(gpu, size(request.memory), f"a GPU of {element.cfg.cluster.name} has {gpu_memory}", main)
 
 
 def written_findings(elements: Sequence[Element]) -> list[str]:

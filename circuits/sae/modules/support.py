@@ -23,7 +23,7 @@ from circuits.sae.modules.scratch import scratch
 
 SPARSE_SHARE = 0.1
 """On a CPU, sums over entries beat dense products below this share of active entries (measured: about 0.2)."""
-ACCELERATOR_SHARE = 1 / 256
+ACCELERATOR_SHARE = 1 / 1024
 """On a GPU, whose matrix units make dense products cheap, below this one (a guess: not measured). Others take dense products."""
 
 with warnings.catch_warnings():  # that CSR tensors are in beta is said once a process: here, to nobody
@@ -118,7 +118,10 @@ class Support:
         return self._sorted
 
     def feature_sums(self, values: Float[Tensor, " n"]) -> Float[Tensor, " d_sae"]:
-        """Σ of the values of each feature's entries."""
+        """Σ of the values of each feature's entries. (On an accelerator index_add_ sums in any order.)"""
+        if values.device.type != "cpu":
+            order, starts = self.by_feature()
+            return F.embedding_bag(order, values[:, None], starts[:-1], mode="sum").squeeze(1)
         return torch.zeros(self.d_sae, dtype=values.dtype, device=values.device).index_add_(0, self.features, values)
 
 

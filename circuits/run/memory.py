@@ -1,0 +1,71 @@
+"""Memory planned before anything is started: what the elements of one process take together, against what there is. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from circuits.errors import UserError
+from circuits.run import machine, registry
+from circuits.run.packs import packs
+from circuits.run.plan import Element
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a process may take: of a GPU (None: it computes in main memory, or nobody knows), of main memory."""
+
+    gpu: int | None
+    main: int | None
+    gpu_called: str = ""
+    main_called: str = ""
+
+
+def here(element: Element, pool: int) -> Room:
+    """This machine's room for each of `pool` processes at a time."""
+    main = machine.memory() // max(1, pool)
+    called = f"{main / 1e9:.1f} GB of memory are free here" + (f" for each of {pool} workers" if pool > 1 else "")
+    on_gpu = (
+        element.cfg.model.device in ("auto", "cuda") and bool(element.cfg.task.resources.gpus) and machine.gpus() > 0
+    )
+    if not on_gpu:
+        return Room(None, main, main_called=called)
+    gpu = machine.gpu_memory()
+    return Room(gpu or 1 << 62, main, f"a GPU here has {(gpu or 0) / 1e9:.1f} GB", called)
+
+
+def problems(pack: Sequence[Element], room: Room) -> list[str]:
+    """Why the elements of one process do not fit, and how many would; nothing where they do."""
+    needs = [element.memory for element in pack if element.memory is not None]
+    if not needs:
+        return []
+    count = sum(need.count for need in needs)
+    fixed, each, beside = (max(getattr(need, name) for need in needs) for name in ("fixed", "each", "beside"))
+    total, aside = (sum(getattr(need, name) * need.count for need in needs) for name in ("each", "beside"))
+    cases = [(0, beside, aside, room.main, room.main_called)]
+    if room.gpu is not None:
+        cases.insert(0, (fixed, each, total, room.gpu, room.gpu_called))
+    else:
+        cases = [(fixed, each + beside, total + aside, room.main, room.main_called)]
+    keys = registry.kind(pack[0].cfg.task.name).memory_keys
+    for start, one, whole, limit, called in cases:
+        if limit is None or start + whole <= limit:
+            continue
+        fits = max(0, (limit - start) // max(1, one))
+        mend = f"{fits} fit: take fewer layers in one element, or a smaller pack" if fits else "not even one fits"
+        return [
+            f"memory: {count} {needs[0].what} take at least {(start + whole) / 1e9:.1f} GB in one process, and {called}; "
+            f"{mend}; or lower {' or '.join(keys)}"
+        ]
+    return []
+
+
+def refuse(elements: Sequence[Element], pool: int) -> None:
+    """Refuse what does not fit this machine.
+
+    Raises:
+        UserError: with what is needed, what there is, and how many fit.
+    """
+    found = [line for pack in packs(elements) for line in problems(pack, here(pack[0], pool))]
+    if found:
+        raise UserError(list(dict.fromkeys(found)))
