@@ -352,3 +352,15 @@ def test_planted_features_are_found(name: str) -> None:
     pairs = linear_sum_assignment(-cosine.numpy())
     assert explained(sae) > (0.7 if name == "matryoshka" else 0.8) > 0.4 > explained(control)
     assert cosine[pairs].mean() > {"matryoshka": 0.75, "gated": 0.8}.get(name, 0.85)
+
+
+@pytest.mark.soak  # half a minute of compiling
+def test_a_compiled_optimiser_takes_the_same_steps() -> None:
+    x = torch.randn(64, 16, generator=torch.Generator().manual_seed(3))
+    spec = TrainSpec("topk", 16, 128, 1e-2, 64, 30, k=4)
+    eager, compiled = (Trainer(replace(spec, compile=flag), torch.device("cpu"), x) for flag in (False, True))
+    for _ in range(10):
+        eager.train_step(x)
+        compiled.train_step(x)
+    for name, p in eager.weights.items():
+        torch.testing.assert_close(compiled.weights[name].data, p.data, rtol=1e-4, atol=1e-5)

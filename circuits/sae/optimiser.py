@@ -7,11 +7,13 @@ kernel, which divides gradients by `grad_scale` as it reads them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from circuits.errors import UserError
 from circuits.sae.modules import Weights
 from circuits.sae.modules.gradients import buffer
 
@@ -20,11 +22,44 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 BLOCK_BYTES = 1 << 20
 
 
+def _without_parallel(rows: Tensor, grad: Tensor) -> Tensor:
+    """Remove from a gradient what is parallel to its unit row; the norm of what is left."""
+    grad.addcmul_(rows, (grad * rows).sum(1, keepdim=True), value=-1)
+    return torch.linalg.vector_norm(grad)
+
+
+def _unit_rows(rows: Tensor) -> None:
+    """Each row back to norm 1."""
+    rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_(min=1e-12))
+
+
+def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` by ``torch.compile``: its passes over memory become one or two.
+
+    Raises (when first called):
+        UserError: there is no compiler to do it with.
+    """
+    inner = torch.compile(function, dynamic=True)
+
+    def call(*given: Tensor) -> Any:
+        try:
+            return inner(*given)
+        except RuntimeError as e:  # torch's own errors of compilation are RuntimeErrors
+            if "torch._dynamo" in type(e).__module__ or "torch._inductor" in type(e).__module__:
+                reason = str(e).strip().splitlines()[0][:160]
+                raise UserError(f"sae.compile=true: torch.compile failed ({reason}); leave it out") from e
+            raise
+
+    return call
+
+
 class Optimiser:
     """Adam over the weights of one SAE."""
 
-    def __init__(self, weights: Weights, clip: float) -> None:
+    def __init__(self, weights: Weights, clip: float, compiled: bool = False) -> None:
         self.weights, self.clip = weights, clip
+        self._project: Callable[[Tensor, Tensor], Tensor] = fused(_without_parallel) if compiled else _without_parallel
+        self._renew: Callable[[Tensor], None] = fused(_unit_rows) if compiled else _unit_rows
         self.adam = torch.optim.Adam(weights.values(), lr=0.0, betas=BETAS, eps=EPS, fused=True)
         device = weights["W_dec"].device
         for p in weights.values():  # the state from the first step on, so that a checkpoint of step 0 has it too
@@ -46,19 +81,13 @@ class Optimiser:
         self.adam.param_groups[0]["lr"] = lr
         self.adam.step()
         for rows, _ in self._blocks():
-            rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_(min=1e-12))
+            self._renew(rows)
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows of the decoder and of its gradient."""
         decoder = self.weights["W_dec"]
         rows = len(decoder) if decoder.is_cuda else max(1, BLOCK_BYTES // (4 * decoder.shape[1]))
         yield from zip(decoder.data.split(rows), buffer(decoder).split(rows), strict=True)
-
-    @staticmethod
-    def _project(rows: Tensor, grad: Tensor) -> Tensor:
-        """Remove what is parallel; the norm of what is left."""
-        grad.addcmul_(rows, (grad * rows).sum(1, keepdim=True), value=-1)
-        return torch.linalg.vector_norm(grad)
 
     def reset(self, keep: Tensor) -> None:
         """Zero the moments of the features where `keep` is False."""

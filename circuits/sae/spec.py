@@ -75,6 +75,8 @@ class TrainSpec:
     """What counts as an improvement: a validation loss lower by more than this share of the variance."""
     validate_every: int = 250
     """Steps between validations, where there is patience."""
+    compile: bool = False
+    """Fuse the optimiser's passes over the decoder by ``torch.compile``; equal but for rounding."""
 
     def problems(self) -> list[str]:
         """What is wrong with the values that every architecture has, one line each."""

@@ -67,7 +67,7 @@ class Trainer:
         init = self.objective.init(self._generator("init"))
         self.weights: Weights = {name: nn.Parameter(p.detach().to(device)) for name, p in init.items()}
         self.objective.state = {name: value.to(device) for name, value in self.objective.state.items()}
-        self.optimiser = Optimiser(self.weights, spec.clip)
+        self.optimiser = Optimiser(self.weights, spec.clip, spec.compile)
         self.generator = self._generator("resample")
         self.best = Best(spec.patience, spec.min_delta) if spec.patience is not None else None
         self.since_fired = torch.zeros(spec.d_sae, dtype=torch.int64, device=device)

@@ -89,6 +89,7 @@ class SaeConfig:
     validate_every: int = added(250)  # steps between validations
     validation_sequences: int = added(64)  # held-out sequences beyond those of the final measurement
     ram: float = added(2.0)  # source=store: GB a layer in which rows are shuffled; another budget is another order
+    compile: bool = added(False)  # fuse the optimiser's passes by torch.compile: pays on accelerators, needs a compiler
     allow_small: bool = free(False)  # source=store: train although there are fewer rows than 100 × the site's width
     min_r2: float | None = free(None)  # gate: exit 3 when the held-out explained variance stays below it
     checkpoint_every: int | None = free(5000)  # steps between checkpoints; whichever of the two comes first

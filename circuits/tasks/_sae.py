@@ -236,6 +236,7 @@ def _spec(context: Context, stream: ActivationStream, layer: int) -> TrainSpec:
         accumulate=sae.accumulate,
         min_delta=sae.min_delta,
         validate_every=sae.validate_every,
+        compile=sae.compile,
         **{name: value for name, value in given.items() if value is not None},
     )
 

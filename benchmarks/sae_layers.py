@@ -1,0 +1,162 @@
+"""Many SAEs in one process from stores on disk, against the pure steps; and a store far larger than the memory it is read with.
+
+    python benchmarks/sae_layers.py [--layers 8] [--width 512] [--d-sae 4096] [--rows 131072] [--rounds 3] [--cpu-time]
+
+Eight layers' TopK SAEs (k = 32, batch 256, float32) are trained by the loop that ``task=sae sae.source=store`` runs, from one store
+a layer. "pure steps" are the same trainers' steps on a batch that is there already, one layer after the other. The ratio is between
+the two in one round, in turn; goal: at most 1.03. Then one layer is trained from its store with memory for all of it and with
+memory for a tenth of it; goal: the same rate (at most 1.03 of the time), within the memory given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from circuits.data.activations import ActivationStore
+from circuits.data.npy import GrowingNpy
+from circuits.data.reservoir import Reservoir
+from circuits.data.stream import Position
+from circuits.files import write_json
+from circuits.sae.loop import Hooks, train
+from circuits.sae.spec import TrainSpec
+from circuits.sae.training import Trainer
+
+BATCH, K = 256, 32
+CPU = torch.device("cpu")
+
+
+def make_store(place: Path, layer: int, width: int, rows: int) -> ActivationStore:
+    """A store of random rows."""
+    place.mkdir()
+    file = GrowingNpy(place / "values.npy", np.dtype(np.float32), (width,))
+    generator = np.random.default_rng(layer)
+    for _ in range(rows // 8192):
+        file.append(generator.standard_normal((8192, width), np.float32))
+    file.finish()
+    facts = {"site": "resid_post", "layer": layer, "width": width, "dtype": "fp32", "n_rows": file.rows}
+    write_json(place / "meta.json", facts)
+    return ActivationStore(place)
+
+
+def spec(layer: int, width: int, d_sae: int, steps: int) -> TrainSpec:
+    """One layer's training."""
+    return TrainSpec("topk", width, d_sae, 1e-3, BATCH, steps, k=K, layer=layer, warmup=50, decay=0.2)
+
+
+class Source:
+    """A reservoir as the loop takes a stream: batches, and where the model is."""
+
+    def __init__(self, stores: dict[int, ActivationStore], ram: int) -> None:
+        self.reservoir = Reservoir(stores, batch_size=BATCH, ram_bytes=ram, own=False)
+        self.lm = SimpleNamespace(device=CPU)
+
+    def batches(self, start: Position | None = None) -> Any:
+        """Endless batches."""
+        return self.reservoir.batches(start)
+
+
+def whole(stores: dict[int, ActivationStore], ram: int, d_sae: int, steps: int) -> Callable[[], None]:
+    """The loop over all of the stores' layers."""
+    width = next(iter(stores.values())).width
+    specs = {layer: spec(layer, width, d_sae, steps) for layer in stores}
+
+    def run() -> None:
+        hooks: Any = Hooks(log=lambda *_: None, save=lambda *_: None, stopping=lambda: False)
+        train(Source(stores, ram), specs, {}, hooks, dict.fromkeys(specs, steps))  # type: ignore[arg-type]
+
+    return run
+
+
+def pure(layers: list[int], width: int, d_sae: int, steps: int) -> Callable[[], None]:
+    """The steps alone, with the metrics that the loop reads."""
+    rows = torch.randn(16 * BATCH, width, generator=torch.Generator().manual_seed(0))
+    batches = rows.split(BATCH)
+
+    def run() -> None:
+        trainers = [Trainer(spec(layer, width, d_sae, steps), CPU, rows) for layer in layers]
+        for trainer in trainers:
+            for number, x in enumerate(itertools.islice(itertools.cycle(batches), steps), 1):
+                trainer.train_step(x)
+                if number % 20 == 0:
+                    trainer.metrics()
+
+    return run
+
+
+def compare(parts: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of each part in each round, in rotating order; a first round is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    names = list(parts)
+    for turn in range(rounds + 1):
+        for i in range(len(names)):
+            name = names[(i + turn) % len(names)]
+            start = clock()
+            parts[name]()
+            if turn:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def table(seconds: dict[str, list[float]], base: str, judged: str, steps: int) -> None:
+    """Rows of a table; the ratio is the median over rounds."""
+    print("| | s | ms a step | ratio | goal |\n|---|---|---|---|---|")
+    for name, times in seconds.items():
+        ratio = statistics.median(t / b for t, b in zip(times, seconds[base], strict=True))
+        goal = f"≤ 1.03 {'met' if ratio <= 1.03 else 'MISSED'}" if name == judged else ""
+        took = statistics.median(times)
+        print(f"| {name} | {took:.2f} | {1000 * took / steps:.1f} | {ratio:.3f} | {goal} |", flush=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--d-sae", type=int, default=4096)
+    parser.add_argument("--rows", type=int, default=131_072)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--cpu-time", action="store_true", help="processor time, with one thread unless --threads says")
+    parser.add_argument("--folder", type=Path)
+    given = parser.parse_args()
+    if given.threads or given.cpu_time:
+        torch.set_num_threads(given.threads or 1)
+    clock = time.process_time if given.cpu_time else time.perf_counter
+    layers, steps = list(range(given.layers)), given.steps
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        stores = {layer: make_store(Path(folder) / str(layer), layer, given.width, given.rows) for layer in layers}
+        size = stores[0].values.nbytes
+        how = f"{torch.get_num_threads()} threads, {clock.__name__}, {given.rounds} rounds of {steps} steps"
+        print(f"{given.layers} layers, {given.width} → {given.d_sae}, {size / 1e6:.0f} MB a store, {how}\n")
+        name = f"{given.layers} layers from stores"
+        parts = {
+            "pure steps": pure(layers, given.width, given.d_sae, steps),
+            name: whole(stores, size // 4, given.d_sae, steps),
+        }
+        table(compare(parts, given.rounds, clock), "pure steps", name, steps * given.layers)
+        one, many = {0: stores[0]}, given.rows // BATCH  # an epoch
+        print()
+        parts = {
+            "one layer, memory for the whole store": whole(one, 2 * size, given.d_sae, many),
+            "one layer, memory for a tenth of it": whole(one, size // 10, given.d_sae, many),
+        }
+        table(compare(parts, given.rounds, clock), *parts, many)
+
+
+if __name__ == "__main__":
+    main()
