@@ -11,7 +11,7 @@ help:
 	@echo "make test    set up, then the tests (about 15 minutes on 2 cores)"
 	@echo "make lint    ruff and mypy"
 	@echo "make soak    long fault runs: kill -9 at random moments (an hour)"
-	@echo "make bench   speed as ratios against peers, in one run (about 10 minutes)"
+	@echo "make bench   speed as ratios against peers, in one run (an hour on 2 cores; BENCH='--only Capture' for one table, --write for docs/)"
 
 # One worker more than cores: tests that wait for Slurm leave theirs idle. A wait that ran out of time on a machine that stood still
 # gets a second chance, which the summary shows (RERUN); a wrong result never does.
@@ -44,8 +44,13 @@ lint: setup
 soak: setup
 	@$(BIN)/python -m pytest -q -m soak tests
 
-bench: setup
-	@$(BIN)/python benchmarks/run.py
+# What only the benchmarks need (peers) comes into the same environment, at the versions that pyproject.toml names.
+.venv/.bench: .venv/.ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[bench]'
+	@touch $@
+
+bench: .venv/.bench
+	@$(BIN)/python benchmarks/run.py $(BENCH)
 
 # The lock is what pip resolves from pyproject.toml today.
 lock: setup

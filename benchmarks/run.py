@@ -20,8 +20,10 @@ PARTS = {
     "Launching on Slurm": ["slurm.py"],
     "Capture": ["capture.py"],
     "Activations on disk": ["activations.py"],
-    "One SAE training step": ["sae_step.py"],
-    "SAEs on a known world": ["sae_quality.py", "--seeds", "1", "--only", "topk,relu"],
+    "One SAE training step": ["sae_step.py", "--full"],
+    "Many SAEs from stores": ["sae_layers.py"],
+    "SAEs on a known world": ["sae_quality.py"],
+    "Fifteen SAEs of a 7B model on an accelerator": ["sae_accelerator.py", "--tf32"],
 }
 INTRODUCTION = """# Benchmarks
 

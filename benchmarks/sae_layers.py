@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--d-sae", type=int, default=4096)
-    parser.add_argument("--rows", type=int, default=131_072)
+    parser.add_argument("--rows", type=int, default=65_536)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int)

@@ -42,7 +42,9 @@ class CircuitsLauncher(Launcher):
         composed = list(self.config.hydra.overrides.task)  # a sweep of one was composed to find this launcher
 
         def compose(overrides: Sequence[str]) -> Any:
-            return self.config if list(overrides) == composed else loader.load_sweep_config(self.config, list(overrides))
+            return (
+                self.config if list(overrides) == composed else loader.load_sweep_config(self.config, list(overrides))
+            )
 
         # hydra.main passes this function; it is circuits.run.cli's, which launches the sweep and keeps its exit code
         self.task_function((compose, [list(overrides) for overrides in job_overrides], self.given))
