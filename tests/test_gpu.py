@@ -1,4 +1,4 @@
-"""What holds on an accelerator too (``pytest -m gpu`` where there is one): no waiting, equal gradients, exact resume, whole batches."""
+"""What holds on an accelerator too (``pytest -m gpu``): no waiting, equal gradients, exact resume, whole batches of a store."""
 
 from __future__ import annotations
 
