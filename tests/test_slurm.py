@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,8 +28,6 @@ from slurm.sweeps import (
     training,
     weights,
 )
-
-Wait = Callable[..., None]
 
 
 def test_the_cards_line_makes_one_array_whose_elements_log_into_their_own_directories(slurm: Queue, warm: Cli) -> None:

@@ -16,6 +16,7 @@ from configs import compose, plan
 
 from circuits.errors import RunError, UserError
 from circuits.run import answers, launching, status, sweep, tracking
+from circuits.run import running as running_module
 from circuits.run.status import Status
 from circuits.run.tracking import Tracker
 from circuits.schema import TrackingConfig, TrackingMode
@@ -241,6 +242,13 @@ def test_elements_of_a_sweep_on_disk_are_planned_as_they_were_room_included(tmp_
     first = plan("task=sae", "layer=0,[0-1]", base=tmp_path)
     assert [(e.name, e.keys, e.bytes) for e in planned] == [(e.name, e.keys, e.bytes) for e in first]
     assert planned[0].bytes > (0, 0), "task=recover looks for free space, too"
+
+
+def test_out_of_memory_names_the_keys_to_lower_where_there_are_any() -> None:
+    rest = "take fewer layers in one run, or use precision=bf16"
+    assert running_module._explain(MemoryError(), compose("task=prompts")) == f"out of memory: {rest}"
+    told = running_module._explain(MemoryError(), compose("task=sae"))
+    assert told.startswith("out of memory: lower sae.") and told.endswith(f"), {rest}")
 
 
 def test_cached_elements_have_one_time_for_all_of_them_in_wandb(
