@@ -20,6 +20,9 @@ from warm.client import AT_IMPORT, PYTHON, REAL, SOCKET, Running, Template
 
 pytest_plugins = ["slurm.fixtures"]  # the fixtures slurm and own_slurm
 ROOT = Path(__file__).resolve().parents[1]
+NOBODY = os.environ["CIRCUITS_USER"] = (
+    "nobody"  # whose conf/user/nobody.yaml is not there: tests read no one's own values
+)
 QUICK = "model.embedded.steps=10"  # an embedded model that knows little, made in seconds
 
 
@@ -64,7 +67,8 @@ class Cli:
     def environment(self, **extra: str) -> dict[str, str]:
         """The environment of a command: no colours, no hub, no threads but our own."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "CIRCUITS", "OMP", "MKL", "HYDRA"))}
-        return {**kept, "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "160", **extra}
+        plain = {"NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "160", "CIRCUITS_USER": NOBODY}
+        return {**kept, **plain, **extra}
 
     def command(self, *words: str) -> list[str]:
         """The command line."""

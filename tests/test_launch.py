@@ -14,7 +14,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from configs import plan
 from conftest import QUICK, Cli
+
+from circuits.run import machine
+from circuits.run import sweep as sweeps
+from circuits.run.local import LocalLauncher, Worker
+from circuits.run.plan import Standing
+from circuits.run.store import Store
 
 SHORT = [QUICK, "sae.heldout_sequences=64", "sae.block_rows=4096", "tracking=off"]
 Wait = Callable[..., None]
@@ -63,6 +70,8 @@ def test_a_failing_element_stops_no_other_and_is_named_with_its_log(warm: Cli) -
     (log,) = (warm.folder / "multirun").glob("*/*/001-*/run.log")
     assert "Traceback" in log.read_text(), "the traceback is in the log"
     assert "Traceback" not in done.out + done.err
+    (failed,) = json.loads((log.parents[1] / "failed_items.json").read_text())
+    assert (failed["index"], failed["state"], failed["log"]) == (1, "failed", str(log)) and "layer 1" in failed["error"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -102,8 +111,55 @@ def test_a_killed_worker_is_named_and_the_others_finish(warm: Cli, wait_until: W
     assert running.returncode == 1
     assert "killed by SIGKILL" in out and name in out
     assert len(warm.artifacts("sae")) == 1
+    recovered_locally(warm, name)
     done = warm("layer=0,1", "sae.steps=500", "sae.checkpoint_every=20", *SHORT)
-    assert done.code == 0 and "1 to run · 1 cached" in done.out
+    assert done.code == 0 and "2 cached" in done.out
+
+
+def recovered_locally(cli: Cli, killed: str) -> None:
+    """``task=recover`` makes what the killed element lacks, and leaves the other's status as it is."""
+    (sweep,) = (cli.folder / "multirun").glob("*/*")
+    (other,) = (path for path in sweep.glob("0*") if path.name != killed)
+    words, before = ("task=recover", f"of={sweep.name}"), (other / "status.json").read_text()
+    assert json.loads(before)["state"] == "done" and (sweep / "failed_items.json").exists()
+    place = cli.folder / "broken"
+    place.mkdir()
+    dies = "import os, sys\nif 'circuits.run.element' in sys.orig_argv: os._exit(7)\n"
+    (place / "sitecustomize.py").write_text(dies)
+    broken = cli(*words, PYTHONPATH=str(place))
+    assert broken.code == 1 and "ended with exit code 7 without a word" in broken.err, broken.err
+    assert "SIGKILL" not in broken.err, "what became of it before is no result of this turn"
+    done = cli(*words)
+    assert done.code == 0 and "1 to run · 1 cached" in done.out, done.out + done.err
+    facts = json.loads((sweep / killed / "status.json").read_text())
+    assert facts["state"] == "done" and facts["restarts"] == 1 and facts["error"] is None
+    assert (other / "status.json").read_text() == before and not (sweep / "failed_items.json").exists()
+    again = cli(*words)
+    assert again.code == 0 and f"{sweep.name}: nothing is missing, all 2 elements are done" in again.out
+
+
+def test_a_closed_terminal_costs_no_last_checkpoint_in_this_process(warm: Cli, wait_until: Wait) -> None:
+    running = warm.start("layer=0", "cluster.workers=0", "sae.steps=100000", *SHORT)
+    wait_until(lambda: training(warm) or running.poll() is not None, 120, "training")
+    running.send_signal(signal.SIGHUP)
+    out, _ = running.communicate(timeout=120)
+    assert running.returncode == 130 and "interrupted (SIGHUP)" in out, out
+    (facts,) = (json.loads(path.read_text()) for path in (warm.outputs / "runs").glob("*/*/status.json"))
+    assert facts["state"] == "interrupted" and "stopped (SIGHUP)" in facts["error"]
+    assert list((warm.outputs / "artifacts" / "sae").glob("*.partial/step-*.safetensors"))
+
+
+def test_a_worker_sees_as_many_gpus_as_its_task_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 5,7")
+    monkeypatch.setattr(machine, "gpus", machine.gpus.__wrapped__)
+    elements = plan("task=sae", "layer=0,1", "task.resources.gpus=2", base=tmp_path)
+    launcher = LocalLauncher(sweeps.create(elements, tmp_path), elements, Standing(), Store(tmp_path))
+    seen = []
+    for element in elements:
+        gpus = launcher._free_gpus(element)
+        seen.append(launcher._environment(element, tmp_path / "run.log", gpus)["CUDA_VISIBLE_DEVICES"])
+        launcher.workers.append(Worker([element], None, gpus, 0))  # type: ignore[arg-type]
+    assert seen == ["4,5", "7,4"]
 
 
 def test_workers_0_runs_in_this_process(warm: Cli) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from configs import edit
 from conftest import ROOT, Cli, Done
 from slurm.queueing import Queue
 from slurm.sweeps import (
@@ -29,18 +28,6 @@ from slurm.sweeps import (
     training,
     weights,
 )
-
-Wait = Callable[..., None]
-
-
-@pytest.fixture(autouse=True)
-def _leave_nothing_queued(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
-    """Whatever became of the test, its jobs go."""
-    yield
-    if "slurm" in request.fixturenames:  # a private cluster goes with its jobs
-        queue: Queue = request.getfixturevalue("slurm")
-        for record in tmp_path.glob("**/sweep.json"):
-            queue.cancel(*ours(queue, record.parent))
 
 
 def test_the_cards_line_makes_one_array_whose_elements_log_into_their_own_directories(slurm: Queue, warm: Cli) -> None:
@@ -97,6 +84,9 @@ def test_a_bad_night(slurm: Queue, warm: Cli, tmp_path: Path) -> None:
     assert re.search(r"1  .*layer 0, step \d+.* log multirun/.*/001-sae.lr=1e.?38/run.log", shown), shown
     assert re.search(r"2  killed without a word.*log multirun", shown), shown
     assert f"task=recover of={sweep.name}" in shown
+    failed = json.loads((sweep / "failed_items.json").read_text())
+    assert [item["index"] for item in failed] == [1, 2] and "layer 0, step" in failed[0]["error"], failed
+    assert failed[1]["log"] == str(element(sweep, 2) / "run.log")
     # the same command again finishes only what is missing
     again = warm(*words, *small)
     assert "2 to run · 2 cached" in again.out, again.out + again.err
@@ -124,9 +114,7 @@ def test_a_run_at_its_time_limit_saves_is_queued_again_and_goes_on(slurm: Queue,
     )
     log = (run / "run.log").read_text()
     assert f"time limit reached; job {job}_0 is queued again and goes on from what was saved" in log
-    assert "resum" in log.split("queued again")[1].lower() or status(run)["progress"]["done"] > 60, (
-        "it went on, not from the start"
-    )
+    assert re.search(r"layer 1: resumed at step [1-9]\d*", log.split("is queued again")[1]), "not from the start"
     slurm.cancel(job)
     slurm.wait(lambda: not ours(slurm, run), what="the cancelled job to go")
     assert slurm.wait_ended(job)[f"{job}_0"][0] == "CANCELLED", "what was cancelled stays cancelled"
@@ -167,6 +155,9 @@ def test_a_cancelled_element_stays_cancelled_and_recover_brings_back_exactly_it(
     job = submitted(warm("task=sae", "layer=0,3", "sae.lr=1e-3", SLURM, *LONG))
     sweep = sweep_dir(warm)
     slurm.wait(lambda: training(sweep, 1), what="training")
+    hints = warm("task=status", f"of={sweep.name}").out
+    assert re.search(rf"^cancel    scancel {job}      one: scancel {job}_[01]$", hints, re.MULTILINE), hints
+    assert re.search(rf"^requeue   scontrol requeue {job}_[01]      \(it goes on", hints, re.MULTILINE), hints
     slurm.cancel(f"{job}_1")
     slurm.wait(lambda: slurm.states(job)[f"{job}_1"] == "CANCELLED", what="the element to be cancelled")
     shown = warm("task=status", f"of={sweep.name}")
@@ -216,27 +207,46 @@ def test_an_edited_file_stops_the_element_in_one_line(slurm: Queue, cli: Cli) ->
 
 
 def test_edits_while_elements_wait_config_changes_nothing_and_code_is_named(slurm: Queue, warm: Cli) -> None:
+    """A snapshot sees neither; another version of the kind stops an element."""
     copy = warm.folder / "checkout"
     for name in ("circuits", "conf", "hydra_plugins"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
     shutil.copy(ROOT / "launch.py", copy)
     waiting = slurm.submit("sleep 600")
-    words = ["task=sae", "layer=1", "sae.steps=8", SLURM, *SMALL, f"cluster.sbatch=['--dependency=afterany:{waiting}']"]
-    done = subprocess.run(
-        [sys.executable, str(copy / "launch.py"), *words], cwd=warm.folder, env=warm.environment(**slurm.env),
-        capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    job = submitted(Done(done.returncode, done.stdout, done.stderr))
-    topk, loop = copy / "conf" / "sae" / "topk.yaml", copy / "circuits" / "sae" / "loop.py"
-    assert "k: 32" in topk.read_text()
-    topk.write_text(topk.read_text().replace("k: 32", "k: 8"))
-    loop.write_text(loop.read_text() + "\n# edited while the element waits\n")
+
+    def launched(*words: str) -> tuple[str, Path]:
+        held = f"cluster.sbatch=['--dependency=afterany:{waiting}']"
+        done = subprocess.run(
+            [sys.executable, str(copy / "launch.py"), *words, SLURM, held], cwd=warm.folder, env=warm.environment(**slurm.env),
+            capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        return submitted(Done(done.returncode, done.stdout, done.stderr)), sweep_dir(warm)
+
+    job, run = launched("task=sae", "layer=1", "sae.steps=8", *SMALL)
+    other, stopped = launched(*PROMPTS, "behaviour=facts")
+    snapshot, untouched = launched(*PROMPTS, "behaviour=ioi", "cluster.snapshot=true")
+    edit(copy / "conf" / "sae" / "topk.yaml", "k: 32", "k: 8")
+    edit(
+        copy / "circuits" / "sae" / "loop.py",
+        "import annotations",
+        "import annotations  # edited while the element waits",
+    )
+    edit(copy / "circuits" / "tasks" / "prompts.py", "version=1,", "version=2,")
     slurm.cancel(waiting)
     assert slurm.wait_ended(job) == {f"{job}_0": ("COMPLETED", "0:0")}
     (made,) = warm.artifacts("sae")
     assert json.loads((made / "metrics.json").read_text())["l0"] == 32, "the config is the one that was submitted"
-    log = (sweep_dir(warm) / "run.log").read_text()
+    log = (run / "run.log").read_text()
     assert "warning: the code was edited since this element was launched" in log and "circuits/sae/loop.py" in log
+    assert slurm.wait_ended(other) == {f"{other}_0": ("FAILED", "1:0")}
+    assert "the code's version of the kind, was edited; launch it again" in status(stopped)["error"]
+    assert slurm.wait_ended(snapshot) == {f"{snapshot}_0": ("COMPLETED", "0:0")}
+    assert "warning" not in (untouched / "run.log").read_text()
+    (prompts,) = warm.artifacts("prompts")
+    assert (
+        json.loads((prompts / "manifest.json").read_text())["key"]
+        == json.loads((untouched / "element.json").read_text())["keys"]["all"]
+    ), "made by the code that was submitted"
 
 
 def test_a_sweep_of_one_is_an_array_and_can_be_waited_for(slurm: Queue, warm: Cli) -> None:
@@ -252,9 +262,11 @@ def test_a_sweep_of_one_is_an_array_and_can_be_waited_for(slurm: Queue, warm: Cl
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        # found before the start, or by sbatch itself
         (["cluster.cpu.account=NOBODYS"], r"account NOBODYS: you cannot charge it on slurm; yours: .*myproj-sl3-cpu"),
         (["cluster.cpu.partition=amper"], r"partition amper: no such partition; did you mean ampere\? partitions: "),
-        (["task.resources.time=2-00:00:00", "cluster.cpu.partition=cpu"], r"time=48:00:00: partition cpu takes at most 12:00:00"),
+        (["task.resources.time=2-00:00:00", "cluster.cpu.partition=short"], r"time=48:00:00: partition short takes at most 30:00"),
+        (["task.resources.time=13:00:00"], r"time=13:00:00: partition cpu takes at most 12:00:00"),  # the default one
         (["task.resources.time=soon"], r"task.resources.time=soon: no time; write minutes"),
         (["layer=0", "sae.lr=range(1,1200)"], r"1199 elements: slurm takes arrays of at most 1001 \(MaxArraySize\)"),
         (["task.resources.memory=900G"], r"sbatch: no node has what is asked for .*lower task.resources.memory"),
@@ -267,7 +279,7 @@ def test_what_slurm_would_refuse_is_one_line_and_nothing_is_queued(
     slurm: Queue, warm: Cli, words: list[str], said: str
 ) -> None:
     done = warm("task=sae", SLURM, "layer=0", *SMALL, *words)
-    assert done.code in (1, 2) and re.search(said, done.err), done.err + done.out
+    assert done.code == (1 if said.startswith("sbatch:") else 2) and re.search(said, done.err), done.err + done.out
     assert "Traceback" not in done.err and len(done.errors) == 1
     assert not [
         job
@@ -289,16 +301,19 @@ def test_a_dry_run_prints_the_script_and_submits_nothing(cli: Cli) -> None:
     own = [
         "user.csd3.account=P-SL3-GPU",
         "user.csd3.scratch=/scratch/me",
+        "user.csd3.mail=me@example.org",
         "hydra.launcher.timeout_min=90",
         "hydra.launcher.array_parallelism=2",
     ]
     done = cli(*words, *own)
     assert done.code == 0, done.err
     for line in ("--array=0-2%2", "--account=P-SL3-GPU", "--partition=ampere", "--time=90", "--cpus-per-task=32", "--gres=gpu:1",
-                 "--constraint=a b", "--requeue", "--hold", "--signal=B:USR2@120"):  # fmt: skip
+                 "--constraint=a b", "--requeue", "--hold", "--signal=B:USR2@120", "--mail-user=me@example.org",
+                 "--mail-type=END,FAIL"):  # fmt: skip
         assert f"#SBATCH {line}" in done.out, line
     assert "wckey" not in done.out
     assert "export HF_HOME=/scratch/me/huggingface" in done.out and "export HF_HUB_OFFLINE=1" in done.out
+    assert "export WANDB_MODE=offline" in done.out, "whatever tracking.mode says: nothing there reaches a server"
     assert "module load rhel8/default-amp" in done.out and "-m circuits.run.element" in done.out
     assert not (cli.folder / "multirun").exists()
     from_env = cli(*words, CIRCUITS_CSD3_ACCOUNT="FROM-ENV")
@@ -331,6 +346,13 @@ def test_the_stock_launcher_of_hydra_works_and_tells_the_truth(slurm: Queue, cli
     assert {path.parent.name for path in cli.folder.glob("**/*_submitted.pkl")} <= {
         path.name for path in (cli.folder / "multirun" / "submitit" / ".submitit").glob("*")
     }, "its pickles stay in its own folder"
+    (cli.folder / "one.jsonl").write_text('{"prompt": "a b", "target": " c", "foil": " d"}\n')
+    bad = cli("task=prompts", "behaviour=one.jsonl", "-m", "tracking=off", *stock, timeout=400)
+    assert bad.code != 0, bad.out
+    job = max(
+        int(path.name.split("_")[0]) for path in (cli.folder / "multirun" / "submitit" / ".submitit").glob("[0-9]*")
+    )
+    assert {state for state, _ in slurm.wait_ended(job).values()} == {"FAILED"}, "a failed run is a failed job"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL])
@@ -357,89 +379,3 @@ def test_a_restarted_controller_and_a_lost_node_cost_no_result(own_slurm: Queue,
     own_slurm.restore()
     own_slurm.wait(lambda: state(run, 0) == "done", what="the run to be done in its second turn")
     assert status(run)["restarts"] >= 1 and len(warm.artifacts("sae")) == 1
-
-
-def _python(code: str, cli: Cli, **extra: str) -> subprocess.CompletedProcess[str]:
-    env = {**cli.environment(**extra), "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=cli.folder, env=env, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-KILLED = """
-import os, signal, sys
-from circuits.run.slurm import submission
-run = submission.Submission.run
-def until(self, between=lambda step: None):
-    def stop(step):
-        if step == {step!r}:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return run(self, stop)
-submission.Submission.run = until
-from circuits.run.cli import main
-sys.argv = ["launch.py"]
-sys.exit(main({words!r}))
-"""
-
-
-def test_a_client_killed_between_any_two_steps_leaves_no_orphan_and_no_double(own_slurm: Queue, cli: Cli) -> None:
-    from circuits.run.slurm.submission import Submission
-
-    words = [*PROMPTS, "behaviour=ioi,facts", SLURM]
-    for step in Submission.STEPS:
-        one = [*words, f"seed={Submission.STEPS.index(step)}"]
-        killed = _python(KILLED.format(step=step, words=one), cli)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-        again = cli(*one)
-        assert again.code == 0, again.err + again.out
-        interrupted = (
-            "is now complete" in again.err if step in ("record", "claim", "release") else "was cancelled" in again.err
-        )
-        assert interrupted, (step, again.err)
-        assert not list((cli.outputs / "artifacts" / ".submissions").glob("*.json"))
-    own_slurm.wait(lambda: not own_slurm.jobs("circuits:", live=True), what="the queue to empty: no orphan is held")
-    assert len(cli.artifacts("prompts")) == 2 * len(Submission.STEPS)
-    made = [json.loads(p.read_text()) for p in (cli.folder / "multirun").glob("*/*/*/status.json")]
-    assert len([facts for facts in made if facts["state"] == "done"]) == 2 * len(Submission.STEPS), "each was made once"
-
-
-AFTER = """
-import sys
-from pathlib import Path
-from circuits.run import launching, sweep
-from circuits.run.plan import Standing
-from circuits.run.slurm.launcher import SlurmLauncher
-from circuits.run.store import Store
-found = sweep.load(Path({sweep!r}))
-elements = launching.planned(found)
-store = Store(Path(elements[0].cfg.outputs) / "artifacts")
-for element in elements:
-    element.cfg.cluster.sbatch = []
-new = sweep.create(elements, Path.cwd())
-sys.exit(SlurmLauncher(new, elements, Standing(to_run=elements), store, {{}}, {after!r}).submit())
-"""
-
-
-def test_elements_wait_for_exactly_the_elements_that_they_name(slurm: Queue, cli: Cli) -> None:
-    good = slurm.submit("sleep 4", "--array=3")
-    bad = slurm.submit("exit 1", "--array=0")
-    words = [*PROMPTS, "behaviour=ioi,facts,cf", SLURM]
-    held = cli(*words, f"cluster.sbatch=['--dependency=afterok:{bad}_0']")
-    first = submitted(held)
-    slurm.wait(
-        lambda: not slurm.jobs(f"circuits:{sweep_dir(cli).name}", live=True),
-        what="what needs a failed element to be dropped",
-    )
-    assert set(slurm.states(first).values()) == {"CANCELLED"}, "kill-on-invalid-dep"
-    made = _python(
-        AFTER.format(sweep=str(sweep_dir(cli)), after={0: [f"{good}_3"], 1: [f"{good}_3", f"{bad}_0"]}),
-        cli,
-        **slurm.env,
-    )
-    assert made.returncode == 0, made.stderr + made.stdout
-    found = re.search(r"submitted (\d+)_\[0-2\]", made.stdout)
-    assert found, made.stdout
-    ended = slurm.wait_ended(found[1])
-    # Slurm dropped the bad dependency's waiter; the other two ran although it did.
-    waited = {number: ended[f"{found[1]}_{number}"][0] for number in range(3)}
-    assert waited == {0: "COMPLETED", 1: "CANCELLED", 2: "COMPLETED"}, made.stdout

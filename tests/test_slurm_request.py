@@ -7,13 +7,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from configs import compose, copy_conf
 from conftest import Cli
 from prompt_sets import bpe, save_model
 
+from circuits.run.layers import ranges as written
+from circuits.run.plan import Element
+from circuits.run.slurm import preflight
 from circuits.run.slurm.commands import numbers
-from circuits.run.slurm.request import clock, minutes
+from circuits.run.slurm.request import clock, minutes, request_of
 from circuits.run.slurm.script import BODY
-from circuits.run.slurm.script import numbers as written
 
 DRY = ["task=sae", "layer=0", "cluster.dry_run=true"]
 
@@ -62,7 +65,17 @@ def test_a_personal_value_gives_way_to_the_command_line_and_beats_the_environmen
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["task.resources.time=48:00:00"], "task.resources.time=48:00:00: csd3 takes at most 36:00:00"),
+        (["task.resources.time=48:00:00"], "task.resources.time=48:00:00: csd3 takes at most 36:00:00\n"),
+        (
+            ["task.resources.time=36:00:00", "user.csd3.account=P-sl3-gpu"],
+            "task.resources.time=36:00:00: csd3 takes at most 12:00:00 under account P-sl3-gpu",
+        ),
+        (
+            ["hydra.launcher.additional_parameters={comment: mine}"],
+            "additional_parameters.comment: this launcher needs",
+        ),
+        (["hydra.launcher.additional_parameters.output=x"], "additional_parameters.output: this launcher needs that"),
+        (["cluster.environment.A=b"], "cluster.environment has no A yet, and a mapping takes new names only in yaml"),
         (["task.resources.time=2"], "shorter than cluster.signal_s=120"),
         (["task.resources.memory=lots"], "task.resources.memory=lots: no size; write whole megabytes or gigabytes"),
         (
@@ -79,6 +92,77 @@ def test_what_the_preset_refuses_is_one_line(cli: Cli, words: list[str], said: s
     done = cli(*DRY, "cluster=csd3", "user.csd3.account=A", *words)
     assert done.code == 2 and said in done.err and "Traceback" not in done.err, done.err
     assert not (cli.folder / "multirun").exists() and not (cli.outputs / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--comment=mine",
+        "--comment mine",
+        "--comm=x",
+        "-a0-9",
+        "-a 0-9",
+        "-oX",
+        "--constraint=a --array=0-9",
+        "--wait",
+        "-H",
+    ],
+)
+def test_options_that_the_record_rests_on_are_ours_however_they_are_spelled(option: str) -> None:
+    assert preflight.ours(option)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--constraint=a b",
+        "--nodes=1",
+        "-A x",
+        "-N1",
+        "--nice -5",
+        "--wait-all-nodes=1",
+        "--export=ALL,comment=x",
+        "-w node1",
+    ],
+)
+def test_any_other_option_is_free(option: str) -> None:
+    assert not preflight.ours(option)
+
+
+def test_sl1_and_sl2_take_what_sl3_does_not(cli: Cli) -> None:
+    words = [*DRY, "cluster=csd3", "task.resources.time=36:00:00"]
+    assert "#SBATCH --time=2160" in cli(*words, "user.csd3.account=P-SL2-GPU").out
+
+
+def test_the_stock_plugins_own_names_reach_the_script(cli: Cli) -> None:
+    given = "hydra.launcher.additional_parameters"
+    done = cli(*DRY, "cluster=slurm", f"{given}={{clusters: c1, exclusive: true}}", "hydra.launcher.setup=[echo]")
+    assert done.code == 0, done.err
+    assert "#SBATCH --clusters=c1\n" in done.out and "#SBATCH --exclusive\n" in done.out and "\necho\n" in done.out
+    assert "#SBATCH --licenses=a:1\n" in cli(*DRY, "cluster=slurm", f"{given}.licenses='a:1'").out
+
+
+def test_conf_user_local_yaml_says_what_is_yours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = copy_conf(tmp_path, monkeypatch) / "user" / "local.yaml"
+    own.with_name("local.yaml.example").rename(own)
+    words = ("task=sae", "cluster=csd3", "task.resources.gpus=0")
+    assert compose(*words, base=tmp_path).user.csd3.account is None, "tests read nobody's"
+    monkeypatch.delenv("CIRCUITS_USER")
+    request = request_of(compose(*words, base=tmp_path), {})
+    assert (request.account, request.mail) == ("MYPROJECT-SL3-CPU", "me@example.org")
+
+
+def test_a_dataset_of_the_hub_has_to_be_in_the_cache_of_a_cluster_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = compose("task=sae", "cluster=csd3", "data=datasets", "data.path=someone/texts", base=tmp_path)
+    element = Element(0, [], cfg)
+    requests = {0: request_of(cfg, {})}
+    monkeypatch.setattr("circuits.data.hub.cached_dataset", lambda name: None)
+    (line,) = [line for line in preflight.local_findings([element], requests, {}) if "someone/texts" in line]
+    assert line.endswith("first: python launch.py task=prefetch data=datasets data.path=someone/texts cluster=csd3")
+    monkeypatch.setattr("circuits.data.hub.cached_dataset", lambda name: tmp_path)
+    assert "someone/texts" not in str(preflight.local_findings([element], requests, {}))
 
 
 def test_a_model_that_does_not_fit_a_gpu_is_refused_with_both_sizes(cli: Cli, tmp_path: Path) -> None:

@@ -65,6 +65,10 @@ class Ticks(Cli):
         """The command line."""
         return [sys.executable, str(self.root / "launch.py"), "task=tick", SLURM, "tracking=off", *words]
 
+    def __call__(self, *words: str, timeout: float = 300, **extra: str) -> Done:
+        """Run it to its end, as a process of its own: the template of the other tests has this checkout's tasks."""
+        return self.plain(*words, timeout=timeout, **extra)
+
     def made(self) -> list[tuple[str, float, float]]:
         """Every making of an artifact: its key, begin and end."""
         lines = [line.split() for path in self.folder.glob("multirun/*/*/*/made") for line in path.open()]

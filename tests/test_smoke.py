@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import socket
+import base64
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -84,17 +86,34 @@ def test_a_store_that_cannot_be_written_fails(look) -> None:
     assert "choose another place with outputs=DIR" in look("outputs=/proc/nowhere", absent=("store",))["store"][1]
 
 
+class Answering(BaseHTTPRequestHandler):
+    """A W&B server that takes one key."""
+
+    def do_POST(self) -> None:
+        """Say whether it is that key."""
+        given = self.headers["Authorization"] == f"Basic {base64.b64encode(b'api:secret').decode()}"
+        self.send_response(200 if given else 401)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
 def test_online_tracking_needs_a_key_and_a_server(look, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert look("tracking=off")["tracking"][0] == "-"
     assert "run wandb login" in look("tracking.mode=online", absent=("tracking",))["tracking"][1]
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    assert "127.0.0.1 is not reached" in look("tracking.mode=online", absent=("tracking",))["tracking"][1]
+    assert "http://127.0.0.1:9 cannot be reached" in look("tracking.mode=online", absent=("tracking",))["tracking"][1]
     monkeypatch.delenv("WANDB_API_KEY")
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password secret\n")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
         assert look("tracking.mode=online")["tracking"][0] == "ok"
+        monkeypatch.setenv("WANDB_API_KEY", "wrong")
+        assert "refuses the key (401)" in look("tracking.mode=online", absent=("tracking",))["tracking"][1]
+        server.shutdown()
 
 
 def test_a_cluster_needs_its_commands_and_a_controller_that_answers(

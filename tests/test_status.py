@@ -15,7 +15,8 @@ import pytest
 from configs import compose, plan
 
 from circuits.errors import RunError, UserError
-from circuits.run import status, sweep, tracking
+from circuits.run import answers, launching, status, sweep, tracking
+from circuits.run import running as running_module
 from circuits.run.status import Status
 from circuits.run.tracking import Tracker
 from circuits.schema import TrackingConfig, TrackingMode
@@ -97,6 +98,9 @@ def test_a_resumed_run_counts_its_restarts_and_forgets_the_old_error(tmp_path: P
     second = Status(tmp_path, "sae")
     assert second.facts["restarts"] == 1
     assert status.read(tmp_path)["error"] is None and status.read(tmp_path)["state"] == "running"
+    for _ in range(2):
+        status.wait_again(tmp_path, "sae")  # recovered, and before it began once more
+    assert status.read(tmp_path)["state"] == "waiting" and Status(tmp_path, "sae").facts["restarts"] == 2
 
 
 def test_no_status_and_an_unreadable_one(tmp_path: Path) -> None:
@@ -227,6 +231,38 @@ def test_an_element_that_waits_for_a_launcher_that_is_gone_never_started(
     record["launcher"] |= {"host": socket.gethostname(), "started": 0.0}
     (found.path / sweep.FILE).write_text(json.dumps(record))
     assert "2 never started" in shown(tmp_path, capsys)
+    launched = (found.path / sweep.FILE).stat().st_mtime_ns
+    sweep.relaunched(sweep.load(found.path))  # task=recover
+    assert "2 waiting" in shown(tmp_path, capsys)
+    assert (found.path / sweep.FILE).stat().st_mtime_ns == launched, "by which edits of the code are dated"
+
+
+def test_elements_of_a_sweep_on_disk_are_planned_as_they_were_room_included(tmp_path: Path) -> None:
+    planned = launching.planned(made(tmp_path, "layer=0,[0-1]"))
+    first = plan("task=sae", "layer=0,[0-1]", base=tmp_path)
+    assert [(e.name, e.keys, e.bytes) for e in planned] == [(e.name, e.keys, e.bytes) for e in first]
+    assert planned[0].bytes > (0, 0), "task=recover looks for free space, too"
+
+
+def test_out_of_memory_names_the_keys_to_lower_where_there_are_any() -> None:
+    rest = "take fewer layers in one run, or use precision=bf16"
+    assert running_module._explain(MemoryError(), compose("task=prompts")) == f"out of memory: {rest}"
+    told = running_module._explain(MemoryError(), compose("task=sae"))
+    assert told.startswith("out of memory: lower sae.") and told.endswith(f"), {rest}")
+
+
+def test_cached_elements_have_one_time_for_all_of_them_in_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, said = made(tmp_path, "layer=0,1"), []
+    places = [found.directory(item) for item in found.record["elements"]]
+    for layer, place in enumerate(places):
+        item = {"id": f"sae/L{layer}", "layer": layer, "metrics": {"steps": 7, "l0": 32.0}}
+        status.write_plain(place, "cached", task="sae", artifacts=[item])
+    monkeypatch.setattr(answers, "CACHED_S", 0.0)
+    answers.log_cached(found, places, said.append)
+    assert said == ["2 of 2 cached elements are not in W&B: 0 s were up; their metrics.jsonl has all"]
+    assert [tracking.read(place)[0]["l0"] for place in places] == [32.0, 32.0] and not list(tmp_path.rglob("wandb"))
 
 
 def test_the_table_counts_states_and_one_sweep_names_its_errors_and_logs(

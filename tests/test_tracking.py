@@ -256,3 +256,12 @@ def test_a_run_that_fails_marks_its_open_runs(tmp_path: Path, monkeypatch: pytes
     one = files(tmp_path)[3]
     assert one["exit"] == 1 and [row["loss"] for row in one["history"]] == [1.0]
     assert len(said) == 1 and said[0].startswith("W&B is offline; upload with: wandb sync ")
+
+
+def test_nodes_without_a_network_do_not_ask_for_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(wandb_runs, "asked", lambda url, key: None)
+    assert str(wandb_runs.refusal()).startswith("WANDB_MODE=offline")
+    monkeypatch.delenv("WANDB_MODE")
+    assert wandb_runs.refusal() is None

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from circuits.errors import UserError
-from circuits.files import read_json
+from circuits.errors import CircuitsError, UserError
+from circuits.files import read_json, write_json
 from circuits.run import config, gates, registry, status
 from circuits.run.content import Contents
-from circuits.run.places import RECORD
+from circuits.run.places import LOG, RECORD
 from circuits.run.plan import Element
 from circuits.run.store import Artifact, Store, content_hash
 from circuits.run.sweep import Sweep, kind_of
+from circuits.schema import TrackingMode
 
+CACHED_S = 60.0  # that the cached elements of a sweep may take W&B, all together
+FAILED_ITEMS = "failed_items.json"
+FAILED = ("failed", "gate", "killed", "interrupted", "cancelled", "never started")
 Say = Callable[[str], None]
 
 
 def answer_cached(sweep: Sweep, element: Element, store: Store, note: Say) -> None:
-    """The element's answer from the store, gates included."""
+    """The element's answer from the store, gates included. One that has answered (in a sweep that is recovered) keeps its own."""
+    if status.read(sweep.directory(element)).get("state") in ("done", "cached", "gate"):
+        return
     kind = kind_of(sweep)
     contents = Contents(store.root / ".hashes.json")
     asked = gates.refusals(kind.gates(element.cfg), element.cfg, store.find, contents)
@@ -60,26 +67,60 @@ def _note_provenance(sweep: Sweep, artifact: Artifact, store: Store, note: Say) 
 
 
 def log_cached(sweep: Sweep, directories: Iterable[Path], note: Say) -> None:
-    """Cached elements log their stored summary, so that a sweep is whole in W&B too. Once for each."""
+    """Cached elements log their stored summary, so that a sweep is whole in W&B too. Once for each, and in W&B as many as
+    `CACHED_S` are enough for: the job of the element that ends last waits for it."""
     from circuits.run.tracking import FILE, Tracker
 
+    told: set[str] = set()
+
     def warn(text: str) -> None:  # where the files are stands in the other elements' logs
-        if text.startswith("warning"):
+        if text.startswith("warning") and text not in told:
+            told.add(text)
             note(text)
 
-    for directory in directories:
+    wanted = [directory for directory in directories if not (directory / FILE).exists()]
+    end, left = time.monotonic() + CACHED_S, 0
+    for directory in wanted:
         facts = status.read(directory)
-        if (directory / FILE).exists():
-            continue
         record, cfg = read_json(directory / RECORD), config.load(directory / "config.yaml")
         model = cfg.model.id.rsplit("/", 1)[-1]
+        budget = end - time.monotonic()
+        if budget <= 0 and cfg.tracking.mode is not TrackingMode.disabled:
+            left, cfg.tracking.mode = left + 1, TrackingMode.disabled
         tracker = Tracker(directory, cfg.tracking, sweep.record["group"], [cfg.task.name, model, "cached"], warn)
         for item in facts["artifacts"]:
             name = record["name"] if item["layer"] is None else f"{record['name']}/L{item['layer']}"
             tracker.start(item["layer"], item["id"], name, {"cached": True, **record["swept"]})
             tracker.log(int(item["metrics"].get("steps", 0)), status.numbers(item["metrics"]), item["layer"])
             tracker.summary(item["metrics"], item["layer"])
-        tracker.close()
+        tracker.close(max(0.0, min(CACHED_S, budget)))
+    if left:
+        note(
+            f"{left} of {len(wanted)} cached elements are not in W&B: {CACHED_S:.0f} s were up; their metrics.jsonl has all"
+        )
+
+
+def write_failed(sweep: Sweep, facts: Mapping[int, Mapping[str, Any]], note: Say) -> None:
+    """``failed_items.json`` in the sweep's directory: what failed, why, and where its log is; no file where nothing did."""
+    items = {item["index"]: item for item in sweep.record["elements"]}
+    failed = [
+        {
+            "index": index,
+            "name": items[index]["name"],
+            "state": found.get("state"),
+            "error": found.get("error"),
+            "log": str(sweep.directory(items[index]) / LOG),
+        }
+        for index, found in sorted(facts.items())
+        if found.get("state") in FAILED
+    ]
+    try:
+        if failed:
+            write_json(sweep.path / FAILED_ITEMS, failed)
+        else:
+            (sweep.path / FAILED_ITEMS).unlink(missing_ok=True)
+    except CircuitsError as e:  # a full disk: the exit code and the table still tell
+        note(str(e))
 
 
 def make_report(sweep: Sweep, note: Say) -> Path | None:

@@ -127,6 +127,10 @@ def one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
     message = lines[0] if lines else type(error).__name__
+    if re.match(r"Key '.*' is not in struct", message):
+        mapping, _, name = key.rpartition(".")
+        place = f"conf/{key.split('.')[0]}/NAME.yaml"
+        return f"{key}: {mapping} has no {name} yet, and a mapping takes new names only in yaml: write it into {place}"
     if (file := re.match(r"In '(.+)': \w+ raised while composing config", message)) and len(lines) > 1:
         message = f"{lines[1]} (conf/{file[1]}.yaml)"
     return f"{key}: {message}" if key and not message.startswith(key) else message

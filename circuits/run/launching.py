@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import UserError
-from circuits.run import config, local, memory
+from circuits.run import answers, config, local, memory, status
 from circuits.run.content import Contents
 from circuits.run.keys import Key
+from circuits.run.kinds import ModelDims
 from circuits.run.packs import packs
-from circuits.run.plan import Element, keys_of, plan, room, standing
+from circuits.run.plan import Element, keys_of, model_dims, plan, room, standing
 from circuits.run.store import Store
-from circuits.run.sweep import Sweep, create, kind_of
+from circuits.run.sweep import Sweep, create, kind_of, relaunched
 from circuits.schema import Backend, Where
 
 
@@ -81,17 +82,31 @@ def recover(sweep: Sweep) -> int:
     """Run, or submit, exactly the elements of `sweep` whose artifacts are missing, under their original numbers.
 
     Raises:
-        UserError: nothing is missing, or what the elements would make has changed since.
+        UserError: what the elements would make has changed since.
     """
     elements = planned(sweep)
     first = elements[0].cfg
     store = Store(Path(first.outputs) / "artifacts", say=_say)
+    sorted_out = standing(elements, _memo(store.find), store.holder)
+    if len(sorted_out.cached) == len(elements):
+        return _nothing_missing(sweep, elements, store)
     if first.cluster.backend is Backend.slurm:
         return _to_slurm(elements, store, sweep.record.get("hydra_launcher", {}), lambda: sweep)
-    sorted_out = standing(elements, _memo(store.find), store.holder)
-    packs(sorted_out.to_run)
-    room(sorted_out.to_run, local.pool_size(first, len(sorted_out.to_run)))
+    pool = local.pool_size(first, len(sorted_out.to_run))
+    memory.refuse(sorted_out.to_run, pool)
+    room(sorted_out.to_run, pool)
+    relaunched(sweep)
     return local.LocalLauncher(sweep, elements, sorted_out, store).run()
+
+
+def _nothing_missing(sweep: Sweep, elements: list[Element], store: Store) -> int:
+    """Say so. An element that failed here and whose artifacts were made elsewhere since answers from the store."""
+    for element in elements:
+        answers.answer_cached(sweep, element, store, _say)
+    print(f"{sweep.id}: nothing is missing, all {len(elements)} elements are done")
+    known = {element.index: status.read(sweep.directory(element)) for element in elements}
+    answers.write_failed(sweep, known, _say)
+    return answers.exit_code(known.values())
 
 
 def planned(sweep: Sweep) -> list[Element]:
@@ -102,11 +117,17 @@ def planned(sweep: Sweep) -> list[Element]:
     """
     kind, changed, elements = kind_of(sweep), [], []
     contents: dict[str, Contents] = {}
+    dims: dict[Any, ModelDims] = {}
     for item in sweep.record["elements"]:
         cfg = config.load(sweep.directory(item) / "config.yaml")
         mine = contents.setdefault(cfg.outputs, Contents(Path(cfg.outputs) / "artifacts" / ".hashes.json"))
         element = Element(item["index"], item["overrides"], cfg, item["swept"], tuple(item["layers"]))
         element.keys = keys_of(kind, cfg, element.layers, mine)
+        model = (cfg.model.id, cfg.model.revision, str(cfg.model.embedded))
+        if model not in dims:
+            dims[model] = model_dims(cfg)
+        element.bytes = kind.bytes(cfg, dims[model])
+        element.memory = kind.memory(cfg, dims[model], element.layers)
         if {key.id for key in element.keys.values()} != set(item["artifacts"].values()):
             changed.append(item["name"])
         elements.append(element)

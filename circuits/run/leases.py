@@ -38,12 +38,18 @@ def owner(**facts: Any) -> dict[str, Any]:
     }
 
 
-def _worker_job() -> dict[str, Any]:
+def worker_job() -> str | None:
+    """The array element of ours that this process runs in (``48133_4``); None in anybody's own ``salloc`` session."""
     job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    if not job or not os.environ.get("CIRCUITS_SLURM_TAG"):
-        return {}  # inside somebody's own salloc session: the process is what counts
+    return f"{job}_{task}" if job and task and os.environ.get("CIRCUITS_SLURM_TAG") else None
+
+
+def _worker_job() -> dict[str, Any]:
+    job = worker_job()
+    if job is None:
+        return {}  # the process is what counts
     return {
-        "worker_job": f"{job}_{task}",
+        "worker_job": job,
         "incarnation": os.environ.get("SLURM_RESTART_COUNT", "0"),
         "uid": os.getuid(),
     }

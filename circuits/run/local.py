@@ -44,7 +44,8 @@ class Worker:
 
     elements: list[Element]
     process: subprocess.Popen[bytes]
-    gpu: int | None
+    gpus: list[int]
+    since: int  # bytes that its log had before it
 
 
 class LocalLauncher:
@@ -64,6 +65,8 @@ class LocalLauncher:
         """All elements to their end; the sweep's exit code."""
         for element in self.standing.cached:
             self._answer_cached(element)
+        for element in (*self.waiting, *self.adopted):  # when recovered, they may have ended before
+            status.wait_again(self.sweep.directory(element), element.cfg.task.name)
         self.view.header(self.standing, self._pool_size())
         try:
             with _ending_signals(), self._claimed():
@@ -82,10 +85,12 @@ class LocalLauncher:
         cached = [self.sweep.directory(element) for element in self.standing.cached]
         answers.log_cached(self.sweep, cached, self.view.note)
         self.view.summary()
+        known = {element.index: status.read(self.sweep.directory(element)) for element in self.elements}
+        answers.write_failed(self.sweep, known, self.view.note)
         page = answers.make_report(self.sweep, self.view.note)
         if page is not None:
             self.view.say(f"report  {terminal.relative(page)}")
-        return answers.exit_code(status.read(self.sweep.directory(element)) for element in self.elements)
+        return answers.exit_code(known.values())
 
     # -- the pool ------------------------------------------------------------------------------------------------
 
@@ -108,11 +113,9 @@ class LocalLauncher:
     def _start(self, pack: list[Element]) -> Worker:
         element, directories = pack[0], [self.sweep.directory(one) for one in pack]
         directory = directories[0]
-        if len(pack) > 1:  # to see later which of them were begun
-            for place in directories:
-                status.wait_again(place, element.cfg.task.name)
         log = directory / LOG
-        gpu = self._free_gpu(element)
+        gpus = self._free_gpus(element)
+        since = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "circuits.run.element", *map(str, directories)],
@@ -120,11 +123,11 @@ class LocalLauncher:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=self._environment(element, log, gpu),
+                env=self._environment(element, log, gpus),
             )
-        return Worker(pack, process, gpu)
+        return Worker(pack, process, gpus, since)
 
-    def _environment(self, element: Element, log: Path, gpu: int | None) -> dict[str, str]:
+    def _environment(self, element: Element, log: Path, gpus: list[int]) -> dict[str, str]:
         threads = str(element.cfg.task.resources.cpus)
         path = os.pathsep.join([str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
         extra = {
@@ -140,22 +143,22 @@ class LocalLauncher:
             "CIRCUITS_GRACE_S": str(self.cfg.cluster.grace_s),
             "CIRCUITS_STDOUT_IS_LOG": str(log),
         }
-        if gpu is not None:
-            extra["CUDA_VISIBLE_DEVICES"] = self._visible(gpu)
+        if gpus:
+            extra["CUDA_VISIBLE_DEVICES"] = self._visible(gpus)
         return {**os.environ, **extra}
 
     @staticmethod
-    def _visible(gpu: int) -> str:
+    def _visible(gpus: list[int]) -> str:
+        """The names of some of the GPUs that we see."""
         names = os.environ.get("CUDA_VISIBLE_DEVICES")
-        return names.split(",")[gpu].strip() if names else str(gpu)
+        return ",".join(names.split(",")[gpu].strip() if names else str(gpu) for gpu in gpus)
 
-    def _free_gpu(self, element: Element) -> int | None:
-        """A GPU of its own for each worker; none when there is none, or the config names a device itself."""
-        count = machine.gpus()
-        if not element.cfg.task.resources.gpus or not count or element.cfg.model.device != "auto":
-            return None
-        used = [worker.gpu for worker in self.workers]
-        return min(range(count), key=used.count)
+    def _free_gpus(self, element: Element) -> list[int]:
+        """The GPUs of a worker, those that fewest others use; none when there are none, or the config names a device itself."""
+        if element.cfg.model.device != "auto":
+            return []
+        used = [gpu for worker in self.workers for gpu in worker.gpus]
+        return sorted(range(machine.gpus()), key=used.count)[: element.cfg.task.resources.gpus]
 
     def _ended(self, worker: Worker) -> list[Element]:
         """Close a finished worker; say on its behalf how it ended if it could not. The elements that it never began."""
@@ -165,11 +168,11 @@ class LocalLauncher:
         for element in worker.elements:
             if element not in left:
                 self._drop_claims(element.index)
-                self._last_word(element, worker.process.returncode)
+                self._last_word(element, worker.process.returncode, worker.since)
         return left
 
-    def _last_word(self, element: Element, code: int) -> None:
-        """How an element ended whose process ended with `code`, where it could not say so itself."""
+    def _last_word(self, element: Element, code: int, since: int) -> None:
+        """How an element ended whose process ended with `code`, where it could not say so itself. Its log begins at `since`."""
         directory = self.sweep.directory(element)
         facts = status.read(directory)
         if facts.get("state") in status.FINISHED and facts.get("state") != "killed":
@@ -179,7 +182,7 @@ class LocalLauncher:
             hint = " (often: out of memory)" if name == "SIGKILL" else ""
             error = f"killed by {name}{hint}; the last checkpoint is kept"
         else:
-            error = status.last_error(directory / LOG) or f"ended with exit code {code} without a word"
+            error = status.last_error(directory / LOG, since) or f"ended with exit code {code} without a word"
         facts.update(state="failed", error=error, exit_code=code, ended=status.now())
         try:
             status.write_plain(directory, **facts)
@@ -193,7 +196,7 @@ class LocalLauncher:
         def end(number: int, frame: FrameType | None) -> None:
             stop.reason = signal.Signals(number).name
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _heard():
             signal.signal(number, end)
         while self.waiting or self.adopted:
             if self.waiting:
@@ -291,6 +294,12 @@ def pool_size(cfg: BaseConfig, elements: int) -> int:
     return max(1, min(fits, -(-elements // cfg.pack)))
 
 
+def _heard() -> list[signal.Signals]:
+    """The signals that end a launcher, but for what it was started to ignore: nohup stays nohup."""
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 @contextlib.contextmanager
 def _ending_signals() -> Iterator[None]:
     """Ctrl-C, TERM and a closed terminal raise :class:`Interrupted`; a second one is not waited for politely."""
@@ -300,8 +309,7 @@ def _ending_signals() -> Iterator[None]:
             signal.signal(other, signal.SIG_IGN)
         raise Interrupted(signal.Signals(number).name)
 
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    numbers = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]  # nohup stays nohup
+    numbers = _heard()
     before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield

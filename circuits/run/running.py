@@ -153,7 +153,9 @@ def settle(ended: Sequence[Opened]) -> None:
 
 def on_cluster() -> bool:
     """Whether a job of ours runs this (not somebody's own ``salloc`` session)."""
-    return "CIRCUITS_SLURM_TAG" in os.environ and "SLURM_ARRAY_JOB_ID" in os.environ
+    from circuits.run.leases import worker_job
+
+    return worker_job() is not None
 
 
 def _stopped(reason: str, status: Any) -> tuple[str, str, str]:
@@ -267,7 +269,9 @@ def _explain(error: Exception, cfg: Any) -> str:
 
         keys = registry.kind(cfg.task.name).memory_keys
         named = " or ".join(f"{key} ({lookup(cfg, key)})" for key in keys)
-        return f"out of memory: lower {named}, take fewer layers in one run, or use precision=bf16"
+        return (
+            f"out of memory: {f'lower {named}, ' if named else ''}take fewer layers in one run, or use precision=bf16"
+        )
     return f"{kind}: {first}"
 
 

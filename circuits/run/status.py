@@ -7,7 +7,6 @@ States: waiting, running, done, cached, failed, gate (a gate said no; the measur
 from __future__ import annotations
 
 import datetime as dt
-import os
 import resource
 import sys
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.files import read_json, write_json
-from circuits.run.leases import owner, process_alive
+from circuits.run.leases import owner, process_alive, worker_job
 
 if TYPE_CHECKING:
     from circuits.run.kinds import Kind
@@ -47,12 +46,6 @@ def peak_gpu() -> int | None:
     return int(torch.cuda.max_memory_allocated())
 
 
-def worker_job() -> str | None:
-    """The array element that this process runs in (``48133_4``)."""
-    job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{job}_{task}" if job and task else None
-
-
 class Status:
     """The writer's side, for one run directory."""
 
@@ -69,7 +62,7 @@ class Status:
             "host": who["host"],
             "pid": who["pid"],
             "process_started": who["started"],
-            "restarts": before["restarts"] + 1 if before.get("state") not in (None, "waiting") else 0,
+            "restarts": before.get("restarts", 0) + (before.get("state") not in (None, "waiting")),
             "timeouts": before.get("timeouts", 0),
             "job": worker_job(),
             "began": now(),
@@ -128,10 +121,11 @@ def write_plain(run_dir: Path, state: str, **facts: Any) -> None:
 
 
 def wait_again(run_dir: Path, task: str) -> None:
-    """An element that is submitted anew waits, whatever became of it before."""
+    """An element that is to run anew waits, whatever became of it before; the turns that it had are counted."""
     before = read(run_dir, trust_running=True)
     if before.get("state") != "waiting":
-        write_plain(run_dir, "waiting", task=task, restarts=before.get("restarts", 0))
+        had_begun = "pid" in before  # its process wrote that, or somebody on its behalf
+        write_plain(run_dir, "waiting", task=task, restarts=before.get("restarts", 0) + had_begun)
 
 
 def read(run_dir: Path, trust_running: bool = False) -> dict[str, Any]:
@@ -156,10 +150,10 @@ def read(run_dir: Path, trust_running: bool = False) -> dict[str, Any]:
     return facts
 
 
-def last_error(log: Path) -> str | None:
-    """The last line of a log that says what went wrong."""
+def last_error(log: Path, since: int = 0) -> str | None:
+    """The last line of a log (from byte `since` on) that says what went wrong."""
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = log.read_bytes()[since:].decode(errors="replace").splitlines()
     except OSError:
         return None
     for line in reversed(lines[-50:]):

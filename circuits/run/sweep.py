@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import re
 import secrets
 import shlex
@@ -127,6 +128,17 @@ def _write_element(sweep: Sweep, element: Element) -> None:
         durable=False,
     )
     status.write_plain(directory, "waiting", task=element.cfg.task.name)
+
+
+def relaunched(sweep: Sweep) -> None:
+    """This process is the launcher now: its elements wait for it, not for one that is gone."""
+    sweep.record["launcher"] |= owner()
+    file = sweep.path / FILE
+    launched = file.stat()
+    write_json(file, sweep.record)
+    os.utime(
+        file, ns=(launched.st_atime_ns, launched.st_mtime_ns)
+    )  # code that was edited after the first launch is named
 
 
 def command() -> str:

@@ -207,20 +207,22 @@ class Runs:
 
 def refusal() -> str | None:
     """Why runs cannot be online, or None: asked once a process and server, answered within `PROBE_S`."""
+    if os.environ.get("WANDB_MODE") == "offline":
+        return "WANDB_MODE=offline (cluster.offline=true sets it on nodes without a network)"
     import wandb
 
     settings = wandb.setup().settings
     url = str(settings.base_url)
-    key = settings.api_key or _stored_key(url)
+    key = settings.api_key or stored_key(url)
     if not key:
         return f"no key for {url}: run `wandb login` or set WANDB_API_KEY"
     with _asking:
         if (url, key) not in _answers:
-            _answers[url, key] = _asked(url, key)
+            _answers[url, key] = asked(url, key)
         return _answers[url, key]
 
 
-def _stored_key(url: str) -> str | None:
+def stored_key(url: str) -> str | None:
     """The key that ``wandb login`` has put into the netrc file."""
     place = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
     try:
@@ -230,7 +232,7 @@ def _stored_key(url: str) -> str | None:
     return found[2] if found else None
 
 
-def _asked(url: str, key: str) -> str | None:
+def asked(url: str, key: str) -> str | None:
     """What is wrong with the server, or None; in a thread of its own, because a name lookup knows no time-out."""
     answer: list[str | None] = []
     thread = threading.Thread(target=lambda: answer.append(_ask(url, key)), name="wandb-probe", daemon=True)

@@ -23,6 +23,7 @@ class QueueConfig:
     account: str | None = None
     qos: str | None = None
     max_time: str | None = None  # the longest job it takes
+    max_time_of: dict[str, str] = field(default_factory=dict)  # and of accounts that get less, by pattern: "*-SL3-*"
     cpus_per_gpu: int | None = None  # cores that come with each GPU
     gpu_type: str | None = None  # --gres=gpu:<type>:n
     gpu_memory: str | None = None  # of one GPU, to see whether a model fits
@@ -47,7 +48,7 @@ class ClusterConfig:
     modules: list[str] = field(default_factory=list)  # module load …, on every node
     setup: list[str] = field(default_factory=list)  # shell lines before the run
     environment: dict[str, str] = field(default_factory=dict)  # exported before the run
-    offline: bool = False  # nodes reach no network: hub and W&B stay offline
+    offline: bool = False  # nodes reach no network: hub and W&B stay offline, whatever tracking.mode says
     mail: str | None = None
     mail_type: str = "END,FAIL"
     signal_s: int = 120  # seconds before the time limit at which a run saves and is queued again

@@ -12,7 +12,7 @@ READS = ("of",)
 
 
 def run(cfg: BaseConfig) -> int:
-    """Recover the sweep that ``of=`` names; the exit code of what was started."""
+    """Recover the sweep that ``of=`` names; the exit code of what was started, or of the sweep when nothing is missing."""
     if cfg.of is None:
         raise UserError("task=recover needs of=SWEEP; task=status shows them")
     return launching.recover(sweep.find(cfg.of, Path(cfg.outputs), Path(cfg.multirun)))

@@ -7,23 +7,20 @@ What is asked for is the config: ``model.device=cuda``, ``precision=bf16``, ``cl
 from __future__ import annotations
 
 import importlib.util
-import netrc
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from rich.table import Table
 
 from circuits.errors import CircuitsError, RunError, UserError
-from circuits.run import machine
+from circuits.run import machine, wandb_runs
 from circuits.run.local import pool_size
 from circuits.run.provenance import packages
 from circuits.run.terminal import console as terminal_console
@@ -199,23 +196,12 @@ def _tracking(cfg: BaseConfig) -> Line:
     if mode is TrackingMode.offline:
         return Line("tracking", "ok", "W&B offline, beside each run; wandb sync uploads it")
     address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    host = urlsplit(address).hostname or address
-    if not (os.environ.get("WANDB_API_KEY") or _logged_in(host)):
+    key = os.environ.get("WANDB_API_KEY") or wandb_runs.stored_key(address)
+    if not key:
         return Line("tracking", "absent", "tracking.mode=online needs a key: run wandb login, or set WANDB_API_KEY")
-    try:
-        with socket.create_connection((host, urlsplit(address).port or 443), timeout=5):
-            return Line("tracking", "ok", f"W&B online: {host} answers, a key is set")
-    except OSError as e:
-        why = e.strerror or str(e) or type(e).__name__
-        return Line("tracking", "absent", f"tracking.mode=online: {host} is not reached ({why}); leave it offline here")
-
-
-def _logged_in(host: str) -> bool:
-    """Whether ``wandb login`` has left a key for `host` (it does so in the netrc file)."""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    if why := wandb_runs.asked(address, key):
+        return Line("tracking", "absent", f"tracking.mode=online: {why}; leave it offline here")
+    return Line("tracking", "ok", f"W&B online: {address} answers and takes the key")
 
 
 def _cluster(cfg: BaseConfig) -> Line:

@@ -115,7 +115,7 @@ def _detail(facts: dict[str, Any]) -> str:
 
 
 def _verify(console: Console, cfg: BaseConfig) -> int:
-    """Check every hash of every artifact (of the named sweep's store)."""
+    """Check every hash of every artifact below ``outputs``; exit code 1 when one is damaged."""
     bad, count = 0, 0
     for manifest in sorted((Path(cfg.outputs) / "artifacts").glob("*/[!.]*/manifest.json")):
         count += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
-from typing import Any, Optional, get_type_hints
+from typing import Any, Optional, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
@@ -13,16 +13,25 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from omegaconf import DictConfig, OmegaConf
 
-#: hydra-submitit-launcher's keys, typed as it types them, all optional: null leaves the choice to the cluster's yaml.
-_FIELDS = [
-    (f.name, Optional[get_type_hints(SlurmQueueConf)[f.name]], field(default=None))  # noqa: UP045 (OmegaConf reads this one)
-    for f in fields(SlurmQueueConf)
-    if f.name != "_target_"
-]
+
+def _field(name: str, hint: Any) -> tuple[str, Any, Any]:
+    """A key as hydra-submitit-launcher types it, but optional: null leaves the choice to the cluster's yaml."""
+    if get_origin(hint) is dict:  # OmegaConf takes no values for a mapping that is null
+        return name, hint, field(default_factory=dict)
+    return name, Optional[hint], field(default=None)  # noqa: UP045 (OmegaConf reads this one)
+
+
+_HINTS = get_type_hints(SlurmQueueConf)
 LauncherConf = make_dataclass(
-    "LauncherConf", [*_FIELDS, ("_target_", str, field(default=f"{__name__}.CircuitsLauncher"))]
+    "LauncherConf",
+    [
+        *(_field(f.name, _HINTS[f.name]) for f in fields(SlurmQueueConf) if f.name != "_target_"),
+        ("_target_", str, field(default=f"{__name__}.CircuitsLauncher")),
+    ],
 )
-ConfigStore.instance().store(group="hydra/launcher", name="circuits", node=LauncherConf, provider="circuits")
+_NODE = OmegaConf.structured(LauncherConf)
+OmegaConf.set_struct(_NODE.additional_parameters, False)  # its keys are sbatch's, which no schema of ours lists
+ConfigStore.instance().store(group="hydra/launcher", name="circuits", node=_NODE, provider="circuits")
 
 
 class CircuitsLauncher(Launcher):
@@ -30,7 +39,7 @@ class CircuitsLauncher(Launcher):
 
     def __init__(self, **given: Any) -> None:
         plain = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in given.items()}
-        self.given = {name: value for name, value in plain.items() if value is not None}
+        self.given = {name: value for name, value in plain.items() if value not in (None, {})}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config

@@ -139,3 +139,17 @@ def _clients_find_slurm(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
         if "slurm" in request.fixturenames:
             for name, value in request.getfixturevalue("slurm").env.items():
                 monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(autouse=True)
+def _leave_nothing_queued(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever became of a test on the shared cluster, the jobs of its sweeps go (a private cluster goes with its jobs)."""
+    if "slurm" not in request.fixturenames:
+        yield
+        return
+    from slurm.sweeps import ours
+
+    queue, folder = request.getfixturevalue("slurm"), request.getfixturevalue("tmp_path")
+    yield
+    for record in folder.glob("**/sweep.json"):
+        queue.cancel(*ours(queue, record.parent))

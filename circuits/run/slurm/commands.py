@@ -65,7 +65,6 @@ class Job:
     state: str  # PENDING RUNNING COMPLETING …
     reason: str
     tag: str
-    nodes: str = ""
     restarts: int = 0
 
 
@@ -221,10 +220,13 @@ def show(job: str, timeout: float = TIMEOUT_S) -> dict[str, str]:
 
 
 def remembered(array: str, timeout: float = TIMEOUT_S) -> dict[str, dict[str, str]]:
-    """What the controller still remembers of an array's elements, as fields by element; one question for all of them."""
+    """What the controller still remembers of an array's elements, as fields by element; one question for all of them.
+
+    Nothing where it does not answer, and on nodes without scontrol.
+    """
     try:
         text = ask(["scontrol", "--oneliner", "show", "job", array], timeout=timeout)
-    except SlurmError:
+    except (SlurmError, UserError):
         return {}
     found = {}
     for line in text.splitlines():
@@ -260,15 +262,17 @@ class Partition:
     name: str
     limit: str  # 12:00:00 · infinite
     gres: str  # gpu:a100:4 · (null)
+    default: bool = False  # where jobs go that name none
 
 
 def partitions() -> dict[str, Partition]:
     """The cluster's partitions by name."""
     found: dict[str, Partition] = {}
-    for line in ask(["sinfo", "--noheader", "--format=%R|%l|%G"]).splitlines():
-        name, limit, gres = line.split("|")
+    for line in ask(["sinfo", "--noheader", "--format=%P|%l|%G"]).splitlines():
+        marked, limit, gres = line.split("|")
+        name = marked.removesuffix("*")
         before = found.get(name)
-        found[name] = Partition(name, limit, f"{before.gres},{gres}" if before else gres)
+        found[name] = Partition(name, limit, f"{before.gres},{gres}" if before else gres, marked != name)
     return found
 
 

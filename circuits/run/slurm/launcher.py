@@ -13,6 +13,7 @@ from typing import Any
 from circuits.errors import CircuitsError, UserError
 from circuits.files import disk_errors
 from circuits.run import answers, status, terminal
+from circuits.run.layers import ranges
 from circuits.run.packs import packs
 from circuits.run.places import CODE
 from circuits.run.plan import Element, Standing
@@ -46,8 +47,7 @@ class SlurmLauncher:
     def submit(self) -> int | None:
         """Submit what is to be made; the exit code, or None when it is to be waited for (``cluster.wait=true``)."""
         for element in self.standing.cached:
-            if status.read(self.sweep.directory(element)).get("state") not in ("done", "cached", "gate"):  # recover
-                answers.answer_cached(self.sweep, element, self.store, self.view.note)
+            answers.answer_cached(self.sweep, element, self.store, self.view.note)
         mine = set(states.jobs_of(self.sweep).values())
         for element in self.standing.adopted:
             self._adopt(element, mine)
@@ -56,7 +56,7 @@ class SlurmLauncher:
         self._header(requests)
         if arrays:
             jobs = self._submit(arrays)
-            shown = " ".join(f"{job}_[{script.numbers(array.tasks)}]" for job, array in zip(jobs, arrays, strict=True))
+            shown = " ".join(f"{job}_[{ranges(array.tasks)}]" for job, array in zip(jobs, arrays, strict=True))
             self.view.say(f"submitted {shown}      {terminal.relative(self.sweep.path)}")
             self.view.say(f"follow    python launch.py task=status of={self.sweep.id} status.watch=true")
             self.view.say(f"cancel    scancel {' '.join(jobs)}")
@@ -73,6 +73,7 @@ class SlurmLauncher:
         self.view.summary()
         if self.standing.adopted:
             return
+        answers.write_failed(self.sweep, states.facts_of(self.sweep), self.view.note)
         page = answers.make_report(self.sweep, self.view.note)
         if page is not None:
             self.view.say(f"report  {terminal.relative(page)}")
@@ -175,6 +176,7 @@ class SlurmLauncher:
         self.view.close()
         self.view.summary()
         final = states.facts_of(self.sweep)
+        answers.write_failed(self.sweep, final, self.view.note)
         page = self.sweep.path / "report.html"
         if not page.exists():  # the last element was killed before it could make it
             answers.make_report(self.sweep, self.view.note)

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from circuits.run import memory
+from circuits.run import memory, registry
 from circuits.run.packs import packs
 from circuits.run.plan import Element
 from circuits.run.slurm import commands
 from circuits.run.slurm.request import Request, clock, minutes, missing_personal
+from circuits.schema import DataSource, QueueConfig
 
+NEEDED = "this launcher needs that option itself; leave it out"
 _SIZE = re.compile(r"(\d+)([KMGT]?)", re.IGNORECASE)
-#: Options of sbatch on which the launcher's own record of a job rests.
+#: Options of sbatch on which the launcher's own record of a job rests, or which would keep it from coming back; their letters.
 OURS = (
     "comment",
     "array",
-    "a",
     "hold",
-    "H",
     "output",
-    "o",
     "error",
-    "e",
     "chdir",
-    "D",
     "parsable",
     "wrap",
     "no-requeue",
     "signal",
+    "wait",
+    "test-only",
 )
+LETTERS = "aHoeDW"
+
+
+def ours(option: str) -> bool:
+    """Whether an option of sbatch, however it is spelled (``--comment x``, ``--comm=x``, ``-a0-9``), sets one of `OURS`."""
+    for (
+        word
+    ) in option.split():  # sbatch splits a line of its script into words: a second option may hide behind the first
+        name = word.lstrip("-").partition("=")[0]
+        if word.startswith("--") and name and any(whole.startswith(name) for whole in OURS):
+            return True
+        if word.startswith("-") and not word.startswith("--") and word[1:2] and word[1] in LETTERS:
+            return True
+    return False
 
 
 def local_findings(
@@ -52,14 +66,17 @@ def local_findings(
                 f"task.resources.time={request.time}: shorter than cluster.signal_s={request.signal_s}, the seconds "
                 "before the limit at which a run saves; raise the time or lower that"
             )
-        if queue.max_time and request.minutes > minutes(queue.max_time):
+        limit, whose = _limit(queue, request.account)
+        if limit and request.minutes > minutes(limit):
             found.append(
-                f"task.resources.time={clock(request.minutes)}: {cfg.cluster.name} takes at most {queue.max_time}"
+                f"task.resources.time={clock(request.minutes)}: {cfg.cluster.name} takes at most {limit}{whose}"
             )
         found += _fits(element, request, queue.gpu_memory)
-        room = _room(element, request, queue.gpu_memory)
-        rooms[element.index] = room
-        found += _weights(element)
+        rooms[element.index] = _room(element, request, queue.gpu_memory)
+        found += _weights(element) + _dataset(element)
+    for name in launcher.get("additional_parameters", {}):
+        if ours(f"--{name.replace('_', '-')}"):
+            found.append(f"hydra.launcher.additional_parameters.{name}: {NEEDED}")
     if not found:
         asked = [element for element in elements if element.index in rooms]
         found = [line for pack in packs(asked) for line in memory.problems(pack, rooms[pack[0].index])]
@@ -75,6 +92,14 @@ def _room(element: Element, request: Request, gpu_memory: str | None) -> memory.
     return memory.Room(gpu, size(request.memory), f"a GPU of {element.cfg.cluster.name} has {gpu_memory}", main)
 
 
+def _limit(queue: QueueConfig, account: str | None) -> tuple[str | None, str]:
+    """The longest job that a queue takes under an account, and for whom that is."""
+    for pattern, limit in queue.max_time_of.items():
+        if account and fnmatch.fnmatchcase(account.lower(), pattern.lower()):
+            return limit, f" under account {account}"
+    return queue.max_time, ""
+
+
 def written_findings(elements: Sequence[Element]) -> list[str]:
     """Times and sizes that are none."""
     found = []
@@ -88,16 +113,17 @@ def written_findings(elements: Sequence[Element]) -> list[str]:
         if _SIZE.fullmatch(need.memory) is None:
             found.append(f"task.resources.memory={need.memory}: no size; write whole megabytes or gigabytes: 500M, 32G")
         for option in element.cfg.cluster.sbatch:
-            if option.lstrip("-").split("=")[0] in OURS:
-                found.append(f"cluster.sbatch={option}: this launcher needs that option itself; leave it out")
+            if ours(option):
+                found.append(f"cluster.sbatch={option}: {NEEDED}")
         if need.gpus < 0:
             found.append(f"task.resources.gpus={need.gpus}: 0 or more")
         for queue in ("gpu", "cpu"):
-            limit = getattr(element.cfg.cluster, queue).max_time
-            try:
-                minutes(limit or "1")
-            except ValueError:
-                found.append(f"cluster.{queue}.max_time={limit}: no time; write HH:MM:SS")
+            limits: QueueConfig = getattr(element.cfg.cluster, queue)
+            for limit in (limits.max_time or "1", *limits.max_time_of.values()):
+                try:
+                    minutes(limit)
+                except ValueError:
+                    found.append(f"cluster.{queue}.max_time={limit}: no time; write HH:MM:SS")
     return list(dict.fromkeys(found))
 
 
@@ -111,9 +137,9 @@ def cluster_findings(cluster: str, requests: Mapping[int, Request]) -> list[str]
     partitions = commands.partitions()
     accounts = commands.accounts()
     for request in dict.fromkeys(requests.values()):
-        if request.partition is not None:
-            for name in request.partition.split(","):
-                found += _partition(name, request, partitions)
+        default = [partition.name for partition in partitions.values() if partition.default]
+        for name in request.partition.split(",") if request.partition is not None else default:
+            found += _partition(name, request, partitions)
         if request.account and accounts is not None and request.account.lower() not in accounts:
             yours = " ".join(sorted(accounts))
             found.append(f"account {request.account}: you cannot charge it on {cluster}; yours: {yours}")
@@ -175,7 +201,26 @@ def _weights(element: Element) -> list[str]:
     name = element.cfg.cluster.name
     return [
         f"model={model.id}: its weights are not in the cache and the nodes of {name} reach no network; first: "
-        f"python launch.py task=prefetch model={model.id}"
+        f"python launch.py task=prefetch model={model.id} cluster={name}"
+    ]
+
+
+def _dataset(element: Element) -> list[str]:
+    """The same of a dataset on the hub."""
+    from circuits.data import hub
+    from circuits.data.corpora import find_corpus
+
+    data, name = element.cfg.data, element.cfg.cluster.name
+    if not element.cfg.cluster.offline or data.source is not DataSource.datasets or data.path is None:
+        return []
+    if "data" not in registry.reads(element.cfg.task.name):
+        return []
+    found = find_corpus(data.source.value, data.path, data.split).hub
+    if found is None or hub.cached_dataset(found) is not None:
+        return []
+    return [
+        f"data.path={found}: it is not in the cache and the nodes of {name} reach no network; first: "
+        f"python launch.py task=prefetch data=datasets data.path={found} cluster={name}"
     ]
 
 

@@ -57,7 +57,7 @@ class Request:
     constraint: str | None = None
     exclude: str | None = None
     setup: tuple[str, ...] = ()
-    more: tuple[tuple[str, str], ...] = ()  # further sbatch options by name
+    more: tuple[tuple[str, str | bool], ...] = ()  # further sbatch options by name; true: one without a value
     sbatch: tuple[str, ...] = ()  # further options as written
 
     @property
@@ -110,7 +110,9 @@ def with_launcher(request: Request, launcher: Mapping[str, Any]) -> Request:
     """`request` with the ``hydra.launcher.*`` values that were given."""
     convert: dict[str, Callable[[Any], Any]] = {
         "memory": lambda gigabytes: f"{gigabytes}G",
-        "more": lambda options: tuple((str(name), str(value)) for name, value in options.items()),
+        "more": lambda options: tuple(
+            (name, value if value is True else str(value)) for name, value in options.items()
+        ),
         "setup": tuple,
     }
     changes = {
@@ -149,7 +151,7 @@ def cluster_environment(cfg: BaseConfig) -> dict[str, str]:
     elif os.environ.get("HF_HOME"):
         found["HF_HOME"] = os.environ["HF_HOME"]
     if cfg.cluster.offline:
-        found.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+        found.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="offline")
     return {**found, **cfg.cluster.environment}
 
 

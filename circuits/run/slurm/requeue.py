@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from circuits.errors import UserError
 from circuits.files import read_json
-from circuits.run import answers, status
+from circuits.run import answers
 from circuits.run import sweep as sweeps
-from circuits.run.leases import Lease, Note
+from circuits.run.leases import Lease, Note, worker_job
 from circuits.run.places import RECORD
 from circuits.run.slurm import commands
 from circuits.run.slurm.states import record_accounting
@@ -34,7 +35,7 @@ class Verdict:
 
 def judge(reason: str, timeouts: int) -> Verdict:
     """What becomes of an element that was stopped by signal `reason`, having reached its limit `timeouts` times before."""
-    job = status.worker_job() or ""
+    job = worker_job() or ""
     shown = commands.show(job, timeout=10)
     if int(shown.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT", "0")):
         # Slurm has done it already (scontrol requeue, preemption without notice): all that was left to us was to save
@@ -57,14 +58,14 @@ def judge(reason: str, timeouts: int) -> Verdict:
 
 def queue_again(say: Callable[[str], None]) -> bool:
     """Ask Slurm to queue this very element again; whether it will."""
-    job = status.worker_job() or ""
+    job = worker_job() or ""
     if commands.show(job, timeout=10).get("JobState", "RUNNING") != "RUNNING":
         say(f"{job} was cancelled while it saved: it is not queued again")
         return False
     try:
         commands.ask(["scontrol", "requeue", job])
         return True
-    except commands.SlurmError as e:
+    except (commands.SlurmError, UserError) as e:  # some sites have no scontrol on their nodes
         say(
             f"error: {job} could not be queued again ({e}); the same command, or task=recover, goes on from what was saved"
         )
@@ -89,13 +90,14 @@ def close(directory: Path, say: Callable[[str], None]) -> None:
         record_accounting(sweep)
         cached = [item for item in sweep.record["elements"] if known[item["index"]].get("state") == "cached"]
         answers.log_cached(sweep, [sweep.directory(item) for item in cached], say)
+        answers.write_failed(sweep, known, say)
         answers.make_report(sweep, say)
     finally:
         lease.release()
 
 
 def _drop_claims(sweep: sweeps.Sweep, element: int) -> None:
-    job, record = status.worker_job() or "", read_record(sweep.path)
+    job, record = worker_job() or "", read_record(sweep.path)
     for path in record["claims"].get(str(element), []) if record else []:
         note = Note(Path(path))
         facts = note.read()

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from circuits.run.layers import ranges
 from circuits.run.slurm.request import Request
 
 ELEMENTS = "elements.txt"  # in the sweep's slurm/ folder: line N+1 is the directory of element N
@@ -113,7 +114,7 @@ def header(array: Array) -> str:
 
     request = array.request
     more: dict[str, object] = {
-        "array": numbers(array.tasks) + (f"%{request.parallelism}" if request.parallelism else ""),
+        "array": ranges(array.tasks) + (f"%{request.parallelism}" if request.parallelism else ""),
         "chdir": str(array.folder),
         "output": str(array.folder / "%A_%a.out"),
         "signal": f"B:USR2@{request.signal_s}",
@@ -146,14 +147,3 @@ def header(array: Array) -> str:
     lines = [line for line in text.splitlines() if line.startswith(("#!", "#SBATCH"))]
     lines += ["#SBATCH --requeue", "#SBATCH --hold", *(f"#SBATCH {option}" for option in request.sbatch)]
     return "\n".join(lines)
-
-
-def numbers(elements: Sequence[int]) -> str:
-    """``0-2,5-12``: element numbers as sbatch writes them."""
-    runs: list[list[int]] = []
-    for number in sorted(elements):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

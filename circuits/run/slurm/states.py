@@ -42,12 +42,6 @@ def jobs_of(sweep: Sweep) -> dict[int, str]:
     return found
 
 
-def arrays_of(sweep: Sweep) -> list[str]:
-    """Ids of the sweep's latest arrays."""
-    record = read_record(sweep.path)
-    return [array["job"] for array in record["arrays"]] if record else []
-
-
 def facts_of(sweep: Sweep) -> dict[int, dict[str, Any]]:
     """Every element's status by its number, with ``job``, and for what waits in the queue its ``reason``.
 

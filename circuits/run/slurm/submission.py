@@ -78,6 +78,7 @@ def settle(store: Store, say: Callable[[str], None]) -> None:
         record = read_record(sweep)
         if record is not None and record["tag"] == note["tag"]:
             _claim(store, record)
+            _wait_again(sweep, note, record)
             commands.release([array["job"] for array in record["arrays"]])
             say(f"{sweep.name}: its submission was interrupted and is now complete")
         else:
@@ -86,6 +87,15 @@ def settle(store: Store, say: Callable[[str], None]) -> None:
             _never_started(sweep, note, INTERRUPTED)
             say(f"{sweep.name}: its submission was interrupted; {' '.join(found) or 'nothing'} of it was cancelled")
         path.unlink(missing_ok=True)
+
+
+def _wait_again(sweep: Path, note: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """What is still held waits, whatever became of it in an earlier submission; what was released may have begun."""
+    queued = commands.queue(",".join(array["job"] for array in record["arrays"]))
+    jobs = [job for array in record["arrays"] for job in places_of(array).values()]
+    for job, name in zip(jobs, note["directories"], strict=True):
+        if job in queued and queued[job].reason == "JobHeldUser":
+            status.wait_again(sweep / name, note["task"])
 
 
 def _strays(note: Mapping[str, Any]) -> list[str]:
