@@ -13,6 +13,7 @@ import pytest
 import torch
 from configs import key, plan
 from conftest import QUICK, Cli
+from prompt_sets import animals, bpe, save_model, write_jsonl
 
 import circuits
 from circuits.data.activations import ActivationStore
@@ -142,6 +143,30 @@ def test_a_killed_capture_goes_on_where_it_was_and_ends_the_same(
 def test_a_behaviour_that_was_not_measured_is_not_captured_without_force(warm: Cli) -> None:
     done = warm(*PROMPTS[:-1], "layer=1", "cluster.workers=0")
     assert done.code != 0 and "task=baseline" in done.err and not warm.artifacts("activations")
+
+
+def log(cli: Cli) -> str:
+    """What the only run said."""
+    (found,) = cli.outputs.glob("runs/*/*/run.log")
+    return found.read_text()
+
+
+def test_more_last_tokens_than_any_prompt_has_are_refused_before_the_model_is_loaded(warm: Cli) -> None:
+    done = warm(*PROMPTS, "layer=1", "activations.last_n=60")
+    assert done.code == 1 and "activations.last_n=60: longer than every prompt (the longest has" in done.errors[0]
+    assert "loading the model" not in log(warm) and not warm.artifacts("activations")
+
+
+def test_a_prompt_longer_than_the_model_is_named_before_the_model_is_loaded(cli: Cli) -> None:
+    save_model(cli.folder / "model", bpe())
+    records = animals()
+    records[7]["prompt"] = " ".join(["The"] * 70) + " cat"
+    write_jsonl(cli.folder / "my.jsonl", records)
+    words = ["task=activations", "behaviour=my.jsonl", "model=model", "behaviour.multi_token=keep", "layer=1"]
+    done = cli(*words, "force=true", "tracking=off")
+    assert done.code == 1, done.out + done.err
+    assert "prompt line-8: 140 tokens are more than the 64 positions of" in done.errors[0]
+    assert "loading the model" not in log(cli)
 
 
 # -- keys --------------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from circuits.models.modules import module_at
 from circuits.models.sites import Dims, Family, dims_of, family_of, fp16_problem, site_width
 from circuits.models.weights import check_vocabulary, read_object
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @dataclass(frozen=True)
 class LM:
@@ -109,6 +111,22 @@ def kept_model(
     else:
         say("the model is the one that this process has in memory")
     return _kept[known]
+
+
+def asked_model(
+    name_or_dir: str,
+    revision: str | None,
+    *,
+    precision: str,
+    tf32: bool,
+    device: str,
+    allow_fallback: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> LM:
+    """:func:`kept_model` as a config asks for it: ``fp32 bf16 fp16``, TF32 products or none, a device by name."""
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    chosen = pick_device(device, allow_fallback)
+    return kept_model(name_or_dir, revision=revision, dtype=DTYPES[precision], device=chosen, say=say)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from circuits.errors import UserError
 from circuits.files import write_json
 from circuits.run.content import Contents
 from circuits.run.context import Context, Work
-from circuits.run.kinds import Column, Kind, ModelDims, readable
+from circuits.run.kinds import Column, Kind, ModelDims, behaviour_and_model, readable
 from circuits.schema import BaseConfig
 from circuits.schema.behaviour import FILE
 
@@ -68,12 +68,6 @@ def fingerprint(name: str, words: Literal["embedded", "natural"]) -> str | None:
     return sha256_text("\n".join(f"{r.prompt}|{r.corrupt}|{r.target}|{r.foil}|{r.group}" for r in found))
 
 
-def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
-    """``ioi-gpt2``; of a file its name."""
-    behaviour = cfg.behaviour
-    return f"{readable(Path(behaviour.path).stem if behaviour.path else behaviour.name)}-{readable(cfg.model.id)}"
-
-
 def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str]:
     """A file that cannot be read, a behaviour that does not exist."""
     behaviour = cfg.behaviour
@@ -105,7 +99,7 @@ KIND = Kind(
     name="prompts",
     version=1,
     sections=("behaviour", "seed"),
-    label=label,
+    label=behaviour_and_model,
     extra=extra,
     inline=True,
     load="circuits.data.prompts:read",
