@@ -1,7 +1,8 @@
 """``task=prompts``: a behaviour's prompts, tokenised for one tokenizer. Whoever needs them first makes them; this task only asks.
 
 The artifact holds the records, their token ids and a lint (see :mod:`circuits.data.prompts`). Its key depends on the model's
-tokenizer and not on its weights, so models that share one share their prompts.
+tokenizer and not on its weights, so model directories that hold the same one share their prompts. A hub model's tokenizer is
+known by the model's name and commit.
 """
 
 from __future__ import annotations
@@ -59,12 +60,17 @@ def fingerprint(name: str, words: Literal["embedded", "natural"]) -> str | None:
     import itertools
 
     from circuits.data.behaviours import BEHAVIOURS
+    from circuits.data.behaviours.base import Wording
     from circuits.data.prompt_records import draws
     from circuits.files import sha256_text
 
     if name not in BEHAVIOURS:
         return None
-    found = itertools.islice(draws(BEHAVIOURS[name], words, 0), FINGERPRINT_DRAWS)
+    behaviour = BEHAVIOURS[name]
+    wordings: tuple[Wording, ...] = (
+        (words, "digits") if words == "natural" and behaviour.digits is not None else (words,)
+    )
+    found = [r for each in wordings for r in itertools.islice(draws(behaviour, each, 0), FINGERPRINT_DRAWS)]
     return sha256_text("\n".join(f"{r.prompt}|{r.corrupt}|{r.target}|{r.foil}|{r.group}" for r in found))
 
 
@@ -97,7 +103,7 @@ def question(cfg: BaseConfig) -> str:
 
 KIND = Kind(
     name="prompts",
-    version=1,
+    version=2,
     sections=("behaviour", "seed"),
     label=behaviour_and_model,
     extra=extra,
