@@ -18,9 +18,9 @@ from conftest import QUICK, ROOT, Cli
 from prompt_sets import animals, bpe, save_model, write_jsonl
 from small_models import MODELS, VOCAB, build
 
-from circuits.data.prompts import Prompt, PromptSet
+from circuits.data.prompts import Prompt, PromptSet, read
 from circuits.errors import UserError
-from circuits.models.load import LM
+from circuits.models.load import LM, load_model
 from circuits.models.scoring import score
 from circuits.stats.answers import summarise
 from circuits.stats.calibration import binary, calibration
@@ -207,8 +207,12 @@ def test_a_file_and_a_model_directory_with_answers_of_several_tokens(cli: Cli, t
     done = cli(*words, "baseline.metric=full_target", "behaviour.success_threshold=0", "model.device=cpu")
     assert done.code == 0, done.out + done.err
     (made,) = cli.artifacts("baseline")
-    table = pd.read_parquet(made / "per_prompt.parquet")
-    assert (table["target_tokens"] > 1).all() and np.allclose(table["diff"], table["logp_target"] - table["logp_foil"])
+    table = pd.read_parquet(made / "per_prompt.parquet").set_index("sample")
+    lm, (prompts,) = load_model(str(model), dtype=torch.float32, device=torch.device("cpu")), cli.artifacts("prompts")
+    assert (table["target_tokens"] > 1).all() and len(table) == 40
+    for p in read(prompts):
+        whole = naive(lm, p.ids, p.target_ids) - naive(lm, p.ids, p.foil_ids)
+        assert table.loc[p.id, "diff"] == pytest.approx(whole, abs=1e-4), "whole answers, one token at a time"
 
 
 def test_the_embedded_model_passes_its_gates(able: Cli) -> None:
