@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from configs import key, plan
 from conftest import QUICK, Cli
+from prompt_sets import animals, bpe, save_model, write_jsonl
 
 import circuits
 from circuits.data.activations import ActivationStore
@@ -20,6 +25,7 @@ from circuits.data.capture import ON_DISK, Plan, capture
 from circuits.data.embedded import EmbeddedSource
 from circuits.data.pieces import Pieces
 from circuits.data.prompts import read
+from circuits.data.rowtable import summary
 from circuits.data.samples import PromptSamples, Samples, StreamSamples
 from circuits.errors import UserError
 from circuits.models.load import LM, load_model
@@ -144,6 +150,30 @@ def test_a_behaviour_that_was_not_measured_is_not_captured_without_force(warm: C
     assert done.code != 0 and "task=baseline" in done.err and not warm.artifacts("activations")
 
 
+def log(cli: Cli) -> str:
+    """What the only run said."""
+    (found,) = cli.outputs.glob("runs/*/*/run.log")
+    return found.read_text()
+
+
+def test_more_last_tokens_than_any_prompt_has_are_refused_before_the_model_is_loaded(warm: Cli) -> None:
+    done = warm(*PROMPTS, "layer=1", "activations.last_n=60")
+    assert done.code == 1 and "activations.last_n=60: longer than every prompt (the longest has" in done.errors[0]
+    assert "loading the model" not in log(warm) and not warm.artifacts("activations")
+
+
+def test_a_prompt_longer_than_the_model_is_named_before_the_model_is_loaded(cli: Cli) -> None:
+    save_model(cli.folder / "model", bpe())
+    records = animals()
+    records[7]["prompt"] = " ".join(["The"] * 70) + " cat"
+    write_jsonl(cli.folder / "my.jsonl", records)
+    words = ["task=activations", "behaviour=my.jsonl", "model=model", "behaviour.multi_token=keep", "layer=1"]
+    done = cli(*words, "force=true", "tracking=off")
+    assert done.code == 1, done.out + done.err
+    assert "prompt line-8: 140 tokens are more than the 64 positions of" in done.errors[0]
+    assert "loading the model" not in log(cli)
+
+
 # -- keys --------------------------------------------------------------------------------------------------------
 
 
@@ -235,3 +265,51 @@ def test_canaries_are_small_captures_at_layer_15(name: str, prompts: int) -> Non
     with pytest.raises(UserError, match="15 out of range"):
         plan("task=activations", f"experiment={name}")
     assert registry.kind("activations").memory_keys == ("activations.batch_size",)
+
+
+def test_the_timing_canary_prints_and_keeps_peak_memory_and_rate(warm: Cli) -> None:
+    done = warm("task=activations", "experiment=canary_timing", "layer=2", QUICK, "tracking=off")
+    assert done.code == 0, done.out + done.err
+    header, row = next(
+        (above, below) for above, below in itertools.pairwise(done.out.splitlines()) if above.startswith("layer  rows")
+    )
+    assert {"GB", "rows/s", "peak memory, GB", "samples dropped"} <= set(re.split(r"\s{2,}", header.strip()))
+    assert row.split()[:2] == ["2", "50"]
+    (said,) = re.findall(
+        r"captured 10 samples, 50 rows at 1 layers and sites in .* rows/s\); peak memory (.*) GB", log(warm)
+    )
+    (made,) = warm.artifacts("activations")
+    metrics, facts = (json.loads((made / name).read_text()) for name in ("metrics.json", "meta.json"))
+    assert 0.05 < metrics["peak_gigabytes"] < 64 and float(said) == pytest.approx(metrics["peak_gigabytes"], abs=0.01)
+    assert metrics["rows_per_s"] == pytest.approx(50 / metrics["seconds"], rel=0.1)
+    assert (metrics["rows"], metrics["samples"], metrics["width"], metrics["dtype"]) == (50, 10, 128, "bf16")
+    assert facts["site"] == "mlp_out" and facts["last_n"] == 5 and metrics["norm_by_position"]["by"] == "from_end"
+
+
+def test_the_summary_of_a_store_has_its_known_answers(tmp_path: Path) -> None:
+    """Three samples of 1, 2 and 3 rows with norms 2; 1, 3; 4, 6, 8: mean 4, sums less mean × rows −2, −4, 6."""
+    norms = np.array([2, 1, 3, 4, 6, 8], np.float32)
+    np.save(tmp_path / "norms.npy", norms)
+    (tmp_path / "values.npy").write_bytes(b"x" * 1000)
+    index = pd.DataFrame({"sample": [0, 1, 1, 2, 2, 2], "position": [0, 0, 1, 0, 1, 2], "from_end": [0, 1, 0, 2, 1, 0]})
+    index.to_parquet(tmp_path / "rows.parquet")
+    facts = {"n_rows": 6, "n_samples": 3, "dropped": [], "last_n": None}
+    facts |= {"site": "mlp_out", "layer": 0, "width": 4, "dtype": "fp32"}
+    found = summary(tmp_path, facts)
+    half = 1.96 * math.sqrt(3 / 2 * (2**2 + 4**2 + 6**2)) / 6
+    assert found["norm"] == 4 and found["norm_ci"] == pytest.approx([4 - half, 4 + half])
+    assert found["norm_by_position"] == {
+        "by": "position",
+        "positions": [0, 1, 2],
+        "mean": pytest.approx([7 / 3, 9 / 2, 8]),
+        "rows": [3, 2, 1],
+    }
+    assert (found["rows"], found["samples"], found["gigabytes"]) == (6, 3, 1e-6)
+    ends = summary(tmp_path, {**facts, "last_n": 3})["norm_by_position"]
+    assert ends["by"] == "from_end" and ends["mean"] == pytest.approx([13 / 3, 7 / 2, 4])
+    one = tmp_path / "one"
+    one.mkdir()
+    np.save(one / "norms.npy", norms[:1])
+    (one / "values.npy").write_bytes(b"x")
+    index[:1].to_parquet(one / "rows.parquet")
+    assert summary(one, {**facts, "n_rows": 1})["norm_ci"] is None, "one sample has no interval"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import QUICK, ROOT, Cli
+from prompt_sets import bpe, save_model
 from safetensors.torch import load_file, save_file
 
 SHORT = [QUICK, "sae.steps=60", "sae.heldout_sequences=64", "sae.block_rows=4096", "tracking=off"]
@@ -137,6 +138,19 @@ def test_non_finite_activations_name_layer_and_sample_and_exit_1(warm: Cli) -> N
     assert done.code == 1
     assert len(done.errors) == 1 and "non-finite activation at resid_post, layer 2, sample" in done.err, done.err
     assert "Traceback" not in done.err + done.out
+
+
+def test_token_ids_beyond_the_models_embedding_are_told_where_text_is_tokenised(cli: Cli) -> None:
+    save_model(cli.folder / "model", bpe(), vocabulary=300)
+    (cli.folder / "text.txt").write_text("\n\n".join(["The cats near the dog are"] * 40))
+    words = ("layer=1", "model=model", "data.context=16", "tracking=off")
+    for data in (("data=text", "data.path=text.txt"), ("data=embedded",)):
+        done = cli(*words, *data)
+        assert done.code == 1 and len(done.errors) == 1, done.out + done.err
+        assert re.search(
+            r"token id \d+.* embeds only 300 ids \(0-299\); its tokenizer is not the model's own", done.err
+        )
+        assert ("document 0 has" in done.err) == (data[0] == "data=text") and "Traceback" not in done.err + done.out
 
 
 def test_a_loss_that_is_no_number_names_step_and_last_good_checkpoint(warm: Cli) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from prompt_sets import bpe
 
-from circuits.data import mixture
+from circuits.data import behaviours, mixture
 from circuits.data.behaviours import BEHAVIOURS, Behaviour, Example, split
 from circuits.data.behaviours.arithmetic import domain
-from circuits.data.behaviours.base import WORD, unseen
-from circuits.data.behaviours.cf import CAPITALS
+from circuits.data.behaviours.base import WORD, Wording, unseen
 from circuits.data.behaviours.facts import FIELDS
-from circuits.data.behaviours.neg import CATEGORY
+from circuits.data.behaviours.factual_recall import CAPITALS, WORLD
+from circuits.data.behaviours.ioi import MORE_NAMES
+from circuits.data.behaviours.neg import CATEGORY, MORE_MEMBERS
+from circuits.data.prompt_build import Wanted, from_behaviour
+from circuits.data.prompt_tokens import Encoder
+from circuits.run import places
 
 NAMES = {
     "grammar_agreement",
@@ -30,30 +38,44 @@ NAMES = {
 DRAWS = 3000
 
 
-def draws(behaviour: Behaviour, n: int = DRAWS, seed: int = 0) -> list[Example]:
-    rng = np.random.default_rng(seed)
-    return [behaviour.draw(rng) for _ in range(n)]
+def draws(behaviour: Behaviour, n: int = DRAWS, seed: int = 0, wording: Wording = "embedded") -> list[Example]:
+    rng, draw = np.random.default_rng(seed), behaviour.generator(wording)
+    return [draw(rng) for _ in range(n)]
+
+
+CATEGORIES = CATEGORY | {noun: category for category, nouns in MORE_MEMBERS.items() for noun in nouns}
+GOOD = {"amazing", "brilliant", "delightful", "excellent", "great", "lovely", "superb", "wonderful"}
+MOODS = {  # how a prompt ends: what follows a bad and a good thing
+    "I felt": ("sad", "happy"),
+    "My review was": ("negative", "positive"),
+    "It made us": ("cry", "smile"),
+    "All of us": ("hated", "loved"),
+    "my impression was very": ("negative", "positive"),
+    "Honestly, I": ("hated", "loved"),
+    "It was one of the": ("worst", "best"),
+}
 
 
 def answer(name: str, prompt: str) -> str:
     """The right next word of `prompt`, worked out from its words alone and not from how it was generated."""
     words = WORD.findall(prompt)
     if name == "grammar_agreement":
-        start = next(i for i, w in enumerate(words) if w.lower() == "the")
-        past = words[0] in ("Yesterday", "Last")
-        return (("was", "were") if past else ("is", "are"))[words[start + 1].endswith("s")]
+        head = words[next(i for i, w in enumerate(words) if w in ("near", "behind", "beside", "above")) - 1]
+        perfect = prompt.startswith(("For many years", "Since last week"))
+        past = prompt.startswith(("Yesterday", "Last year", "This morning"))
+        return (("has", "have") if perfect else ("was", "were") if past else ("is", "are"))[head.endswith("s")]
     if name == "factual_recall":
-        return next(CAPITALS[w] for w in words if w in CAPITALS)
+        return next(WORLD[w] for w in words if w in WORLD)
     if name == "facts":
         return next(FIELDS[w] for w in words if w in FIELDS)
     if name == "cf":
-        supposed, asked = (w for w in words if w in CAPITALS)
-        return next(w for w in words if w in CAPITALS.values()) if supposed == asked else CAPITALS[asked]
+        supposed, asked = (w for w in words if w in WORLD)
+        return next(w for w in words if w in WORLD.values()) if supposed == asked else WORLD[asked]
     if name == "neg":
-        noun = next(w for w in words if w in CATEGORY)
-        return str((CATEGORY[noun] in words) != ("not" in words)).lower()
+        noun = next(w for w in words if w in CATEGORIES)
+        return str((CATEGORIES[noun] in words) != ("not" in words)).lower()
     if name == "logic":
-        names = [w for w in words if w in BEHAVIOURS["ioi"].words and w[0].isupper() and w not in ("When", "Then")]
+        names = [w for w in words if w in MORE_NAMES]
         greater = {(names[0], names[1]), (names[2], names[3])}
         greater |= {(a, d) for a, b in greater for c, d in greater if b == c}
         return "yes" if (names[4], names[5]) in greater else "no"
@@ -62,33 +84,40 @@ def answer(name: str, prompt: str) -> str:
     if name == "induction":
         return words[words.index(words[-1]) + 1]
     if name == "ioi":
-        counts = Counter(w for w in words[1:] if w[0].isupper())
+        counts = Counter(w for w in words if w in MORE_NAMES)
         return min(counts, key=lambda w: counts[w])
-    pairs = {"felt": ("sad", "happy"), "was": ("negative", "positive"), "us": ("cry", "smile"), "hated": ()}
-    pairs["All of us"] = ("hated", "loved")
-    good = any(
-        w in words
-        for w in ["amazing", "brilliant", "delightful", "excellent", "great", "lovely", "superb", "wonderful"]
-    )
-    return pairs["All of us" if prompt.endswith("All of us") else words[-1]][good]
+    bad_or_good = next(answers for end, answers in MOODS.items() if prompt.endswith(end))
+    return bad_or_good[bool(GOOD & set(words))]
+
+
+WORDINGS: list[tuple[str, Wording]] = [
+    *((name, wording) for name in sorted(NAMES) for wording in ("embedded", "natural")),
+    *((name, "digits") for name in sorted(NAMES) if BEHAVIOURS[name].digits is not None),
+]
 
 
 def test_the_ten_behaviours_are_found() -> None:
-    assert set(BEHAVIOURS) == NAMES
+    assert set(BEHAVIOURS) >= NAMES
     assert all(b.name == name for name, b in BEHAVIOURS.items())
 
 
-@pytest.mark.parametrize("name", sorted(NAMES))
-def test_target_is_right_for_clean_and_foil_for_corrupt(name: str) -> None:
-    for e in draws(BEHAVIOURS[name]):
-        assert e.target == f" {answer(name, e.clean)}", e
-        assert e.foil == f" {answer(name, e.corrupt)}", e
+@pytest.mark.parametrize(("name", "wording"), WORDINGS)
+def test_target_is_right_for_clean_and_foil_for_corrupt(name: str, wording: Wording) -> None:
+    capital = name == "logic" and wording == "natural"  # " Yes" after "Answer:"
+    for e in draws(BEHAVIOURS[name], wording=wording):
+        for prompt, given in ((e.clean, e.target), (e.corrupt, e.foil)):
+            right = answer(name, prompt)
+            assert given == ("" if wording == "digits" else " ") + (right.capitalize() if capital else right), e
+            assert prompt.endswith(" ") == (wording == "digits") and not prompt.endswith("  ")
         assert e.target != e.foil
 
 
-@pytest.mark.parametrize("name", sorted(NAMES))
+@pytest.mark.parametrize("name", sorted(BEHAVIOURS))
 def test_prompts_are_well_formed(name: str) -> None:
-    behaviour = BEHAVIOURS[name]
+    well_formed(BEHAVIOURS[name])
+
+
+def well_formed(behaviour: Behaviour) -> None:
     known = set(behaviour.words)
     for e in draws(behaviour):
         clean, corrupt = WORD.findall(e.clean), WORD.findall(e.corrupt)
@@ -99,10 +128,14 @@ def test_prompts_are_well_formed(name: str) -> None:
         assert e.group and e.factors
 
 
-@pytest.mark.parametrize("name", sorted(NAMES))
+@pytest.mark.parametrize("name", sorted(BEHAVIOURS))
 def test_answers_are_balanced(name: str) -> None:
+    balanced(BEHAVIOURS[name])
+
+
+def balanced(behaviour: Behaviour) -> None:
     """No constant answer does well: not one for all prompts, and not one per first or last word of the prompt."""
-    examples = draws(BEHAVIOURS[name])
+    name, examples = behaviour.name, draws(behaviour)
     targets = Counter(e.target for e in examples)
     limit = {"grammar_agreement": 0.35, "neg": 0.53, "logic": 0.53}.get(name, 0.2)
     assert max(targets.values()) / DRAWS < limit
@@ -127,14 +160,36 @@ def test_the_answer_is_at_no_fixed_place(name: str) -> None:
     assert max(places.values()) < 0.55 * DRAWS and max(distances.values()) < 0.55 * DRAWS
 
 
-@pytest.mark.parametrize("name", sorted(NAMES))
+@pytest.mark.parametrize("name", sorted(BEHAVIOURS))
 def test_the_split_is_a_tenth_and_every_answer_is_trained_on(name: str) -> None:
-    texts = {e.clean: e for e in draws(BEHAVIOURS[name])}
+    split_by_text(BEHAVIOURS[name])
+
+
+def split_by_text(behaviour: Behaviour) -> None:
+    texts = {e.clean: e for e in draws(behaviour)}
     held = [e for e in texts.values() if split(e) == "heldout"]
     assert 0.05 < len(held) / len(texts) < 0.15
     trained = {e.target for e in texts.values() if split(e) == "train"}
     assert {e.target for e in held} <= trained
-    assert len({e.group for e in texts.values()}) >= 8 or name == "logic"
+    assert len({e.group for e in texts.values()}) >= 8 or behaviour.name == "logic"
+
+
+def test_the_documents_behaviour_is_one_file_that_keeps_the_rules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (places.CODE / "docs" / "behaviours.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)\n```", page, re.DOTALL)
+    (tmp_path / "colours.py").write_text(code)
+    monkeypatch.setattr(behaviours, "__path__", [*behaviours.__path__, str(tmp_path)])
+    found = behaviours._find()
+    monkeypatch.delitem(sys.modules, f"{behaviours.__name__}.colours")
+    monkeypatch.delattr(behaviours, "colours")
+    assert set(found) == {*BEHAVIOURS, "colours"}
+    for rule in (well_formed, balanced, split_by_text):
+        rule(found["colours"])
+    monkeypatch.setitem(BEHAVIOURS, "colours", found["colours"])
+    built = from_behaviour("colours", "natural", Encoder(bpe()), Wanted(80, 20, 0, "keep"))
+    assert built.metrics["n_train"] == 80 and built.metrics["n_test"] == 20 and built.lint["overlap"]["groups"] == 0
 
 
 def test_every_sum_is_trained_on_in_some_wording() -> None:
@@ -165,7 +220,7 @@ def test_unseen_gives_different_heldout_texts() -> None:
 def test_the_mixture_is_random_access() -> None:
     blocks = [mixture.sentences(0, i, 20) for i in range(3)]
     assert mixture.sentences(0, 2, 20) == blocks[2]
-    assert blocks[0] != blocks[1] != mixture.sentences(1, 1, 20)
+    assert blocks[0] != blocks[1] and blocks[1] != mixture.sentences(1, 1, 20)
 
 
 def test_the_mixture_never_trains_on_heldout_prompts() -> None:
@@ -183,8 +238,8 @@ def test_the_mixture_never_trains_on_heldout_prompts() -> None:
 
 def test_the_mixture_holds_all_behaviours_alike_or_by_share() -> None:
     counts = Counter(s.behaviour for s in mixture.sentences(0, 0, 8000))
-    assert set(counts) == NAMES and min(counts.values()) > 650
-    shares = {name: float(name == "ioi") for name in NAMES}
+    assert set(counts) == set(BEHAVIOURS) and min(counts.values()) > 0.8 * 8000 / len(BEHAVIOURS)
+    shares = {name: float(name == "ioi") for name in BEHAVIOURS}
     assert {s.behaviour for s in mixture.sentences(0, 0, 100, shares=shares)} == {"ioi"}
 
 

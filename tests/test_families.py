@@ -5,12 +5,15 @@ refusals; images in the vision-language model; and the numbers of generation.
 from __future__ import annotations
 
 import re
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from small_models import IMAGE_TOKEN, IMAGE_TOKENS, LAYERS, MODELS, build, every_site, rows
+from prompt_sets import bpe
+from small_models import IMAGE_TOKEN, IMAGE_TOKENS, LAYERS, MODELS, VOCAB, build, every_site, rows
+from test_baseline import prompt_set
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -19,8 +22,10 @@ from circuits.models import sites
 from circuits.models.hooks import Edit, forward
 from circuits.models.load import LM, load_model, wrap
 from circuits.models.modules import module_at
+from circuits.models.scoring import score
 from circuits.models.sites import FAMILIES, dims_of, family_of, fp16_problem, site_width, sites_of
 from circuits.run import places
+from circuits.sae.splice import splice_losses
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -159,6 +164,20 @@ def test_low_precision_passes_keep_their_dtype_and_stay_near(lm):
         assert torch.nn.functional.cosine_similarity(low.sites[key].float(), tensor, dim=-1)[mask].min() > 0.9, key
 
 
+@pytest.mark.parametrize("family", [name for name in MODELS if not fp16_problem(name)])
+def test_float16_models_score_finite_numbers_and_differ_from_themselves_by_no_kl(family):
+    half, whole = build(family, torch.float16), build(family)
+    given, (ids, mask) = prompt_set((2, 1)), rows(7, 5)
+    low, full = score(half, given, batch_size=4), score(whole, given, batch_size=4)
+    for name, values in asdict(low).items():
+        assert np.isfinite(values).all(), name
+    assert np.allclose(low.logp_target, full.logp_target, atol=0.1)
+    clean = forward(half, ids, mask, logits="all").logits
+    assert clean.dtype is torch.float16
+    same, zero = (splice_losses(clean, other, clean, ids, mask) for other in (clean.clone(), torch.zeros_like(clean)))
+    assert same.kl.tolist() == [0.0, 0.0] and (zero.kl > 0).all() and zero.kl.isfinite().all()
+
+
 # The vision-language model
 
 
@@ -207,6 +226,7 @@ def test_an_unknown_family_is_refused_by_name_with_the_way_to_add_it(tmp_path):
 
 def test_float16_is_refused_for_gemma_3(tmp_path):
     build("gemma3_text").model.save_pretrained(tmp_path)
+    bpe(300).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"exceed float16's largest number.*bf16 or fp32") as caught:
         load_model(str(tmp_path), dtype=torch.float16, device=torch.device("cpu"))
     assert "\n" not in str(caught.value)
@@ -225,6 +245,28 @@ def test_sizes_are_those_of_the_weights(lm):
     out = module_at(blocks[0], lm.family.taps["head_z"].module).weight
     assert set(down.shape) == {lm.dims.width, site_width(lm.dims, "mlp_act")}
     assert set(out.shape) == {lm.dims.width, site_width(lm.dims, "head_z")}
+
+
+@pytest.mark.parametrize(
+    ("site", "module", "says"),
+    [
+        ("head_z", "attn.o_proj", "names 'attn.o_proj' for head_z of a block, and there is no such module"),
+        ("head_z", "mlp.c_proj", r"mlp.c_proj has 128 inputs \(head_z\), the config says 32"),
+        ("mlp_act", "ln_1", r"ln_1 has None inputs \(mlp_act\), the config says 128"),
+    ],
+)
+def test_a_family_that_does_not_fit_its_model_is_refused_when_it_is_loaded(site, module, says, monkeypatch):
+    wrong = replace(FAMILIES["gpt2"].taps[site], module=module)
+    monkeypatch.setitem(FAMILIES, "gpt2", replace(FAMILIES["gpt2"], taps={**FAMILIES["gpt2"].taps, site: wrong}))
+    with pytest.raises(UserError, match=f"^gpt2: family gpt2 of circuits/models/sites.py.*{says}$"):
+        build("gpt2")
+
+
+def test_weights_of_another_width_than_the_config_are_refused():
+    model = build("llama").model
+    model.config.vocab_size, model.config.num_hidden_layers = VOCAB + 1, LAYERS
+    with pytest.raises(UserError, match=f"model.embed_tokens has {VOCAB} ids, the config says {VOCAB + 1}$"):
+        wrap(model)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -64,6 +64,12 @@ def test_a_site_that_a_family_lacks_is_refused_before_anything_runs(tmp_path: Pa
         "task=sae", f"model={model}", "sae.site=resid_mid", "layer=0", "data.context=16", base=tmp_path
     )
     assert message.startswith("resid_mid: this model has none: its attention and MLP read the same stream")
+    capture = ("task=activations", "activations.source=data", f"model={model}", "activations.site=[resid_mid,mlp_in]")
+    site, context = refused(*capture, "layer=0", "data.context=4096", base=tmp_path)
+    assert site.startswith(
+        "activations.site=resid_mid: this model has none: its attention and MLP read the same stream"
+    )
+    assert context.startswith("data.context=4096: more than the model's 32 positions")
 
 
 def test_float16_is_refused_for_gemma_3_before_anything_runs(tmp_path: Path) -> None:

@@ -387,6 +387,10 @@ def test_from_the_sae_to_the_page_and_back_with_labels(warm: Cli) -> None:
     assert len(shown.found) > 50 and all(0 <= float(str(a["style"]).split(":")[1]) <= 1 for a in shown.found)
     assert 0 < page.count('<article class="card">') <= 12
 
+    assert warm("task=interpret", "layer=2", *SHORT, "interpret.top_k=3,4", "pack=2").code == 0
+    logs = [path.read_text() for path in sorted((warm.folder / "multirun").glob("*/interpret-*/*/run.log"))]
+    assert [log.count("loading the model") for log in logs] == [1, 0], "a pack reads the model once"
+
 
 # -- small parts -----------------------------------------------------------------------------------------------------
 

@@ -129,6 +129,7 @@ def test_what_cannot_be_fetched_is_told_in_one_line(tmp_path, hub, fetch, monkey
     refusals = {
         ("model=someone/absent",): "unknown model 'someone/absent': no directory, and no (public) hub model",
         ("model=someone/gated",): "then run: python launch.py task=prefetch model=someone/gated",
+        ("model=someone/gated", "model.revision=v2"): "task=prefetch model=someone/gated model.revision=v2",
         (
             "model=someone/small",
             "model.revision=step7",

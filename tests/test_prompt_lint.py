@@ -26,7 +26,9 @@ def test_duplicates_and_overlap_are_counted() -> None:
     assert found["duplicate_rows"] == 1 and found["overlap"] == {"prompts": 1, "groups": 1, "corrupt": 0}
     assert "1 of 6 rows repeat a clean prompt: 4 are distinct" in found["findings"]
     assert "1 prompts are in train and in test" in found["findings"]
-    assert lint([*GOOD[:3], replace(GOOD[3], corrupt="prompt 0")])["overlap"]["corrupt"] == 1
+    crossing = lint([*GOOD[:3], replace(GOOD[3], corrupt="prompt 0")])
+    assert crossing["overlap"]["corrupt"] == 1
+    assert crossing["findings"] == ["1 corrupt prompts of one side of the split are clean prompts of the other"]
 
 
 def test_a_prompt_that_ends_with_its_answer_leaks() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import pandas as pd
 import pytest
 import torch
 from configs import key
 from conftest import Cli
-from prompt_sets import animals, bpe, save_model, write_jsonl
+from prompt_sets import END, animals, bpe, digit_bpe, save_model, write_jsonl
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -24,6 +27,8 @@ from circuits.errors import Damaged, UserError
 from circuits.models.tiny.spec import vocabulary
 from circuits.models.tiny.tokenizer import build_tokenizer
 from circuits.run import overrides, places
+
+CHAT = "{{ bos_token }}Q: {{ messages[0]['content'] }}\nA:"
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -73,14 +78,41 @@ def test_every_behaviour_is_a_choice_on_the_command_line() -> None:
 
 def test_answers_of_several_tokens_are_listed_dropped_or_kept() -> None:
     encoder = Encoder(bpe(600))
-    with pytest.raises(
-        UserError, match=r"behaviour=grammar_agreement: \d+ of \d+ prompts have an answer of several tokens"
-    ):
+    some = r"behaviour=grammar_agreement: \d+ of \d+ prompts have an answer of several tokens .*; behaviour.multi_token=drop"
+    with pytest.raises(UserError, match=some):
         from_behaviour("grammar_agreement", "natural", encoder, Wanted(20, 5, 0))
+    with pytest.raises(
+        UserError, match=r"more; behaviour.multi_token=keep .* baseline.metric=full_target"
+    ) as none_fits:
+        from_behaviour("ioi", "natural", Encoder(bpe(260)), Wanted(20, 5, 0))
+    assert "drop" not in str(none_fits.value)
     dropped = from_behaviour("grammar_agreement", "natural", encoder, Wanted(20, 5, 0, "drop"))
     assert all(len(p.target_ids) == len(p.foil_ids) == 1 for p in dropped.prompts) and dropped.metrics["left_out"] > 0
     kept = from_behaviour("grammar_agreement", "natural", encoder, Wanted(20, 5, 0, "keep"))
     assert any(len(p.target_ids) > 1 for p in kept.prompts)
+
+
+def test_sums_below_ten_are_asked_where_a_number_is_several_tokens() -> None:
+    encoder = Encoder(digit_bpe())
+    assert len(encoder.ids([" 68"])[0]) == 3
+    built = from_behaviour("arithmetic", "natural", encoder, Wanted(80, 20, 0))
+    assert built.metrics["n_train"] == 80 and built.metrics["n_test"] == 20 and built.metrics["bias"] < 0.1
+    for p in built.prompts:
+        a, b = (int(n) for n in re.findall(r"\d", p.prompt))
+        assert p.target == str(a + b) and len(p.target_ids) == len(p.foil_ids) == 1 and p.prompt.endswith(" ")
+        assert p.corrupt_ids is not None and len(p.corrupt_ids) == len(p.ids)
+        assert p.foil == str(sum(int(n) for n in re.findall(r"\d", str(p.corrupt))))
+    (finding,) = built.lint["findings"]
+    assert finding.startswith("numbers are of several tokens under this tokenizer: sums below ten are asked")
+    whole = from_behaviour("arithmetic", "natural", encoder, Wanted(80, 20, 0, "keep"))
+    assert all(len(p.target_ids) == 3 for p in whole.prompts), "kept whole, the sums are those of two digits"
+
+
+@pytest.mark.parametrize("wording", ["embedded", "natural"])
+@pytest.mark.parametrize("name", sorted(BEHAVIOURS))
+def test_no_corrupt_prompt_is_a_clean_one_of_the_other_side(name: str, wording: str) -> None:
+    built = draw(name, wording, n_train=80, n_test=20)
+    assert built.lint["overlap"] == {"prompts": 0, "groups": 0, "corrupt": 0} and built.lint["findings"] == []
 
 
 # -- tokens ----------------------------------------------------------------------------------------------------------
@@ -162,7 +194,14 @@ def read(path: Path, **wanted: Any) -> Built:
 def test_a_file_is_split_by_group_and_keeps_its_order_and_factors(tmp_path: Path) -> None:
     built = read(write_jsonl(tmp_path / "a.jsonl", animals()))
     assert built.metrics["n_train"] == 32 and built.metrics["n_test"] == 8 and built.lint["overlap"]["groups"] == 0
-    assert [p.id for p in built.prompts[:2]] != [] and set(built.prompts[0].factors) == {"number"}
+    lines = [int(p.id.removeprefix("line-")) for p in built.prompts]
+    assert sorted(lines) == list(range(1, 41)) and [p.prompt for p in built.prompts] == [
+        animals()[n - 1]["prompt"] for n in lines
+    ]
+    for side in ("train", "test"):
+        mine = [n for n, p in zip(lines, built.prompts, strict=True) if p.split == side]
+        assert mine == sorted(mine), "each side in the file's order"
+    assert set(built.prompts[0].factors) == {"number"}
     given = [{**r, "split": "test" if r["group"] == "cat" else "train", "id": f"p{i}"} for i, r in enumerate(animals())]
     kept = read(write_jsonl(tmp_path / "b.jsonl", given)).prompts
     assert {p.group for p in kept if p.split == "test"} == {"cat"} and {p.id for p in kept} == {
@@ -183,7 +222,8 @@ BAD = [
     ([{**animals()[0], "factors": [1]}], "line 1: factors is [1], an object is expected"),
     ([{**animals()[0], "foil": " is", "target": " is"}], "line 1: target and foil are the same tokens"),
     ([{**animals()[0], "target": " zebra"}], "line 1: an answer is unknown to the tokenizer"),
-    ([{**animals()[0], "target": " is not"}], "behaviour.multi_token=drop leaves them out"),
+    ([{**animals()[0], "target": " is not"}], "' is not' (2); behaviour.multi_token=keep studies whole answers"),
+    ([{**animals()[0], "target": " is not"}, animals()[1]], "behaviour.multi_token=drop leaves them out"),
     (animals(1), "all prompts are of one group"),
 ]
 
@@ -193,6 +233,17 @@ def test_a_file_that_cannot_be_used_is_refused_by_line(records: list[Any], messa
     with pytest.raises(UserError) as e:
         read(write_jsonl(tmp_path / "bad.jsonl", records))
     assert message in str(e.value) and "bad.jsonl" in str(e.value)
+
+
+def test_prompts_may_end_with_the_space_where_digits_are_tokens(tmp_path: Path) -> None:
+    sums = [{"prompt": f"{a} + {b} = ", "target": str(a + b), "foil": "0"} for a in (1, 2, 3) for b in (1, 2, 3)]
+    path, options = write_jsonl(tmp_path / "sums.jsonl", sums), Wanted(None, None, 0)
+    found = from_file(path, Encoder(digit_bpe()), options).prompts
+    assert len(found) == 9 and all(len(p.target_ids) == len(p.foil_ids) == 1 for p in found)
+    with pytest.raises(
+        UserError, match=r"sums.jsonl, line 1: prompt and answer together do not begin with the prompt's"
+    ):
+        from_file(path, Encoder(bpe()), options)
 
 
 def test_few_prompts_are_an_error_unless_small_sets_are_allowed(tmp_path: Path) -> None:
@@ -213,9 +264,28 @@ def test_the_key_is_of_the_content_and_the_tokenizer_not_of_paths_or_gates(tmp_p
     two.write_text(two.read_text() + json.dumps({"prompt": "A", "target": " b", "foil": " c"}))
     assert of(f"behaviour={one}") != of(f"behaviour={two}")
     assert of("behaviour=ioi") == of("behaviour=ioi", "model.embedded.steps=10") != of("behaviour=ioi", "seed=1")
-    assert (
-        of("behaviour=ioi") != of("behaviour=ioi", "behaviour.n_test=10") != of("behaviour=ioi", "behaviour.bos=never")
-    )
+    differing = ([], ["behaviour.n_test=10"], ["behaviour.bos=never"], ["behaviour.chat=true"], ["seed=1"])
+    assert len({of("behaviour=ioi", *words) for words in differing}) == len(differing)
+
+
+def test_the_key_follows_the_tokenizer_of_a_directory_and_its_chat_template(tmp_path: Path) -> None:
+    def of(model: str, *words: str) -> str:
+        return key("task=prompts", f"model={tmp_path / model}", "behaviour=ioi", *words, kind="prompts", layers=()).hash
+
+    for name, size in (("one", None), ("other", None), ("wide", 3100)):
+        save_model(tmp_path / name, bpe(), size)
+    weights = tmp_path / "other" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    (tmp_path / "other" / "config.json").write_text((tmp_path / "one" / "config.json").read_text() + "\n")
+    assert of("one") == of("other") != of("wide"), "weights change no prompt, another vocabulary may"
+    chat, plain = [of("one", "behaviour.chat=true")], of("one")
+    template = tmp_path / "one" / "chat_template.jinja"
+    for text in (CHAT, CHAT + " "):
+        template.write_text(text)
+        chat.append(of("one", "behaviour.chat=true"))
+    assert len({*chat, plain}) == 4 and of("one") == plain, "without chat no template is read"
+    (tmp_path / "one" / "spiece.model").write_bytes(b"words")
+    assert of("one") not in {plain, *chat}
 
 
 # -- the command line ------------------------------------------------------------------------------------------------
@@ -248,3 +318,23 @@ def test_prompts_of_a_file_and_a_model_directory(cli: Cli, tmp_path: Path) -> No
     assert "Prompt sets" in next(cli.outputs.glob("runs/*/*/report.html")).read_text()
     wrong = cli("task=prompts", "behaviour=absent.jsonl", "tracking=off")
     assert wrong.code == 2 and "absent.jsonl: no such file" in wrong.errors[0]
+
+
+def test_a_chat_model_is_asked_in_its_template(cli: Cli, tmp_path: Path) -> None:
+    tokenizer = bpe()
+    with mock.patch.object(tokenizer, "chat_template", CHAT, create=True):
+        save_model(tmp_path / "model", tokenizer)
+    words = ["behaviour=ioi", "behaviour.chat=true", "behaviour.n_samples=12", "behaviour.n_test=4", "model=model",
+             "behaviour.multi_token=keep", "tracking=off"]  # fmt: skip
+    done = cli("task=baseline", *words, "baseline.metric=full_target", "behaviour.success_threshold=0")
+    assert done.code == 0, done.out + done.err
+    assert "cached" in cli("task=prompts", *words).out
+    (made,) = cli.artifacts("prompts")
+    found = prompts.read(made)
+    assert found.meta["chat"] and found.meta["bos"], "the template writes the token, so it is wanted"
+    table = pd.read_parquet(cli.artifacts("baseline")[0] / "per_prompt.parquet").set_index("sample")
+    for p in found:
+        assert tokenizer.decode(p.ids) == f"{END}Q: {p.prompt}\nA:" and p.ids.count(tokenizer.bos_token_id) == 1
+        assert tokenizer.decode(p.target_ids) == p.target.strip() and table.loc[p.id, "target_tokens"] == len(
+            p.target_ids
+        )

@@ -29,11 +29,10 @@ from circuits.data.samples import Samples, kept_positions
 from circuits.data.tokens import Tokens
 from circuits.errors import Damaged, NonFinite, OutOfMemory
 from circuits.models.hooks import Key, forward
-from circuits.models.load import LM
+from circuits.models.load import DTYPES, LM
 from circuits.models.sites import site_width
 
 WINDOW = 4  # batches that are sorted by length together
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ON_DISK: dict[str, np.dtype[Any]] = {
     "fp32": np.dtype(np.float32),
     "bf16": np.dtype(np.uint16),

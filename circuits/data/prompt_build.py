@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from circuits.data import prompt_records as records
 from circuits.data.behaviours import BEHAVIOURS
-from circuits.data.behaviours.base import Wording
+from circuits.data.behaviours.base import Behaviour, Wording
 from circuits.data.prompt_lint import lint
 from circuits.data.prompt_records import Record
 from circuits.data.prompt_tokens import SAYS, Encoded, Encoder
@@ -59,27 +59,35 @@ def from_behaviour(name: str, wording: Wording, encoder: Encoder, wanted: Wanted
     if name not in BEHAVIOURS:
         raise UserError(f"behaviour={name}: no such behaviour" + suggest(name, BEHAVIOURS, "behaviours"))
     behaviour = BEHAVIOURS[name]
-    asked = (wanted.n_train or 0) + (wanted.n_test or 0)
-    enough = max(LEAST_POOL, POOL * asked)
-    drawn = itertools.islice(records.draws(behaviour, wording, wanted.seed), MOST_DRAWS * enough)
-    fit: list[Encoded] = []
-    left_out: list[Encoded] = []
-    while len(fit) < enough:
-        block = list(itertools.islice(drawn, BLOCK))
-        if not block:
-            break
-        for row in encoder.encode(block, aligned=behaviour.aligned):
-            (left_out if _unfit(row, wanted) else fit).append(row)
+    fit, left_out = _drawn(behaviour, wording, encoder, wanted)
+    note = None
+    if not fit and wording == "natural" and behaviour.digits is not None:
+        fit, left_out = _drawn(behaviour, "digits", encoder, wanted)
+        note = "numbers are of several tokens under this tokenizer: sums below ten are asked, and prompts end with the space"
     multi = [row for row in left_out if row.faults == ("multi_token",)]
     if wanted.multi_token == "fail" and multi:
-        raise UserError(_multi_token_error(f"behaviour={name}", multi, len(fit) + len(left_out)))
+        raise UserError(_multi_token_error(f"behaviour={name}", multi, len(fit) + len(left_out), bool(fit)))
     if not fit:
         raise UserError(f"behaviour={name}: of {len(left_out)} prompts none fits this tokenizer: {_reasons(left_out)}")
     rows = {row.record.prompt: row for row in fit}
     chosen = records.select(
         [row.record for row in fit], wanted.n_train or 0, wanted.n_test or 0, wanted.seed, wanted.allow_small
     )
-    return _built([(record, rows[record.prompt]) for record in chosen], left_out)
+    return _built([(record, rows[record.prompt]) for record in chosen], left_out, note)
+
+
+def _drawn(
+    behaviour: Behaviour, wording: Wording, encoder: Encoder, wanted: Wanted
+) -> tuple[list[Encoded], list[Encoded]]:
+    """Draws that fit the tokenizer, several times as many as are wanted, and those that were left out on the way."""
+    enough = max(LEAST_POOL, POOL * ((wanted.n_train or 0) + (wanted.n_test or 0)))
+    drawn = itertools.islice(records.draws(behaviour, wording, wanted.seed), MOST_DRAWS * enough)
+    fit: list[Encoded] = []
+    left_out: list[Encoded] = []
+    while len(fit) < enough and (block := list(itertools.islice(drawn, BLOCK))):
+        for row in encoder.encode(block, aligned=behaviour.aligned):
+            (left_out if _unfit(row, wanted) else fit).append(row)
+    return fit, left_out
 
 
 def from_file(path: Path, encoder: Encoder, wanted: Wanted) -> Built:
@@ -93,7 +101,7 @@ def from_file(path: Path, encoder: Encoder, wanted: Wanted) -> Built:
     errors = [f"{row.record.place}: {SAYS[fault]}" for row in wrong for fault in row.faults if fault != "multi_token"]
     multi = [row for row in rows if "multi_token" in row.faults]
     if wanted.multi_token == "fail" and multi:
-        errors.append(_multi_token_error(str(path), multi, len(rows)))
+        errors.append(_multi_token_error(str(path), multi, len(rows), len(multi) < len(rows)))
     if errors:
         raise UserError([*errors[:SHOWN], *([f"{path}: {len(errors) - SHOWN} more"] if len(errors) > SHOWN else [])])
     fit = [row for row in rows if not _unfit(row, wanted)]
@@ -110,9 +118,11 @@ def _unfit(row: Encoded, wanted: Wanted) -> bool:
     return any(fault != "multi_token" or wanted.multi_token != "keep" for fault in row.faults)
 
 
-def _built(chosen: Sequence[tuple[Record, Encoded]], left_out: Sequence[Encoded]) -> Built:
+def _built(chosen: Sequence[tuple[Record, Encoded]], left_out: Sequence[Encoded], note: str | None = None) -> Built:
     prompts = tuple(_prompt(record, row) for record, row in chosen)
     found = lint(prompts)
+    if note is not None:
+        found["findings"].append(note)
     unknown = sum(row.unknown > 0 for _, row in chosen)
     if unknown:
         found["findings"].append(f"{unknown} prompts have words that the tokenizer does not know")
@@ -174,10 +184,12 @@ def _long_answers(row: Encoded) -> list[str]:
     return [f"{text!r} ({len(ids)})" for text, ids in answers if len(ids) > 1]
 
 
-def _multi_token_error(what: str, rows: Sequence[Encoded], total: int) -> str:
+def _multi_token_error(what: str, rows: Sequence[Encoded], total: int, some_fit: bool) -> str:
     answers = list(dict.fromkeys(text for row in rows for text in _long_answers(row)))
     more = f" and {len(answers) - SHOWN} more" if len(answers) > SHOWN else ""
+    drop = "behaviour.multi_token=drop leaves them out, " if some_fit else ""
     return (
         f"{what}: {len(rows)} of {total} prompts have an answer of several tokens under this tokenizer: "
-        f"{', '.join(answers[:SHOWN])}{more}; behaviour.multi_token=drop leaves them out, =keep studies whole answers"
+        f"{', '.join(answers[:SHOWN])}{more}; {drop}behaviour.multi_token=keep studies whole answers (for a baseline with "
+        "baseline.metric=full_target)"
     )

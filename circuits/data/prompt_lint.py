@@ -52,6 +52,8 @@ def findings(facts: dict[str, Any]) -> list[str]:
     for what in ("prompts", "groups"):
         if overlap[what]:
             lines.append(f"{overlap[what]} {what} are in train and in test")
+    if overlap["corrupt"]:
+        lines.append(f"{overlap['corrupt']} corrupt prompts of one side of the split are clean prompts of the other")
     if facts["leaking"]["n"]:
         lines.append(f"{facts['leaking']['n']} prompts end with their own target")
     if answers["distinct"] == 1:

@@ -75,6 +75,8 @@ def _of_example(example: Example, name: str, wording: Wording) -> Record:
 def select(pool: Sequence[Record], n_train: int, n_test: int, seed: int, allow_small: bool) -> list[Record]:
     """`n_train` and `n_test` records of `pool`: groups apart, answers balanced, in random order, with ids.
 
+    Where there are enough of them, test prompts are such that no corrupt prompt is a clean one of the other side.
+
     Raises:
         UserError: there are fewer, and `allow_small` does not say to take what there is.
     """
@@ -86,7 +88,9 @@ def select(pool: Sequence[Record], n_train: int, n_test: int, seed: int, allow_s
         "test": ([r for r in pool if r.group in held], n_test),
     }
     chosen: list[Record] = []
-    for side, (candidates, n) in sides.items():
+    for side, (mine, n) in sides.items():
+        apart = _apart(mine, chosen)
+        candidates = apart if len(apart) >= n else mine
         if len(candidates) < n and not allow_small:
             option = "n_samples" if side == "train" else "n_test"
             raise UserError(
@@ -99,6 +103,12 @@ def select(pool: Sequence[Record], n_train: int, n_test: int, seed: int, allow_s
     if not any(r.split == "train" for r in chosen):
         raise UserError(f"behaviour={name}: no prompt is left for training; raise behaviour.n_samples")
     return chosen
+
+
+def _apart(candidates: Sequence[Record], others: Sequence[Record]) -> list[Record]:
+    """Those that share no text with the other side: what patching puts in on one side is no clean prompt of the other."""
+    cleans, corrupts = {r.prompt for r in others}, {r.corrupt for r in others}
+    return [r for r in candidates if r.corrupt not in cleans and r.prompt not in corrupts]
 
 
 def test_groups(groups: Sequence[str], n_train: int, n_test: int, rng: np.random.Generator) -> set[str]:
@@ -213,13 +223,7 @@ def _record(fields: Mapping[str, Any], number: int, place: str) -> Record:
     }
     if given["split"] not in (None, *SPLITS):
         raise UserError(f"{place}: split {given['split']!r} is none; splits: {' '.join(SPLITS)}")
-    for name in ("target", "foil"):
-        if texts[name] == texts[name].lstrip():
-            raise UserError(
-                f"{place}: {name} {texts[name]!r} has no space in front, as a word that follows a prompt has"
-            )
-    if texts["prompt"] != texts["prompt"].rstrip():
-        raise UserError(f"{place}: the prompt ends with a space; the space belongs to the answers")
+    _check_space(texts, place)
     return Record(
         id=str(fields.get("id", f"line-{number}")),
         prompt=texts["prompt"],
@@ -232,6 +236,20 @@ def _record(fields: Mapping[str, Any], number: int, place: str) -> Record:
         factors=_factors(fields, place),
         place=place,
     )
+
+
+def _check_space(texts: Mapping[str, str], place: str) -> None:
+    """Between prompt and answer is one space: before the answers, or at the prompt's end where digits are tokens."""
+    spaced = [name for name in ("target", "foil") if texts[name] != texts[name].lstrip()]
+    if texts["prompt"] != texts["prompt"].rstrip():
+        if spaced:
+            raise UserError(f"{place}: the prompt ends with a space; the space belongs to the answers")
+        return
+    for name in ("target", "foil"):
+        if name not in spaced:
+            raise UserError(
+                f"{place}: {name} {texts[name]!r} has no space in front, as a word that follows a prompt has"
+            )
 
 
 def _text(fields: Mapping[str, Any], name: str, place: str) -> str:

@@ -169,6 +169,16 @@ class PromptSet:
                     "its tokenizer is not the model's own"
                 )
 
+    def check_lengths(self, context: int | None, model: str) -> None:
+        """Refuse a prompt that is longer than a model's context.
+
+        Raises:
+            UserError: naming the first one.
+        """
+        for p in self.prompts:
+            if context is not None and len(p.ids) > context:
+                raise UserError(f"prompt {p.id}: {len(p.ids)} tokens are more than the {context} positions of {model}")
+
     def batches(
         self, size: int, which: Which = "prompt", side: Side = "right", by_length: bool = True
     ) -> Iterator[Batch]:

@@ -100,10 +100,12 @@ def tokenise(
     max_tokens: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    vocabulary: int | None = None,
 ) -> dict[str, Any]:
     """Write `documents` as contexts into the directory `out` and return the facts; stop at `max_tokens`.
 
-    Memory is bounded by one batch of documents. Files appear under their names only when all are complete.
+    `vocabulary` is how many ids the model embeds; a higher one is refused. Memory is bounded by one batch of documents.
+    Files appear under their names only when all are complete.
     """
     if context < 2:
         raise UserError(f"data.context={context} is too short; at least 2")
@@ -122,7 +124,9 @@ def tokenise(
             held = [split.heldout(text) for text in texts[: len(used)]]
             for side, cutter in cutters.items():
                 mine = [(count + i, ids) for i, ids in enumerate(used) if held[i] == (side == "heldout")]
-                cutter.add(*_joined(mine))
+                tokens, numbers = _joined(mine)
+                _check_vocabulary(tokens, numbers, bos, vocabulary)
+                cutter.add(tokens, numbers)
             count, total = count + len(used), total + sum(len(ids) for ids in used)
             if progress is not None:
                 progress(count, total)
@@ -224,6 +228,18 @@ def _joined(documents: list[tuple[int, list[int]]]) -> tuple[NDArray[np.int32], 
     tokens = np.fromiter(itertools.chain.from_iterable(ids for _, ids in documents), np.int32)
     numbers = np.array([number for number, _ in documents], np.int64)
     return tokens, np.repeat(numbers, [len(ids) for _, ids in documents])
+
+
+def _check_vocabulary(
+    tokens: NDArray[np.int32], numbers: NDArray[np.int64], bos: int | None, vocabulary: int | None
+) -> None:
+    if vocabulary is None or not len(tokens) or max(int(tokens.max()), bos or 0) < vocabulary:
+        return
+    beyond = np.flatnonzero(tokens >= vocabulary)
+    where = f"document {numbers[beyond[0]]} has token id {tokens[beyond[0]]}" if len(beyond) else f"BOS is id {bos}"
+    raise UserError(
+        f"{where}, but the model embeds only {vocabulary} ids (0-{vocabulary - 1}); its tokenizer is not the model's own"
+    )
 
 
 def _require_contexts(cutters: dict[str, Cutter], context: int, count: int) -> None:

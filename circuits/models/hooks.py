@@ -87,6 +87,8 @@ def forward(
     wanted = _keys(capture)
     _check_request(lm, wanted, positions, edits, logits, prefix)
     _check_rows(lm, ids, mask, prefix)
+    if inputs is None:  # an image's place holders may lie beyond the embedding
+        _check_ids(lm, ids)
     mask = mask.bool()
     kept = None if positions is None else last_positions(mask, positions).to(lm.device)
     last = last_positions(mask, 1).index[:, 0].to(lm.device) if logits == "last" else None
@@ -276,3 +278,12 @@ def _check_rows(lm: LM, ids: Tensor, mask: Tensor, prefix: Prefix | None) -> Non
                 f"the prefix is {tuple(prefix.resid.shape)}, these rows need {(*ids.shape, lm.dims.width)}; "
                 "make it from the same rows with make_prefix"
             )
+
+
+def _check_ids(lm: LM, ids: Tensor) -> None:
+    """On a GPU an id beyond the embedding would be an assertion of the device, after which nothing works."""
+    if (highest := int(ids.max())) >= lm.dims.vocab:
+        raise UserError(
+            f"token id {highest} in these rows, but {lm.name} embeds only {lm.dims.vocab} ids (0-{lm.dims.vocab - 1}); "
+            "its tokenizer is not the model's own"
+        )

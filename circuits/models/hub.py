@@ -80,9 +80,9 @@ def download(name: str, commit: str | None) -> Path:
             name, revision=commit, allow_patterns=WANTED, ignore_patterns=UNWANTED, etag_timeout=5
         )
     except GatedRepoError as e:
-        raise UserError(_gated(name)) from e
+        raise UserError(_gated(name, commit)) from e
     except (HTTPError, OSError) as e:
-        raise NotReached(f"{name}: its weights are not in the local cache and {_unreachable(name, e)}") from e
+        raise NotReached(f"{name}: its weights are not in the local cache and {_unreachable(name, e, commit)}") from e
     check_weights(Path(found))
     return Path(found)
 
@@ -102,7 +102,7 @@ def _ask(name: str, revision: str | None, presets: Sequence[str]) -> str:
             raise UserError(f"{_at(name, revision)} on the hub has no safetensors weights; pickled ones are refused")
         return hf_hub_download(name, "config.json", revision=revision, etag_timeout=5)
     except GatedRepoError as e:
-        raise UserError(_gated(name)) from e
+        raise UserError(_gated(name, revision)) from e
     except RevisionNotFoundError as e:
         raise UserError(f"model.revision={revision}: {name} has no such branch, tag or commit on the hub") from e
     except RepositoryNotFoundError as e:
@@ -145,18 +145,21 @@ def not_reached(name: str, revision: str | None, why: Exception, presets: Sequen
 
 def _unreachable(name: str, why: Exception, revision: str | None = None) -> str:
     reason = (str(why) or type(why).__name__).splitlines()[0][:120]
-    pinned = f" model.revision={revision}" if revision else ""
     return (
-        f"the hub was not reached ({reason}); where there is network run: python launch.py task=prefetch model={name}{pinned}, "
+        f"the hub was not reached ({reason}); where there is network run: {_prefetch(name, revision)}, "
         "or give the directory of a copy"
     )
 
 
-def _gated(name: str) -> str:
+def _gated(name: str, revision: str | None) -> str:
     return (
         f"{name} is gated: accept its licence on https://huggingface.co/{name}, log in with: hf auth login, then run: "
-        f"python launch.py task=prefetch model={name}"
+        f"{_prefetch(name, revision)}"
     )
+
+
+def _prefetch(name: str, revision: str | None) -> str:
+    return f"python launch.py task=prefetch model={name}" + (f" model.revision={revision}" if revision else "")
 
 
 def _at(name: str, revision: str | None) -> str:

@@ -16,8 +16,11 @@ from torch import nn
 
 from circuits.errors import Damaged, UserError
 from circuits.models.identify import inspect_model, local_files
-from circuits.models.sites import Dims, Family, dims_of, family_of, fp16_problem
+from circuits.models.modules import module_at
+from circuits.models.sites import Dims, Family, dims_of, family_of, fp16_problem, site_width
 from circuits.models.weights import check_vocabulary, read_object
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,22 @@ def kept_model(
     return _kept[known]
 
 
+def asked_model(
+    name_or_dir: str,
+    revision: str | None,
+    *,
+    precision: str,
+    tf32: bool,
+    device: str,
+    allow_fallback: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> LM:
+    """:func:`kept_model` as a config asks for it: ``fp32 bf16 fp16``, TF32 products or none, a device by name."""
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    chosen = pick_device(device, allow_fallback)
+    return kept_model(name_or_dir, revision=revision, dtype=DTYPES[precision], device=chosen, say=say)
+
+
 def _stamp(path: Path) -> tuple[int, int]:
     facts = path.stat()
     return facts.st_size, facts.st_mtime_ns
@@ -120,8 +139,34 @@ def wrap(model: nn.Module, tokenizer: Any = None, name: str = "") -> LM:
     config = model.config.to_dict()  # type: ignore[union-attr,operator]
     first = next(model.parameters())
     family = family_of(config["model_type"], name or "this model")
+    dims, name = dims_of(config), name or config["model_type"]
+    _check_sites(model, family, dims, f"{name}: family {config['model_type']} of circuits/models/sites.py")
     model.eval().requires_grad_(False)
-    return LM(name or config["model_type"], model, tokenizer, dims_of(config), family, first.device, first.dtype)
+    return LM(name, model, tokenizer, dims, family, first.device, first.dtype)
+
+
+def _check_sites(model: nn.Module, family: Family, dims: Dims, what: str) -> None:
+    """Refuse a model whose modules are not where its family says, or not as wide as its config says."""
+
+    def found(root: nn.Module, path: str, use: str) -> Any:
+        try:
+            return module_at(root, path)
+        except AttributeError as e:
+            raise UserError(f"{what} names {path!r} for {use}, and there is no such module") from e
+
+    blocks = found(model, family.blocks, "the blocks")
+    taps = {site: found(blocks[0], tap.module, f"{site} of a block") for site, tap in family.taps.items()}
+    found(model, family.final_norm, "the final norm")
+    ends = {path: found(model, path, use) for path, use in ((family.embed, "embed"), (family.lm_head, "lm_head"))}
+    sizes: list[tuple[str, str, int | None, int]] = [(family.blocks, "blocks", len(blocks), dims.layers)]
+    for site in ("mlp_act", "head_z"):
+        read = getattr(taps[site], "in_features", getattr(taps[site], "nx", None))  # nn.Linear, GPT-2's Conv1D
+        sizes.append((family.taps[site].module, f"inputs ({site})", read, site_width(dims, site)))
+    for path, module in ends.items():
+        sizes += [(path, "ids", module.weight.shape[0], dims.vocab), (path, "wide", module.weight.shape[1], dims.width)]
+    for path, unit, has, wanted in sizes:
+        if has != wanted:
+            raise UserError(f"{what}: {path} has {has} {unit}, the config says {wanted}")
 
 
 def _check_report(directory: Path, report: dict[str, Any]) -> None:

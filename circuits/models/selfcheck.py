@@ -11,9 +11,8 @@ import psutil
 import torch
 
 from circuits.errors import RunError
-from circuits.models.load import LM, available_devices, wrap
+from circuits.models.load import DTYPES, LM, available_devices, wrap
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SEQUENCES, CONTEXT, LAST = 8, 32, 5
 
 

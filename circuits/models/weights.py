@@ -12,6 +12,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """Any one of these is a tokenizer's vocabulary."""
+TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "spiece.model")
+"""Patterns of all files that a tokenizer is read from."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 

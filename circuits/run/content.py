@@ -10,10 +10,13 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from circuits.errors import DiskFull, UserError
 from circuits.files import read_json, sha256_file, sha256_text, write_json
+
+if TYPE_CHECKING:
+    from circuits.models.identify import ModelFacts
 
 
 class Contents:
@@ -53,6 +56,7 @@ class Contents:
     def model(self, model: Any) -> ModelIdentity:
         """The identity, depth and width of a hub model or a directory; see :mod:`circuits.models.identify`."""
         from circuits.models.identify import inspect_model
+        from circuits.models.weights import TOKENIZER_FILES
         from circuits.run.places import choices
 
         memo = ("model", model.id, model.revision)
@@ -60,20 +64,22 @@ class Contents:
             facts = inspect_model(model.id, revision=model.revision, presets=choices("model"))
             directory = Path(model.id)
             if directory.is_dir():
-                identity = self.directory(
-                    directory, "*.safetensors", "config.json", "*token*", "*.jinja", "vocab*", "merges*"
-                )
+                identity = self.directory(directory, "*.safetensors", "config.json", "*.jinja", *TOKENIZER_FILES)
             else:
                 identity = f"{facts.name}@{facts.revision}"
             self._values[memo] = ModelIdentity(identity, facts)
         return self._values[memo]
 
     def tokenizer(self, model: Any) -> str:
-        """The identity of a model's tokenizer (its files' hash, or the hub commit)."""
-        directory = Path(model.id)
-        if directory.is_dir():
-            return self.directory(directory, "*token*", "vocab*", "merges*", "config.json")
-        return str(self.model(model).identity)
+        """The identity of a model's tokenizer: of a directory its files' hash, the family and how many ids it embeds, so that
+        directories that agree in these share what is tokenised; of a hub model its name and commit, which need no file."""
+        from circuits.models.weights import TOKENIZER_FILES
+
+        found = self.model(model)
+        if not Path(model.id).is_dir():
+            return found.identity
+        files = self.directory(Path(model.id), *TOKENIZER_FILES)
+        return f"{files}:{found.facts.model_type}:{found.facts.dims.vocab}"
 
     def corpus(self, data: Any) -> str | None:
         """The canonical content hash of a corpus, equal for CRLF and LF copies; a hub dataset is named."""
@@ -137,5 +143,5 @@ class Contents:
 class ModelIdentity:
     """What is known of a model without loading it."""
 
-    def __init__(self, identity: str, facts: Any) -> None:
+    def __init__(self, identity: str, facts: ModelFacts) -> None:
         self.identity, self.facts = identity, facts

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from circuits.errors import Damaged, GateError, UserError
 from circuits.files import disk_errors, read_json
@@ -20,6 +20,9 @@ from circuits.run.status import Status, entry, now
 from circuits.run.store import Artifact, Store
 from circuits.run.tracking import Tracker
 from circuits.schema import BaseConfig, Reuse
+
+if TYPE_CHECKING:
+    from circuits.models.load import LM
 
 
 @dataclass
@@ -205,6 +208,21 @@ class Context:
         if model.embedded is not None:
             return str(self.require("tiny").path), None
         return model.id, self.run.contents.model(model).facts.revision
+
+    def open_model(self) -> LM:
+        """The run's model in memory, at its precision and on its device; the one that this process has, where it is the same."""
+        from circuits.models.load import asked_model
+
+        self.progress("loading the model", 0, None)
+        model, precision = self.cfg.model, self.cfg.precision
+        return asked_model(
+            *self.model_files(),
+            precision=precision.dtype.value,
+            tf32=precision.matmul.value == "high",
+            device=model.device,
+            allow_fallback=model.allow_fallback,
+            say=self.say,
+        )
 
     def _require(self, kind: Kind, key: Key | None = None) -> Artifact:
         other = Context(self.run, kind)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from circuits.errors import UserError
@@ -124,6 +125,12 @@ class Kind:
 def readable(name: str) -> str:
     """The last part of a path or hub name, safe for a directory's name, at most 40 characters: for labels."""
     return re.sub(r"[^\w.+-]+", "_", name.rstrip("/").rsplit("/", 1)[-1])[:40]
+
+
+def behaviour_and_model(cfg: BaseConfig, layers: tuple[int, ...] = ()) -> str:
+    """``ioi-gpt2``, a label; of prompts in a file the file's name."""
+    behaviour = cfg.behaviour
+    return f"{readable(Path(behaviour.path).stem if behaviour.path else behaviour.name)}-{readable(cfg.model.id)}"
 
 
 class Scope:

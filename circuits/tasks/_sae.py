@@ -160,23 +160,15 @@ def _finish(member: Member, trained: dict[int, Trainer], stream: ActivationStrea
 
 def _stream(context: Context, layers: list[int]) -> ActivationStream:
     """The model and the data of this config, as activations of `layers`."""
-    import torch
-
     from circuits.data.embedded import EmbeddedSource
     from circuits.data.stream import ActivationStream
     from circuits.data.textstore import TextStore
-    from circuits.models.load import kept_model, pick_device
 
     cfg = context.cfg
-    torch.backends.cuda.matmul.allow_tf32 = cfg.precision.matmul.value == "high"
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.precision.dtype.value]
-    device = pick_device(cfg.model.device, cfg.model.allow_fallback)
     if stored.read(cfg):  # a missing one is told before anything is loaded
         for layer in layers:
             context.require("activations", layer)
-    context.progress("loading the model", 0, None)
-    name, revision = context.model_files()
-    lm = kept_model(name, revision=revision, dtype=dtype, device=device, say=context.say)
+    lm = context.open_model()
     if cfg.data.source is DataSource.embedded:
         source: TokenSource = EmbeddedSource(lm.tokenizer, cfg.seed, cfg.data.context)
     else:

@@ -108,7 +108,7 @@ def share(cfg: BaseConfig) -> str:
 
 def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str]:
     """What does not fit the model, or leaves nothing to capture."""
-    given, errors = resolved(cfg.activations), []
+    given, errors = resolved(cfg.activations), _lacking(cfg, dims)
     if given.world_size > 1 and cfg.reuse is Reuse.force:
         errors.append(
             "reuse=force: with activations.world_size=1 only (shards cannot tell old parts from one another's)"
@@ -129,6 +129,17 @@ def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str
         from circuits.data.corpora import problems
 
         errors += problems(cfg.data.source.value, cfg.data.path, cfg.data.field or "text", cfg.data.split)
+    return errors
+
+
+def _lacking(cfg: BaseConfig, dims: ModelDims) -> list[str]:
+    """Sites that the model does not have."""
+    errors = []
+    for site in sites(cfg.activations):
+        try:
+            dims.width_of(site)
+        except UserError as e:
+            errors += [f"activations.site={site}: {message.removeprefix(f'{site}: ')}" for message in e.messages]
     return errors
 
 
@@ -245,19 +256,11 @@ class Capture:
 
 
 def _prepare(context: Context, given: ActivationsConfig) -> Capture:
-    """The model and the samples of this config."""
-    import torch
-
+    """The model and the samples of this config. What is wrong with prompts is said before the model is loaded."""
     from circuits.data.capture import Plan
-    from circuits.models.load import kept_model, pick_device
 
-    cfg = context.cfg
-    torch.backends.cuda.matmul.allow_tf32 = cfg.precision.matmul.value == "high"
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.precision.dtype.value]
-    device = pick_device(cfg.model.device, cfg.model.allow_fallback)
-    context.progress("loading the model", 0, None)
-    name, revision = context.model_files()
-    lm = kept_model(name, revision=revision, dtype=dtype, device=device, say=context.say)
+    prompts = None if given.source is ActivationSource.data else _prompts(context, given)
+    lm = context.open_model()
     plan = Plan(
         batch_size=given.batch_size,
         last_n=given.last_n,
@@ -268,26 +271,33 @@ def _prepare(context: Context, given: ActivationsConfig) -> Capture:
         world_size=given.world_size,
         save_every=given.chunk,
     )
-    return Capture(lm, _samples(context, given, lm), plan)
+    return Capture(lm, _stream(context, given, lm) if prompts is None else prompts, plan)
 
 
-def _samples(context: Context, given: ActivationsConfig, lm: LM) -> Samples:
-    """The prompts, or the first sequences of the training stream."""
-    from circuits.data.embedded import EmbeddedSource
+def _prompts(context: Context, given: ActivationsConfig) -> Samples:
+    """The behaviour's prompts, none longer than the model's context and one at least as long as what is kept of each."""
     from circuits.data.prompts import read
-    from circuits.data.samples import PromptSamples, StreamSamples, count_sequences
+    from circuits.data.samples import PromptSamples
+    from circuits.models.identify import inspect_model
+
+    prompts, skip = PromptSamples(read(context.require("prompts").path), "the prompts"), given.skip_first or 0
+    if given.last_n is not None and given.last_n > prompts.longest - skip:
+        raise UserError(
+            f"activations.last_n={given.last_n}: longer than every prompt (the longest has {prompts.longest} tokens"
+            + (f", of which activations.skip_first={skip} are left out)" if skip else ")")
+        )
+    prompts.prompts.check_lengths(inspect_model(*context.model_files()).dims.context, context.cfg.model.id)
+    return prompts
+
+
+def _stream(context: Context, given: ActivationsConfig, lm: LM) -> Samples:
+    """The first sequences of the training stream."""
+    from circuits.data.embedded import EmbeddedSource
+    from circuits.data.samples import StreamSamples, count_sequences
     from circuits.data.textstore import TextStore
     from circuits.data.tokens import TokenSource
 
-    cfg, skip = context.cfg, given.skip_first or 0
-    if given.source is ActivationSource.behaviour:
-        prompts = PromptSamples(read(context.require("prompts").path), "the prompts")
-        if given.last_n is not None and given.last_n > prompts.longest - skip:
-            raise UserError(
-                f"activations.last_n={given.last_n}: longer than every prompt (the longest has {prompts.longest} tokens"
-                + (f", of which activations.skip_first={skip} are left out)" if skip else ")")
-            )
-        return prompts
+    cfg = context.cfg
     if cfg.data.source is DataSource.embedded:
         source: TokenSource = EmbeddedSource(lm.tokenizer, cfg.seed, cfg.data.context)
     else:
@@ -295,7 +305,7 @@ def _samples(context: Context, given: ActivationsConfig, lm: LM) -> Samples:
     n = given.n_sequences
     if given.tokens is not None:
         context.progress("counting tokens", 0, None)
-        n = count_sequences(source, given.tokens, given.last_n, skip)
+        n = count_sequences(source, given.tokens, given.last_n, given.skip_first or 0)
     return StreamSamples(source, n or SEQUENCES)
 
 

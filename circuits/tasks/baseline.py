@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from circuits.errors import GateError, UserError
 from circuits.files import write_json
 from circuits.run.context import Context, Work
-from circuits.run.kinds import Column, Kind, ModelDims, readable
+from circuits.run.kinds import Column, Kind, ModelDims, behaviour_and_model, readable
 from circuits.schema import BaseConfig
 from circuits.schema.fields import free
 
@@ -53,12 +53,6 @@ class Options:
     batch_size: int = free(64)  # prompts per forward pass; results agree to 1e-5
 
 
-def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
-    """``ioi-gpt2``."""
-    behaviour = cfg.behaviour
-    return f"{readable(Path(behaviour.path).stem if behaviour.path else behaviour.name)}-{readable(cfg.model.id)}"
-
-
 def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str]:
     """The options' bounds, and a file of prompts that cannot be read."""
     from circuits.data.prompt_records import read_file
@@ -90,7 +84,7 @@ def gate(cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:
     if rate >= behaviour.success_threshold:
         return None
     return (
-        f"{label(cfg, ())}: {100 * rate:.0f}% of {metrics['n']} prompts have a difference above "
+        f"{behaviour_and_model(cfg, ())}: {100 * rate:.0f}% of {metrics['n']} prompts have a difference above "
         f"behaviour.min_logit_diff={behaviour.min_logit_diff:g}, below behaviour.success_threshold="
         f"{behaviour.success_threshold:g} (mean {metrics['logit_diff']:.2f}, right {100 * metrics['pair_acc']:.0f}%); "
         "study another behaviour or model, or lower a threshold"
@@ -106,7 +100,7 @@ KIND = Kind(
     name="baseline",
     version=1,
     sections=("model", "baseline", "precision", "seed"),
-    label=label,
+    label=behaviour_and_model,
     inputs=lambda cfg: ("prompts", "tiny") if cfg.model.embedded is not None else ("prompts",),
     may_need=("prompts", "tiny"),
     bytes=lambda cfg, dims: (1 << 20, 0),
@@ -144,7 +138,7 @@ def _make(context: Context, work: Work) -> None:
 
     options, seed = context.cfg.baseline, context.cfg.seed
     given = prompts.read(context.require("prompts").path)
-    lm = _model(context)
+    lm = context.open_model()
 
     def progress(done: int, total: int) -> None:
         context.progress("scoring", done, total, "row")
@@ -173,20 +167,6 @@ def _seed(seed: int) -> int:
     from circuits.data.seeds import derive_seed
 
     return derive_seed(seed, "baseline", "bootstrap")
-
-
-def _model(context: Context) -> LM:
-    import torch
-
-    from circuits.models.load import kept_model, pick_device
-
-    cfg = context.cfg
-    torch.backends.cuda.matmul.allow_tf32 = cfg.precision.matmul.value == "high"
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.precision.dtype.value]
-    device = pick_device(cfg.model.device, cfg.model.allow_fallback)
-    context.progress("loading the model", 0, None)
-    name, revision = context.model_files()
-    return kept_model(name, revision=revision, dtype=dtype, device=device, say=context.say)
 
 
 def table(given: PromptSet, scores: Scores, metric: str, lm: LM) -> pd.DataFrame:

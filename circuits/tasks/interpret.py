@@ -196,21 +196,12 @@ def _make(context: Context, works: Mapping[int, Work]) -> None:
 
 def _stream(context: Context, layers: list[int]) -> ActivationStream:
     """The model and its held-out text, as activations of `layers`."""
-    import torch
-
     from circuits.data.embedded import EmbeddedSource
     from circuits.data.stream import ActivationStream
     from circuits.data.textstore import TextStore
     from circuits.data.tokens import TokenSource
-    from circuits.models.load import load_model, pick_device
 
-    cfg = context.cfg
-    torch.backends.cuda.matmul.allow_tf32 = cfg.precision.matmul.value == "high"
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cfg.precision.dtype.value]
-    device = pick_device(cfg.model.device, cfg.model.allow_fallback)
-    context.progress("loading the model", 0, None)
-    name, revision = context.model_files()
-    lm = load_model(name, revision=revision, dtype=dtype, device=device)
+    cfg, lm = context.cfg, context.open_model()
     if cfg.data.source is DataSource.embedded:
         source: TokenSource = EmbeddedSource(lm.tokenizer, cfg.seed, cfg.data.context)
     else:

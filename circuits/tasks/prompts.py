@@ -1,7 +1,8 @@
 """``task=prompts``: a behaviour's prompts, tokenised for one tokenizer. Whoever needs them first makes them; this task only asks.
 
 The artifact holds the records, their token ids and a lint (see :mod:`circuits.data.prompts`). Its key depends on the model's
-tokenizer and not on its weights, so models that share one share their prompts.
+tokenizer and not on its weights, so model directories that hold the same one share their prompts. A hub model's tokenizer is
+known by the model's name and commit.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from circuits.errors import UserError
 from circuits.files import write_json
 from circuits.run.content import Contents
 from circuits.run.context import Context, Work
-from circuits.run.kinds import Column, Kind, ModelDims, readable
+from circuits.run.kinds import Column, Kind, ModelDims, behaviour_and_model, readable
 from circuits.schema import BaseConfig
 from circuits.schema.behaviour import FILE
 
@@ -59,19 +60,18 @@ def fingerprint(name: str, words: Literal["embedded", "natural"]) -> str | None:
     import itertools
 
     from circuits.data.behaviours import BEHAVIOURS
+    from circuits.data.behaviours.base import Wording
     from circuits.data.prompt_records import draws
     from circuits.files import sha256_text
 
     if name not in BEHAVIOURS:
         return None
-    found = itertools.islice(draws(BEHAVIOURS[name], words, 0), FINGERPRINT_DRAWS)
+    behaviour = BEHAVIOURS[name]
+    wordings: tuple[Wording, ...] = (
+        (words, "digits") if words == "natural" and behaviour.digits is not None else (words,)
+    )
+    found = [r for each in wordings for r in itertools.islice(draws(behaviour, each, 0), FINGERPRINT_DRAWS)]
     return sha256_text("\n".join(f"{r.prompt}|{r.corrupt}|{r.target}|{r.foil}|{r.group}" for r in found))
-
-
-def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
-    """``ioi-gpt2``; of a file its name."""
-    behaviour = cfg.behaviour
-    return f"{readable(Path(behaviour.path).stem if behaviour.path else behaviour.name)}-{readable(cfg.model.id)}"
 
 
 def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str]:
@@ -103,9 +103,9 @@ def question(cfg: BaseConfig) -> str:
 
 KIND = Kind(
     name="prompts",
-    version=1,
+    version=2,
     sections=("behaviour", "seed"),
-    label=label,
+    label=behaviour_and_model,
     extra=extra,
     inline=True,
     load="circuits.data.prompts:read",

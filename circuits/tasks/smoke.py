@@ -120,7 +120,8 @@ def _device(cfg: BaseConfig) -> tuple[torch.device, Line]:
 
 
 def _dtypes(cfg: BaseConfig, device: torch.device) -> Line:
-    from circuits.models.selfcheck import DTYPES, dtype_problem
+    from circuits.models.load import DTYPES
+    from circuits.models.selfcheck import dtype_problem
     from circuits.models.sites import fp16_problem
 
     asked = cfg.precision.dtype.value
@@ -137,7 +138,8 @@ def _dtypes(cfg: BaseConfig, device: torch.device) -> Line:
 
 def _forward(cfg: BaseConfig, device: torch.device) -> Line:
     """A pass with capture; in float32 where the asked format is none of the device's (that is another line)."""
-    from circuits.models.selfcheck import DTYPES, check_pass, dtype_problem
+    from circuits.models.load import DTYPES
+    from circuits.models.selfcheck import check_pass, dtype_problem
 
     asked = cfg.precision.dtype.value
     found = check_pass(device, DTYPES["fp32" if dtype_problem(asked, device) else asked])

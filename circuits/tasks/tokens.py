@@ -44,7 +44,8 @@ def build(context: Context, work: Work) -> None:
     from circuits.models.load import load_tokenizer
 
     data = context.cfg.data
-    tokenizer = load_tokenizer(local_files(inspect_model(*context.model_files())))
+    model = inspect_model(*context.model_files())
+    tokenizer = load_tokenizer(local_files(model))
 
     def progress(count: int, tokens: int) -> None:
         context.progress("tokenising", tokens, data.max_tokens, "token")
@@ -66,6 +67,7 @@ def build(context: Context, work: Work) -> None:
             max_tokens=data.max_tokens,
             seed=context.cfg.seed,
             progress=progress,
+            vocabulary=model.dims.vocab,
         )
 
     context.say(f"made {work.commit(write).id}")

@@ -19,8 +19,9 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 
 Split = Literal["train", "heldout"]
-Wording = Literal["embedded", "natural"]
-"""The embedded model's few words, or what a model of natural language is asked."""
+Wording = Literal["embedded", "natural", "digits"]
+"""The embedded model's few words, what a model of natural language is asked, and what it is asked instead where its tokenizer
+makes every digit, and the space before a number, a token of its own."""
 
 WORD = re.compile(r"\w+|[^\w\s]+")
 """A word: a run of letters and digits, or of punctuation. The embedded model's tokenizer cuts at the same places."""
@@ -31,7 +32,8 @@ T = TypeVar("T")
 
 
 class Example(NamedTuple):
-    """A prompt pair. `target` and `foil` begin with a space, as the token that follows a prompt does."""
+    """A prompt pair. `target` and `foil` begin with a space, as the token that follows a prompt does (``digits``: prompts end
+    with the space)."""
 
     clean: str
     corrupt: str
@@ -74,12 +76,16 @@ class Behaviour:
     """All examples, where the whole domain is to be tested rather than unseen draws (single-digit sums)."""
     natural: Callable[[np.random.Generator], Example] | None = None
     """Draws for models of natural language; None where the embedded model's wording is natural enough."""
+    digits: Callable[[np.random.Generator], Example] | None = None
+    """Natural draws for tokenizers under which no natural answer is one token; None where no answer is a number."""
     aligned: bool = True
     """Whether clean and corrupt must have as many tokens, which patching by position needs."""
 
     def generator(self, wording: Wording) -> Callable[[np.random.Generator], Example]:
         """What draws examples in a wording."""
-        return self.natural if wording == "natural" and self.natural is not None else self.draw
+        if wording == "digits" and self.digits is not None:
+            return self.digits
+        return self.draw if wording == "embedded" or self.natural is None else self.natural
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
