@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Q
 from circuits.errors import UserError
 from circuits.models.hooks import forward
 from circuits.models.identify import ModelFacts, inspect_model
-from circuits.models.load import available_devices, load_model, pick_device
+from circuits.models.load import asked_model, available_devices, load_model, pick_device
 from circuits.models.sites import Dims, dims_of, family_of, hook_name, site_width
 
 CPU = torch.device("cpu")
@@ -261,3 +261,14 @@ def test_a_hub_that_accepts_and_never_answers_is_given_up(tmp_path, monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert "the hub was not reached (no answer in 0.3 s)" in refused("someone/small")
+
+
+@pytest.mark.parametrize("matmul", ["highest", "high", "medium"])
+def test_products_are_computed_as_the_precision_says(model_dir, matmul):
+    before = torch.get_float32_matmul_precision()
+    try:
+        asked_model(str(model_dir), None, precision="fp32", matmul=matmul, device="cpu")
+        assert torch.get_float32_matmul_precision() == matmul
+        assert torch.backends.cuda.matmul.allow_tf32 == (matmul != "highest")
+    finally:
+        torch.set_float32_matmul_precision(before)

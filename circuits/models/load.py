@@ -118,13 +118,17 @@ def asked_model(
     revision: str | None,
     *,
     precision: str,
-    tf32: bool,
+    matmul: str,
     device: str,
     allow_fallback: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> LM:
-    """:func:`kept_model` as a config asks for it: ``fp32 bf16 fp16``, TF32 products or none, a device by name."""
-    torch.backends.cuda.matmul.allow_tf32 = tf32
+    """:func:`kept_model` as a config asks for it: ``fp32 bf16 fp16`` and a device by name.
+
+    `matmul` says for the whole process how products of float32 numbers are computed: ``highest high medium``
+    (``torch.set_float32_matmul_precision``).
+    """
+    torch.set_float32_matmul_precision(matmul)
     chosen = pick_device(device, allow_fallback)
     return kept_model(name_or_dir, revision=revision, dtype=DTYPES[precision], device=chosen, say=say)
 

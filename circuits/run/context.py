@@ -218,7 +218,7 @@ class Context:
         return asked_model(
             *self.model_files(),
             precision=precision.dtype.value,
-            tf32=precision.matmul.value == "high",
+            matmul=precision.matmul.value,
             device=model.device,
             allow_fallback=model.allow_fallback,
             say=self.say,

@@ -30,10 +30,11 @@ class Dtype(Enum):
 
 
 class Matmul(Enum):
-    """How float32 matrix products are computed on an accelerator."""
+    """How products of float32 numbers are computed, as ``torch.set_float32_matmul_precision`` names it."""
 
-    highest = "highest"  # true float32
-    high = "high"  # TF32
+    highest = "highest"  # in float32
+    high = "high"  # in TF32 where the device has it
+    medium = "medium"  # with bfloat16 inside where the device has it
 
 
 @dataclass
