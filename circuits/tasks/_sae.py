@@ -55,12 +55,12 @@ def make(context: Context, works: dict[int, Work]) -> None:
         for failure in _train({0: member}).values():
             raise failure
         return
-    from circuits.sae import formats
+    from circuits.sae import foreign
     from circuits.sae.history import History
 
     stream = _stream(context, sorted(works))
     member.histories = {layer: History(work.partial, context.cfg.sae.batch_size) for layer, work in works.items()}
-    taken = {layer: formats.load(Path(context.cfg.sae.from_)).to(stream.lm.device) for layer in works}
+    taken = {layer: foreign.load(Path(context.cfg.sae.from_)).to(stream.lm.device) for layer in works}
     _publish(member, taken, {}, stream)
 
 
