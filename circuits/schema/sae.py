@@ -91,7 +91,7 @@ class SaeConfig:
     validate_every: int = added(250)  # steps between validations
     validation_sequences: int = added(64)  # held-out sequences beyond those of the final measurement
     ram: float = added(2.0)  # source=store: GB a layer in which rows are shuffled; another budget is another order
-    allow_small: bool = free(False)  # source=store: train although there are fewer rows than 100 × the site's width
+    allow_small: bool = free(False)  # train although there are fewer distinct rows than 100 × the site's width
     min_r2: float | None = free(None)  # gate: exit 3 when the held-out explained variance stays below it
     checkpoint_every: int | None = free(5000)  # steps between checkpoints; whichever of the two comes first
     checkpoint_minutes: float | None = free(10.0)
@@ -127,14 +127,13 @@ def check(sae: SaeConfig) -> list[str]:
 
 def _sources(sae: SaeConfig) -> list[str]:
     """Options that belong to the other source, and what a store cannot serve."""
-    read_by = {"block_rows": SaeSource.stream, "ram": SaeSource.store, "allow_small": SaeSource.store}
+    read_by = {"block_rows": SaeSource.stream, "ram": SaeSource.store}
     errors = []
     for name, reader in read_by.items():
         value = getattr(sae, name)
         if sae.source is not reader and value != getattr(SaeConfig, name):
-            shown = str(value).lower() if isinstance(value, bool) else value
             errors.append(
-                f"sae.{name}={shown}: sae.source={sae.source.value} does not read it; sae.source={reader.value} does"
+                f"sae.{name}={value}: sae.source={sae.source.value} does not read it; sae.source={reader.value} does"
             )
     if sae.source is SaeSource.store and sae.target_site is not None:
         errors.append(
