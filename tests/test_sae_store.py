@@ -157,6 +157,8 @@ def test_a_staged_copy_is_made_once_and_made_again_when_it_was_cut(
     with pytest.raises(UserError, match=r"0.00 GB are needed and 0.00 GB are free in .*; leave cluster.stage out"):
         staged(str(tmp_path / "small"))
     assert not list((tmp_path / "small").iterdir())
+    with pytest.raises(UserError, match=r"cannot be written .*; leave cluster.stage out"):
+        staged(str(source / "values.npy"))
 
 
 @pytest.fixture(scope="module")

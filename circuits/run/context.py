@@ -218,7 +218,7 @@ class Context:
             self.progress(f"waiting for {artifact.id}, copied by pid {holder['pid']}", 0, None)
             self.stop_here()
 
-        found = staged(artifact.path, artifact.content, files, stage, waiting)
+        found = staged(artifact.path, artifact.content, files, stage, waiting, self.stop_here)
         self.say(f"{artifact.id} is read from {found}")
         return found
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import UserError
-from circuits.files import disk_errors
 from circuits.run.leases import Lease
 
+BLOCK = 64 << 20  # bytes
 WITHOUT = "leave cluster.stage out to read from where it is"
 
 
@@ -34,25 +34,32 @@ def place(stage: str) -> Path:
 
 
 def staged(
-    source: Path, content: str, files: Sequence[str], stage: str, waiting: Callable[[Mapping[str, Any]], None]
+    source: Path,
+    content: str,
+    files: Sequence[str],
+    stage: str,
+    waiting: Callable[[Mapping[str, Any]], None],
+    pause: Callable[[], None] = lambda: None,
 ) -> Path:
     """`files` of the directory `source`, whose content has this hash, copied below `stage`; where they are.
 
-    `waiting` is told who copies them now.
+    `waiting` is told who copies them now; `pause` is called between blocks and may end it.
 
     Raises:
-        UserError: there is no room.
+        UserError: there is no room, or nothing can be written there.
     """
     root = place(stage)
     target, sizes = root / content, {name: (source / name).stat().st_size for name in files}
-    with disk_errors(root):
+    try:
         root.mkdir(parents=True, exist_ok=True)
         lease = Lease(root / f"{content}.lease", by=str(source))
         if lease.wait(waiting, lambda: _whole(target, sizes)):
             try:
-                _copy(source, target, sizes, stage)
+                _copy(source, target, sizes, stage, pause)
             finally:
                 lease.release()
+    except OSError as e:
+        raise UserError(f"cluster.stage={stage}: cannot be written ({e.strerror or e}); {WITHOUT}") from e
     return target
 
 
@@ -60,7 +67,7 @@ def _whole(target: Path, sizes: Mapping[str, int]) -> bool:
     return all((target / name).is_file() and (target / name).stat().st_size == sizes[name] for name in sizes)
 
 
-def _copy(source: Path, target: Path, sizes: Mapping[str, int], stage: str) -> None:
+def _copy(source: Path, target: Path, sizes: Mapping[str, int], stage: str, pause: Callable[[], None]) -> None:
     if _whole(target, sizes):
         return
     shutil.rmtree(target, ignore_errors=True)  # somebody cut it
@@ -72,7 +79,10 @@ def _copy(source: Path, target: Path, sizes: Mapping[str, int], stage: str) -> N
     try:
         beside.mkdir()
         for name in sizes:
-            shutil.copyfile(source / name, beside / name)
+            with (source / name).open("rb") as read, (beside / name).open("wb") as written:
+                while block := read.read(BLOCK):
+                    written.write(block)
+                    pause()
         beside.rename(target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

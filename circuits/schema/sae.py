@@ -68,9 +68,7 @@ class SaeConfig:
     skip_first: int = 1  # leading positions left out: attention sinks would dominate the loss and explained variance
     heldout_sequences: int = 512
     nonfinite: NonFinitePolicy = NonFinitePolicy.fail
-    from_: str | None = file(
-        None
-    )  # an SAE to take instead of training: directory, artifact or hub name (written sae.from=…)
+    from_: str | None = file(None)  # taken instead of training: directory, artifact or hub name (sae.from=…)
     target_site: Site | None = added(None)  # noqa: RUF009 (another site to reconstruct: a transcoder)
     k_anneal: int | None = added(
         None
