@@ -327,7 +327,18 @@ def test_the_key_follows_the_sae_and_not_the_batch_or_the_labels() -> None:
     assert plain == of("interpret.batch_size=3", "interpret.labels=any.csv")
     others = [of(word) for word in ("sae.k=8", "interpret.top_k=4", "behaviour=ioi", "interpret.associate=false")]
     assert len({plain, *others}) == 5
-    assert of("interpret.associate=false") == of("interpret.associate=false", "behaviour=ioi")
+    untested = of("interpret.associate=false")
+    for word in (
+        "behaviour=ioi",
+        "interpret.pool=mean",
+        "interpret.shuffles=3",
+        "interpret.fdr=0.1",
+        "interpret.min_prompts=9",
+    ):
+        assert untested == of("interpret.associate=false", word), word
+    named = of("interpret.features=[1,3]")
+    assert named == of("interpret.features=[3,1,3]") == of("interpret.features=[1,3]", "interpret.max_features=7")
+    assert len({named, plain, of("interpret.features=3"), of("interpret.pool=mean")}) == 4
 
 
 class Texts(HTMLParser):

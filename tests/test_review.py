@@ -69,11 +69,22 @@ def test_a_foreign_sae_is_checked_before_anything_is_loaded(tmp_path: Path) -> N
     assert "cfg.json and sae_weights.safetensors missing" in error()
     (foreign / "cfg.json").write_text("{}")
     save_file({"W_enc": torch.zeros(2, 4)}, foreign / "sae_weights.safetensors")
-    assert "gives no d_in and d_sae" in error()
-    (foreign / "cfg.json").write_text(json.dumps({"d_in": 64, "d_sae": 256}))
+    assert "cfg.json: d_in must be a whole number above 0, it is None" in error()
+    (foreign / "cfg.json").write_text(json.dumps({"architecture": "standard", "d_in": 64, "d_sae": 256}))
     assert "its d_in=64 is not the site's width 128" in error()
-    (foreign / "cfg.json").write_text(json.dumps({"d_in": 128, "d_sae": 256}))
-    assert "lacks the tensor W_dec b_dec" in error()
+    config = {"architecture": "standard", "d_in": 128, "d_sae": 256}
+    (foreign / "cfg.json").write_text(json.dumps({**config, "architecture": "temporal"}))
+    assert "architecture temporal is not supported; supported: gated" in error()
+    (foreign / "cfg.json").write_text(json.dumps(config))
+    assert "lacks the tensor W_dec b_dec b_enc; a standard SAE has W_dec W_enc b_dec b_enc" in error()
+    tensors = {"W_enc": (128, 256), "b_enc": (256,), "W_dec": (256, 128), "b_dec": (128,)}
+    whole = {name: torch.zeros(shape) for name, shape in tensors.items()}
+    save_file({**whole, "threshold": torch.zeros(256)}, foreign / "sae_weights.safetensors")
+    assert "sae_weights.safetensors has the unknown tensor threshold; a standard SAE has" in error()
+    save_file({**whole, "b_enc": torch.zeros(255)}, foreign / "sae_weights.safetensors")
+    assert "tensor b_enc has shape [255], cfg.json asks for [256]" in error()
+    (foreign / "cfg.json").write_text(json.dumps({**config, "architecture": "topk", "k": 257}))
+    assert "cfg.json: k = 257 is more than d_sae = 256" in error()
 
 
 def test_elements_with_equal_keys_end_also_when_the_first_fails(warm: Cli) -> None:

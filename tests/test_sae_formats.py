@@ -21,7 +21,7 @@ def ours(name: str, d_in: int = 12, d_sae: int = 40) -> SAE:
     g = torch.Generator().manual_seed(4)
     for p in sae.parameters():
         p.copy_(torch.randn(p.shape, generator=g))
-    if name in ("jumprelu", "batchtopk"):
+    if name in ("jumprelu", "batchtopk", "matryoshka"):
         sae.threshold.abs_()
     return sae
 
@@ -43,7 +43,7 @@ def theirs(name: str, **options: Any) -> Any:
 X = torch.randn(64, 12, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("name", ["topk", "relu", "gated", "jumprelu", "batchtopk"])
+@pytest.mark.parametrize("name", sorted(architectures()))
 def test_saelens_loads_ours_with_equal_reconstructions(name: str, tmp_path: Path) -> None:
     sae = ours(name)
     rate = torch.linspace(0, 0.5, 40)
@@ -80,13 +80,22 @@ def test_saelens_directories_load_here_with_equal_reconstructions(
     assert torch.allclose(formats.load(tmp_path)(X), sae(X), atol=1e-5)
 
 
-def test_a_saelens_training_sae_exported_for_inference_loads_here(tmp_path: Path) -> None:
-    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=12, d_sae=40, k=5))
-    sae.W_dec.data.mul_(torch.linspace(0.5, 2, 40)[:, None])
+@pytest.mark.parametrize("name", ["TopK", "Standard", "JumpReLU", "Gated", "BatchTopK", "MatryoshkaBatchTopK"])
+def test_a_saelens_training_sae_exported_for_inference_loads_here(name: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"k": 5} if name.endswith("TopK") else {}
+    options |= {"matryoshka_widths": [10, 40]} if name.startswith("Matryoshka") else {}
+    config = getattr(sae_lens, f"{name}TrainingSAEConfig")(d_in=12, d_sae=40, **options)
+    sae = getattr(sae_lens, f"{name}TrainingSAE")(config)
+    g = torch.Generator().manual_seed(8)
+    for key, p in sae.named_parameters():  # decoder rows of different norms
+        p.data.copy_(torch.rand(p.shape, generator=g) if key == "threshold" else torch.randn(p.shape, generator=g))
+    if hasattr(sae, "topk_threshold"):
+        sae.topk_threshold.fill_(0.3)
     sae.save_inference_model(tmp_path)
-    assert torch.allclose(formats.load(tmp_path)(X), sae(X), atol=1e-5)
+    found, exported = formats.load(tmp_path)(X), sae_lens.SAE.load_from_disk(tmp_path)(X)
+    assert torch.allclose(found, exported, atol=1e-5) and found.abs().max() > 0.1
+    if "BatchTopK" not in name:  # which in training chooses over the batch
+        assert torch.allclose(found, sae(X), atol=1e-5)
 
 
 def changed(directory: Path, **changes: Any) -> None:

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from configs import key, plan
+from configs import compose, key, plan
 from conftest import QUICK, Cli, sharing
 from safetensors.torch import load_file
+from small_models import build
+from test_stream import RandomSource
 
+from circuits.data.activations import ActivationStore
+from circuits.data.stored import StoredStream
 from circuits.errors import UserError
-from circuits.run import registry
+from circuits.models.load import LM
+from circuits.models.sites import site_width
+from circuits.run import registry, staging
+from circuits.tasks import _sae
 
 STORE = [QUICK, "activations.source=data", "activations.n_sequences=1500", "tracking=off", "cluster.workers=0"]
 SAE = [
@@ -105,11 +115,99 @@ def test_a_missing_store_is_one_line_with_the_command_that_makes_it(warm: Cli) -
 
 
 def test_too_few_rows_are_refused_unless_they_are_allowed(stores: Cli, tmp_path: Path) -> None:
-    """The store has about 19,000 rows: enough for 128 dimensions, too few for 512."""
+    """The store has about 19,000 rows: enough for 128 dimensions, too few for 512. Read from a copy, and exported."""
     cli = beside(stores, tmp_path)
-    done = cli("task=sae", "layer=1", "sae.site=mlp_act", "sae.steps=20", "sae.allow_small=false,true", *SAE)
+    words = ["layer=1", "sae.site=mlp_act", "sae.steps=20", *SAE]
+    done = cli(
+        "task=sae", "sae.allow_small=false,true", "cluster.stage=$FAST_DISK", *words, FAST_DISK=f"{tmp_path}/fast"
+    )
     assert done.code == 1 and len(cli.artifacts("sae")) == 1, done.out + done.err
     assert "rows are fewer than 100 × the site's width 512 (51,200)" in done.err
+    (used,) = [path for path in stores.artifacts("activations") if "-L1-mlp_act-" in path.name]
+    (copy,) = (tmp_path / "fast").iterdir()
+    assert sorted(path.name for path in copy.iterdir()) == ["meta.json", "values.npy"]
+    assert (copy / "values.npy").read_bytes() == (used / "values.npy").read_bytes()
+    done = cli("task=export", "export.path=out", *words)
+    assert done.code == 0 and (cli.folder / "out" / "sae_weights.safetensors").exists(), done.err
+
+
+def test_a_staged_copy_is_made_once_and_made_again_when_it_was_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, fast = tmp_path / "source", tmp_path / "fast"
+    source.mkdir()
+    (source / "values.npy").write_bytes(b"x" * 100)
+    (source / "norms.npy").write_bytes(b"not asked for")
+
+    def staged(stage: str = "$FAST/here") -> Path:
+        return staging.staged(source, "c0ffee", ["values.npy"], stage, lambda holder: None)
+
+    with pytest.raises(
+        UserError, match=r"cluster.stage=\$FAST/here: FAST is not set on this machine; leave cluster.stage out"
+    ):
+        staged()
+    monkeypatch.setenv("FAST", str(fast))
+    found = staged()
+    assert found == fast / "here" / "c0ffee" and [path.name for path in found.iterdir()] == ["values.npy"]
+    made = found.stat().st_ino
+    assert staged().stat().st_ino == made
+    (found / "values.npy").write_bytes(b"x" * 99)
+    assert (staged() / "values.npy").stat().st_size == 100
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50))
+    with pytest.raises(UserError, match=r"0.00 GB are needed and 0.00 GB are free in .*; leave cluster.stage out"):
+        staged(str(tmp_path / "small"))
+    assert not list((tmp_path / "small").iterdir())
+    with pytest.raises(UserError, match=r"cannot be written .*; leave cluster.stage out"):
+        staged(str(source / "values.npy"))
+
+
+@pytest.fixture(scope="module")
+def small() -> LM:
+    return build("gpt2")
+
+
+def kept(folder: Path, lm: LM, **other: object) -> ActivationStore:
+    """A store of random rows of `lm`, with some facts of another."""
+    width = site_width(lm.dims, "resid_post")
+    facts = {
+        "site": "resid_post",
+        "layer": 1,
+        "width": width,
+        "dtype": "fp32",
+        "n_rows": 64,
+        "model_dtype": "fp32",
+        "model": "a/b",
+    }
+    folder.mkdir()
+    np.save(folder / "values.npy", np.random.default_rng(0).standard_normal((64, width), np.float32))
+    (folder / "meta.json").write_text(json.dumps({**facts, "revision": "c1", "skip_first": 1, "last_n": None, **other}))
+    return ActivationStore(folder)
+
+
+def stream_of(lm: LM, store: ActivationStore) -> StoredStream:
+    given = {"site": "resid_post", "layers": [1], "batch_size": 8, "skip_first": 1, "ram_bytes": 1 << 20}
+    return StoredStream(lm, RandomSource(), {1: store}, {1: "content"}, model=("a/b", "c1"), **given)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"model": "a/c"}, {"revision": "c2"}, {"site": "mlp_out"}, {"layer": 0}, {"model_dtype": "bf16"}, {"skip_first": 0},
+     {"last_n": 3}],
+    ids=lambda other: next(iter(other)),
+)  # fmt: skip
+def test_a_store_of_something_else_is_refused(other: dict[str, object], small: LM, tmp_path: Path) -> None:
+    ((name, value),) = other.items()
+    with pytest.raises(UserError, match=f"{tmp_path}/store: {name} {value}, but a/b is read with {name} ") as e:
+        stream_of(small, kept(tmp_path / "store", small, **other))
+    assert len(e.value.messages) == 1
+
+
+def test_each_element_of_a_pack_is_asked_whether_it_allows_few_rows(small: LM, tmp_path: Path) -> None:
+    stream = stream_of(small, kept(tmp_path / "store", small))
+    cfgs = [compose("sae.source=store", *words) for words in ([], ["sae.allow_small=true"])]
+    members = {n: _sae.Member(SimpleNamespace(cfg=cfg), {}) for n, cfg in enumerate(cfgs)}  # type: ignore[arg-type]
+    refused = _sae._too_few(members, stream)
+    assert list(refused) == [0] and "64 rows are fewer than 100 ×" in str(refused[0])
 
 
 def test_the_default_source_keeps_its_keys_and_a_store_enters_as_an_input() -> None:
@@ -136,7 +234,7 @@ REFUSED = [
     (["sae.source=disk"], "sae.source=disk: no such choice; choices: store stream"),
     (["activations.dtype=bf16"], "activations.dtype: sae.source=stream does not read it; sae.source=store does"),
     (["sae.ram=1"], "sae.ram=1.0: sae.source=stream does not read it; sae.source=store does"),
-    (["sae.allow_small=true"], "sae.allow_small=true: sae.source=stream does not read it"),
+    (["cluster.stage=fast"], "cluster.stage=fast: a whole path on the node's own disk, or a variable such as $TMPDIR"),
     (["sae.source=store", "sae.block_rows=999"], "sae.block_rows=999: sae.source=store does not read it"),
     (["sae.source=store", "sae.target_site=mlp_out"], "sae.target_site=mlp_out: transcoders are trained from the model"),
     (["sae.source=store", "activations.last_n=5"], "activations.last_n=5: an SAE is trained and measured on all tokens"),

@@ -177,6 +177,10 @@ def test_text_data_on_a_model_directory_in_bf16(warm: Cli, tmp_path: Path) -> No
         "data.context=16",
     ]
     done = warm(*words, *SHORT[1:])
+    assert done.code == 1 and len(done.errors) == 1 and not warm.artifacts("sae"), done.out + done.err
+    assert "rows are fewer than 100 × the site's width 128 (12,800); give more text (data.path), or" in done.errors[0]
+    words.append("sae.allow_small=true")
+    done = warm(*words, *SHORT[1:])
     assert done.code == 0, done.out + done.err
     assert len(warm.artifacts("tokens")) == 1
     corpus.write_bytes(corpus.read_bytes().replace(b"\n", b"\r\n"))

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from circuits.data.rows import RowIndex
 
 VALUES, NORMS, ROWS, META = "values.npy", "norms.npy", "rows.parquet", "meta.json"
+FILES = (VALUES, META)
+"""What is read for training."""
 STORED = {"fp32": "float32", "bf16": "uint16", "fp16": "float16"}
 
 

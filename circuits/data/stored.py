@@ -22,7 +22,8 @@ class StoredStream(ActivationStream):
     """Batches of `stores` (one a layer); held-out activations from the model.
 
     `contents` are the stores' content hashes: a position in one store is none in another. `ram_bytes` bounds each layer's
-    shuffled rows. The other arguments are those of :class:`ActivationStream`.
+    shuffled rows. `model`: the id and revision that the stores have to be of, where `lm` does not know its own. The other
+    arguments are those of :class:`ActivationStream`.
     """
 
     def __init__(
@@ -33,13 +34,14 @@ class StoredStream(ActivationStream):
         contents: Mapping[int, str],
         *,
         ram_bytes: int,
+        model: tuple[str, str | None] | None = None,
         batch_size: int,
         seed: int = 0,
         **given: Any,
     ) -> None:
         super().__init__(lm, source, batch_size=batch_size, block_rows=2 * batch_size, seed=seed, **given)
         for layer, store in stores.items():
-            self._check(layer, store)
+            self._check(layer, store, model or (lm.name, None))
         if missing := set(self.layers) - set(stores):
             raise UserError(
                 f"no store of layer {min(missing)}; there are stores of {' '.join(map(str, sorted(stores)))}"
@@ -49,7 +51,7 @@ class StoredStream(ActivationStream):
         )
         self.n_rows, self.contents = self.reservoir.n_rows, dict(contents)
 
-    def _check(self, layer: int, store: ActivationStore) -> None:
+    def _check(self, layer: int, store: ActivationStore, model: tuple[str, str | None]) -> None:
         """Refuse a store of something else than what the model gives at this site and layer."""
         dtype = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[str(self.lm.dtype).removeprefix("torch.")]
         wanted = {
@@ -60,10 +62,12 @@ class StoredStream(ActivationStream):
             "skip_first": self.skip_first,
             "last_n": None,
         }
+        if model[1] != store.facts.get("revision", model[1]) or model[1] is not None:
+            wanted |= {"model": model[0], "revision": model[1]}  # a directory's name says nothing of its content
         for name, value in wanted.items():
             if name in store.facts and store.facts[name] != value:
                 raise UserError(
-                    f"{store.path}: {name} {store.facts[name]}, but {self.lm.name} is read with {name} {value}; "
+                    f"{store.path}: {name} {store.facts[name]}, but {model[0]} is read with {name} {value}; "
                     "make the store anew with task=activations activations.source=data"
                 )
 

@@ -2,7 +2,7 @@
 
 A feature's examples are its `top_k` largest activations, at most one a sequence, so that ten examples are ten contexts; a
 sequence that was seen before gives none. Around each peak a window of activations is kept. The state is features × top_k ×
-window numbers whatever the amount of text: of each chunk only candidates that enter the list have their window copied. Equal
+window numbers, and 16 bytes a sequence: of each chunk only candidates that enter the list have their window copied. Equal
 activations keep the order of the text, so the result does not depend on how the text is cut (beyond a model's rounding).
 
 Histograms count active tokens in half-octave bins of the activation, since activations span decades.
@@ -11,6 +11,7 @@ Histograms count active tokens in half-octave bins of the activation, since acti
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -162,16 +163,16 @@ def feature_activations(
 
 
 class Fresh:
-    """Tells sequences that were not seen before, by their tokens."""
+    """Tells sequences that were not seen before, by a digest of their tokens: 16 bytes a sequence are kept."""
 
     def __init__(self) -> None:
-        self._seen: set[tuple[int, ...]] = set()
+        self._seen: set[bytes] = set()
 
     def __call__(self, ids: Int[Tensor, "n pos"], mask: Bool[Tensor, "n pos"]) -> Bool[Tensor, " n"]:
         """For each sequence whether it is the first of its kind."""
         found = []
         for row, valid in zip(ids.cpu(), mask.cpu(), strict=True):
-            tokens = tuple(row[valid].tolist())
+            tokens = blake2b(row[valid].long().numpy().tobytes(), digest_size=16).digest()
             found.append(tokens not in self._seen)
             self._seen.add(tokens)
         return torch.tensor(found, dtype=torch.bool)

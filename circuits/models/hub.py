@@ -10,10 +10,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from circuits.errors import UserError, suggest
 from circuits.models.weights import INDEX, WEIGHTS, check_weights, read_object
+
+Answer = TypeVar("Answer")
 
 NETWORK_SECONDS = 10.0
 """Longest wait for the hub. Its client retries failed requests on its own for longer than anyone should watch."""
@@ -115,8 +117,19 @@ def _ask(name: str, revision: str | None, presets: Sequence[str]) -> str:
 
 
 def _within(seconds: float, name: str, ask: Callable[[], str], revision: str | None, presets: Sequence[str]) -> str:
-    """`ask()`, abandoned after `seconds`: a silent network holds a request far longer than its own time-out says."""
-    answer: list[str] = []
+    try:
+        return within(seconds, ask)
+    except TimeoutError as e:
+        raise NotReached(not_reached(name, revision, e, presets)) from e
+
+
+def within(seconds: float, ask: Callable[[], Answer]) -> Answer:
+    """`ask()`, abandoned after `seconds`: a silent network holds a request far longer than its own time-out says.
+
+    Raises:
+        TimeoutError: no answer by then.
+    """
+    answer: list[Answer] = []
     failure: list[UserError] = []
 
     def run() -> None:
@@ -131,7 +144,7 @@ def _within(seconds: float, name: str, ask: Callable[[], str], revision: str | N
     if failure:
         raise failure[0]
     if not answer:
-        raise NotReached(not_reached(name, revision, TimeoutError(f"no answer in {seconds:g} s"), presets))
+        raise TimeoutError(f"no answer in {seconds:g} s")
     return answer[0]
 
 

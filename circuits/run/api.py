@@ -10,7 +10,7 @@ from typing import Any
 
 from circuits import schema
 from circuits.errors import UserError
-from circuits.run import config, overrides, places, registry
+from circuits.run import config, foreign, overrides, places, registry
 from circuits.run.content import Contents
 from circuits.run.keys import key_of
 from circuits.run.kinds import Kind
@@ -29,6 +29,7 @@ def find_artifact(kind_name: str, given: Mapping[str, Any]) -> tuple[Kind, Artif
     words = [f"{name.replace('__', '.')}={_written(value)}" for name, value in given.items()]
     own = [f"task={kind.name}"] if kind.name in places.choices("task") else []  # the task that reads these keys
     cfg = config.absolute(compose([*own, *words]), Path.cwd())
+    foreign.locate(cfg)
     if variants := kind.variants(cfg):
         raise UserError(f"{kind.name}: one of its variants, please: {' '.join(variants)}")
     contents = Contents(Path(cfg.outputs) / "artifacts" / ".hashes.json")

@@ -224,6 +224,22 @@ class Context:
             say=self.say,
         )
 
+    def staged(self, artifact: Artifact, files: Sequence[str]) -> Path:
+        """A directory with these files of an artifact: its own, or with ``cluster.stage`` a copy on this machine's disk."""
+        from circuits.run.staging import staged
+
+        if (stage := self.run.cfg.cluster.stage) is None:
+            return artifact.path
+        self.progress(f"copying {artifact.id} to {stage}", 0, None)
+
+        def waiting(holder: Mapping[str, Any]) -> None:
+            self.progress(f"waiting for {artifact.id}, copied by pid {holder['pid']}", 0, None)
+            self.stop_here()
+
+        found = staged(artifact.path, artifact.content, files, stage, waiting, self.stop_here)
+        self.say(f"{artifact.id} is read from {found}")
+        return found
+
     def _require(self, kind: Kind, key: Key | None = None) -> Artifact:
         other = Context(self.run, kind)
         key = key or other.key()

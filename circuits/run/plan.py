@@ -12,7 +12,7 @@ from typing import Any
 
 from circuits import schema
 from circuits.errors import CircuitsError, UserError
-from circuits.run import config, machine, registry
+from circuits.run import config, foreign, machine, registry
 from circuits.run.compose import Composer
 from circuits.run.content import Contents
 from circuits.run.keys import Key, Unit, key_of_unit, units
@@ -130,8 +130,18 @@ class _Checker:
         self.outside: dict[tuple[str, int], list[list[int]]] = {}
         self._contents: dict[str, Contents] = {}
         self._facts: dict[Any, Any] = {}
+        self._absent: set[str | None] = set()  # what sae.from names in vain, asked for once
 
     def check(self, element: Element) -> None:
+        name = element.cfg.sae.from_
+        try:
+            if name not in self._absent:
+                foreign.locate(element.cfg)
+        except UserError as e:
+            self._absent.add(name)
+            self.errors += e.messages
+        if name in self._absent:
+            return
         kind: Kind | None = getattr(registry.modules().get(element.cfg.task.name), "KIND", None)
         if kind is None:
             return

@@ -26,11 +26,13 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from circuits.errors import UserError, suggest
+from circuits.errors import UserError
 from circuits.files import disk_errors, write_atomic, write_json
+from circuits.sae.directory import CONFIG, WEIGHTS, Found, differences
+from circuits.sae.directory import promised as expected
 from circuits.sae.modules import SAE, SAEConfig, architectures
 
-CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
+SPARSITY = "sparsity.safetensors"
 FORMAT_VERSION = "6.54.12"
 """The SAELens version whose directory this is; below 6.0.0 SAELens would convert it as an old one."""
 
@@ -86,16 +88,10 @@ def copy(source: Path, directory: Path) -> None:
 def load(directory: Path) -> SAE:
     """Read an SAE, ours or a foreign one, in float32 on the CPU."""
     config = read_config(directory)
-    path = directory / CONFIG
-    cls, transcodes = _class(path, config)
-    k = whole(path, config, "k") if cls.saelens == "topk" else None
-    d_out = whole(path, config, "d_out") if transcodes else None
-    shape = SAEConfig(whole(path, config, "d_in"), whole(path, config, "d_sae"), k, d_out)
-    if k is not None and k > shape.d_sae:
-        raise UserError(f"{path}: k = {k} is more than d_sae = {shape.d_sae}")
-    sae = cls(shape)
-    weights = read_weights(directory / WEIGHTS, sae)
-    sae.load_state_dict(_folded(weights, config, transcodes))
+    found = promised(directory, config, sparsify=False)
+    cls, transcodes = kinds()[found.architecture]
+    sae = cls(SAEConfig(found.d_in, found.d_sae, found.k, found.d_out))
+    sae.load_state_dict(_folded(read_weights(directory / WEIGHTS, found), config, transcodes))
     return sae.eval()
 
 
@@ -120,48 +116,26 @@ def read_config(directory: Path, library: str = "SAELens") -> dict[str, Any]:
     return config
 
 
-def _class(path: Path, config: dict[str, Any]) -> tuple[type[SAE], bool]:
-    known = kinds()
-    name = str(config.get("architecture"))
-    if name not in known:
-        raise UserError(f"{path}: architecture {name} is not supported{suggest(name, known, 'supported')}")
-    for option, supported in (("normalize_activations", ("none",)), ("reshape_activations", ("none", "hook_z"))):
-        value = config.get(option, "none")
-        if value not in supported:
-            raise UserError(f"{path}: {option} = {value} is not supported (only {' or '.join(supported)})")
-    return known[name]
-
-
-def whole(path: Path, config: dict[str, Any], name: str) -> int:
-    """A whole number above 0 of a config."""
-    value = config.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{path}: {name} must be a whole number above 0, it is {value}")
-    return value
-
-
-def read_weights(path: Path, sae: SAE, names: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """The tensors of the file, checked against what `sae` needs; `names`: ours → the file's, where those differ."""
+def promised(directory: Path, config: dict[str, Any], *, sparsify: bool) -> Found:
+    """What a config says of the weights beside it."""
     try:
-        found = load_file(path)
+        return expected(config, sparsify=sparsify)
+    except ValueError as e:
+        raise UserError(f"{directory / CONFIG}: {e}") from e
+
+
+def read_weights(path: Path, found: Found) -> dict[str, Tensor]:
+    """The tensors of the file in float32, checked against what its config says of them."""
+    try:
+        weights = load_file(path)
     except (SafetensorError, OSError) as e:
         raise UserError(f"{path} cannot be read as safetensors ({e})") from e
-    wanted = {(names or {}).get(name, name): tuple(t.shape) for name, t in sae.state_dict().items()}
-    if names is not None:  # the other library keeps its encoder feature-major
-        wanted = {name: shape[::-1] if name == names["W_enc"] else shape for name, shape in wanted.items()}
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing or extra:
-        parts = [f"lacks the tensor {' '.join(missing)}"] * bool(missing)
-        parts += [f"has the unknown tensor {' '.join(extra)}"] * bool(extra)
-        raise UserError(f"{path} {' and '.join(parts)}; a {sae.architecture} SAE has {' '.join(sorted(wanted))}")
-    for name, shape in wanted.items():
-        if tuple(found[name].shape) != shape:
-            raise UserError(
-                f"{path}: tensor {name} has shape {list(found[name].shape)}, {CONFIG} asks for {list(shape)}"
-            )
-        if not torch.isfinite(found[name]).all():
+    if wrong := differences(found, {name: tuple(t.shape) for name, t in weights.items()}):
+        raise UserError([f"{path} {problem}" for problem in wrong])
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
             raise UserError(f"{path}: tensor {name} holds NaN or infinity")
-    return {name: t.float() for name, t in found.items()}
+    return {name: t.float() for name, t in weights.items()}
 
 
 def _folded(weights: dict[str, Tensor], config: dict[str, Any], transcodes: bool) -> dict[str, Tensor]:

@@ -15,11 +15,12 @@ from safetensors.torch import save as to_bytes
 
 from circuits.errors import UserError
 from circuits.files import disk_errors, write_atomic, write_json
-from circuits.sae.formats import CONFIG, read_config, read_weights, whole
+from circuits.sae.directory import CONFIG
+from circuits.sae.directory import SPARSIFY_WEIGHTS as WEIGHTS
+from circuits.sae.formats import promised, read_config, read_weights
 from circuits.sae.modules import SAE, SAEConfig
 from circuits.sae.modules.topk import TopKSAE
 
-WEIGHTS = "sae.safetensors"
 NAMES = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
 
 
@@ -57,17 +58,9 @@ def save(directory: Path, sae: SAE, hookpoint: str | None = None) -> None:
 
 def load(directory: Path) -> SAE:
     """Read an SAE that sparsify wrote, in float32 on the CPU."""
-    config, path = read_config(directory, "sparsify"), directory / CONFIG
-    for option, supported in (("activation", "topk"), ("skip_connection", False)):
-        if config.get(option, supported) != supported:
-            raise UserError(f"{path}: {option} = {config[option]} is not supported (only {supported})")
-    d_in, k = whole(path, config, "d_in"), whole(path, config, "k")
-    d_sae = whole(path, config, "num_latents") if config.get("num_latents") else None
-    d_sae = d_sae or d_in * whole(path, config, "expansion_factor")
-    if k > d_sae:
-        raise UserError(f"{path}: k = {k} is more than num_latents = {d_sae}")
-    sae = TopKSAE(SAEConfig(d_in, d_sae, k, d_in if config.get("transcode") else None))
-    weights = read_weights(directory / WEIGHTS, sae, NAMES)
+    found = promised(directory, read_config(directory, "sparsify"), sparsify=True)
+    sae = TopKSAE(SAEConfig(found.d_in, found.d_sae, found.k, found.d_out))
+    weights = read_weights(directory / WEIGHTS, found)
     ours = {NAMES.get(name, name): name for name in sae.state_dict()}
     state = {ours[name]: value for name, value in weights.items()}
     state["W_enc"] = state["W_enc"].T.contiguous()

@@ -54,6 +54,7 @@ class ClusterConfig:
     signal_s: int = 120  # seconds before the time limit at which a run saves and is queued again
     max_num_timeout: int = 3  # times that a run may reach its time limit and go on
     sbatch: list[str] = field(default_factory=list)  # further options: ["--constraint=x"]
+    stage: str | None = None  # a directory on a node's own disk ($TMPDIR): stores are copied there before they are read
     python: str | None = None  # the nodes' interpreter; null: the one that submits
 
 
@@ -114,6 +115,10 @@ def check(cluster: ClusterConfig) -> list[str]:
     elif cluster.workers is not None:
         errors.append(
             f"cluster.workers={cluster.workers}: only cluster=local reads it; cluster.parallelism bounds an array"
+        )
+    if cluster.stage is not None and not cluster.stage.startswith(("/", "~", "$")):
+        errors.append(
+            f"cluster.stage={cluster.stage}: a whole path on the node's own disk, or a variable such as $TMPDIR"
         )
     errors += [
         f"cluster.sbatch={option}: an option as sbatch takes it is expected: --name or --name=value"

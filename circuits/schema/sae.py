@@ -68,7 +68,7 @@ class SaeConfig:
     skip_first: int = 1  # leading positions left out: attention sinks would dominate the loss and explained variance
     heldout_sequences: int = 512
     nonfinite: NonFinitePolicy = NonFinitePolicy.fail
-    from_: str | None = file(None)  # a SAELens directory to take instead of training (written sae.from=DIR)
+    from_: str | None = file(None)  # taken instead of training: directory, artifact or hub name (sae.from=…)
     target_site: Site | None = added(None)  # noqa: RUF009 (another site to reconstruct: a transcoder)
     k_anneal: int | None = added(
         None
@@ -90,7 +90,7 @@ class SaeConfig:
     validation_sequences: int = added(64)  # held-out sequences beyond those of the final measurement
     ram: float = added(2.0)  # source=store: GB a layer in which rows are shuffled; another budget is another order
     compile: bool = added(False)  # fuse the optimiser's passes by torch.compile: pays on accelerators, needs a compiler
-    allow_small: bool = free(False)  # source=store: train although there are fewer rows than 100 × the site's width
+    allow_small: bool = free(False)  # train although there are fewer distinct rows than 100 × the site's width
     min_r2: float | None = free(None)  # gate: exit 3 when the held-out explained variance stays below it
     checkpoint_every: int | None = free(5000)  # steps between checkpoints; whichever of the two comes first
     checkpoint_minutes: float | None = free(10.0)
@@ -126,14 +126,13 @@ def check(sae: SaeConfig) -> list[str]:
 
 def _sources(sae: SaeConfig) -> list[str]:
     """Options that belong to the other source, and what a store cannot serve."""
-    read_by = {"block_rows": SaeSource.stream, "ram": SaeSource.store, "allow_small": SaeSource.store}
+    read_by = {"block_rows": SaeSource.stream, "ram": SaeSource.store}
     errors = []
     for name, reader in read_by.items():
         value = getattr(sae, name)
         if sae.source is not reader and value != getattr(SaeConfig, name):
-            shown = str(value).lower() if isinstance(value, bool) else value
             errors.append(
-                f"sae.{name}={shown}: sae.source={sae.source.value} does not read it; sae.source={reader.value} does"
+                f"sae.{name}={value}: sae.source={sae.source.value} does not read it; sae.source={reader.value} does"
             )
     if sae.source is SaeSource.store and sae.target_site is not None:
         errors.append(

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from circuits.schema.activations import ActivationsConfig, ActivationSource
-from circuits.schema.sae import SaeSource
+from circuits.schema.sae import SaeConfig, SaeSource
 
 if TYPE_CHECKING:
     from circuits.schema import BaseConfig
@@ -40,7 +40,7 @@ def problems(cfg: BaseConfig, given: ActivationsConfig, width: int | None) -> li
     if width is None:
         return errors
     most = given.n_sequences and given.n_sequences * (cfg.data.context - cfg.sae.skip_first)
-    errors += few(given.tokens or most, width, cfg.sae.allow_small)
+    errors += few(given.tokens or most, width, cfg.sae)
     row_bytes = width * (4 if given.dtype.value == "fp32" else 2)
     needed = 4 * cfg.sae.batch_size * row_bytes / 1e9  # two blocks of two batches
     if cfg.sae.ram < needed:
@@ -51,13 +51,14 @@ def problems(cfg: BaseConfig, given: ActivationsConfig, width: int | None) -> li
     return errors
 
 
-def few(rows: int | None, width: int, allowed: bool) -> list[str]:
-    """The refusal of a store of too few rows; every row is a token of its own, and a second pass brings none."""
-    if rows is None or allowed or rows >= ROWS_A_DIMENSION * width:
+def few(rows: int | None, width: int, sae: SaeConfig) -> list[str]:
+    """The refusal of too few distinct rows; every row is a token of its own, and a second pass brings none."""
+    if rows is None or sae.allow_small or rows >= ROWS_A_DIMENSION * width:
         return []
+    more = "raise activations.tokens" if sae.source is SaeSource.store else "give more text (data.path)"
     return [
-        f"sae.source=store: {rows:,} rows are fewer than {ROWS_A_DIMENSION} × the site's width {width} "
-        f"({ROWS_A_DIMENSION * width:,}); raise activations.tokens, or go on with sae.allow_small=true"
+        f"sae.source={sae.source.value}: {rows:,} rows are fewer than {ROWS_A_DIMENSION} × the site's width {width} "
+        f"({ROWS_A_DIMENSION * width:,}); {more}, or go on with sae.allow_small=true"
     ]
 
 

@@ -55,12 +55,12 @@ def make(context: Context, works: dict[int, Work]) -> None:
         for failure in _train({0: member}).values():
             raise failure
         return
-    from circuits.sae import formats
+    from circuits.sae import foreign
     from circuits.sae.history import History
 
     stream = _stream(context, sorted(works))
     member.histories = {layer: History(work.partial, context.cfg.sae.batch_size) for layer, work in works.items()}
-    taken = {layer: formats.load(Path(context.cfg.sae.from_)).to(stream.lm.device) for layer in works}
+    taken = {layer: foreign.load(Path(context.cfg.sae.from_)).to(stream.lm.device) for layer in works}
     _publish(member, taken, {}, stream)
 
 
@@ -80,6 +80,10 @@ def _train(members: Mapping[int, Member]) -> dict[int, Exception]:
 
     first = next(iter(members.values())).context
     stream = _stream(first, sorted({layer for member in members.values() for layer in member.works}))
+    failures = _too_few(members, stream)
+    members = {number: member for number, member in members.items() if number not in failures}
+    if not members:
+        return failures
     specs: dict[Name, TrainSpec] = {}
     resumed: dict[Name, tuple[Trainer, Position]] = {}
     until: dict[Name, int] = {}
@@ -98,7 +102,6 @@ def _train(members: Mapping[int, Member]) -> dict[int, Exception]:
     if trained is None:
         first.stop_here()
         raise RuntimeError("the training ended without its SAEs")  # unreachable: a stop was asked for
-    failures: dict[int, Exception] = {}
     for number, member in members.items():
         lost = [str(error) for name, error in diverged.items() if name[0] == number]
         try:
@@ -112,6 +115,20 @@ def _train(members: Mapping[int, Member]) -> dict[int, Exception]:
         if lost:
             failures[number] = NonFinite("; ".join(lost))
     return failures
+
+
+def _too_few(members: Mapping[int, Member], stream: ActivationStream) -> dict[int, Exception]:
+    """The members that have too few distinct rows to train on and did not allow it: each says so itself."""
+    from circuits.data.stored import StoredStream
+    from circuits.data.textstore import TextStore
+
+    rows = None  # the embedded generator never ends
+    if isinstance(stream, StoredStream):
+        rows = stream.n_rows
+    elif isinstance(stream.source, TextStore):
+        rows = stream.source.facts["n_contexts_train"] * (stream.source.context - stream.skip_first)
+    found = {number: stored.few(rows, stream.width, member.context.cfg.sae) for number, member in members.items()}
+    return {number: UserError(problems) for number, problems in found.items() if problems}
 
 
 def _begin(
@@ -190,16 +207,16 @@ def _stream(context: Context, layers: list[int]) -> ActivationStream:
 
 def _stored_stream(context: Context, lm: LM, source: TokenSource, given: dict[str, Any]) -> StoredStream:
     """The stores of these layers, to train from; the model is for the measurement."""
-    from circuits.data.activations import ActivationStore
+    from circuits.data.activations import FILES, ActivationStore
     from circuits.data.stored import StoredStream
 
     sae = context.cfg.sae
     artifacts = {layer: context.require("activations", layer) for layer in given["layers"]}
-    stores = {layer: ActivationStore(artifact.path) for layer, artifact in artifacts.items()}
+    rows = {layer: context.staged(artifact, FILES) for layer, artifact in artifacts.items()}
+    stores = {layer: ActivationStore(path) for layer, path in rows.items()}
     contents = {layer: artifact.content for layer, artifact in artifacts.items()}
-    stream = StoredStream(lm, source, stores, contents, ram_bytes=round(sae.ram * 1e9), **given)
-    if problems := stored.few(stream.n_rows, stream.width, sae.allow_small):
-        raise UserError(problems)
+    model = (context.cfg.model.id, context.model_files()[1])
+    stream = StoredStream(lm, source, stores, contents, model=model, ram_bytes=round(sae.ram * 1e9), **given)
     gigabytes = sum(store.values.nbytes for store in stores.values()) / 1e9
     context.say(f"training from {len(stores)} stores of {stream.n_rows:,} rows, {gigabytes:.2f} GB")
     return stream

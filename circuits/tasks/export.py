@@ -18,7 +18,7 @@ from circuits.schema import BaseConfig
 if TYPE_CHECKING:
     from circuits.run.store import Artifact
 
-READS = ("layer", "model", "data", "sae", "precision", "seed")
+READS = ("layer", "model", "data", "activations", "sae", "precision", "seed")
 FORMATS = ("saelens", "sparsify")
 
 

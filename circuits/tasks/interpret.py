@@ -8,7 +8,7 @@ for people to edit: with ``interpret.labels=FILE.csv`` reports show their labels
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from circuits.files import write_json
 from circuits.run import registry
 from circuits.run.context import Context, Work
 from circuits.run.kinds import Column, Kind, ModelDims, readable
-from circuits.schema import BaseConfig, DataSource
+from circuits.schema import BaseConfig, DataSource, InterpretConfig
 from circuits.schema.interpret import chosen
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from circuits.models.load import LM
     from circuits.sae.modules import SAE
 
+OF_ASSOCIATION = ("pool", "fdr", "shuffles", "min_prompts")
 BYTES_A_TOKEN = 8  # of an example in the compressed tables, about
 
 
@@ -72,6 +73,20 @@ def _out_of_range(feature: int, d_sae: int) -> str:
     return f"interpret.features: feature {feature} is out of range: the SAE has {d_sae} features (0-{d_sae - 1})"
 
 
+def normal(cfg: BaseConfig) -> BaseConfig:
+    """Equal results, equal keys: features in any order are one list, and what is not tested has no settings of the test.
+
+    With features named, how many of the most active ones would be taken says nothing.
+    """
+    given = cfg.interpret
+    if (listed := chosen(given)) is not None:
+        given = replace(given, features=list(listed), max_features=InterpretConfig().max_features)
+    if not given.associate:
+        plain = InterpretConfig()
+        given = replace(given, **{name: getattr(plain, name) for name in OF_ASSOCIATION})
+    return replace(cfg, interpret=given)
+
+
 def question(cfg: BaseConfig) -> str:
     """What a run asks."""
     tested = (
@@ -110,6 +125,7 @@ KIND = Kind(
     load="circuits.features.saved:Interpretation",
     bytes=needed_bytes,
     check=check,
+    normal=normal,
     question=question,
     memory_keys=("interpret.batch_size", "interpret.max_features", "interpret.top_k", "interpret.window"),
     columns=(
@@ -165,7 +181,7 @@ def _make(context: Context, works: Mapping[int, Work]) -> None:
             "site": cfg.sae.site.value,
             "decoded_site": site,
             "no_token_effects": why_none(lm, site),
-            "pool": cfg.interpret.pool.value,
+            "pool": cfg.interpret.pool.value if cfg.interpret.associate else None,
             **{name: facts[layer][name] for name in ("factors", "left_out")},
         }
         described = describe(found, tokens, texts, effects, tables[layer], meta)
