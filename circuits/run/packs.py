@@ -1,4 +1,5 @@
-"""``pack=N``: elements that share one process, one after the other, so that a model is loaded once for all of them.
+"""``pack=N``: elements that share one process, so that a model is loaded once for all of them. What can be made in one go (SAEs on
+one stream) is, the rest one after the other.
 
 Each keeps its own directory, log, status, W&B run and outcome; one that fails stops no other. On a cluster a pack is one array
 element under the number of its first element, and ``task.resources`` is what that array element asks for, time included.
