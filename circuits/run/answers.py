@@ -8,7 +8,7 @@ from typing import Any
 
 from circuits.errors import UserError
 from circuits.files import read_json
-from circuits.run import config, gates, registry, status
+from circuits.run import config, gates, registry, status, tracked
 from circuits.run.content import Contents
 from circuits.run.places import RECORD
 from circuits.run.plan import Element
@@ -72,13 +72,15 @@ def log_cached(sweep: Sweep, directories: Iterable[Path], note: Say) -> None:
         if (directory / FILE).exists():
             continue
         record, cfg = read_json(directory / RECORD), config.load(directory / "config.yaml")
-        model = cfg.model.id.rsplit("/", 1)[-1]
-        tracker = Tracker(directory, cfg.tracking, sweep.record["group"], [cfg.task.name, model, "cached"], warn)
+        kind, group = kind_of(sweep), sweep.record["group"]
+        tracker = Tracker(directory, cfg.tracking, group, [*tracked.tags(kind, cfg, None), "cached"], warn)
         for item in facts["artifacts"]:
-            name = record["name"] if item["layer"] is None else f"{record['name']}/L{item['layer']}"
-            tracker.start(item["layer"], item["id"], name, {"cached": True, **record["swept"]})
-            tracker.log(int(item["metrics"].get("steps", 0)), status.numbers(item["metrics"]), item["layer"])
-            tracker.summary(item["metrics"], item["layer"])
+            layer, path = item["layer"], Path(item["path"])
+            metrics = {**read_json(path / "metrics.json"), **item["metrics"]}
+            given = tracked.config(kind, cfg, record["swept"], artifact=item["id"], cached=True)
+            tags = tracked.tags(kind, cfg, layer)
+            key = f"{item['id']} {record['name']}"  # two elements may answer with one artifact
+            tracked.tell(tracker, record["name"], key, layer, metrics, given, tags, path)
         tracker.close()
 
 
