@@ -18,7 +18,7 @@ from circuits.report.words import ABSENT, plural
 FLOOR = -0.5  # values far below zero would flatten all others
 
 INTERVALS = {
-    "paired": "paired bootstrap over the same samples, groups drawn together",
+    "paired": "paired bootstrap over the same prompts, those of one sampling unit drawn together",
     "from both intervals": "from the two artifacts' own 95% intervals, taken for independent (on the same held-out data too wide)",
     "no interval": "no interval: nothing was saved to compute one from",
     "deterministic": "deterministic measurements: nothing random in them, the difference is exact",
