@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import QUICK, Cli, Done
 from prompt_sets import animals, bpe, save_model, write_jsonl
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from test_report import Page
 
 from circuits.files import write_json
+from circuits.report.charts import Point, by_layer
+from circuits.report.style import Looks
 
 ODD = "§"  # in no other prompt: the broken token
 
@@ -31,6 +34,13 @@ def table(text: str, title: str, until: str) -> str:
 def test_a_command_without_its_page_fails_a_test() -> None:
     with pytest.raises(AssertionError, match="the page could not be made"):
         Done(0, "note: no report (KeyError: 'n'); task=report of=a makes it again\n", "")
+
+
+def test_a_value_outside_its_own_interval_is_drawn() -> None:
+    points = [Point(0, "", -0.2, (-7.0, 5.0), "first"), Point(1, "", 22.4, (-7.5, 12.0), "second")]
+    sheet, _ = by_layer("outside", Looks([""]), points, "score", floor=-0.5)
+    figure = sheet.finish(title="", caption="", alt="", data=pd.DataFrame())
+    assert "first" in figure.inline and "second" in figure.inline
 
 
 def test_gates_of_baselines_are_those_of_each_element(warm: Cli) -> None:
