@@ -37,8 +37,8 @@ def test_a_command_without_its_page_fails_a_test() -> None:
 
 
 def test_a_value_outside_its_own_interval_is_drawn() -> None:
-    points = [Point(0, "", -0.2, (-7.0, 5.0), "first"), Point(1, "", 22.4, (-7.5, 12.0), "second")]
-    sheet, _ = by_layer("outside", Looks([""]), points, "score", floor=-0.5)
+    points = [Point(0, "a", -0.2, (-7.0, 5.0), "first"), Point(1, "b", 22.4, (-7.5, 12.0), "second")]
+    sheet, _ = by_layer("outside", Looks("ab"), points, "score", floor=-0.5)
     figure = sheet.finish(title="", caption="", alt="", data=pd.DataFrame())
     assert "first" in figure.inline and "second" in figure.inline
 

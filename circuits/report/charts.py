@@ -50,7 +50,7 @@ def by_layer(
     """
     series = sorted({p.series for p in points}, key=looks.rank)
     layers = sorted({p.layer for p in points})
-    across = len(layers) == 1 and len(series) > 1
+    across = len(layers) == 1 and (len(series) > 1 or across_label is not None)
     named = across and sum(len(label) + 2 for label in series) <= AXIS_LETTERS
     neighbours = set(itertools.pairwise(layers))
     with drawing():
