@@ -39,6 +39,11 @@ class Done:
         """The lines that begin with ``error:``."""
         return [line for line in self.err.splitlines() if line.startswith("error:")]
 
+    def __post_init__(self) -> None:
+        """A sweep ends well without its page; no test does."""
+        lost = [line for line in (self.out + self.err).splitlines() if "no report (" in line]
+        assert not lost, f"the page could not be made: {lost[0]}"
+
 
 @functools.cache
 def template() -> Template:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import QUICK, Cli, sharing
+from prompt_sets import animals, bpe, save_model, write_jsonl
 
 from circuits.report.compare import Difference, Measure, One, Place, differences, samples, table
 from circuits.report.types import ArtifactRef
@@ -77,7 +79,7 @@ def per_prompt(scores: np.ndarray, ids: list[int] | None = None) -> pd.DataFrame
     n = len(scores)
     split = ["train" if i < n // 2 else "test" for i in range(n)]
     return pd.DataFrame(
-        {"id": ids or list(range(n)), "split": split, "group": [i // 2 for i in range(n)], "score": scores}
+        {"sample": ids or list(range(n)), "split": split, "group": [i // 2 for i in range(n)], "score": scores}
     )
 
 
@@ -113,19 +115,23 @@ def test_what_has_no_interval_says_so_and_what_is_exact_too(tmp_path: Path) -> N
     bare, more = one(tmp_path, "A", {"score": 1.0}), one(tmp_path, "B", {"score": 2.0})
     found = difference(bare, more)
     assert (found.verdict, found.interval, found.moved) == ("no interval", None, None)
-    exact = [
-        one(tmp_path, name, {"score": value, "deterministic": True})
-        for name, value in (("C", 1.0), ("D", 2.0), ("E", 1.0))
-    ]
-    assert (
-        difference(exact[0], exact[1]).verdict == "higher, exact"
-        and difference(exact[0], exact[1]).how == "deterministic"
-    )
-    assert difference(exact[0], exact[2]).verdict == "equal, exact"
+    counts = [one(tmp_path, name, {"score": value}) for name, value in (("C", 1.0), ("D", 2.0), ("E", 1.0))]
+    count = dataclasses.replace(SCORE, exact=True)
+    (moved,), (equal,) = differences(counts[:1], counts[1:2], [count]), differences(counts[:1], counts[2:], [count])
+    assert (moved.verdict, moved.how, equal.verdict) == ("higher, exact", "deterministic", "equal, exact")
     flat = [one(tmp_path, name, {"score": 32.0, "score_ci": [32.0, 32.0]}) for name in ("F", "G")]
     assert difference(*flat).how == "deterministic", "an interval without width is none"
     same = one(tmp_path, "H", {"score": 1.0}, key="A")
     assert difference(bare, same).verdict == "same artifact"
+
+
+def test_a_prompt_of_the_same_id_and_another_text_is_another_prompt(tmp_path: Path) -> None:
+    scores = np.random.default_rng(3).normal(0, 1, 20)
+    rows = per_prompt(scores).assign(prompt=[f"text {i}" for i in range(20)])
+    facts = {"score": scores.mean()}
+    base = one(tmp_path, "A", facts, rows)
+    assert difference(base, one(tmp_path, "B", facts, rows)).how == "paired"
+    assert difference(base, one(tmp_path, "C", facts, rows.assign(prompt="another"))).how == "no interval"
 
 
 def test_values_that_are_missing_or_not_finite_are_left_out(tmp_path: Path) -> None:
@@ -224,3 +230,93 @@ def test_a_table_of_differences_keeps_what_each_rests_on(tmp_path: Path) -> None
     (row,) = table(differences([mine], [its], [SCORE])).to_dict("records")
     assert (row["base"], row["other"], row["metric"], row["verdict"]) == ("A", "B", "score", "higher")
     assert row["base_ci_low"] == 0.9 and row["other_ci_high"] == 2.2 and row["interval"] == "from both intervals"
+
+
+# -- baselines and activations --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """A folder with two small random models of one tokenizer, and a file of prompts in its words."""
+    cli = Cli(tmp_path_factory.mktemp("baselines"))
+    save_model(cli.folder / "one", bpe(400))
+    save_model(cli.folder / "two", bpe(400), seed=6)
+    write_jsonl(cli.folder / "my.jsonl", animals())
+    baseline(cli, "M1", "model=one", "behaviour.min_logit_diff=0.01")
+    return cli
+
+
+def baseline(cli: Cli, name: str, *words: str) -> str:
+    """A baseline of a few prompts; what was shown."""
+    common = ["behaviour=my.jsonl", "behaviour.multi_token=keep", "behaviour.success_threshold=0", "model.device=cpu"]
+    given = {word.split("=")[0] for word in words}
+    kept = [word for word in common if word.split("=")[0] not in given]
+    done = cli("task=baseline", "cluster.workers=0", "tracking=off", f"name={name}", *kept, *words)
+    assert done.code == 0, done.out + done.err
+    return done.out
+
+
+def compared(cli: Cli, *names: str, force: bool = False) -> tuple[pd.DataFrame, str]:
+    """The rows of a comparison, and the notes."""
+    of, out = ",".join(names), "-".join(names)
+    done = cli("task=compare", f"compare.of=[{of}]", f"compare.out={out}", *(["compare.force=true"] if force else []))
+    assert done.code == 0, done.out + done.err
+    return pd.read_csv(cli.folder / out / "compare.csv"), done.out + done.err
+
+
+def test_baselines_of_the_same_prompts_are_paired_in_every_metric_that_is_a_mean_of_prompts(models: Cli) -> None:
+    baseline(models, "M2", "model=two", "behaviour.min_logit_diff=0.01")
+    refused = models("task=compare", "compare.of=[M1,M2]")
+    assert refused.code == 2 and "model.id (" in refused.errors[0]
+    rows, said = compared(models, "M1", "M2", force=True)
+    how = dict(zip(rows["metric"], rows["interval"], strict=True))
+    means = ("logit_diff", "pair_acc", "success_rate", "top1")
+    assert how == {**dict.fromkeys(means, "paired"), "ece": "no interval", "n": "deterministic"}
+    one, two = (
+        pd.read_parquet(path / "per_prompt.parquet").set_index("sample") for path in models.artifacts("baseline")
+    )
+    found = rows.set_index("metric").loc["logit_diff"]
+    assert abs(found["difference"]) == pytest.approx(abs((two["diff"] - one["diff"]).mean()), abs=1e-5)
+    assert found["n_paired"] == 40 and found["difference_ci_low"] < found["difference"] < found["difference_ci_high"]
+    succeeded = rows.set_index("metric").loc["success_rate"]
+    rates = sorted(float((table["normalised_diff"] > 0.01).mean()) for table in (one, two))
+    assert sorted([succeeded["base_value"], succeeded["other_value"]]) == pytest.approx(rates)
+    assert "logit difference" in said and "success" in said
+
+
+def test_unlike_baselines_are_refused_by_the_keys_that_made_their_prompts_and_by_what_was_measured(models: Cli) -> None:
+    shown = baseline(models, "W", "model=one", "baseline.metric=full_target")
+    assert "log-prob. difference" in shown and "logit difference" not in shown
+    baseline(models, "N", "model=one", "behaviour.n_samples=20", "behaviour.n_test=10", "seed=1")
+    for name, keys in (("N", ["behaviour.n_samples", "behaviour.n_test (null and 10)", "seed (0 and 1)"]),
+                       ("W", ["baseline.metric (first_token and full_target)"])):  # fmt: skip
+        done = models("task=compare", f"compare.of=[M1,{name}]")
+        assert done.code == 2 and len(done.errors) == 1 and "input " not in done.errors[0], done.err
+        assert all(key in done.errors[0] for key in keys), done.errors
+    _, said = compared(models, "M1", "W", force=True)
+    assert "logit difference / log-prob. difference" in said
+
+
+def test_sweeps_are_alike_where_they_match(models: Cli) -> None:
+    write_jsonl(models.folder / "other.jsonl", animals(30))
+    baseline(models, "two", "model=one", "behaviour=file", "behaviour.path=my.jsonl,other.jsonl")
+    rows, said = compared(models, "two", "M1")
+    assert {Path(path).name for path in rows["behaviour.path"]} == {"my.jsonl"}
+    assert re.search(r"Only in two, not in M1: behaviour\.path=\S*other\.jsonl", said)
+
+
+def test_every_site_of_a_layer_is_compared(models: Cli) -> None:
+    common = ["task=activations", "model=one", "model.device=cpu", "behaviour=my.jsonl", "behaviour.multi_token=keep", "layer=0-1",
+              "force=true", "cluster.workers=0", "tracking=off"]  # fmt: skip
+    for words in (["name=sites", "activations.site=[mlp_out,resid_post]"],
+                  ["name=last", "activations.site=mlp_out,resid_post", "activations.last_n=2"],
+                  ["name=mlp", "activations.site=mlp_out", "activations.last_n=1"]):  # fmt: skip
+        done = models(*common, *words)
+        assert done.code == 0, done.out + done.err
+    rows, _ = compared(models, "sites", "last")
+    assert {tuple(pair) for pair in rows[["layer", "activations.site"]].to_numpy()} == {
+        (layer, site) for layer in (0, 1) for site in ("mlp_out", "resid_post")
+    }
+    assert set(rows[rows["metric"].isin(["rows", "dropped"])]["verdict"]) == {"lower, exact", "equal, exact"}
+    rows, said = compared(models, "sites", "mlp")
+    assert set(rows["activations.site"]) == {"mlp_out"} and "activations.site=resid_post" in said

@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 import pytest
 import wandb
-from conftest import ROOT
+from conftest import ROOT, Cli
+from prompt_sets import animals, bpe, save_model, write_jsonl
 
 from circuits.run import tracking, wandb_runs
 from circuits.run.tracking import Tracker
@@ -179,6 +180,55 @@ def test_offline_files_hold_config_history_summary_and_the_layers_side_by_side(t
     content = json.loads(table.read_text())
     assert content["columns"] == ["layer", "explained_variance", "site"]
     assert content["data"] == [[0, 0.5, "resid_post"], [1, 0.6, "resid_post"]]
+
+
+def test_baselines_and_activations_are_told_whole_fresh_or_cached(cli: Cli) -> None:
+    save_model(cli.folder / "one", bpe(400))
+    write_jsonl(cli.folder / "my.jsonl", animals())
+    words = ["model=one", "model.device=cpu", "behaviour=my.jsonl", "behaviour.multi_token=keep", "cluster.workers=0"]
+    baseline = [
+        "task=baseline",
+        *words,
+        "behaviour.success_threshold=0",
+        "behaviour.min_logit_diff=0,9",
+        "baseline.cluster=group",
+    ]
+    stores = [
+        "task=activations",
+        *words,
+        "layer=0-1",
+        "activations.site=[mlp_out,resid_post]",
+        "activations.last_n=1",
+        "force=true",
+    ]
+    for run in (
+        baseline,
+        [*baseline[:-2], "behaviour.min_logit_diff=9", "baseline.cluster=group", "name=again"],
+        stores,
+    ):
+        done = cli(*run)
+        assert done.code == 0, done.out + done.err
+    (fresh,) = [told(file) for file in cli.folder.glob("multirun/*/*/*/wandb/offline-run-*/*.wandb")]
+    (cached,) = [told(file) for file in cli.folder.glob("outputs/runs/*/again-*/wandb/offline-run-*/*.wandb")]
+    assert fresh["config"]["swept"] == {"behaviour.min_logit_diff": "0"} and "cached" in cached["run"].tags
+    assert fresh["config"]["behaviour"]["min_logit_diff"] == 0 and cached["config"]["behaviour"]["min_logit_diff"] == 9
+    for one in (fresh, cached):
+        config, summary = one["config"], one["summary"]
+        assert config["behaviour"]["path"].endswith("my.jsonl") and config["model"]["id"].endswith("one")
+        assert list(one["run"].tags)[:3] == ["baseline", "one", "my"]
+        assert 0 <= summary["success_rate"] <= 1 and summary["n"] == 40 and summary["metric"] == "first_token"
+        assert [row["logit_diff"] for row in one["history"] if "logit_diff" in row] == [summary["logit_diff"]]
+    tables = list(cli.folder.rglob("wandb/offline-run-*/files/media/table/per_prompt*.table.json"))
+    assert {len(json.loads(path.read_text())["data"]) for path in tables} == {40} and len(tables) == 2
+    runs = [told(file) for file in cli.folder.glob("outputs/runs/*/activations-*/wandb/offline-run-*/*.wandb")]
+    assert sorted((one["config"]["layer"], one["config"]["site"]) for one in runs) == [
+        (layer, site) for layer in (0, 1) for site in ("mlp_out", "resid_post")
+    ]
+    assert {tuple(one["run"].tags)[-1] for one in runs} == {"L0", "L1"} and {
+        one["summary"]["rows"] for one in runs
+    } == {40}
+    (table,) = cli.folder.glob("outputs/runs/*/*/wandb/offline-run-*/files/media/table/layers*.table.json")
+    assert len(json.loads(table.read_text())["data"]) == 4
 
 
 def closed_port() -> str:

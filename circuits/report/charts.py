@@ -50,7 +50,7 @@ def by_layer(
     """
     series = sorted({p.series for p in points}, key=looks.rank)
     layers = sorted({p.layer for p in points})
-    across = len(layers) == 1 and len(series) > 1
+    across = len(layers) == 1 and (len(series) > 1 or across_label is not None)
     named = across and sum(len(label) + 2 for label in series) <= AXIS_LETTERS
     neighbours = set(itertools.pairwise(layers))
     with drawing():
@@ -92,9 +92,9 @@ def _places(layers: Sequence[int], series: Sequence[str], across: bool) -> Calla
 
 def _axis_range(axes: Axes, points: Sequence[Point], floor: float | None) -> float | None:
     """Zero is in sight; the axis ends at `floor` when values lie below it. Returns the floor when it is used."""
-    lows = [p.interval[0] if p.interval else p.value for p in points]
-    highs = [p.interval[1] if p.interval else p.value for p in points]
-    bottom, top = min([0.0, *lows]), max([*highs, 0.0])
+    # A value can lie outside its own interval (a ratio whose denominator is near zero), and has to be in sight all the same.
+    ends = [end for p in points for end in (p.value, *(p.interval or ()))]
+    bottom, top = min([0.0, *ends]), max([0.0, *ends])
     used = floor if floor is not None and bottom < floor else None
     bottom = used if used is not None else bottom
     room = 0.06 * ((top - bottom) or 1.0)

@@ -1,8 +1,9 @@
 """Two or more sweeps side by side: matched artifacts, and how far each metric moved from the first sweep to another.
 
-Artifacts match by layer and by the values of every key that any of the sweeps sweeps over. A difference is given with an
-interval where there is a ground for one: the paired bootstrap where both artifacts keep the values of the same samples
-(``per_prompt.parquet`` with a column of the metric's name), else their own intervals, taken for independent; else it says so.
+Artifacts match by layer and by the values of every key that any of the sweeps sweeps over, or in which artifacts of one layer
+differ. A difference is given with an interval where there is a ground for one: the paired bootstrap where both artifacts keep the
+values of the same prompts (``per_prompt.parquet``, see :func:`circuits.stats.answers.values`), else their own intervals, taken for
+independent; else it says so.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from circuits.report.types import ArtifactRef
+from circuits.stats.answers import values
 from circuits.stats.paired import Interval, independent_interval, paired_interval
 
 SAMPLES = "per_prompt.parquet"
@@ -25,12 +27,16 @@ How = Literal["paired", "from both intervals", "no interval", "deterministic", "
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric that is compared: its name in metrics.json, its heading, its format, the name of its interval."""
+    """A metric that is compared: its name in metrics.json, its heading, its format, the name of its interval.
+
+    `exact`: nothing random is in it, of whatever it was measured.
+    """
 
     name: str
     heading: str
     format: str
     interval: str
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,9 +84,10 @@ class One:
         return float(found[0]), float(found[1])
 
     def deterministic(self, measure: Measure) -> bool:
-        """Whether the measurement has nothing random in it, by its own word or by an interval without width."""
+        """Whether the measurement has nothing random in it, by its kind or by an interval without width."""
         found = self.metrics.get(measure.interval)
-        return self.metrics.get("deterministic") is True or (isinstance(found, (list, tuple)) and len(set(found)) == 1)
+        share = "%" in measure.format  # a share of 0 or 1 has no width either: all resamples are alike
+        return measure.exact or (not share and isinstance(found, (list, tuple)) and len(set(found)) == 1)
 
 
 @dataclass(frozen=True)
@@ -155,7 +162,7 @@ def unmatched(ones: Sequence[One], others: Sequence[One]) -> list[One]:
 def _difference(one: One, other: One, measure: Measure, a: float, b: float) -> Difference:
     if one.ref.key == other.ref.key:
         return Difference(one, other, measure, a, b, None, "same artifact")
-    if pair := _paired(one.ref.path, other.ref.path, measure.name, a, b):
+    if pair := _paired(one, other, measure.name, a, b):
         return Difference(one, other, measure, a, b, pair[0], "paired", pair[1])
     mine, its = one.interval(measure), other.interval(measure)
     if mine and its:
@@ -164,33 +171,47 @@ def _difference(one: One, other: One, measure: Measure, a: float, b: float) -> D
     return Difference(one, other, measure, a, b, None, "deterministic" if exact else "no interval")
 
 
-def _paired(mine: Path, its: Path, metric: str, a: float, b: float) -> tuple[Interval, int] | None:
-    """The paired interval over the samples that both keep, and their number; None unless they are what the metric is a mean of."""
-    one, other = samples(mine), samples(its)
-    if one is None or other is None or metric not in one or metric not in other:
+def _paired(mine: One, its: One, metric: str, a: float, b: float) -> tuple[Interval, int] | None:
+    """The paired interval over the prompts that both keep, and their number; None unless they are what the metric is a mean of."""
+    one, other = samples(mine.ref.path), samples(its.ref.path)
+    if one is None or other is None or one.index.names != other.index.names:
         return None
+    x, y = values(one, metric, mine.metrics), values(other, metric, its.metrics)
+    if x is None or y is None:
+        return None
+    rows = one.assign(_value=x)
     splits = sorted(set(one["split"]) & set(other["split"])) if "split" in one and "split" in other else []
     for split in [None, *splits]:
-        x, y = (table if split is None else table[table["split"] == split] for table in (one, other))
-        both = x.join(y[[metric]], how="inner", rsuffix="_other")
-        if not (len(both) == len(x) == len(y) and len(both) > 1):
+        left = rows if split is None else rows[rows["split"] == split]
+        right = y if split is None else y[other["split"] == split]
+        both = left.join(right.rename("_other"), how="inner")
+        if not (len(both) == len(left) == len(right) and len(both) > 1):
             continue
-        values = both[metric].astype(float), both[f"{metric}_other"].astype(float)
-        if all(math.isclose(v.mean(), m, rel_tol=1e-6, abs_tol=1e-9) for v, m in zip(values, (a, b), strict=True)):
-            groups = list(both["group"]) if "group" in both else None
-            interval = paired_interval(values[0], values[1], groups, seed=0)
+        pair = both["_value"], both["_other"]
+        if all(math.isclose(v.mean(), m, rel_tol=1e-6, abs_tol=1e-9) for v, m in zip(pair, (a, b), strict=True)):
+            unit = _unit(mine, its)
+            interval = paired_interval(*pair, list(both[unit]) if unit in both else None, seed=0)
             return (interval, len(both)) if interval else None
     return None
 
 
+def _unit(mine: One, its: One) -> str:
+    """The column of what is drawn together: the unit that both measurements name, else the group."""
+    named = {one.metrics.get("cluster") for one in (mine, its)}
+    return str(named.pop()) if len(named) == 1 and None not in named else "group"
+
+
 @lru_cache(maxsize=64)
 def samples(directory: Path) -> pd.DataFrame | None:
-    """The per-sample values of an artifact by sample id; None when it keeps none."""
+    """The per-prompt values of an artifact by sample id and text (an id alone can name another prompt); None when it keeps none."""
     path = directory / SAMPLES
     if not path.exists():
         return None
     table = pd.read_parquet(path)
-    return table.set_index("id") if "id" in table and table["id"].is_unique else None
+    if "sample" not in table or not table["sample"].is_unique:
+        return None
+    names = ["sample", *(["prompt"] if "prompt" in table else [])]
+    return table.set_index(names, drop=False).rename_axis(index=[f"_{name}" for name in names])
 
 
 def table(found: Sequence[Difference]) -> pd.DataFrame:

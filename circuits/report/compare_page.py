@@ -18,7 +18,7 @@ from circuits.report.words import ABSENT, plural
 FLOOR = -0.5  # values far below zero would flatten all others
 
 INTERVALS = {
-    "paired": "paired bootstrap over the same samples, groups drawn together",
+    "paired": "paired bootstrap over the same prompts, those of one sampling unit drawn together",
     "from both intervals": "from the two artifacts' own 95% intervals, taken for independent (on the same held-out data too wide)",
     "no interval": "no interval: nothing was saved to compute one from",
     "deterministic": "deterministic measurements: nothing random in them, the difference is exact",
@@ -110,7 +110,7 @@ def _difference_figure(found: Sequence[Difference], looks: Looks) -> Figure | No
     fractions = "%" in measure.format
     sheet, _ = by_layer(
         f"difference-{_slug(measure)}", looks, points, f"difference in {measure.heading}", fractions=fractions, height=2.2,
-        across_label=f"sweep ({_where(found)})",
+        across_label=_where(found),
     )  # fmt: skip
     having = sum(d.interval is not None for d in found)
     bars = "No intervals: the table says why."
@@ -230,11 +230,14 @@ def _moved(d: Difference) -> str:
 
 
 def _where(found: Sequence[Difference]) -> str:
-    return "; ".join(dict.fromkeys(str(d.place) for d in found))[:80]
+    """The label of an axis of sweeps."""
+    if all(d.place.layer is None and not d.place.swept for d in found):
+        return "sweep"
+    return f"sweep ({'; '.join(dict.fromkeys(str(d.place) for d in found))[:80]})"
 
 
 def _artifacts(found: Sequence[Difference]) -> str:
-    return f"n = {len(found)} pairs of artifacts, named in the table and in the CSV."
+    return f"n = {plural(len(found), 'pair')} of artifacts, named in the table and in the CSV."
 
 
 def _slug(measure: Measure) -> str:

@@ -68,17 +68,14 @@ def write(report: ReportInput, parts: list[Part], out: Path, refs: Sequence[Arti
 
 def _entries(elements: Sequence[Element]) -> tuple[dict[str, list[Entry]], int]:
     """Artifacts by kind, each once: two elements whose difference changes no result share an artifact."""
-    found: dict[str, list[Entry]] = {}
-    seen: set[str] = set()
-    repeated = 0
+    asking: dict[str, tuple[ArtifactRef, list[Element]]] = {}
     for element in elements:
         for ref in element.artifacts:
-            if ref.key in seen:
-                repeated += 1
-                continue
-            seen.add(ref.key)
-            found.setdefault(ref.kind, []).append(Entry(element, ref))
-    return found, repeated
+            asking.setdefault(ref.key, (ref, []))[1].append(element)
+    found: dict[str, list[Entry]] = {}
+    for ref, (first, *others) in asking.values():
+        found.setdefault(ref.kind, []).append(Entry(first, ref, tuple(others)))
+    return found, sum(len(mine) - 1 for _, mine in asking.values())
 
 
 def _parts(entries: dict[str, list[Entry]], looks: Looks) -> list[Part]:

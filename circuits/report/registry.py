@@ -14,10 +14,16 @@ from circuits.report.types import ArtifactRef, Element
 
 @dataclass(frozen=True)
 class Entry:
-    """One artifact and the element that asked for it."""
+    """One artifact, the element that asked for it first, and those that asked after it."""
 
     element: Element
     ref: ArtifactRef
+    others: tuple[Element, ...] = ()
+
+    @property
+    def elements(self) -> tuple[Element, ...]:
+        """All that asked for it: what they ask of it may differ (a gate's thresholds)."""
+        return (self.element, *self.others)
 
 
 @dataclass(frozen=True)

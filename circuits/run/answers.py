@@ -9,7 +9,7 @@ from typing import Any
 
 from circuits.errors import CircuitsError, UserError
 from circuits.files import read_json, write_json
-from circuits.run import config, gates, registry, status
+from circuits.run import config, gates, registry, status, tracked
 from circuits.run.content import Contents
 from circuits.run.places import LOG, RECORD
 from circuits.run.plan import Element
@@ -83,16 +83,18 @@ def log_cached(sweep: Sweep, directories: Iterable[Path], note: Say) -> None:
     for directory in wanted:
         facts = status.read(directory)
         record, cfg = read_json(directory / RECORD), config.load(directory / "config.yaml")
-        model = cfg.model.id.rsplit("/", 1)[-1]
+        kind, group = kind_of(sweep), sweep.record["group"]
         budget = end - time.monotonic()
         if budget <= 0 and cfg.tracking.mode is not TrackingMode.disabled:
             left, cfg.tracking.mode = left + 1, TrackingMode.disabled
-        tracker = Tracker(directory, cfg.tracking, sweep.record["group"], [cfg.task.name, model, "cached"], warn)
+        tracker = Tracker(directory, cfg.tracking, group, [*tracked.tags(kind, cfg, None), "cached"], warn)
         for item in facts["artifacts"]:
-            name = record["name"] if item["layer"] is None else f"{record['name']}/L{item['layer']}"
-            tracker.start(item["layer"], item["id"], name, {"cached": True, **record["swept"]})
-            tracker.log(int(item["metrics"].get("steps", 0)), status.numbers(item["metrics"]), item["layer"])
-            tracker.summary(item["metrics"], item["layer"])
+            layer, path = item["layer"], Path(item["path"])
+            metrics = {**read_json(path / "metrics.json"), **item["metrics"]}
+            given = tracked.config(kind, cfg, record["swept"], artifact=item["id"], cached=True)
+            tags = tracked.tags(kind, cfg, layer)
+            key = f"{item['id']} {record['name']}"  # two elements may answer with one artifact
+            tracked.tell(tracker, record["name"], key, layer, metrics, given, tags, path)
         tracker.close(max(0.0, min(CACHED_S, budget)))
     if left:
         note(

@@ -40,6 +40,7 @@ class Run:
     say: Callable[[str], None]
     name: str  # of the sweep and the element, for leases and for reuse=force
     overrides: Sequence[str] = ()
+    swept: Mapping[str, str] = field(default_factory=dict)  # what sets this element apart in its sweep
     tainted: list[str] = field(default_factory=list)  # gates that said no, and were passed by force=true
 
 

@@ -6,7 +6,7 @@ Their keys are computed in :mod:`circuits.run.keys`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,12 +33,24 @@ class ModelDims:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a sweep's end table: a metric, its heading, its format, and the metric that holds its interval."""
+    """A column of a sweep's end table: a metric, its heading, its format, and the metric that holds its interval.
+
+    Attributes:
+        exact: nothing random is in it (a count, a size): two values differ or they do not.
+        headings: where the measurement's ``metric`` says which of several things was measured: a heading for each.
+    """
 
     metric: str
     heading: str
     format: str = ".3f"
     interval: str | None = None
+    exact: bool = False
+    headings: tuple[tuple[str, str], ...] = ()
+
+    def title(self, measured: Iterable[Mapping[str, Any]]) -> str:
+        """The heading over these measurements; that of each, where they differ."""
+        known = dict(self.headings)
+        return " / ".join(dict.fromkeys(known.get(m.get("metric", ""), self.heading) for m in measured)) or self.heading
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ class Log:
 def _context(directory: Path, record: dict[str, Any], cfg: Any, status: Any, stop: StopFlag, log: Log) -> Any:
     """What the element's task is given, once its gates have been asked."""
     from circuits.files import write_json
-    from circuits.run import provenance, registry
+    from circuits.run import provenance, registry, tracked
     from circuits.run.content import Contents
     from circuits.run.context import Context, Run
     from circuits.run.store import Store
@@ -228,12 +228,22 @@ def _context(directory: Path, record: dict[str, Any], cfg: Any, status: Any, sto
     place = directory if (directory / SWEEP).exists() else directory.parent
     if edited := provenance.edited_since(place / SWEEP):
         log.write(f"warning: {edited}")
-    tags = [record["task"], cfg.model.id.rsplit("/", 1)[-1]]
-    tracker = Tracker(directory, cfg.tracking, record["group"], tags, log.write)
+    tracker = Tracker(directory, cfg.tracking, record["group"], tracked.tags(kind, cfg, None), log.write)
     layers = tuple(record["layers"])
     try:
         parts = Run(
-            cfg, layers, directory, store, contents, status, stop, tracker, log.write, name, record["overrides"]
+            cfg,
+            layers,
+            directory,
+            store,
+            contents,
+            status,
+            stop,
+            tracker,
+            log.write,
+            name,
+            record["overrides"],
+            record["swept"],
         )
         context = Context(parts, kind)
         _same_keys(context, record)

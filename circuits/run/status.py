@@ -173,6 +173,8 @@ def entry(
     """An artifact as a run's status lists it."""
     kept: dict[str, Any] = dict(numbers(metrics))
     kept.update({c.interval: metrics[c.interval] for c in kind.columns if c.interval and c.interval in metrics})
+    if any(c.headings for c in kind.columns):
+        kept["metric"] = metrics.get("metric")
     return {
         "id": artifact.id,
         "kind": kind.name,

@@ -183,7 +183,7 @@ class View:
         if len(found) != 1:
             return f"{len(found)} artifacts" if found else facts.get("note") or ""
         return "  ".join(
-            f"{c.heading} {format(found[0]['metrics'][c.metric], c.format)}"
+            f"{c.title([found[0]['metrics']])} {format(found[0]['metrics'][c.metric], c.format)}"
             for c in self.kind.columns
             if c.metric in found[0]["metrics"]
         )
@@ -257,8 +257,9 @@ def end_table(kind: Kind, rows: Sequence[tuple[Mapping[str, str], Mapping[str, A
     layered = any(item["layer"] is not None for _, facts in rows for item in facts.get("artifacts") or [])
     for key in [*(["layer"] if layered else []), *swept]:
         table.add_column(key, no_wrap=True)
+    measured = [item["metrics"] for _, facts in rows for item in facts.get("artifacts") or []]
     for column in kind.columns:
-        table.add_column(column.heading, no_wrap=True)
+        table.add_column(column.title(measured), no_wrap=True)
     table.add_column("artifact", no_wrap=True, overflow="fold")
     for values, facts in rows:
         for item in facts.get("artifacts") or []:
@@ -274,4 +275,6 @@ def _cell(column: Any, metrics: Mapping[str, Any]) -> str:
         return "–"
     text = format(value, column.format)
     interval = metrics.get(column.interval) if column.interval else None
-    return f"{text} ± {(interval[1] - interval[0]) / 2:.3f}" if interval else text
+    if not interval:
+        return text
+    return f"{text} ± {format((interval[1] - interval[0]) / 2, '.1%' if '%' in column.format else '.3f')}"

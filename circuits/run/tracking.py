@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,14 @@ class Tracker:
             _drop_torn(run_dir / FILE)
             self._file = (run_dir / FILE).open("a", encoding="utf-8")
 
-    def start(self, layer: int | None, key: str, name: str, config: Mapping[str, Any]) -> None:
-        """Open the W&B run of one layer."""
+    def start(
+        self, layer: int | None, key: str, name: str, config: Mapping[str, Any], tags: Sequence[str] = ()
+    ) -> None:
+        """Open the W&B run of one layer; `tags` are its own, beside the element's."""
         if self._wandb is not None:
-            self._wandb.start(layer, key, name, config)
+            self._wandb.start(layer, key, name, config, tags)
 
-    def log(self, step: int, metrics: Mapping[str, float], layer: int | None = None) -> None:
+    def log(self, step: int, metrics: Mapping[str, float | str], layer: int | None = None) -> None:
         """One row: at `step` of `layer`."""
         row = {"step": step, "layer": layer, **{k: _finite(v) for k, v in metrics.items()}}
         with disk_errors(self.run_dir):
@@ -51,6 +53,11 @@ class Tracker:
             self._file.flush()
         if self._wandb is not None:
             self._wandb.log(layer, {**metrics, "global_step": step})
+
+    def table(self, name: str, file: Path, layer: int | None = None, at_most: int = 1000) -> None:
+        """The first `at_most` rows of a parquet file as a W&B table; the name says so where there are more."""
+        if self._wandb is not None:
+            self._wandb.table(layer, name, file, at_most)
 
     def summary(self, metrics: Mapping[str, Any], layer: int | None = None) -> None:
         """The final metrics of `layer`; ends its W&B run."""
@@ -74,8 +81,8 @@ def _drop_torn(path: Path) -> None:
             f.truncate(content.rfind(b"\n") + 1)
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: float | str) -> float | str | None:
+    return value if isinstance(value, str) or math.isfinite(value) else None
 
 
 def read(run_dir: Path) -> list[dict[str, Any]]:

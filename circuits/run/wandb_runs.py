@@ -17,7 +17,7 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +45,30 @@ class Runs:
         self._online: bool | None = None  # not yet asked
         self._off = self._warned = False
         self._open: dict[int | None, Any] = {}
+        self._last: Any = None  # the run that was summarised last
         self._table: list[dict[str, Any]] = []
         self._offline_dirs: list[Path] = []
         self._files: list[Path] = []
 
     # -- called by the work; returns at once ---------------------------------------------------------------------
 
-    def start(self, layer: int | None, key: str, name: str, config: Mapping[str, Any]) -> None:
-        """Open the run of one layer."""
-        self._do(lambda: self._start(layer, key, name, dict(config)))
+    def start(
+        self, layer: int | None, key: str, name: str, config: Mapping[str, Any], tags: Sequence[str] = ()
+    ) -> None:
+        """Open the run of one layer; `tags` are its own, beside the element's."""
+        both = list(dict.fromkeys([*self._tags, *tags]))
+        self._do(lambda: self._start(layer, key, name, dict(config), both))
 
-    def log(self, layer: int | None, row: Mapping[str, float]) -> None:
+    def log(self, layer: int | None, row: Mapping[str, float | str]) -> None:
         """A row of the run of `layer`."""
         self._do(lambda: self._with(layer, lambda run: run.log(dict(row))))
 
+    def table(self, layer: int | None, name: str, file: Path, at_most: int) -> None:
+        """The first rows of a parquet file as a table of the run of `layer`."""
+        self._do(lambda: self._with(layer, lambda run: _log_table(run, name, file, at_most)))
+
     def summary(self, layer: int | None, metrics: Mapping[str, Any]) -> None:
-        """The final metrics of `layer`; ends its run."""
+        """The final metrics of `layer`; nothing more comes for it."""
         self._do(lambda: self._summary(layer, dict(metrics)))
 
     def close(self, budget_s: float | None = None) -> None:
@@ -105,7 +113,7 @@ class Runs:
             self._warned = True
             self._say(f"warning: {what}; metrics.jsonl has all rows")
 
-    def _start(self, layer: int | None, key: str, name: str, config: dict[str, Any]) -> None:
+    def _start(self, layer: int | None, key: str, name: str, config: dict[str, Any], tags: list[str]) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
         os.environ.setdefault(
             "WANDB_ERROR_REPORTING", "false"
@@ -119,7 +127,7 @@ class Runs:
                 self._warn(f"W&B is offline in this run: {why_not}")
         run_id = sha256_text(f"{self._group}/{key}")[:16]
         try:
-            run = self._init(run_id, name, config, self._online)
+            run = self._init(run_id, name, config, tags, self._online)
         except Exception as e:
             if not self._online:
                 raise
@@ -129,13 +137,13 @@ class Runs:
                 run_id = f"{run_id}-offline"
             else:
                 self._restart_service()
-            run = self._init(run_id, name, config, False)
+            run = self._init(run_id, name, config, tags, False)
         self._open[layer] = run
         self._files.append(Path(run.settings.sync_dir))
         if not self._online:
             self._offline_dirs.append(Path(run.settings.sync_dir))
 
-    def _init(self, run_id: str, name: str, config: dict[str, Any], online: bool) -> Any:
+    def _init(self, run_id: str, name: str, config: dict[str, Any], tags: list[str], online: bool) -> Any:
         import wandb
 
         run = wandb.init(
@@ -146,7 +154,7 @@ class Runs:
             id=run_id,
             name=name,
             group=self._group,
-            tags=self._tags,
+            tags=tags,
             config=config,
             resume="allow" if online else None,
             reinit="create_new",
@@ -185,15 +193,20 @@ class Runs:
         plain = {k: v for k, v in metrics.items() if isinstance(v, (int, float, str, bool))}
         self._table.append({"layer": layer, **plain})
         run.summary.update(plain)
-        if not self._open and len(self._table) > 1:  # the last of several layers carries them all, side by side
-            import wandb
-
-            columns = list(dict.fromkeys(name for row in self._table for name in row))
-            rows = [[row.get(name) for name in columns] for row in self._table]
-            run.log({"layers": wandb.Table(columns=columns, data=rows)})
-        run.finish()
+        if self._last is not None:
+            self._last.finish()
+        self._last = run  # open until another comes or the element ends: which one is the last, nobody knows before
 
     def _finish_all(self) -> None:
+        if self._last is not None:
+            if len(self._table) > 1:  # the last of several layers carries them all, side by side
+                import wandb
+
+                columns = list(dict.fromkeys(name for row in self._table for name in row))
+                rows = [[row.get(name) for name in columns] for row in self._table]
+                self._last.log({"layers": wandb.Table(columns=columns, data=rows)})
+            self._last.finish()
+            self._last = None
         for layer in list(self._open):
             self._open.pop(layer).finish(exit_code=1)
 
@@ -203,6 +216,16 @@ class Runs:
         if len(found) == 1:
             return os.path.relpath(found[0])
         return os.path.relpath(self._dir / "wandb") + ("/offline-run-*" if found is self._offline_dirs else "/*run-*")
+
+
+def _log_table(run: Any, name: str, file: Path, at_most: int) -> None:
+    import pandas as pd
+    import wandb
+
+    rows = pd.read_parquet(file)
+    if len(rows) > at_most:
+        name, rows = f"{name}_first_{at_most}_of_{len(rows)}", rows[:at_most]
+    run.log({name: wandb.Table(dataframe=rows)})
 
 
 def refusal() -> str | None:

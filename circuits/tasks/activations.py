@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
 from circuits.files import write_json
-from circuits.run import registry, status
+from circuits.run import registry, status, tracked
 from circuits.run.content import Contents
 from circuits.run.context import Context, Work
 from circuits.run.keys import Unit
@@ -148,7 +148,7 @@ def question(cfg: BaseConfig) -> str:
     if of_data(cfg):
         what = Path(cfg.data.path).name if cfg.data.path else f"{cfg.data.source.value} text"
     else:
-        what = f"the prompts of {cfg.behaviour.name}"
+        what = f"the prompts of {Path(cfg.behaviour.path).stem if cfg.behaviour.path else cfg.behaviour.name}"
     where = ", ".join(sites(cfg.activations))
     return f"What are the activations of {Path(cfg.model.id).name} on {what}, {where}"
 
@@ -191,11 +191,11 @@ KIND = Kind(
     question=question,
     memory_keys=("activations.batch_size",),
     columns=(
-        Column("rows", "rows", ",.0f"),
-        Column("gigabytes", "GB", ".3g"),
+        Column("rows", "rows", ",.0f", exact=True),
+        Column("gigabytes", "GB", ".3g", exact=True),
         Column("rows_per_s", "rows/s", ",.0f"),
         Column("peak_gigabytes", "peak memory, GB", ".2f"),
-        Column("dropped", "samples dropped", ",.0f"),
+        Column("dropped", "samples dropped", ",.0f", exact=True),
     ),
 )
 
@@ -394,10 +394,7 @@ def _publish(
         write_json(out / "metrics.json", found)
 
     artifact = work.commit(write, measured=["metrics.json"], dropped=facts["dropped"])
-    context.run.tracker.start(
-        layer, work.key.hash, f"{context.run.name}/L{layer}/{site}", {"layer": layer, "site": site}
-    )
-    context.run.tracker.summary(found, layer)
+    tracked.publish(context, artifact, work.key.hash, layer, found)
     dropped = f", {len(pieces.dropped)} samples dropped as non-finite" if pieces.dropped else ""
     context.say(f"{site}, layer {layer}: {pieces.rows:,} rows of {pieces.width}{dropped}: {artifact.id}")
 

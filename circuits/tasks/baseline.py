@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import GateError, UserError
 from circuits.files import write_json
+from circuits.run import tracked
 from circuits.run.context import Context, Work
 from circuits.run.kinds import Column, Kind, ModelDims, behaviour_and_model, readable
 from circuits.schema import BaseConfig
@@ -72,21 +73,30 @@ def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str
 
 
 def derived(cfg: BaseConfig, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The success rate under the thresholds that are asked for now."""
-    from circuits.stats.answers import success_rate
+    """The success rate under the thresholds that are asked for now, with its interval."""
+    from circuits.stats.answers import success_interval, success_rate
 
-    return {"success_rate": success_rate(metrics["normalised_diffs"], cfg.behaviour.min_logit_diff)}
+    diffs, least = metrics["normalised_diffs"], cfg.behaviour.min_logit_diff
+    found: dict[str, Any] = {"success_rate": success_rate(diffs, least), "min_logit_diff": least}
+    if units := metrics.get("units"):  # older measurements did not keep them
+        resamples = getattr(cfg, "baseline").resamples  # noqa: B009 (joined to the schema at run time)
+        interval = success_interval(diffs, units, least, resamples=resamples, seed=_seed(cfg.seed))
+        found["success_rate_ci"] = None if interval is None else list(interval)
+    return found
 
 
 def gate(cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:
     """Whether enough prompts succeed."""
-    rate, behaviour = derived(cfg, metrics)["success_rate"], cfg.behaviour
+    from circuits.stats.answers import success_rate
+
+    behaviour, n = cfg.behaviour, metrics["n"]
+    rate = success_rate(metrics["normalised_diffs"], behaviour.min_logit_diff)
     if rate >= behaviour.success_threshold:
         return None
     return (
-        f"{behaviour_and_model(cfg, ())}: {100 * rate:.0f}% of {metrics['n']} prompts have a difference above "
+        f"{behaviour_and_model(cfg, ())}: {round(rate * n)} of {n} prompts ({100 * rate:.1f}%) have a difference above "
         f"behaviour.min_logit_diff={behaviour.min_logit_diff:g}, below behaviour.success_threshold="
-        f"{behaviour.success_threshold:g} (mean {metrics['logit_diff']:.2f}, right {100 * metrics['pair_acc']:.0f}%); "
+        f"{behaviour.success_threshold:g} (mean {metrics['logit_diff']:.2f}, right {100 * metrics['pair_acc']:.1f}%); "
         "study another behaviour or model, or lower a threshold"
     )
 
@@ -110,12 +120,18 @@ KIND = Kind(
     question=question,
     memory_keys=("baseline.batch_size",),
     columns=(
-        Column("logit_diff", "logit difference", ".2f", "logit_diff_ci"),
-        Column("pair_acc", "right", ".1%"),
-        Column("success_rate", "success", ".1%"),
+        Column(
+            "logit_diff",
+            "logit difference",
+            ".2f",
+            "logit_diff_ci",
+            headings=(("full_target", "log-prob. difference"),),
+        ),
+        Column("pair_acc", "right", ".1%", "pair_acc_ci"),
+        Column("success_rate", "success", ".1%", "success_rate_ci"),
         Column("top1", "top 1", ".1%"),
         Column("ece", "ECE", ".3f"),
-        Column("n", "prompts", ".0f"),
+        Column("n", "prompts", ".0f", exact=True),
     ),
 )
 
@@ -134,7 +150,7 @@ def run(context: Context) -> None:
 def _make(context: Context, work: Work) -> None:
     from circuits.data import prompts
     from circuits.models.scoring import score
-    from circuits.stats.answers import summarise
+    from circuits.stats.answers import summarise, units_of
 
     options, seed = context.cfg.baseline, context.cfg.seed
     given = prompts.read(context.require("prompts").path)
@@ -151,16 +167,17 @@ def _make(context: Context, work: Work) -> None:
         "metric": options.metric.value,
         "cluster": options.cluster.value,
         "normalised_diffs": rows["normalised_diff"].tolist(),
+        "units": units_of(rows, options.cluster.value),
     }
-    context.run.tracker.start(None, work.key.hash, context.run.name, {"artifact": work.key.id})
 
     def write(out: Path) -> None:
         rows.to_parquet(out / "per_prompt.parquet", index=False)
         write_json(out / "metrics.json", metrics)
 
     artifact = work.commit(write)
-    context.run.tracker.summary({k: v for k, v in metrics.items() if k != "normalised_diffs"}, None)
-    context.say(f"logit difference {metrics['logit_diff']:.3f}, right {metrics['pair_acc']:.3f}: {artifact.id}")
+    tracked.publish(context, artifact, work.key.hash, None, metrics)
+    what = KIND.columns[0].title([metrics])
+    context.say(f"{what} {metrics['logit_diff']:.3f}, right {metrics['pair_acc']:.3f}: {artifact.id}")
 
 
 def _seed(seed: int) -> int:

@@ -1,7 +1,8 @@
 """``task=compare compare.of=[A,B,…]``: sweeps or runs side by side, from their saved files: what differs, what moved, how surely.
 
-The first is the base. Artifacts are matched by layer and by the values of whatever any of the sweeps sweeps over; unlike data are
-refused, because a difference between them would say nothing about what was changed. Written to ``outputs/compare/A,B/``.
+The first is the base. Artifacts are matched by layer and by the values of whatever any of the sweeps sweeps over, or of which a run
+makes several artifacts a layer (sites); unlike data are refused, because a difference between them would say nothing about what was
+changed. Written to ``outputs/compare/A,B/``.
 """
 
 from __future__ import annotations
@@ -22,15 +23,8 @@ from circuits.schema import BaseConfig
 
 if TYPE_CHECKING:
     from circuits.report.compare import Difference, Measure, One
-    from circuits.report.types import Element
+    from circuits.report.types import ArtifactRef, Element
 
-LIKE = (
-    "data",
-    "behaviour",
-    "model",
-    "precision.dtype",
-)  # sections that must be equal for a difference to mean something
-LIKE_INPUTS = ("tiny", "tokens", "prompts")  # kinds of inputs that are data or a model
 SHOWN = 60  # rows in the terminal; the CSV has all
 
 
@@ -46,7 +40,7 @@ class Options:
 def run(cfg: BaseConfig) -> int:
     """Compare, show the table, write CSV and page."""
     from circuits.report.compare import differences, unmatched
-    from circuits.report.compare_terms import differing
+    from circuits.report.compare_terms import differing, unmeasured
 
     options: Options = getattr(cfg, "compare")  # noqa: B009 (joined to the schema at run time)
     sweeps = _sweeps(cfg, options.of)
@@ -56,7 +50,7 @@ def run(cfg: BaseConfig) -> int:
     ones = _ones(elements, problems)
     base, *others = ones
     notes = _alike(ones, options.force)
-    measures = _measures(kind)
+    measures = _measures(kind, ones)
     found = [d for other in others for d in differences(ones[base], ones[other], measures)]
     if not found:
         raise UserError(_no_match(ones, base))
@@ -64,6 +58,7 @@ def run(cfg: BaseConfig) -> int:
         for mine, its in ((base, other), (other, base)):
             if left := unmatched(ones[mine], ones[its]):
                 notes.append(f"Only in {mine}, not in {its}: {_shortened([str(one.place) for one in left])}.")
+    notes += [note for other in others for note in unmeasured(ones[base], ones[other], measures)]
     configs = {label: [element.config for element in mine] for label, mine in elements.items()}
     config = differing(configs, registry.reads(kind.name) - {"layer"})
     out = Path(options.out) if options.out else Path(cfg.outputs) / "compare" / _folder(sweeps)
@@ -93,23 +88,36 @@ def _sweeps(cfg: BaseConfig, names: Sequence[str]) -> dict[str, Sweep]:
 def _ones(elements: Mapping[str, Sequence[Element]], problems: list[str]) -> dict[str, list[One]]:
     """The artifacts of each sweep with what they are matched by; an artifact that two elements share counts once."""
     from circuits.report.compare import One, Place
+    from circuits.report.compare_terms import entered, variant_keys
     from circuits.report.saved import load_json
 
-    keys = list(dict.fromkeys(key for mine in elements.values() for e in mine for key in e.swept if key != "layer"))
+    everyone = [element for mine in elements.values() for element in mine]
+    inner = dict.fromkeys(key for element in everyone for key in variant_keys(element.artifacts))
+    keys = list(dict.fromkeys([*(key for e in everyone for key in e.swept if key != "layer"), *inner]))
     result: dict[str, list[One]] = {}
     for label, mine in elements.items():
         found: dict[Place, One] = {}
         for element in mine:
-            swept = tuple((key, _value(element, key)) for key in keys)
             for ref in element.artifacts:
                 metrics = load_json(ref, "metrics.json", problems)
-                if metrics:
-                    place = Place(ref.layer, swept)
-                    found.setdefault(place, One(label, place, ref, metrics))
+                if not metrics:
+                    continue
+                own = entered(ref) if inner else {}
+                values = [own[key] if key in inner and key in own else _value(element, key) for key in keys]
+                place = Place(ref.layer, tuple(zip(keys, values, strict=True)))
+                one = found.setdefault(place, One(label, place, ref, {**_asked(element, ref), **metrics}))
+                if one.ref.key != ref.key:
+                    problems.append(f"{label}, {place}: {one.ref.label} is compared, {ref.label} is not")
         if not found:
             raise UserError(f"compare.of: {label} has nothing to compare; task=status of={label} says how it went")
         result[label] = list(found.values())
     return result
+
+
+def _asked(element: Element, ref: ArtifactRef) -> Mapping[str, Any]:
+    """The numbers that the element's status shows of an artifact, also those that depend on what was asked of it."""
+    found = (a["metrics"] for a in element.status.get("artifacts") or [] if a.get("id") == ref.label)
+    return next(found, {})
 
 
 def _value(element: Element, key: str) -> str:
@@ -122,11 +130,14 @@ def _value(element: Element, key: str) -> str:
     return dict(word.split("=", 1) for word in element.overrides if "=" in word).get(key, "default")
 
 
-def _measures(kind: Kind) -> list[Measure]:
+def _measures(kind: Kind, ones: Mapping[str, Sequence[One]]) -> list[Measure]:
     """The columns of the kind's end table."""
     from circuits.report.compare import Measure
 
-    return [Measure(c.metric, c.heading, c.format, c.interval or f"{c.metric}_ci") for c in kind.columns]
+    metrics = [one.metrics for mine in ones.values() for one in mine]
+    return [
+        Measure(c.metric, c.title(metrics), c.format, c.interval or f"{c.metric}_ci", c.exact) for c in kind.columns
+    ]
 
 
 def _alike(ones: Mapping[str, Sequence[One]], force: bool) -> list[str]:

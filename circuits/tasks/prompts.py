@@ -113,13 +113,13 @@ KIND = Kind(
     check=check,
     question=question,
     columns=(
-        Column("n_train", "train", ".0f"),
-        Column("n_test", "test", ".0f"),
-        Column("n_groups", "groups", ".0f"),
-        Column("n_distinct", "distinct", ".0f"),
-        Column("left_out", "left out", ".0f"),
-        Column("tokens_median", "tokens (median)", ".0f"),
-        Column("findings", "findings", ".0f"),
+        Column("n_train", "train", ".0f", exact=True),
+        Column("n_test", "test", ".0f", exact=True),
+        Column("n_groups", "groups", ".0f", exact=True),
+        Column("n_distinct", "distinct", ".0f", exact=True),
+        Column("left_out", "left out", ".0f", exact=True),
+        Column("tokens_median", "tokens (median)", ".0f", exact=True),
+        Column("findings", "findings", ".0f", exact=True),
     ),
 )
 

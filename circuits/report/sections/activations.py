@@ -15,8 +15,9 @@ from circuits.report.registry import Entry, View, section
 from circuits.report.saved import load_json
 from circuits.report.sheet import drawing, stroke
 from circuits.report.style import Looks
-from circuits.report.words import counts, decimal, listed, plural, plus_minus, ranges, short, span, whole
+from circuits.report.words import ABSENT, counts, decimal, listed, plural, plus_minus, ranges, short, span, whole
 
+UNTOLD = ("layer", "activations.shard", "activations.site")  # columns of their own, or nothing that changes a store
 NEEDED = ("rows", "samples", "dropped", "gigabytes", "site", "layer", "width", "dtype", "norm", "norm_by_position")
 
 
@@ -27,6 +28,8 @@ class Record:
     entry: Entry
     metrics: Mapping[str, Any]
     series: str
+    swept: Mapping[str, str]
+    """What tells stores of one layer and site apart."""
 
     @property
     def label(self) -> str:
@@ -51,7 +54,7 @@ def activations(view: View) -> Part:
     drawn = [r for r in records if r.metrics["norm"] is not None]
     first: list[Block] = [_norms(looks, drawn)] if drawn else []
     first.append(_table(records))
-    blocks: list[Block] = [*_positions(looks, drawn)]
+    blocks: list[Block] = [figure for by in ("position", "from_end") for figure in _positions(looks, drawn, by)]
     if dropped := [r for r in records if r.metrics["dropped"]]:
         blocks.append(_dropped(dropped, problems))
     sites = listed(sorted({str(r.metrics["site"]) for r in records}))
@@ -72,12 +75,9 @@ def _read(view: View, problems: list[str]) -> list[Record]:
     records = []
     for entry, metrics in found:
         # What tells stores of one layer apart: swept values (a shard is none: shards make one store), and the site.
-        swept = [
-            f"{k}={v}"
-            for k, v in entry.element.swept.items()
-            if k not in ("layer", "activations.shard", "activations.site")
-        ]
-        records.append(Record(entry, metrics, ", ".join([*([metrics["site"]] if several else []), *swept])))
+        swept = {k: v for k, v in entry.element.swept.items() if k not in UNTOLD}
+        names = [*([metrics["site"]] if several else []), *(f"{k}={v}" for k, v in swept.items())]
+        records.append(Record(entry, metrics, ", ".join(names), swept))
     return sorted(records, key=lambda r: (r.layer, r.series))
 
 
@@ -136,16 +136,23 @@ def _norms(looks: Looks, records: Sequence[Record]) -> Figure:
     return sheet.finish(title="Norm by layer", caption=caption, alt=alt, data=data)
 
 
-def _positions(looks: Looks, records: Sequence[Record]) -> list[Figure]:
-    """The mean norm by position, one panel a layer: where in a sequence activations are large."""
-    having = [r for r in records if len(r.metrics["norm_by_position"]["positions"]) > 1]
+def _positions(looks: Looks, records: Sequence[Record], by: str) -> list[Figure]:
+    """The mean norm by position, one panel a layer: where in a sequence activations are large.
+
+    `by`: which stores, those of whole samples (``position``) or of their last tokens (``from_end``): zero is another place in each.
+    """
+    having = [
+        r
+        for r in records
+        if r.metrics["norm_by_position"]["by"] == by and len(r.metrics["norm_by_position"]["positions"]) > 1
+    ]
     figures, high = [], max((max(_places(r)[1]) for r in having), default=1.0) or 1.0
     for number, layers in enumerate(pages(r.layer for r in having) if having else []):
         mine = [r for r in having if r.layer in layers]
         series = sorted({r.series for r in mine}, key=looks.rank)
-        ends = {r.metrics["norm_by_position"]["by"] == "from_end" for r in mine} == {True}
+        ends = by == "from_end"
         with drawing():
-            name = "activations-positions" + (f"-{number + 1}" if number else "")
+            name = f"activations-positions{'-from-end' if ends else ''}" + (f"-{number + 1}" if number else "")
             x = "position from the end" if ends else "position"
             sheet, panels = multiples(name, looks, series, layers, x, "mean norm")
             next(iter(panels.values())).set_ylim(0, 1.06 * high)  # all panels share their axes
@@ -157,7 +164,7 @@ def _positions(looks: Looks, records: Sequence[Record]) -> list[Figure]:
             + f" n of every point and its value are in the CSV. From {listed([r.label for r in mine])}."
         )
         alt = f"Mean norm by position, one panel for each of the layers {ranges(layers)}"
-        title = "Norm by position" + (
+        title = f"Norm by position{' from the end' if ends else ''}" + (
             f", layers {ranges(layers)}" if number or len(layers) < len({r.layer for r in having}) else ""
         )
         data = pd.concat([_position_table(r) for r in mine])
@@ -187,8 +194,9 @@ def _position_table(record: Record) -> pd.DataFrame:
 
 
 def _table(records: Sequence[Record]) -> Table:
+    swept = list(dict.fromkeys(key for r in records for key in r.swept))
     columns = (
-        Column("layer", True), Column("site"), Column("rows", True), Column("samples", True),
+        Column("layer", True), Column("site"), *(Column(key) for key in swept), Column("rows", True), Column("samples", True),
         Column("dropped", True, "samples left out as non-finite"), Column("width", True), Column("stored as"), Column("GB", True),
         Column("mean norm", True, "± half of the 95% interval, samples as the unit"),
         Column("rows/s", True, "while they were captured, all layers and sites of the run beside one another"),
@@ -201,6 +209,7 @@ def _table(records: Sequence[Record]) -> Table:
             (
                 Cell(str(r.layer), r.layer),
                 Cell(str(m["site"])),
+                *(Cell(r.swept.get(key, ABSENT)) for key in swept),
                 *(Cell(whole(m[name]), m[name]) for name in ("rows", "samples", "dropped", "width")),
                 Cell(str(m["dtype"])),
                 Cell(short(m["gigabytes"]), m["gigabytes"]),

@@ -14,84 +14,131 @@ from circuits.report.registry import Entry, View, section
 from circuits.report.saved import load_json, load_table
 from circuits.report.sections.prompts import name
 from circuits.report.sheet import Sheet, drawing, label_axes, marks, stroke
-from circuits.report.style import INK, MUTED, PAPER
-from circuits.report.words import decimal, listed, percent, plural, plus_minus, span, whole
+from circuits.report.style import INK, MUTED, PAPER, Looks
+from circuits.report.words import ABSENT, decimal, listed, percent, plural, plus_minus, span, whole
 
 SPREAD = 0.22  # of the dots of one behaviour, up and down
+NAMED = ("behaviour", "model", "model.id", "behaviour.success_threshold", "behaviour.min_logit_diff")
+NEEDED = ("n", "logit_diff", "pair_acc", "top1", "ece", "brier", "nll")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Record:
-    """One baseline: its summary, the differences by prompt, and the success rate that its element was asked for."""
+    """One baseline: its summary and the differences by prompt."""
 
     entry: Entry
     metrics: Mapping[str, Any]
     rows: pd.DataFrame | None
-    success: float | None
 
     @property
     def name(self) -> str:
         """``ioi-gpt2``."""
         return name(self.entry)
 
+    @property
+    def series(self) -> str:
+        """The name, and what was swept besides: thresholds are no part of a measurement."""
+        swept = [f"{k}={v}" for k, v in self.entry.element.swept.items() if k not in NAMED]
+        return ", ".join([self.name, *swept])
+
     def interval(self, key: str) -> tuple[float, float] | None:
         """A saved interval."""
-        found = self.metrics.get(f"{key}_ci")
-        return (float(found[0]), float(found[1])) if isinstance(found, list) and len(found) == 2 else None
+        return _pair(self.metrics.get(f"{key}_ci"))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What one element asked of a baseline: the success rate under its thresholds, and whether that is enough."""
+
+    record: Record
+    state: str
+    success: float | None
+    interval: tuple[float, float] | None
+    share: float | None
+    least: float | None
+
+    @property
+    def told(self) -> str:
+        """``below 0.8``."""
+        return self.state if self.share is None or self.state == ABSENT else f"{self.state} {self.share:g}"
 
 
 @section("baseline", order=20)
 def baseline(view: View) -> Part:
     """Read every baseline of the sweep and show it."""
     problems: list[str] = []
-    records = [record for entry in view.entries if (record := _read(entry, problems)).metrics]
-    figure = _differences(view, records)
-    first: list[Block] = [block for block in (figure, _table(records)) if block]
-    blocks = [block for block in (_reliability(view, records), _splits(records)) if block]
+    records = [record for entry in view.entries if (record := _read(entry, problems))]
+    gates = [gate for record in records for gate in _gates(record)]
+    looks = Looks(r.series for r in records)
+    figure = _differences(looks, records)
+    first: list[Block] = [block for block in (figure, _table(records, gates)) if block]
+    blocks = [block for block in (_reliability(looks, records), _splits(records)) if block]
     return Part(
         title="Baseline",
-        lead=f"{plural(len(records), 'behaviour')}, target against foil.",
+        lead=f"{plural(len(records), 'measurement')}, target against foil.",
         blocks=tuple(blocks),
-        answer=Answer(_sentence(records), tuple(first)),
+        answer=Answer(_sentence(records, gates), tuple(first)),
         problems=tuple(problems),
     )
 
 
-def _read(entry: Entry, problems: list[str]) -> Record:
+def _read(entry: Entry, problems: list[str]) -> Record | None:
     metrics = load_json(entry.ref, "metrics.json", problems)
+    lacking = [name for name in NEEDED if metrics.get(name) is None]
+    if metrics and lacking:
+        problems.append(f"{entry.ref.label}: metrics.json lacks {', '.join(lacking)}")
+    if lacking:
+        return None
     rows = load_table(entry.ref, "per_prompt.parquet", ("diff",), problems)
-    asked = [a["metrics"] for a in entry.element.status.get("artifacts", []) if a.get("id") == entry.ref.label]
-    return Record(entry, metrics, rows, asked[0].get("success_rate") if asked else None)
+    return Record(entry, metrics, rows if rows is not None and "diff" in rows else None)
 
 
-def _sentence(records: Sequence[Record]) -> str:
+def _gates(record: Record) -> list[Gate]:
+    """One for each element that asked for this measurement, equal ones once."""
+    found = []
+    for element in record.entry.elements:
+        status = [a["metrics"] for a in element.status.get("artifacts") or [] if a.get("id") == record.entry.ref.label]
+        shown: Mapping[str, Any] = status[0] if status else {}
+        behaviour = element.config.get("behaviour") or {}
+        state = "below" if element.state == "gate" else "passed" if element.finished else ABSENT
+        asked = behaviour.get("success_threshold"), behaviour.get("min_logit_diff")
+        found.append(Gate(record, state, shown.get("success_rate"), _pair(shown.get("success_rate_ci")), *asked))
+    return list(dict.fromkeys(found))
+
+
+def _sentence(records: Sequence[Record], gates: Sequence[Gate]) -> str:
     if not records:
         return "No baseline could be read."
     rights = [float(r.metrics["pair_acc"]) for r in records]
-    text = f"The target is preferred to the foil in {span([100 * v for v in rights], 0)}% of the prompts"
-    failed = [r.name for r in records if r.entry.element.state == "gate"]
-    gate = f"; below its gate: {listed(failed)}" if failed else "; every gate is passed"
-    return f"{text} ({plural(len(records), 'behaviour')}){gate}."
+    text = f"The target is preferred to the foil in {span([100 * v for v in rights], 1)}% of the prompts"
+    several = {id(g.record) for g in gates if sum(other.record is g.record for other in gates) > 1}
+    below = [
+        g.record.series + (f" (success_threshold={g.share})" if id(g.record) in several else "")
+        for g in gates
+        if g.state == "below"
+    ]
+    gate = f"; below its gate: {listed(below)}" if below else "; every gate is passed"
+    return f"{text} ({plural(len(records), 'measurement')}){gate}."
 
 
 def _sample(records: Sequence[Record]) -> str:
     sizes = {int(r.metrics["n"]) for r in records}
-    n = f"{min(sizes):,}" if len(sizes) == 1 else ", ".join(f"{r.name} {r.metrics['n']:,}" for r in records)
+    n = f"{min(sizes):,}" if len(sizes) == 1 else ", ".join(f"{r.series} {r.metrics['n']:,}" for r in records)
     each = " each" if len(sizes) == 1 and len(records) > 1 else ""
     units = {str(r.metrics.get("cluster", "prompt")) for r in records}
     return f"n = {n} prompts{each}. Bars: 95% bootstrap intervals of the mean, the unit drawn is the {' or '.join(sorted(units))}."
 
 
-def _differences(view: View, records: Sequence[Record]) -> Figure | None:
+def _differences(looks: Looks, records: Sequence[Record]) -> Figure | None:
     """Every prompt's difference as a dot, the mean with its interval on top: one strip a behaviour."""
     drawn = [(record, record.rows) for record in records if record.rows is not None and len(record.rows)]
     if not drawn:
         return None
     with drawing():
-        sheet = Sheet("baseline-differences", view.looks, [""], height=0.52 * len(drawn) + 0.75)
+        sheet = Sheet("baseline-differences", looks, [""], height=0.52 * len(drawn) + 0.75)
         axes = sheet.axes
         for i, (record, rows) in enumerate(drawn):
-            look, y = view.looks[record.entry.element.series], len(drawn) - 1 - i
+            look, y = looks[record.series], len(drawn) - 1 - i
             values = rows["diff"].to_numpy(float)
             jitter = np.random.default_rng(0).uniform(-SPREAD, SPREAD, len(values))
             axes.plot(
@@ -104,7 +151,7 @@ def _differences(view: View, records: Sequence[Record]) -> Figure | None:
             (artist,) = axes.plot([mean], [y - 0.1], **style)
             sheet.tell(artist, [f"{record.name}: {plus_minus(mean, interval, 2)}\n{record.entry.ref.label}"])
             axes.text(
-                0.005, y + 0.26, record.name, transform=axes.get_yaxis_transform(), fontsize=8, color=INK, va="center"
+                0.005, y + 0.26, record.series, transform=axes.get_yaxis_transform(), fontsize=8, color=INK, va="center"
             )
         axes.axvline(0, color=MUTED, linewidth=0.8)
         axes.set_yticks([])
@@ -120,31 +167,31 @@ def _differences(view: View, records: Sequence[Record]) -> Figure | None:
         f"Control: zero, where a model without the behaviour stands, since answers are balanced. "
         f"From {listed([r.entry.ref.label for r in shown])}."
     )
-    data = pd.concat([rows.assign(behaviour=r.name, artifact=r.entry.ref.label) for r, rows in drawn])
+    data = pd.concat([rows.assign(behaviour=r.series, artifact=r.entry.ref.label) for r, rows in drawn])
     alt = f"Difference between target and foil by prompt, {plural(len(drawn), 'behaviour')}, means {span(means, 2)}"
     return sheet.finish(title="Target against foil, prompt by prompt", caption=caption, alt=alt, data=data)
 
 
-def _reliability(view: View, records: Sequence[Record]) -> Figure | None:
+def _reliability(looks: Looks, records: Sequence[Record]) -> Figure | None:
     """Accuracy by confidence, of the choice between the two answers and of the next token."""
-    drawn = [r for r in records if isinstance(r.metrics.get("calibration"), Mapping)]
+    titles = {"binary": "target or foil", "multiclass": "next token"}
+    drawn = [r for r in records if set(titles) <= set(r.metrics.get("calibration") or ())]
     if not drawn:
         return None
     rows = []
-    titles = {"binary": "target or foil", "multiclass": "next token"}
     with drawing():
-        series = [r.entry.element.series for r in drawn]
-        sheet = Sheet("baseline-calibration", view.looks, series, height=2.9, grid=(1, 2), titled=True)
+        series = [r.series for r in drawn]
+        sheet = Sheet("baseline-calibration", looks, series, height=2.9, grid=(1, 2), titled=True)
         for axes, (kind, title) in zip(sheet.panels.flat, titles.items(), strict=True):
             axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
             for r in drawn:
                 bins = r.metrics["calibration"][kind]["bins"]
                 points = [p for p in zip(bins["confidence"], bins["accuracy"], bins["count"], strict=True) if p[2]]
-                look = view.looks[r.entry.element.series]
+                look = looks[r.series]
                 axes.plot([p[0] for p in points], [p[1] for p in points], **stroke(look), alpha=0.7)
                 (artist,) = axes.plot([p[0] for p in points], [p[1] for p in points], **marks(look), clip_on=False)
                 sheet.tell(artist, [f"{r.name}: confidence {c:.2f}, right {100 * a:.0f}% of {n}" for c, a, n in points])
-                rows += [(r.name, kind, c, a, n, r.entry.ref.label) for c, a, n in points]
+                rows += [(r.series, kind, c, a, n, r.entry.ref.label) for c, a, n in points]
             axes.set_title(title, fontsize=8, color=INK)
             axes.set_xlim(0, 1)
             axes.set_ylim(0, 1)
@@ -159,13 +206,14 @@ def _reliability(view: View, records: Sequence[Record]) -> Figure | None:
     return sheet.finish(title="Calibration", caption=caption, alt=alt, data=data)
 
 
-def _table(records: Sequence[Record]) -> Table:
+def _table(records: Sequence[Record], gates: Sequence[Gate]) -> Table:
     columns = (
         Column("behaviour"),
         Column("difference", True, "mean of target − foil, ± the larger arm of the 95% interval"),
         Column("right", True, "share of prompts with a difference above zero"),
-        Column("success", True, "share with a difference a token above behaviour.min_logit_diff"),
-        Column("gate"),
+        Column("least", True, "behaviour.min_logit_diff: a prompt succeeds with a larger difference a token"),
+        Column("success", True, "share of the prompts that succeed, and its 95% interval"),
+        Column("gate", False, "passed or below behaviour.success_threshold"),
         Column("top 1", True, "the target is the most likely of all tokens"),
         Column("ECE", True, "expected calibration error of the choice between the two"),
         Column("Brier", True),
@@ -174,23 +222,26 @@ def _table(records: Sequence[Record]) -> Table:
         Column("artifact"),
     )
     rows = []
-    for r in records:
-        state = "below" if r.entry.element.state == "gate" else "passed" if r.entry.element.finished else "–"
-        m = r.metrics
+    for gate in gates:
+        r, m = gate.record, gate.record.metrics
+        between = f" [{percent(gate.interval[0])}, {percent(gate.interval[1])}]" if gate.interval else ""
         rows.append(
             (
-                Cell(r.name),
+                Cell(r.series),
                 Cell(plus_minus(m["logit_diff"], r.interval("logit_diff"), 2), m["logit_diff"]),
                 Cell(percent(m["pair_acc"]), m["pair_acc"]),
-                Cell(percent(r.success), r.success),
-                Cell(state),
+                Cell(ABSENT if gate.least is None else f"{gate.least:g}", gate.least),
+                Cell(percent(gate.success) + between, gate.success),
+                Cell(gate.told),
                 Cell(percent(m["top1"]), m["top1"]),
                 *(Cell(decimal(m[key]), m[key]) for key in ("ece", "brier", "nll")),
                 Cell(whole(m["n"]), m["n"]),
                 Cell(r.entry.ref.label, code=True),
             )
         )
-    return Table("Baselines", columns, tuple(rows), _sample(records) if records else "")
+    several = len(gates) > len(records)
+    note = " One row for each set of thresholds that was asked of a measurement." if several else ""
+    return Table("Baselines", columns, tuple(rows), _sample(records) + note if records else "")
 
 
 def _splits(records: Sequence[Record]) -> Table | None:
@@ -203,12 +254,11 @@ def _splits(records: Sequence[Record]) -> Table | None:
     )
     rows = [
         (
-            Cell(r.name),
+            Cell(r.series),
             Cell(split),
-            Cell(plus_minus(part["logit_diff"], _pair(part.get("logit_diff_ci")), 2), part["logit_diff"]),
-            Cell(percent(part["pair_acc"]), part["pair_acc"]),
-            Cell(percent(part["top1"]), part["top1"]),
-            Cell(whole(part["n"]), part["n"]),
+            Cell(plus_minus(part.get("logit_diff"), _pair(part.get("logit_diff_ci")), 2), part.get("logit_diff")),
+            *(Cell(percent(part.get(key)), part.get(key)) for key in ("pair_acc", "top1")),
+            Cell(whole(part.get("n")), part.get("n")),
         )
         for r in records
         for split, part in r.metrics.get("splits", {}).items()
@@ -217,4 +267,5 @@ def _splits(records: Sequence[Record]) -> Table | None:
 
 
 def _pair(value: Any) -> tuple[float, float] | None:
-    return (float(value[0]), float(value[1])) if value else None
+    """A saved interval."""
+    return (float(value[0]), float(value[1])) if isinstance(value, list) and len(value) == 2 else None
