@@ -34,7 +34,7 @@ demo: setup
 	@$(BIN)/python launch.py task=sae 'layer=range(0,4)' name=demo
 
 test: lint
-	@CIRCUITS_TRAIN_FIRST=1 $(BIN)/python -m pytest -q --durations=12 -n $(TEST_WORKERS) --dist worksteal --reruns 1 --only-rerun TimeoutError --only-rerun TimeoutExpired -m "not soak and not gpu and not weights" tests
+	@CIRCUITS_TRAIN_FIRST=1 $(BIN)/python -m pytest -q --durations=40 -n $(TEST_WORKERS) --dist worksteal --reruns 1 --only-rerun TimeoutError --only-rerun TimeoutExpired -m "not soak and not gpu and not weights" tests
 
 lint: setup
 	@$(BIN)/ruff check .
