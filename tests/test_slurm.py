@@ -231,7 +231,7 @@ def test_edits_while_elements_wait_config_changes_nothing_and_code_is_named(slur
         "import annotations",
         "import annotations  # edited while the element waits",
     )
-    edit(copy / "circuits" / "tasks" / "prompts.py", "version=1,", "version=2,")
+    edit(copy / "circuits" / "tasks" / "prompts.py", "version=2,", "version=3,")
     slurm.cancel(waiting)
     assert slurm.wait_ended(job) == {f"{job}_0": ("COMPLETED", "0:0")}
     (made,) = warm.artifacts("sae")

@@ -257,7 +257,10 @@ def test_cached_elements_have_one_time_for_all_of_them_in_wandb(
     found, said = made(tmp_path, "layer=0,1"), []
     places = [found.directory(item) for item in found.record["elements"]]
     for layer, place in enumerate(places):
-        item = {"id": f"sae/L{layer}", "layer": layer, "metrics": {"steps": 7, "l0": 32.0}}
+        artifact = tmp_path / f"L{layer}"
+        artifact.mkdir()
+        (artifact / "metrics.json").write_text('{"steps": 7, "l0": 32.0}')
+        item = {"id": f"sae/L{layer}", "layer": layer, "path": str(artifact), "metrics": {"steps": 7, "l0": 32.0}}
         status.write_plain(place, "cached", task="sae", artifacts=[item])
     monkeypatch.setattr(answers, "CACHED_S", 0.0)
     answers.log_cached(found, places, said.append)

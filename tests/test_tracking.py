@@ -266,9 +266,9 @@ def test_a_server_that_accepts_and_never_answers_is_left(tmp_path: Path) -> None
 def test_a_server_that_refuses_or_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for status, says in ((401, "refuses the key (401)"), (503, "answers 503")):
         with server(status=status) as url:
-            assert says in (wandb_runs._asked(url, KEY) or "")
+            assert says in (wandb_runs.asked(url, KEY) or "")
     with server(status=404) as url:
-        assert wandb_runs._asked(url, KEY) is None, "somebody answers: wandb itself decides"
+        assert wandb_runs.asked(url, KEY) is None, "somebody answers: wandb itself decides"
 
 
 @pytest.mark.soak  # its two seconds are too few on a busy machine

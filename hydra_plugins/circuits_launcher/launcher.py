@@ -48,12 +48,14 @@ class CircuitsLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         loader = self.hydra_context.config_loader
-        composed = list(self.config.hydra.overrides.task)  # a sweep of one was composed to find this launcher
+        # A sweep of one was composed to find this launcher.
+        composed = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False) or []
+        whole = not any("${" in str(word) for word in composed)  # but for what Hydra tells an element only
 
         def compose(overrides: Sequence[str]) -> Any:
-            return (
-                self.config if list(overrides) == composed else loader.load_sweep_config(self.config, list(overrides))
-            )
+            if whole and list(overrides) == composed:
+                return self.config
+            return loader.load_sweep_config(self.config, list(overrides))
 
         # hydra.main passes this function; it is circuits.run.cli's, which launches the sweep and keeps its exit code
         self.task_function((compose, [list(overrides) for overrides in job_overrides], self.given))
