@@ -18,13 +18,14 @@ def test_the_figures_are_those_of_the_largest_tensors() -> None:
     assert training(3584, 14336, 256, best=True).each == 20 * need.parameters
     both = training(8, 32, 4, d_out=6, block_rows=100, row_bytes=4)
     assert both.parameters == (8 + 6) * 32 + 32 + 6 and both.each == 16 * both.parameters + 100 * 14 * 4
-    assert training(8, 32, 4, ram=1e9).beside == 24 * training(8, 32, 4).parameters + 1_000_000_000
+    stored = training(8, 32, 4, ram=1e9)
+    assert (stored.beside, stored.beside_each) == (24 * stored.parameters, 1_000_000_000)
 
 
 @pytest.mark.parametrize(
     ("room", "said"),
     [
-        (Room(None, 40_000_000, main_called="40 MB are free"), "40 MB are free; 1 fit: take fewer layers"),
+        (Room(None, 40_000_000, main_called="40 MB are free"), "40 MB are free; 2 fit: take fewer layers"),
         (Room(30_000_000, 1 << 40, "a GPU has 30 MB", ""), "a GPU has 30 MB; 2 fit"),
         (Room(1 << 40, 1_000, "", "1 kB is free"), "1 kB is free; not even one fits; or lower sae.block_rows"),
         (Room(1 << 40, None), None),
@@ -41,7 +42,7 @@ def test_what_does_not_fit_is_told_with_what_would(room: Room, said: str | None)
 def test_a_sweep_that_does_not_fit_starts_nothing(cli: Cli) -> None:
     done = cli("task=sae", "layer=all", "sae.expansion=60000")
     assert done.code == 2 and len(done.errors) == 1, done.err
-    assert "4 SAEs of 1973.8 M parameters take at least 3" in done.err and "not even one fits" in done.err
+    assert "4 SAEs of 1973.8 M parameters take at least 205.2 GB" in done.err and "not even one fits" in done.err
     assert not (cli.folder / "multirun").exists()
     dry = cli("task=sae", "layer=all", "sae.expansion=2000", "cluster=csd3", "user.csd3.account=A", "cluster.dry_run=true",
               "cluster.gpu.gpu_memory=4G")  # fmt: skip

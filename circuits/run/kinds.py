@@ -57,13 +57,14 @@ class Column:
 class Memory:
     """About what one element takes at its peak, in bytes, at least.
 
-    `fixed` and `each` on the device that computes, `beside` in the machine's own memory for each; `count` things of one size are
-    made, called `what` in the message.
+    `fixed` and `each` on the device that computes, `beside` and `beside_each` in the machine's own memory; `count` things of one
+    size are made, called `what` in the message.
     """
 
     fixed: int
     each: int
     beside: int
+    beside_each: int
     count: int
     what: str
 

@@ -40,13 +40,17 @@ def problems(pack: Sequence[Element], room: Room) -> list[str]:
     if not needs:
         return []
     count = sum(need.count for need in needs)
-    fixed, each, beside = (max(getattr(need, name) for need in needs) for name in ("fixed", "each", "beside"))
-    total, aside = (sum(getattr(need, name) * need.count for need in needs) for name in ("each", "beside"))
-    cases = [(0, beside, aside, room.main, room.main_called)]
-    if room.gpu is not None:
-        cases.insert(0, (fixed, each, total, room.gpu, room.gpu_called))
+    fixed, each, beside, aside = (
+        max(getattr(n, name) for n in needs) for name in ("fixed", "each", "beside", "beside_each")
+    )
+    total, total_aside = (sum(getattr(n, name) * n.count for n in needs) for name in ("each", "beside_each"))
+    if room.gpu is None:
+        cases = [(fixed + beside, each + aside, total + total_aside, room.main, room.main_called)]
     else:
-        cases = [(fixed, each + beside, total + aside, room.main, room.main_called)]
+        cases = [
+            (fixed, each, total, room.gpu, room.gpu_called),
+            (beside, aside, total_aside, room.main, room.main_called),
+        ]
     keys = registry.kind(pack[0].cfg.task.name).memory_keys
     for start, one, whole, limit, called in cases:
         if limit is None or start + whole <= limit:

@@ -1,8 +1,8 @@
 """How much memory a training takes at its peak, from sizes alone: to be known before anything is started. No torch.
 
 A parameter takes 16 bytes while it is trained (itself, its gradient, two Adam moments; float32), 4 more where the best weights are
-kept; a checkpoint that is being written and one that waits hold 12 each. Below that is what the programs themselves take, which is
-not counted: what does not fit by these figures does not fit.
+kept. Of checkpoints one that is being written and one that waits hold 12 bytes a parameter each; more wait only where there is
+room. What the programs themselves take is not counted: what does not fit by these figures does not fit.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ WORK = 4
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on the device that trains, and in the machine's own memory beside it: for one SAE, and whatever their number."""
+    """Bytes for one SAE, and whatever their number: on the device that trains, and in the machine's own memory `beside` it."""
 
     parameters: int
     each: int
     fixed: int
+    beside_each: int
     beside: int
 
 
@@ -49,4 +50,4 @@ def training(
     parameters = (d_in + out) * d_sae + d_sae + out
     rows = block_rows * (d_in + (d_out or 0)) * row_bytes
     each = (TRAINED + BEST * best) * parameters + rows
-    return Need(parameters, each, WORK * 4 * batch_size * d_sae, SAVED * parameters + round(ram))
+    return Need(parameters, each, WORK * 4 * batch_size * d_sae, round(ram), SAVED * parameters)

@@ -173,7 +173,7 @@ def memory(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> Memory 
         width, sae.expansion * width, sae.batch_size // sae.accumulate, d_out=out, best=sae.patience is not None, **rows
     )
     what = f"SAE{'s' if len(layers) > 1 else ''} of {need.parameters / 1e6:.1f} M parameters"
-    return Memory(need.fixed + wide * (model or 0), need.each, need.beside, len(layers), what)
+    return Memory(need.fixed + wide * (model or 0), need.each, need.beside, need.beside_each, len(layers), what)
 
 
 SHARED = ("site", "target_site", "source", "ram", "batch_size", "block_rows", "forward_batch", "skip_first", "heldout_sequences",
