@@ -11,7 +11,7 @@ help:
 	@echo "make test    set up, then the tests (about 15 minutes on 2 cores)"
 	@echo "make lint    ruff and mypy"
 	@echo "make soak    long fault runs: kill -9 at random moments (an hour)"
-	@echo "make bench   speed as ratios against peers, in one run (an hour on 2 cores; BENCH='--only Capture' for one table, --write for docs/)"
+	@echo "make bench   speed as ratios against peers, in one run (40 minutes on 2 cores; BENCH='--only Capture' for one table, --write for docs/)"
 
 # One worker more than cores: tests that wait for Slurm leave theirs idle. A wait that ran out of time on a machine that stood still
 # gets a second chance, which the summary shows (RERUN); a wrong result never does.

@@ -18,9 +18,9 @@ PAGE = HERE.parent / "docs" / "benchmarks.md"
 PARTS = {
     "The command line": ["launch.py"],
     "Launching on Slurm": ["slurm.py"],
-    "Capture": ["capture.py"],
-    "Activations on disk": ["activations.py"],
-    "One SAE training step": ["sae_step.py", "--full"],
+    "Capture": ["capture.py", "--rounds", "9"],
+    "Activations on disk": ["activations.py", "--rounds", "3"],
+    "One SAE training step": ["sae_step.py", "--full", "--rounds", "5"],
     "Many SAEs from stores": ["sae_layers.py"],
     "SAEs on a known world": ["sae_quality.py"],
     "Fifteen SAEs of a 7B model on an accelerator": ["sae_accelerator.py", "--tf32"],
