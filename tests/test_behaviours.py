@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import prompt_sets
 import pytest
 from prompt_sets import bpe
 
@@ -188,6 +189,7 @@ def test_the_documents_behaviour_is_one_file_that_keeps_the_rules(
     for rule in (well_formed, balanced, split_by_text):
         rule(found["colours"])
     monkeypatch.setitem(BEHAVIOURS, "colours", found["colours"])
+    monkeypatch.setattr(prompt_sets, "texts", prompt_sets.texts.__wrapped__)
     tokenizer = bpe.__wrapped__()  # one that has seen its words, whichever tests ran before
     built = from_behaviour("colours", "natural", Encoder(tokenizer), Wanted(80, 20, 0, "keep"))
     assert built.metrics["n_train"] == 80 and built.metrics["n_test"] == 20 and built.lint["overlap"]["groups"] == 0

@@ -4,7 +4,7 @@ The header is written by submitit's own (private, therefore pinned) script write
 command, ``python -m circuits.run.element DIR``, and hands on what Slurm tells the batch shell:
 
 * USR2 (time is nearly up, or the node is wanted) is repeated every second until the element ends: while Python starts, the
-  signal is ignored, so the first ones may be lost, never all of them;
+  signal is ignored, so the first ones may be lost, never all of them; it is sent only once it is ignored or heard;
 * TERM is passed on once.
 
 The exit status is the element's.
@@ -31,10 +31,19 @@ if [ -z "$dir" ] || ! cd "$dir"; then echo "error: element $SLURM_ARRAY_TASK_ID:
 exec >>"$dir/run.log" 2>&1 </dev/null
 export CIRCUITS_STDOUT_IS_LOG="$dir/run.log"
 ( trap '' USR2; exec {python} -m circuits.run.element "${dirs[@]}" ) & child=$!
+deaf_or_listening() {  # a process that was forked just now would be ended by USR2
+  [ -r /proc/$child/status ] || return 0
+  local name mask ignored=0 heard=0
+  while read -r name mask; do
+    case $name in SigIgn:) ignored=$((16#$mask >> 11 & 1)) ;; SigCgt:) heard=$((16#$mask >> 11 & 1)) ;; esac
+  done </proc/$child/status
+  [ $ignored -eq 1 ] && return 0
+  [ $heard -eq 1 ] && ! [ /proc/$child/exe -ef /proc/$$/exe ]  # a copy of this shell still has this shell's trap
+}
 trap 'kill -TERM $child 2>/dev/null' TERM
 while :; do
   if [ -n "$asked" ]; then
-    kill -USR2 $child 2>/dev/null || true
+    if deaf_or_listening 2>/dev/null; then kill -USR2 $child 2>/dev/null; fi
     sleep 1 & wait $! ; kill -0 $child 2>/dev/null && continue
   fi
   wait $child; code=$?
