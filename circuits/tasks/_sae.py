@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import Damaged, NonFinite, UserError
 from circuits.files import write_json
-from circuits.run.context import Context, Work
 from circuits.schema import DataSource, stored
 from circuits.schema.sae import READ_BY, at_sparsity
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from circuits.data.stream import ActivationStream, Position
     from circuits.data.tokens import TokenSource
     from circuits.models.load import LM
+    from circuits.run.context import Context, Work
     from circuits.sae.checkpoint import Writer
     from circuits.sae.history import History
     from circuits.sae.loop import Hooks

@@ -19,7 +19,6 @@ from circuits.errors import UserError
 from circuits.files import write_json
 from circuits.run import registry, status, tracked
 from circuits.run.content import Contents
-from circuits.run.context import Context, Work
 from circuits.run.keys import Unit
 from circuits.run.kinds import Column, Kind, ModelDims, readable
 from circuits.schema import (
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from circuits.data.pieces import Pieces
     from circuits.data.samples import Samples
     from circuits.models.load import LM
+    from circuits.run.context import Context, Work
 
 TOKENS_A_PROMPT = 64  # for the disk estimate of whole prompts, whose lengths nobody knows yet
 ROW_INDEX_BYTES = 24  # of a row in rows.parquet and norms.npy, about

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from circuits.errors import GateError, UserError
 from circuits.files import write_json
 from circuits.run import tracked
-from circuits.run.context import Context, Work
 from circuits.run.kinds import Column, Kind, ModelDims, behaviour_and_model, readable
 from circuits.schema import BaseConfig
 from circuits.schema.fields import free
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from circuits.data.prompts import PromptSet
     from circuits.models.load import LM
     from circuits.models.scoring import Scores
+    from circuits.run.context import Context, Work
 
 
 class Metric(Enum):

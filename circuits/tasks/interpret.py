@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from circuits.errors import UserError
 from circuits.files import write_json
 from circuits.run import registry
-from circuits.run.context import Context, Work
 from circuits.run.kinds import Column, Kind, ModelDims, readable
 from circuits.schema import BaseConfig, DataSource, InterpretConfig
 from circuits.schema.interpret import chosen
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from circuits.data.tokens import Tokens
     from circuits.features.collect import Collected
     from circuits.models.load import LM
+    from circuits.run.context import Context, Work
     from circuits.sae.modules import SAE
 
 OF_ASSOCIATION = ("pool", "fdr", "shuffles", "min_prompts")

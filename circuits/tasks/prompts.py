@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from circuits.errors import UserError
 from circuits.files import write_json
 from circuits.run.content import Contents
-from circuits.run.context import Context, Work
 from circuits.run.kinds import Column, Kind, ModelDims, behaviour_and_model, readable
 from circuits.schema import BaseConfig
 from circuits.schema.behaviour import FILE
+
+if TYPE_CHECKING:
+    from circuits.run.context import Context, Work
 
 READS = ("model",)  # its tokenizer, which enters the key by its own content
 FINGERPRINT_DRAWS = 64

@@ -11,16 +11,18 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from circuits.errors import GateError, UserError
 from circuits.run import registry
 from circuits.run.content import Contents
-from circuits.run.context import Context
 from circuits.run.kinds import Column, Kind, Memory, ModelDims, readable
 from circuits.schema import BaseConfig, DataSource, Dtype, NonFinitePolicy, SaeConfig, stored
 from circuits.schema.sae import at_sparsity
 from circuits.tasks import _sae
+
+if TYPE_CHECKING:
+    from circuits.run.context import Context
 
 
 def inputs(cfg: BaseConfig) -> tuple[str, ...]:

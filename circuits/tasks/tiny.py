@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.run.content import Contents
-from circuits.run.context import Context, Work
 from circuits.run.kinds import Kind
 from circuits.schema import BaseConfig
 
 if TYPE_CHECKING:
     from circuits.models.load import LM
+    from circuits.run.context import Context, Work
 
 
 def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:

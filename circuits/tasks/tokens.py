@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from circuits.run.content import Contents
-from circuits.run.context import Context, Work
 from circuits.run.kinds import Kind, readable
 from circuits.schema import BaseConfig
+
+if TYPE_CHECKING:
+    from circuits.run.context import Context, Work
 
 
 def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
