@@ -145,13 +145,13 @@ def nnsight(lm: LM, ids: torch.Tensor) -> Variants:
     """nnsight around the same module."""
     if importlib.util.find_spec("nnsight") is None:
         return {}
-    from nnsight import NNsight  # type: ignore[import-not-found]
+    from nnsight import NNsight, save  # type: ignore[import-not-found]
 
     model = NNsight(lm.model)
 
     def run() -> object:
         with torch.no_grad(), model.trace(ids):
-            kept = [block.output[:, -LAST:].save() for block in model.transformer.h]
+            kept = save([block.output[:, -LAST:] for block in model.transformer.h])
         return kept
 
     return {"nnsight: last 5, logits": run}
