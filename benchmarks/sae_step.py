@@ -15,6 +15,7 @@ installed (``make bench`` installs them), else left out: on a bare machine with 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -142,7 +143,8 @@ def saelens(architecture: str, x: torch.Tensor, m: int, device: torch.device, **
 def sparsify(x: torch.Tensor, m: int, device: torch.device) -> Step | None:
     """sparsify's SAE with fused Adam and clipping; None where it is not installed."""
     try:
-        from sparsify import SparseCoder, SparseCoderConfig
+        with contextlib.redirect_stdout(sys.stderr):  # it tells what it lacks
+            from sparsify import SparseCoder, SparseCoderConfig
     except ImportError:
         return None
     sae = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=m, k=K), device=device, dtype=torch.float32)
@@ -199,7 +201,7 @@ def contestants(x: torch.Tensor, m: int, device: torch.device, only: list[str]) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="all shapes")
-    parser.add_argument("--shape", help="one shape: d_in,d_sae,batch")
+    parser.add_argument("--shape", action="append", help="one shape: d_in,d_sae,batch; may be given several times")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cpu-time", action="store_true", help="processor time, with one thread unless --threads says")
@@ -214,7 +216,7 @@ def main() -> None:
     how = f"{torch.get_num_threads()} threads, float32, k={K}, {kind}, least of {args.rounds}"
     print(f"torch {torch.__version__}, {device}, {how}\n")
     print("| d_in, d_sae, batch | step | ms | floor ÷ step | theirs ÷ ours | goal |\n|---|---|---|---|---|---|")
-    chosen = [tuple(map(int, args.shape.split(",")))] if args.shape else SHAPES[args.full]
+    chosen = [tuple(map(int, shape.split(","))) for shape in args.shape or []] or SHAPES[args.full]
     for d, m, batch in chosen:
         x = torch.randn(batch, d, generator=torch.Generator().manual_seed(1)).to(device)
         ms = measure(contestants(x, m, device, args.only.split(",")), args.rounds, device, clock)
