@@ -53,9 +53,7 @@ def run_pack(directories: list[Path], stop: StopFlag) -> int:
             one.perform(failures.get(number))
         codes += [one.end() for one in group]
         settle(group)
-        if any(
-            one.code > 128 for one in group
-        ):  # stopped; one that was asked between two elements stops the next as it begins
+        if any(one.code > 128 for one in group):  # stopped; asked between two elements, the next stops as it begins
             break
     return next((code for code in codes if code > 128), next((code for code in codes if code), 0))
 
