@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,12 @@ def cached_weights(name_or_dir: str, revision: str | None = None) -> Path | None
     return directory if directory is not None and complete(directory) else None
 
 
+@lru_cache
 def parameters(name_or_dir: str, revision: str | None = None) -> int | None:
-    """How many numbers a model's weights are, from the headers of its safetensors files; None when they are not on this machine."""
+    """How many numbers a model's weights are, from the headers of its safetensors files; None when they are not on this machine.
+
+    Remembered: a sweep's preflight asks for every element.
+    """
     directory = cached_weights(name_or_dir, revision)
     if directory is None:
         return None

@@ -13,7 +13,6 @@ from circuits.run import answers, config, local, memory, status
 from circuits.run.content import Contents
 from circuits.run.keys import Key
 from circuits.run.kinds import ModelDims
-from circuits.run.packs import packs
 from circuits.run.plan import Element, keys_of, model_dims, plan, room, standing
 from circuits.run.store import Store
 from circuits.run.sweep import Sweep, create, kind_of, relaunched
@@ -67,11 +66,13 @@ def _to_slurm(elements: list[Element], store: Store, launcher: Mapping[str, Any]
     cluster = elements[0].cfg.cluster
     slurm.refuse(elements, launcher, cluster.dry_run)
     if cluster.dry_run:
-        slurm.dry_run(elements, standing(elements, _memo(store.find), store.holder).to_run, launcher)
+        to_run = standing(elements, _memo(store.find), store.holder).to_run
+        slurm.refuse_memory(to_run, launcher)
+        slurm.dry_run(elements, to_run, launcher)
         return 0
     with alone(store, _say):
         sorted_out = standing(elements, _memo(store.find), store.holder)
-        packs(sorted_out.to_run)
+        slurm.refuse_memory(sorted_out.to_run, launcher)
         room(sorted_out.to_run, cluster.parallelism or len(sorted_out.to_run))
         job = slurm.SlurmLauncher(sweep(), elements, sorted_out, store, launcher)
         code = job.submit()

@@ -232,6 +232,16 @@ def refuse(elements: Sequence[Element], launcher: Mapping[str, Any], dry: bool) 
         raise UserError(found)
 
 
+def refuse_memory(to_run: Sequence[Element], launcher: Mapping[str, Any]) -> None:
+    """Elements, or packs of them, that do not fit the memory that they ask for.
+
+    Raises:
+        UserError: with what is needed, what there is, and how many fit.
+    """
+    if found := preflight.memory_findings(to_run, requests_of(to_run, launcher)):
+        raise UserError(found)
+
+
 def snapshot(place: Path) -> None:
     """A copy of the code as it is now: what the nodes will import, whatever is edited meanwhile."""
     if place.exists():

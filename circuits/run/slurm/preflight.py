@@ -53,7 +53,6 @@ def local_findings(
 ) -> list[str]:
     """What can be said without the cluster: personal values, times and sizes as written, the preset's own limits."""
     found: list[str] = []
-    rooms: dict[int, memory.Room] = {}
     for element in elements:
         cfg = element.cfg
         found += missing_personal(cfg, launcher)
@@ -72,19 +71,22 @@ def local_findings(
                 f"task.resources.time={clock(request.minutes)}: {cfg.cluster.name} takes at most {limit}{whose}"
             )
         found += _fits(element, request, queue.gpu_memory)
-        rooms[element.index] = _room(element, request, queue.gpu_memory)
         found += _weights(element) + _dataset(element)
     for name in launcher.get("additional_parameters", {}):
         if ours(f"--{name.replace('_', '-')}"):
             found.append(f"hydra.launcher.additional_parameters.{name}: {NEEDED}")
-    if not found:
-        asked = [element for element in elements if element.index in rooms]
-        found = [line for pack in packs(asked) for line in memory.problems(pack, rooms[pack[0].index])]
     return list(dict.fromkeys(found))
 
 
-def _room(element: Element, request: Request, gpu_memory: str | None) -> memory.Room:
+def memory_findings(to_run: Sequence[Element], requests: Mapping[int, Request]) -> list[str]:
+    """Elements of one process that do not fit what the request and the preset give it."""
+    found = [line for pack in packs(to_run) for line in memory.problems(pack, _room(pack[0], requests[pack[0].index]))]
+    return list(dict.fromkeys(found))
+
+
+def _room(element: Element, request: Request) -> memory.Room:
     """What the request and the preset give a process."""
+    gpu_memory = element.cfg.cluster.gpu.gpu_memory
     main = f"task.resources.memory={request.memory}"
     if not request.gpus:
         return memory.Room(None, size(request.memory), main_called=main)
