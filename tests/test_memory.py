@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from configs import plan
 from conftest import Cli
 
+from circuits.host import free_memory
 from circuits.run.memory import Room, problems
 from circuits.sae.memory import training
 
@@ -20,6 +23,25 @@ def test_the_figures_are_those_of_the_largest_tensors() -> None:
     assert both.parameters == (8 + 6) * 32 + 32 + 6 and both.each == 16 * both.parameters + 100 * 14 * 4
     stored = training(8, 32, 4, ram=1e9)
     assert (stored.beside, stored.beside_each) == (24 * stored.parameters, 1_000_000_000)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_job_has_what_its_control_groups_leave_it(tmp_path: Path, version: int) -> None:
+    """The step's own group has no limit, the job's has 3 GB, of which 1 GB are used and a half of that can be taken back."""
+    limit, used, back, line = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "4:memory:/slurm/job_7/step_0"),
+        2: ("memory.max", "memory.current", "inactive_file", "0::/slurm/job_7/step_0"),
+    }[version]
+    top = tmp_path / ("memory" if version == 1 else "")
+    for place, most in (("slurm/job_7/step_0", 1 << 60 if version == 1 else "max"), ("slurm/job_7", 3_000_000_000)):
+        (top / place).mkdir(parents=True, exist_ok=True)
+        (top / place / limit).write_text(f"{most}\n")
+        (top / place / used).write_text("1000000000\n")
+        (top / place / "memory.stat").write_text(f"cache 5\n{back} 500000000\n")
+    mine = tmp_path / "cgroup"
+    mine.write_text(f"9:name=systemd:/\n{line}\n")
+    assert free_memory(mine, tmp_path) == 2_500_000_000
+    assert free_memory(tmp_path / "absent", tmp_path) > 2_500_000_000, "the machine's own, where nothing limits us"
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pandas as pd
 import pytest
@@ -321,9 +321,9 @@ def test_prompts_of_a_file_and_a_model_directory(cli: Cli, tmp_path: Path) -> No
 
 
 def test_a_chat_model_is_asked_in_its_template(cli: Cli, tmp_path: Path) -> None:
-    tokenizer = bpe()
-    with mock.patch.object(tokenizer, "chat_template", CHAT, create=True):
-        save_model(tmp_path / "model", tokenizer)
+    tokenizer = copy.deepcopy(bpe())
+    tokenizer.chat_template = CHAT
+    save_model(tmp_path / "model", tokenizer)
     words = ["behaviour=ioi", "behaviour.chat=true", "behaviour.n_samples=12", "behaviour.n_test=4", "model=model",
              "behaviour.multi_token=keep", "tracking=off"]  # fmt: skip
     done = cli("task=baseline", *words, "baseline.metric=full_target", "behaviour.success_threshold=0")

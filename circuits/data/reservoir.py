@@ -29,6 +29,7 @@ from circuits.data.npy import HEADER
 from circuits.data.seeds import derive_seed
 from circuits.data.stream import Batch, Position
 from circuits.errors import Damaged, UserError
+from circuits.models.load import DTYPES
 
 CHUNK_BYTES = 16 << 20
 STAGE_BYTES = 512 << 10  # read at once: fits into a core's cache, from which rows are scattered
@@ -167,7 +168,7 @@ class Reservoir:
             if layer not in buffers:
                 most = min(self.chunks_per_block * self.chunk_rows, self.n_rows)
                 pinned = self.device.type == "cuda"
-                buffers[layer] = torch.empty(most, self.width, dtype=_torch_dtype(store.dtype), pin_memory=pinned)
+                buffers[layer] = torch.empty(most, self.width, dtype=DTYPES[store.dtype], pin_memory=pinned)
             _read(store, spans, places, buffers[layer])
         return _Block(index, {layer: buffers[layer][:rows] for layer in self.layers})
 
@@ -175,7 +176,8 @@ class Reservoir:
         """A batch as it is handed out; a copy, unless the consumer promised to be done with it in time."""
         if self.device.type == "cpu":
             return rows.to(torch.float32, copy=self.own)
-        return rows.to(self.device, non_blocking=True).to(torch.float32)  # widened there: half the bytes to move
+        # Widened there: half the bytes to move. Only from page-locked memory may the copy be under way when we go on.
+        return rows.to(self.device, non_blocking=self.device.type == "cuda").to(torch.float32)
 
 
 def _check_alike(stores: Mapping[int, ActivationStore]) -> None:
@@ -186,10 +188,6 @@ def _check_alike(stores: Mapping[int, ActivationStore]) -> None:
             raise UserError(
                 f"layers {first.layer} and {store.layer} are not of the same rows: their {' and '.join(wrong)} differ"
             )
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def _read(store: ActivationStore, spans: list[tuple[int, int]], places: NDArray[np.int64], into: Tensor) -> None:

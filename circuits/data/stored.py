@@ -15,7 +15,7 @@ from circuits.data.reservoir import Reservoir
 from circuits.data.stream import ActivationStream, Batch, Position
 from circuits.data.tokens import TokenSource
 from circuits.errors import UserError
-from circuits.models.load import LM
+from circuits.models.load import DTYPES, LM
 
 
 class StoredStream(ActivationStream):
@@ -53,7 +53,7 @@ class StoredStream(ActivationStream):
 
     def _check(self, layer: int, store: ActivationStore, model: tuple[str, str | None]) -> None:
         """Refuse a store of something else than what the model gives at this site and layer."""
-        dtype = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[str(self.lm.dtype).removeprefix("torch.")]
+        dtype = next(name for name, dtype in DTYPES.items() if dtype == self.lm.dtype)
         wanted = {
             "site": self.site,
             "layer": layer,

@@ -87,7 +87,8 @@ def forward(
     wanted = _keys(capture)
     _check_request(lm, wanted, positions, edits, logits, prefix)
     _check_rows(lm, ids, mask, prefix)
-    if inputs is None:  # an image's place holders may lie beyond the embedding
+    # An image's place holders may lie beyond the embedding; the rows of a prefix were looked at when it was made.
+    if inputs is None and prefix is None:
         _check_ids(lm, ids)
     mask = mask.bool()
     kept = None if positions is None else last_positions(mask, positions).to(lm.device)

@@ -19,9 +19,10 @@ from circuits.run.signals import StopFlag
 from circuits.run.status import Status, entry, now
 from circuits.run.store import Artifact, Store
 from circuits.run.tracking import Tracker
-from circuits.schema import BaseConfig, Reuse
+from circuits.schema import BaseConfig, DataSource, Reuse
 
 if TYPE_CHECKING:
+    from circuits.data.tokens import TokenSource
     from circuits.models.load import LM
 
 
@@ -224,6 +225,15 @@ class Context:
             allow_fallback=model.allow_fallback,
             say=self.say,
         )
+
+    def token_source(self, lm: LM) -> TokenSource:
+        """The text that the config names, as tokens of the model."""
+        from circuits.data.embedded import EmbeddedSource
+        from circuits.data.textstore import TextStore
+
+        if self.cfg.data.source is DataSource.embedded:
+            return EmbeddedSource(lm.tokenizer, self.cfg.seed, self.cfg.data.context)
+        return TextStore(self.require("tokens").path, seed=self.cfg.seed)
 
     def staged(self, artifact: Artifact, files: Sequence[str]) -> Path:
         """A directory with these files of an artifact: its own, or with ``cluster.stage`` a copy on this machine's disk."""

@@ -23,19 +23,6 @@ def gpus() -> int:
     return sum(1 for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
 
 
-def memory() -> int:
-    """Bytes of main memory that are free for us: of the machine, or of the control group that we run in."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else min(free, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):
-        return free
-
-
 @lru_cache
 def gpu_memory() -> int | None:
     """Bytes of the smallest CUDA device's memory, as ``nvidia-smi`` tells; None where there is none, or it is not known."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from circuits.errors import UserError
+from circuits.host import free_memory
 from circuits.run import machine, registry
 from circuits.run.packs import packs
 from circuits.run.plan import Element
@@ -23,7 +24,7 @@ class Room:
 
 def here(element: Element, pool: int) -> Room:
     """This machine's room for each of `pool` processes at a time."""
-    main = machine.memory() // max(1, pool)
+    main = free_memory() // max(1, pool)
     called = f"{main / 1e9:.1f} GB of memory are free here" + (f" for each of {pool} workers" if pool > 1 else "")
     on_gpu = (
         element.cfg.model.device in ("auto", "cuda") and bool(element.cfg.task.resources.gpus) and machine.gpus() > 0

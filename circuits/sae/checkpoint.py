@@ -16,7 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -24,11 +23,11 @@ from torch import Tensor
 
 from circuits.errors import Damaged, DiskFull
 from circuits.files import disk_errors, fsync_dir, fsync_file
+from circuits.host import free_memory
 
 PATTERN = "step-*.safetensors"
-WAITING_SHARE = (
-    1 / 8
-)  # of the free memory, for checkpoints that wait to be written; one may always wait, whatever its size
+WAITING_SHARE = 1 / 8
+"""Of the free memory, for checkpoints that wait to be written; one may always wait, whatever its size."""
 
 
 class Checkpoint(NamedTuple):
@@ -54,7 +53,7 @@ class Writer:
 
     def submit(self, write: Callable[[], None], nbytes: int) -> None:
         """`write()` soon; waits while too many bytes are waiting. `nbytes`: how much it holds until then."""
-        room = WAITING_SHARE * psutil.virtual_memory().available
+        room = WAITING_SHARE * free_memory()
         while self._waiting and (self._waiting[0][0].done() or sum(size for _, size in self._waiting) + nbytes > room):
             self._waiting.popleft()[0].result()
         self._waiting.append((self._pool.submit(write), nbytes))

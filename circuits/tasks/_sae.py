@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import Damaged, NonFinite, UserError
 from circuits.files import write_json
-from circuits.schema import DataSource, stored
+from circuits.schema import stored
 from circuits.schema.sae import READ_BY, at_sparsity
 
 if TYPE_CHECKING:
@@ -177,19 +177,14 @@ def _finish(member: Member, trained: dict[int, Trainer], stream: ActivationStrea
 
 def _stream(context: Context, layers: list[int]) -> ActivationStream:
     """The model and the data of this config, as activations of `layers`."""
-    from circuits.data.embedded import EmbeddedSource
     from circuits.data.stream import ActivationStream
-    from circuits.data.textstore import TextStore
 
     cfg = context.cfg
     if stored.read(cfg):  # a missing one is told before anything is loaded
         for layer in layers:
             context.require("activations", layer)
     lm = context.open_model()
-    if cfg.data.source is DataSource.embedded:
-        source: TokenSource = EmbeddedSource(lm.tokenizer, cfg.seed, cfg.data.context)
-    else:
-        source = TextStore(context.require("tokens").path, seed=cfg.seed)
+    source = context.token_source(lm)
     given: dict[str, Any] = {
         "site": cfg.sae.site.value,
         "layers": layers,

@@ -292,16 +292,9 @@ def _prompts(context: Context, given: ActivationsConfig) -> Samples:
 
 def _stream(context: Context, given: ActivationsConfig, lm: LM) -> Samples:
     """The first sequences of the training stream."""
-    from circuits.data.embedded import EmbeddedSource
     from circuits.data.samples import StreamSamples, count_sequences
-    from circuits.data.textstore import TextStore
-    from circuits.data.tokens import TokenSource
 
-    cfg = context.cfg
-    if cfg.data.source is DataSource.embedded:
-        source: TokenSource = EmbeddedSource(lm.tokenizer, cfg.seed, cfg.data.context)
-    else:
-        source = TextStore(context.require("tokens").path, seed=cfg.seed)
+    source = context.token_source(lm)
     n = given.n_sequences
     if given.tokens is not None:
         context.progress("counting tokens", 0, None)

@@ -212,16 +212,10 @@ def _make(context: Context, works: Mapping[int, Work]) -> None:
 
 def _stream(context: Context, layers: list[int]) -> ActivationStream:
     """The model and its held-out text, as activations of `layers`."""
-    from circuits.data.embedded import EmbeddedSource
     from circuits.data.stream import ActivationStream
-    from circuits.data.textstore import TextStore
-    from circuits.data.tokens import TokenSource
 
     cfg, lm = context.cfg, context.open_model()
-    if cfg.data.source is DataSource.embedded:
-        source: TokenSource = EmbeddedSource(lm.tokenizer, cfg.seed, cfg.data.context)
-    else:
-        source = TextStore(context.require("tokens").path, seed=cfg.seed)
+    source = context.token_source(lm)
     return ActivationStream(
         lm,
         source,

@@ -1,0 +1,53 @@
+"""What this process may still take of the machine's main memory. No torch.
+
+A job's limit is that of its control group, which the machine's own figures do not show: on a node of a terabyte a job of 32 GB
+would be killed long before the node is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import psutil
+
+MINE, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+#: Files of a control group's limit and use, and what of the use can be taken back at once: version 2, version 1.
+_FILES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def free_memory(mine: Path = MINE, groups: Path = GROUPS) -> int:
+    """Bytes that are free: of the machine, and of each control group that we are in (their parents limit us too)."""
+    left = [limit - used for limit, used in _limits(mine, groups)]
+    return max(0, min([int(psutil.virtual_memory().available), *left]))
+
+
+def _limits(mine: Path, groups: Path) -> Iterator[tuple[int, int]]:
+    try:
+        lines = mine.read_text().splitlines()
+    except OSError:  # no Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        controller = "memory" if "memory" in controllers.split(",") else controllers
+        if controller not in _FILES:
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        for place in (group, *group.parents):
+            if (found := _limit(groups / controller / place, *_FILES[controller])) is not None:
+                yield found
+
+
+def _limit(group: Path, limit: str, used: str, back: str) -> tuple[int, int] | None:
+    """Limit and use of one group; None where it has none, or is not ours to see."""
+    try:
+        most = (group / limit).read_text().strip()
+        if most == "max":
+            return None
+        facts = dict(line.split(" ", 1) for line in (group / "memory.stat").read_text().splitlines())
+        return int(most), int((group / used).read_text()) - int(facts.get(back, 0))
+    except (OSError, ValueError):
+        return None
