@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NOBODY = os.environ["CIRCUITS_USER"] = (
     "nobody"  # whose conf/user/nobody.yaml is not there: tests read no one's own values
 )
+if os.environ.get("PYTEST_XDIST_WORKER"):  # the workers fill the cores: more threads of theirs only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 QUICK = "model.embedded.steps=10"  # an embedded model that knows little, made in seconds
 
 
