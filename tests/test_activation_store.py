@@ -384,6 +384,21 @@ def test_layers_are_read_beside_one_another(tmp_path: Path) -> None:
         Reservoir({0: stores[0], 1: written(tmp_path / "short", 499, layer=1)}, batch_size=25)
 
 
+def test_rows_of_two_sites_stand_side_by_side_in_the_order_of_one(tmp_path: Path) -> None:
+    one, wide = written(tmp_path / "one", 500, layer=1), written(tmp_path / "wide", 500, layer=1, width=6)
+    pair = Reservoir({1: (one, wide)}, batch_size=25, ram_bytes=30_000)
+    assert pair.width == one.width + 6
+    rows = torch.cat([batch.rows[1] for batch, _ in zip(pair.batches(), range(20), strict=False)])
+    assert torch.equal(rows[:, 0], rows[:, one.width])
+    assert sorted(rows[:, 0].int().tolist()) == list(range(500))
+    with pytest.raises(UserError, match="are not of the same rows: their n_rows differ; make both with one task"):
+        Reservoir({1: (one, written(tmp_path / "short", 499, layer=1))}, batch_size=25)
+    cut = written(tmp_path / "cut", 500, layer=1)
+    cut.facts["dropped"] = [{"sample": 3, "name": "3", "layers": [1]}]
+    with pytest.raises(UserError, match="their samples dropped differ"):
+        Reservoir({1: (one, cut)}, batch_size=25)
+
+
 def test_a_batch_is_the_consumers_own_unless_it_says_otherwise(tmp_path: Path) -> None:
     store = written(tmp_path / "s", 400)
     kept = [

@@ -14,7 +14,15 @@ REFUSED = [
     (["sae=matryoshka", "sae.groups=1"], "sae.groups=1: at least 2 nested dictionaries, or choose sae=batchtopk"),
     (["sae=topk", "sae.groups=2"], "sae.groups=2: sae=topk does not read it; sae=matryoshka does"),
     (["sae.k=600", "sae.sparsity=0.5"], f"sae.k=1200: more than {MADE}"),
-    (["sae=gated", "sae.target_site=mlp_out"], "sae.target_site: sae=gated cannot be a transcoder"),
+    (["sae=gated", "sae.site=mlp_in", "sae.target_site=mlp_out"], "sae.target_site: sae=gated cannot be a transcoder"),
+    (
+        ["sae.target_site=mlp_out"],
+        "sae.target_site=mlp_out: a model computes it before sae.site=resid_post, the last of a block",
+    ),
+    (
+        ["sae.site=mlp_in", "sae.target_site=attn_out"],
+        "sae.target_site=attn_out: a model computes it before sae.site=mlp_in; sites after it: mlp_act mlp_out resid_post",
+    ),
     (["sae.target_site=resid_post"], "sae.target_site=resid_post: the site itself; leave it out for an SAE"),
     (["sae.accumulate=3"], "sae.accumulate=3: sae.batch_size=256 is not divisible by it"),
     (["sae.validate_every=10"], "sae.validate_every=10: read only with early stopping; add sae.patience=N"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import Callable
@@ -50,9 +51,9 @@ def same(a: Path, b: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def stores(quick_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
-    """A folder whose store has the activations of layers 1 and 2, at two sites."""
+    """A folder whose store has the activations of layers 1 and 2, at three sites."""
     cli = sharing(quick_store, tmp_path_factory.mktemp("stores"))
-    done = cli("task=activations", "layer=[1,2]", "activations.site=[resid_post,mlp_act]", *STORE)
+    done = cli("task=activations", "layer=[1,2]", "activations.site=[resid_post,mlp_act,mlp_in]", *STORE)
     assert done.code == 0, done.out + done.err
     return cli
 
@@ -68,24 +69,26 @@ def beside(stores: Cli, folder: Path) -> Cli:
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("target", [[], ["sae.site=mlp_in", "sae.target_site=resid_post"]], ids=["sae", "transcoder"])
 def test_layers_trained_from_their_stores_together_alone_and_after_a_kill_are_equal_bit_by_bit(
-    stores: Cli, tmp_path_factory: pytest.TempPathFactory, wait_until: Callable[..., None]
+    target: list[str], stores: Cli, tmp_path_factory: pytest.TempPathFactory, wait_until: Callable[..., None]
 ) -> None:
-    done = stores("task=sae", "layer=[1,2]", *SHORT)
+    both = beside(stores, tmp_path_factory.mktemp("together"))
+    done = both("task=sae", "layer=[1,2]", *target, *SHORT)
     assert done.code == 0, done.out + done.err
-    together = saes(stores)
+    together = saes(both)
     assert sorted(together) == [1, 2]
     for layer, path in together.items():
         manifest, metrics = (json.loads((path / f"{name}.json").read_text()) for name in ("manifest", "metrics"))
         (used,) = [p for p in stores.artifacts("activations") if f"-L{layer}-resid_post-" in p.name]
-        assert manifest["inputs"]["activations"]["id"] == f"activations/{used.name}"
-        assert manifest["inputs"]["activations"]["content"]
+        read = manifest["inputs"]["activations:target" if target else "activations"]
+        assert read["id"] == f"activations/{used.name}" and read["content"]
         rows = json.loads((used / "meta.json").read_text())["n_rows"]
         assert metrics["passes"] == pytest.approx(150 * 256 / rows) and metrics["passes"] > 1
         assert metrics["explained_variance"] > metrics["control"]["explained_variance"]
 
     alone = beside(stores, tmp_path_factory.mktemp("alone"))
-    words = ["task=sae", "layer=2", *SHORT, "sae.checkpoint_every=10", "sae.log_every=10"]
+    words = ["task=sae", "layer=2", *target, *SHORT, "sae.checkpoint_every=10", "sae.log_every=10"]
     running = alone.start(*words)
     partial = alone.outputs / "artifacts" / "sae"
     wait_until(lambda: list(partial.glob("*.partial/step-*0.safetensors")), 120, "a checkpoint")
@@ -112,6 +115,26 @@ def test_a_missing_store_is_one_line_with_the_command_that_makes_it(warm: Cli) -
     (made,) = plan(*command)
     (wanted,) = plan("task=sae", "layer=3", *SAE, "sae.skip_first=2", "sae.site=resid_mid")
     assert made.keys[3].hash == wanted.keys[3].inputs["activations"].hash
+
+
+def test_a_transcoder_is_trained_from_the_stores_of_both_sites(warm: Cli) -> None:
+    words = ["layer=1", "sae.site=mlp_in", "sae.target_site=mlp_out", *SHORT]
+    missing = warm("task=sae", *words)
+    assert missing.code == 1 and "sae needs activations/tiny-L1-mlp_in-data-" in missing.err, missing.err
+    command = shlex.split(missing.errors[0].split("make it with: python launch.py ")[1].split(" log ")[0])
+    assert "activations.site=[mlp_in,mlp_out]" in command
+    made = warm(*command)
+    assert made.code == 0 and len(warm.artifacts("activations")) == 2, made.out + made.err
+    done = warm("task=sae", "sae=topk,jumprelu", *words)
+    assert done.code == 0, done.out + done.err
+    used = {f"activations/{path.name}" for path in warm.artifacts("activations")}
+    assert len(warm.artifacts("sae")) == 2
+    for path in warm.artifacts("sae"):
+        manifest, metrics = (json.loads((path / f"{name}.json").read_text()) for name in ("manifest", "metrics"))
+        inputs = [manifest["inputs"][name] for name in ("activations", "activations:target")]
+        assert {one["id"] for one in inputs} == used and all(one["content"] for one in inputs)
+        assert metrics["target_site"] == "mlp_out" and metrics["ce_zero"] != metrics["ce_spliced"]
+        assert metrics["explained_variance"] > metrics["control"]["explained_variance"]
 
 
 def test_too_few_rows_are_refused_unless_they_are_allowed(stores: Cli, tmp_path: Path) -> None:
@@ -186,7 +209,7 @@ def kept(folder: Path, lm: LM, **other: object) -> ActivationStore:
 
 def stream_of(lm: LM, store: ActivationStore) -> StoredStream:
     given = {"site": "resid_post", "layers": [1], "batch_size": 8, "skip_first": 1, "ram_bytes": 1 << 20}
-    return StoredStream(lm, RandomSource(), {1: store}, {1: "content"}, model=("a/b", "c1"), **given)
+    return StoredStream(lm, RandomSource(), {1: (store,)}, {1: "content"}, model=("a/b", "c1"), **given)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +259,6 @@ REFUSED = [
     (["sae.ram=1"], "sae.ram=1.0: sae.source=stream does not read it; sae.source=store does"),
     (["cluster.stage=fast"], "cluster.stage=fast: a whole path on the node's own disk, or a variable such as $TMPDIR"),
     (["sae.source=store", "sae.block_rows=999"], "sae.block_rows=999: sae.source=store does not read it"),
-    (["sae.source=store", "sae.target_site=mlp_out"], "sae.target_site=mlp_out: transcoders are trained from the model"),
     (["sae.source=store", "activations.last_n=5"], "activations.last_n=5: an SAE is trained and measured on all tokens"),
     (["sae.source=store", "activations.skip_first=0"], "activations.skip_first=0: sae.skip_first=1 is what the SAE"),
     (["sae.source=store", "sae.ram=0.0001"], "sae.ram=0.0001: two batches of sae.batch_size=256 have to fit twice; at least"),

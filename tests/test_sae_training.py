@@ -251,9 +251,7 @@ def test_resampling_revives_dead_features_with_distinct_directions() -> None:
     w = trainer.weights
     assert (trainer.since_fired[10:20] == 0).all() and (w["b_enc"][10:20] == 0).all()
     assert torch.linalg.matrix_rank(w["W_dec"][10:20]) == 10
-    assert all(
-        (trainer.optimiser.adam.state[w[key]]["exp_avg"][10:20] == 0).all() for key in ("W_enc", "b_enc", "W_dec")
-    )
+    assert all((trainer.optimiser.moments["exp_avg"][key][10:20] == 0).all() for key in ("W_enc", "b_enc", "W_dec"))
     ratio = w["W_enc"][10:20].norm(dim=1) / w["W_enc"].norm(dim=1)[20:].mean()
     assert torch.allclose(ratio, torch.full((10,), 0.2), atol=0.02)
 

@@ -3,7 +3,8 @@
 Random reads collapse on network disks and forward reads do not, so shuffling is done in memory: an epoch goes through the
 file's chunks (`CHUNK_BYTES` of neighbouring rows) in a seeded order; as many chunks as fit make a *block*, whose rows are put
 to the places of a seeded permutation while they are still in the processor's cache, and handed out as consecutive batches.
-Meanwhile one thread fills the next block: two blocks are the memory budget. Compare SAELens's mixing buffer and saev's chunks.
+Meanwhile the next block is filled, by as many threads as torch uses: two blocks are the memory budget. Compare SAELens's mixing
+buffer and saev's chunks.
 
 A batch is a function of (epoch, block, offset) and the seed alone. So a checkpoint is a few integers, nothing is replayed on
 resume, and the same rows of several layers come out beside one another. Each row comes once an epoch, but for what is left of
@@ -13,7 +14,7 @@ an epoch's last block when it is cut into batches (fewer than `batch_size` rows,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -44,15 +45,16 @@ class _Block:
 class Reservoir:
     """Batches of `stores` (one a layer, of the same samples and positions), shuffled.
 
-    `ram_bytes` bounds the two blocks of each layer, so that a layer's batches do not depend on which others are read.
-    `batches` gives what :meth:`circuits.data.stream.ActivationStream.batches` gives, so a trainer reads either. `device` is
-    where batches go. With ``own=False`` a float32 batch on the CPU is a view into the block, valid until the next one is
+    Of a pair of stores of a layer, rows of the same token stand side by side (what a transcoder is trained on). `ram_bytes`
+    bounds the two blocks of each layer, so that a layer's batches do not depend on which others are read. `batches` gives
+    what :meth:`circuits.data.stream.ActivationStream.batches` gives, so a trainer reads either. `device` is where batches go.
+    With ``own=False`` a float32 batch on the CPU is a view into the block, valid until the next one is
     asked for.
     """
 
     def __init__(
         self,
-        stores: Mapping[int, ActivationStore] | ActivationStore,
+        stores: Mapping[int, ActivationStore | tuple[ActivationStore, ...]] | ActivationStore,
         *,
         batch_size: int,
         ram_bytes: int = 2 << 30,
@@ -60,13 +62,15 @@ class Reservoir:
         device: torch.device | str = "cpu",
         own: bool = True,
     ) -> None:
-        self.stores = {stores.layer: stores} if isinstance(stores, ActivationStore) else dict(stores)
+        given = {stores.layer: stores} if isinstance(stores, ActivationStore) else stores
+        self.stores = {layer: one if isinstance(one, tuple) else (one,) for layer, one in given.items()}
         self.batch_size, self.ram_bytes, self.seed, self.own = batch_size, ram_bytes, seed, own
         self.device = torch.device(device)
         self.layers = tuple(sorted(self.stores))
-        first = self.stores[self.layers[0]]
-        self.site, self.width, self.n_rows = first.site, first.width, first.n_rows
         _check_alike(self.stores)
+        first = self.stores[self.layers[0]]
+        self.sites, self.dtype, self.n_rows = tuple(store.site for store in first), first[0].dtype, first[0].n_rows
+        self.width = sum(store.width for store in first)
         if not 1 <= batch_size <= self.n_rows:
             raise UserError(f"batch_size={batch_size}: the store has {self.n_rows} rows")
         self.chunk_rows, self.chunks_per_block = self._sizes()
@@ -78,7 +82,8 @@ class Reservoir:
         """What the batches are a function of, to compare at resume."""
         return {
             "source": "store",
-            "site": self.site,
+            "site": self.sites[0],
+            **({"target": self.sites[1]} if len(self.sites) > 1 else {}),
             "n_rows": self.n_rows,
             "batch_size": self.batch_size,
             "chunk_rows": self.chunk_rows,
@@ -91,12 +96,15 @@ class Reservoir:
         at = start or self._at
         buffers: list[dict[int, Tensor]] = [{}, {}]
         read: list[Any] = [None, None]  # what CUDA has to have copied before a block is filled anew
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reservoir") as prefetch:
-            coming = prefetch.submit(self._fill, at.block, buffers[at.block % 2])
+        with (
+            ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="reservoir-reader") as readers,
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="reservoir") as prefetch,
+        ):
+            coming = prefetch.submit(self._fill, readers, at.block, buffers[at.block % 2])
             while True:
                 block = coming.result()
                 other = (block.index + 1) % 2
-                coming = prefetch.submit(self._fill, block.index + 1, buffers[other], read[other])
+                coming = prefetch.submit(self._fill, readers, block.index + 1, buffers[other], read[other])
                 rows = len(block.rows[self.layers[0]])
                 while at.block == block.index and at.offset + self.batch_size <= rows:
                     end = at.offset + self.batch_size
@@ -140,7 +148,7 @@ class Reservoir:
 
     def _sizes(self) -> tuple[int, int]:
         """Rows of a chunk, a multiple of the batch so that blocks divide into batches; chunks of a block."""
-        row_bytes = self.width * self.stores[self.layers[0]].values.dtype.itemsize
+        row_bytes = self.width * np.dtype(STORED[self.dtype]).itemsize
         block_rows = self.ram_bytes // 2 // row_bytes
         if block_rows < 2 * self.batch_size:
             raise UserError(
@@ -154,7 +162,7 @@ class Reservoir:
         generator = np.random.Generator(np.random.PCG64(derive_seed(self.seed, "chunks", epoch)))
         return generator.permutation(self._chunks)
 
-    def _fill(self, index: int, buffers: dict[int, Tensor], read: Any = None) -> _Block:
+    def _fill(self, readers: Executor, index: int, buffers: dict[int, Tensor], read: Any = None) -> _Block:
         """Read block `index` of the endless sequence of blocks into `buffers`, after the CUDA event `read`."""
         if read is not None:
             read.synchronize()
@@ -164,12 +172,19 @@ class Reservoir:
         rows = sum(stop - start for start, stop in spans)
         generator = np.random.Generator(np.random.PCG64(derive_seed(self.seed, "rows", index)))
         places = generator.permutation(rows)
-        for layer, store in self.stores.items():
+        ends = np.cumsum([stop - start for start, stop in spans])[:-1]
+        work: list[tuple[ActivationStore, int, NDArray[np.int64], Tensor]] = []
+        for layer, stores in self.stores.items():
             if layer not in buffers:
                 most = min(self.chunks_per_block * self.chunk_rows, self.n_rows)
                 pinned = self.device.type == "cuda"
-                buffers[layer] = torch.empty(most, self.width, dtype=DTYPES[store.dtype], pin_memory=pinned)
-            _read(store, spans, places, buffers[layer])
+                buffers[layer] = torch.empty(most, self.width, dtype=DTYPES[self.dtype], pin_memory=pinned)
+            for store, columns in zip(stores, buffers[layer].split([s.width for s in stores], dim=1), strict=True):
+                work += [
+                    (store, start, at, columns) for (start, _), at in zip(spans, np.split(places, ends), strict=True)
+                ]
+        for done in [readers.submit(_read, *one) for one in work]:
+            done.result()
         return _Block(index, {layer: buffers[layer][:rows] for layer in self.layers})
 
     def _taken(self, rows: Tensor) -> Float[Tensor, "batch width"]:
@@ -180,32 +195,51 @@ class Reservoir:
         return rows.to(self.device, non_blocking=self.device.type == "cuda").to(torch.float32)
 
 
-def _check_alike(stores: Mapping[int, ActivationStore]) -> None:
+def _check_alike(stores: Mapping[int, tuple[ActivationStore, ...]]) -> None:
+    """All layers of one form; the stores of a layer of the same rows.
+
+    Raises:
+        UserError: with what differs.
+    """
     first = next(iter(stores.values()))
-    for store in stores.values():
-        wrong = [name for name in ("site", "width", "dtype", "n_rows") if getattr(store, name) != getattr(first, name)]
-        if wrong:
-            raise UserError(
-                f"layers {first.layer} and {store.layer} are not of the same rows: their {' and '.join(wrong)} differ"
-            )
+    for beside in stores.values():
+        for store, other in zip(beside, first, strict=True):
+            alike = ("site", "width", "dtype", "n_rows")
+            if wrong := [name for name in alike if getattr(store, name) != getattr(other, name)]:
+                raise UserError(
+                    f"layers {other.layer} and {store.layer} are not of the same rows: their {' and '.join(wrong)} differ"
+                )
+        for store in beside[1:]:
+            facts = {
+                name: (beside[0].facts.get(name), store.facts.get(name)) for name in ("dtype", "n_rows", "skip_first")
+            }
+            facts["samples dropped"] = (_dropped(beside[0]), _dropped(store))
+            if wrong := [name for name, (a, b) in facts.items() if a != b]:
+                raise UserError(
+                    f"{beside[0].site} and {store.site} of layer {store.layer} are not of the same rows: their "
+                    f"{' and '.join(wrong)} differ; make both with one task=activations"
+                )
 
 
-def _read(store: ActivationStore, spans: list[tuple[int, int]], places: NDArray[np.int64], into: Tensor) -> None:
-    """Rows of `spans`, one after the other, each to its place in `into`: forwards in the file, a cache's worth at a time."""
+def _dropped(store: ActivationStore) -> set[int]:
+    """Samples that have no rows in a store."""
+    return {record["sample"] for record in store.facts.get("dropped", [])}
+
+
+def _read(store: ActivationStore, start: int, places: NDArray[np.int64], into: Tensor) -> None:
+    """Rows from `start` on, each to its place in `into`: forwards in the file, a cache's worth at a time."""
     stored = np.dtype(STORED[store.dtype])
     block = into.view(torch.int16).numpy().view(np.uint16) if store.dtype == "bf16" else into.numpy()
     row_bytes = store.width * stored.itemsize
-    step = max(1, STAGE_BYTES // row_bytes)
-    stage = np.empty((step, store.width), stored)
-    path, done = store.path / VALUES, 0
+    stage = np.empty((max(1, STAGE_BYTES // row_bytes), store.width), stored)
+    path = store.path / VALUES
     with path.open("rb", buffering=0) as file:
-        for start, stop in spans:
-            file.seek(HEADER + start * row_bytes)
-            for first in range(start, stop, step):
-                rows = stage[: min(step, stop - first)]
-                _read_all(file, rows.data.cast("B"), path)
-                block[places[done : done + len(rows)]] = rows
-                done += len(rows)
+        file.seek(HEADER + start * row_bytes)
+        for first in range(0, len(places), len(stage)):
+            here = places[first : first + len(stage)]
+            rows = stage[: len(here)]
+            _read_all(file, rows.data.cast("B"), path)
+            block[here] = rows
 
 
 def _read_all(file: IO[bytes], into: memoryview, path: Path) -> None:

@@ -16,10 +16,11 @@ from circuits.data.stream import ActivationStream, Batch, Position
 from circuits.data.tokens import TokenSource
 from circuits.errors import UserError
 from circuits.models.load import DTYPES, LM
+from circuits.models.sites import site_width
 
 
 class StoredStream(ActivationStream):
-    """Batches of `stores` (one a layer); held-out activations from the model.
+    """Batches of `stores` (one a layer; with a `target` site a pair of them); held-out activations from the model.
 
     `contents` are the stores' content hashes: a position in one store is none in another. `ram_bytes` bounds each layer's
     shuffled rows. `model`: the id and revision that the stores have to be of, where `lm` does not know its own. The other
@@ -30,7 +31,7 @@ class StoredStream(ActivationStream):
         self,
         lm: LM,
         source: TokenSource,
-        stores: Mapping[int, ActivationStore],
+        stores: Mapping[int, tuple[ActivationStore, ...]],
         contents: Mapping[int, str],
         *,
         ram_bytes: int,
@@ -40,8 +41,10 @@ class StoredStream(ActivationStream):
         **given: Any,
     ) -> None:
         super().__init__(lm, source, batch_size=batch_size, block_rows=2 * batch_size, seed=seed, **given)
-        for layer, store in stores.items():
-            self._check(layer, store, model or (lm.name, None))
+        sites = (self.site,) if self.target is None else (self.site, self.target)
+        for layer, found in stores.items():
+            for store, site in zip(found, sites, strict=True):
+                self._check(layer, store, site, model or (lm.name, None))
         if missing := set(self.layers) - set(stores):
             raise UserError(
                 f"no store of layer {min(missing)}; there are stores of {' '.join(map(str, sorted(stores)))}"
@@ -51,13 +54,13 @@ class StoredStream(ActivationStream):
         )
         self.n_rows, self.contents = self.reservoir.n_rows, dict(contents)
 
-    def _check(self, layer: int, store: ActivationStore, model: tuple[str, str | None]) -> None:
+    def _check(self, layer: int, store: ActivationStore, site: str, model: tuple[str, str | None]) -> None:
         """Refuse a store of something else than what the model gives at this site and layer."""
         dtype = next(name for name, dtype in DTYPES.items() if dtype == self.lm.dtype)
         wanted = {
-            "site": self.site,
+            "site": site,
             "layer": layer,
-            "width": self.width,
+            "width": site_width(self.lm.dims, site),
             "model_dtype": dtype,
             "skip_first": self.skip_first,
             "last_n": None,

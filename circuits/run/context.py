@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -162,8 +163,8 @@ class Context:
                 leases[layer].release()
 
     def require(self, name: str, layer: int | None = None) -> Artifact:
-        """The artifact of input kind `name` (of `layer`, where that kind has layers): found in the store, or made now when the
-        kind is made by whoever needs it.
+        """The artifact of input `name` (of `layer`, where that kind has layers): found in the store, or made now when the kind
+        is made by whoever needs it.
 
         An input of the kind ``layers=each`` is asked for by its `layer`, as this run's key at that layer names it.
 
@@ -172,7 +173,7 @@ class Context:
         """
         if (name, layer) not in self._inputs:
             key = None if layer is None else self.key(layer).inputs[name]
-            self._inputs[name, layer] = self._require(registry.kind(name), key)
+            self._inputs[name, layer] = self._require(registry.kind(name.partition(":")[0]), key)
         return self._inputs[name, layer]
 
     def gate_of(self, name: str) -> str | None:
@@ -285,7 +286,9 @@ class Context:
         own = {} if kind.inline else self.kind.words(self.run.cfg, kind.name)
         typed = [(word, word.split("=")[0]) for word in self.run.overrides]
         kept = [word for word, key in typed if key.split(".")[0] in read and key not in own]
-        return " ".join(["python launch.py", f"task={task}", *kept, *(f"{key}={value}" for key, value in own.items())])
+        return shlex.join(
+            ["python", "launch.py", f"task={task}", *kept, *(f"{key}={value}" for key, value in own.items())]
+        )
 
     def conclude(self, waiting: str | None = None) -> list[str]:
         """List the run's artifacts in its status; what the gates say about them.

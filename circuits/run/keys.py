@@ -61,7 +61,7 @@ def key_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Conte
     if kind.layers == "none":
         layers = ()
     cfg = kind.normal(cfg)
-    inputs = {name: key_of(registry.kind(name), cfg, layers, contents) for name in kind.inputs(cfg)}
+    inputs = {name: _key_of_input(kind, name, cfg, layers, contents) for name in kind.inputs(cfg)}
     payload = {
         "kind": kind.name,
         "version": kind.version,
@@ -72,6 +72,12 @@ def key_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Conte
     }
     text = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return Key(kind.name, kind.label(cfg, layers), layers, text, inputs, kind.share(cfg))
+
+
+def _key_of_input(kind: Kind, name: str, cfg: BaseConfig, layers: tuple[int, ...], contents: Contents) -> Key:
+    """The key of one input of `kind`, whose normal config is `cfg`."""
+    of, _, part = name.partition(":")
+    return key_of(registry.kind(of), kind.part(cfg, part) if part else cfg, layers, contents)
 
 
 Unit = int | tuple[int, str] | None

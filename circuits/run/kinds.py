@@ -79,7 +79,8 @@ class Kind:
         sections: config sections that it reads (``sae``, ``model.embedded``); code sees no other.
         label: a short readable name from the config and the layer; the directory's name begins with it.
         layers: ``none``; ``each`` = one artifact per layer, with inputs of the same layer; ``set`` = one over the chosen layers.
-        inputs: the names of the kinds that it is made from under this config.
+        inputs: the names of the kinds that it is made from under this config; ``kind:part`` where it needs a further one.
+        part: the config of such a further input (``activations:target``).
         may_need: every kind that `inputs` and `gates` can name.
         through: for an input that can itself be made from several things: which of them it may need when it is made for this
             kind (``{"activations": ("tiny", "tokens")}``: of data, not of a behaviour's prompts).
@@ -113,6 +114,7 @@ class Kind:
     label: Callable[[BaseConfig, tuple[int, ...]], str]
     layers: Literal["none", "each", "set"] = "none"
     inputs: Callable[[BaseConfig], tuple[str, ...]] = lambda cfg: ()
+    part: Callable[[BaseConfig, str], BaseConfig] = lambda cfg, part: cfg
     may_need: tuple[str, ...] = ()
     through: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     words: Callable[[BaseConfig, str], Mapping[str, str]] = lambda cfg, name: {}

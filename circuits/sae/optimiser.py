@@ -1,17 +1,20 @@
 """One optimiser step: project the decoder's gradient → clip by global norm → Adam → decoder rows back to unit norm.
 
 The part of ∂W_dec parallel to W_dec is removed (Bricken et al. 2023: a unit row can only turn). Memory bandwidth is what these
-steps cost on a CPU: the passes over the decoder go by blocks of rows that fit a core's cache, and clipping is done by Adam's fused
-kernel, which divides gradients by `grad_scale` as it reads them.
+steps cost on a CPU. So the parallel part is taken from the step that wrote the gradient, where it falls out of it; passes over the
+decoder go by blocks of rows that stay in the cache; and clipping is done by Adam's fused kernel, which divides gradients by
+`grad_scale` as it reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.optim.adam import adam
 
 from circuits.errors import UserError
 from circuits.sae.modules import Weights
@@ -19,13 +22,17 @@ from circuits.sae.modules.gradients import buffer
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 4 << 20
 
 
-def _without_parallel(rows: Tensor, grad: Tensor) -> Tensor:
-    """Remove from a gradient what is parallel to its unit row; the norm of what is left."""
-    grad.addcmul_(rows, (grad * rows).sum(1, keepdim=True), value=-1)
-    return torch.linalg.vector_norm(grad)
+def _norm(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(torch.linalg.vector_norm(rows, dim=-1))
+
+
+def _without_parallel(rows: Tensor, grad: Tensor, along: Tensor) -> Tensor:
+    """Remove from a gradient what is parallel to its unit row, `along` times that row; the norm of what is left."""
+    grad.addcmul_(rows, along[:, None], value=-1)
+    return _norm(grad)
 
 
 def _unit_rows(rows: Tensor) -> None:
@@ -58,48 +65,56 @@ class Optimiser:
 
     def __init__(self, weights: Weights, clip: float, compiled: bool = False) -> None:
         self.weights, self.clip = weights, clip
-        self._project: Callable[[Tensor, Tensor], Tensor] = fused(_without_parallel) if compiled else _without_parallel
+        self._project: Callable[[Tensor, Tensor, Tensor], Tensor] = (
+            fused(_without_parallel) if compiled else _without_parallel
+        )
         self._renew: Callable[[Tensor], None] = fused(_unit_rows) if compiled else _unit_rows
-        self.adam = torch.optim.Adam(weights.values(), lr=0.0, betas=BETAS, eps=EPS, fused=True)
         device = weights["W_dec"].device
-        for p in weights.values():  # the state from the first step on, so that a checkpoint of step 0 has it too
-            p.grad = torch.zeros_like(p)
-            moments = {name: torch.zeros_like(p) for name in MOMENTS}
-            self.adam.state[p] = {"step": torch.zeros((), device=device), **moments}
+        self.moments = {
+            moment: {name: torch.zeros_like(p, requires_grad=False) for name, p in weights.items()}
+            for moment in MOMENTS
+        }
+        self.steps = {name: torch.zeros((), device=device) for name in weights}
 
-    def step(self, lr: float) -> None:
-        """Update the weights from the gradients in their buffers."""
-        decoder = self.weights["W_dec"]
-        norms = [self._project(*block) for block in self._blocks()]
-        norms += [
-            torch.linalg.vector_norm(torch.linalg.vector_norm(grad, dim=-1))
-            for p in self.weights.values()
-            if p is not decoder and (grad := p.grad) is not None
-        ]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
-        self.adam.grad_scale = (norm / self.clip).clamp_(min=1.0)  # type: ignore[attr-defined]
-        self.adam.param_groups[0]["lr"] = lr
-        self.adam.step()
-        for rows, _ in self._blocks():
-            self._renew(rows)
+    def step(self, lr: float, along: Float[Tensor, " d_sae"] | None = None) -> None:
+        """Update the weights from the gradients in their buffers.
 
-    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows of the decoder and of its gradient."""
+        Args:
+            lr: the rate.
+            along: ⟨∂W_dec[i], W_dec[i]⟩ of every feature, where it is known.
+        """
+        grads = {name: buffer(p) for name, p in self.weights.items()}
+        rows, parts = self._blocks(self.weights["W_dec"].data), self._blocks(grads["W_dec"])
+        known = (
+            [torch.linalg.vecdot(g, r) for r, g in zip(rows, parts, strict=True)]
+            if along is None
+            else self._blocks(along)
+        )
+        norms = [self._project(r, g, a) for r, g, a in zip(rows, parts, known, strict=True)]
+        norms += [_norm(grad) for name, grad in grads.items() if name != "W_dec"]
+        scale = (torch.linalg.vector_norm(torch.stack(norms)) / self.clip).clamp_(min=1.0)
+        moments, variances = (list(found.values()) for found in self.moments.values())
+        parameters, steps = [p.data for p in self.weights.values()], list(self.steps.values())
+        adam(
+            parameters, list(grads.values()), moments, variances, [], steps, fused=True, grad_scale=scale, amsgrad=False,
+            beta1=BETAS[0], beta2=BETAS[1], lr=lr, weight_decay=0.0, eps=EPS, maximize=False,
+        )  # fmt: skip
+        for block in rows:
+            self._renew(block)
+
+    def _blocks(self, tensor: Tensor) -> Sequence[Tensor]:
+        """A tensor of the decoder's features in parts whose rows of the decoder stay in the cache."""
         decoder = self.weights["W_dec"]
-        rows = len(decoder) if decoder.is_cuda else max(1, BLOCK_BYTES // (4 * decoder.shape[1]))
-        yield from zip(decoder.data.split(rows), buffer(decoder).split(rows), strict=True)
+        return tensor.split(len(decoder) if decoder.is_cuda else max(1, BLOCK_BYTES // (4 * decoder.shape[1])))
 
     def reset(self, keep: Tensor) -> None:
         """Zero the moments of the features where `keep` is False."""
-        for name, p in self.weights.items():
-            if name == "b_dec":
-                continue
-            for moment in MOMENTS:
-                state = self.adam.state[p][moment]
-                state.mul_(keep if state.ndim == 1 else keep[:, None])
+        for moments in self.moments.values():
+            for name, moment in moments.items():
+                if name != "b_dec":
+                    moment.mul_(keep if moment.ndim == 1 else keep[:, None])
 
     def tensors(self) -> dict[str, Tensor]:
         """Its state by name, live."""
-        return {
-            f"adam.{key}.{name}": value for name, p in self.weights.items() for key, value in self.adam.state[p].items()
-        }
+        moments = {f"adam.{key}.{name}": t for key, found in self.moments.items() for name, t in found.items()}
+        return {**moments, **{f"adam.step.{name}": steps for name, steps in self.steps.items()}}

@@ -91,7 +91,7 @@ class Trainer:
         """One optimiser step on a batch of activation rows, of any dtype."""
         x, y = self._rows(rows)
         outcome = self._gradients(x, y)
-        self.optimiser.step(self.spec.lr_at(self.step))
+        self.optimiser.step(self.spec.lr_at(self.step), outcome.along)
         self.objective.project(self.weights)
         self._count(y, outcome)
         self.step += 1
@@ -111,7 +111,9 @@ class Trainer:
             p.grad = grad
         terms = {name: torch.stack([o.parts[name] for o in outcomes]).mean() for name in outcomes[0].parts}
         fired, active = (torch.stack([getattr(o, name) for o in outcomes]).sum(0) for name in ("fired", "active"))
-        return Outcome(torch.cat([o.error for o in outcomes]), fired, active, terms)
+        known = [o.along for o in outcomes if o.along is not None]
+        along = torch.stack(known).mean(0) if len(known) == parts else None
+        return Outcome(torch.cat([o.error for o in outcomes]), fired, active, terms, along)
 
     def _dead(self) -> Tensor | None:
         """Dead features for the auxiliary loss; None when there are none."""

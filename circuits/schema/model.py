@@ -21,6 +21,12 @@ class Site(Enum):
     attn_out = "attn_out"
 
 
+IN_ORDER = (
+    Site.resid_pre, Site.head_z, Site.attn_out, Site.resid_mid, Site.mlp_in, Site.mlp_act, Site.mlp_out, Site.resid_post,
+)  # fmt: skip
+"""The sites of a block as a forward pass comes by them."""
+
+
 class Dtype(Enum):
     """The number format that the model computes in."""
 

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from circuits.schema.activations import ActivationsConfig, ActivationSource
+from circuits.schema.model import Site
 from circuits.schema.sae import SaeConfig, SaeSource
 
 if TYPE_CHECKING:
@@ -20,15 +21,16 @@ def read(cfg: BaseConfig) -> bool:
     return cfg.sae.source is SaeSource.store and cfg.sae.from_ is None
 
 
-def section(cfg: BaseConfig) -> ActivationsConfig:
-    """The section of the store: of data, at the SAE's site, without the positions that the SAE leaves out."""
+def section(cfg: BaseConfig, site: Site | None = None) -> ActivationsConfig:
+    """The section of the store: of data, at the SAE's site (or `site`), without the positions that the SAE leaves out."""
     given = cfg.activations
     skip = cfg.sae.skip_first if given.skip_first is None else given.skip_first
-    return replace(given, source=ActivationSource.data, site=cfg.sae.site.value, skip_first=skip)
+    return replace(given, source=ActivationSource.data, site=(site or cfg.sae.site).value, skip_first=skip)
 
 
-def problems(cfg: BaseConfig, given: ActivationsConfig, width: int | None) -> list[str]:
-    """Why the SAE of `cfg` cannot be trained from the store `given`, at a site of this width."""
+def problems(cfg: BaseConfig, given: ActivationsConfig, width: int | None, beside: int = 0) -> list[str]:
+    """Why the SAE of `cfg` cannot be trained from the store `given`, at a site of this width (a transcoder: with another one's
+    rows beside it)."""
     errors = []
     if given.skip_first != cfg.sae.skip_first:
         errors.append(
@@ -41,7 +43,7 @@ def problems(cfg: BaseConfig, given: ActivationsConfig, width: int | None) -> li
         return errors
     most = given.n_sequences and given.n_sequences * (cfg.data.context - cfg.sae.skip_first)
     errors += few(given.tokens or most, width, cfg.sae)
-    row_bytes = width * (4 if given.dtype.value == "fp32" else 2)
+    row_bytes = (width + beside) * (4 if given.dtype.value == "fp32" else 2)
     needed = 4 * cfg.sae.batch_size * row_bytes / 1e9  # two blocks of two batches
     if cfg.sae.ram < needed:
         errors.append(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from circuits.data.tokens import TokenSource
     from circuits.models.load import LM
     from circuits.run.context import Context, Work
+    from circuits.run.store import Artifact
     from circuits.sae.checkpoint import Writer
     from circuits.sae.history import History
     from circuits.sae.loop import Hooks
@@ -182,7 +183,7 @@ def _stream(context: Context, layers: list[int]) -> ActivationStream:
     cfg = context.cfg
     if stored.read(cfg):  # a missing one is told before anything is loaded
         for layer in layers:
-            context.require("activations", layer)
+            _stores(context, layer)
     lm = context.open_model()
     source = context.token_source(lm)
     given: dict[str, Any] = {
@@ -193,11 +194,17 @@ def _stream(context: Context, layers: list[int]) -> ActivationStream:
         "seed": cfg.seed,
         "skip_first": cfg.sae.skip_first,
         "nonfinite": cfg.sae.nonfinite.value,
+        "target": None if cfg.sae.target_site is None else cfg.sae.target_site.value,
     }
     if stored.read(cfg):
         return _stored_stream(context, lm, source, given)
-    target = None if cfg.sae.target_site is None else cfg.sae.target_site.value
-    return ActivationStream(lm, source, block_rows=cfg.sae.block_rows, target=target, **given)
+    return ActivationStream(lm, source, block_rows=cfg.sae.block_rows, **given)
+
+
+def _stores(context: Context, layer: int) -> list[Artifact]:
+    """The stored activations of a layer; for a transcoder those of both sites."""
+    names = ["activations"] if context.cfg.sae.target_site is None else ["activations", "activations:target"]
+    return [context.require(name, layer) for name in names]
 
 
 def _stored_stream(context: Context, lm: LM, source: TokenSource, given: dict[str, Any]) -> StoredStream:
@@ -206,14 +213,16 @@ def _stored_stream(context: Context, lm: LM, source: TokenSource, given: dict[st
     from circuits.data.stored import StoredStream
 
     sae = context.cfg.sae
-    artifacts = {layer: context.require("activations", layer) for layer in given["layers"]}
-    rows = {layer: context.staged(artifact, FILES) for layer, artifact in artifacts.items()}
-    stores = {layer: ActivationStore(path) for layer, path in rows.items()}
-    contents = {layer: artifact.content for layer, artifact in artifacts.items()}
+    artifacts = {layer: _stores(context, layer) for layer in given["layers"]}
+    stores = {
+        layer: tuple(ActivationStore(context.staged(one, FILES)) for one in found) for layer, found in artifacts.items()
+    }
+    contents = {layer: "+".join(one.content for one in found) for layer, found in artifacts.items()}
     model = (context.cfg.model.id, context.model_files()[1])
     stream = StoredStream(lm, source, stores, contents, model=model, ram_bytes=round(sae.ram * 1e9), **given)
-    gigabytes = sum(store.values.nbytes for store in stores.values()) / 1e9
-    context.say(f"training from {len(stores)} stores of {stream.n_rows:,} rows, {gigabytes:.2f} GB")
+    each = [store for found in stores.values() for store in found]
+    gigabytes = sum(store.values.nbytes for store in each) / 1e9
+    context.say(f"training from {len(each)} stores of {stream.n_rows:,} rows, {gigabytes:.2f} GB")
     return stream
 
 

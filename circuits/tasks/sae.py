@@ -29,14 +29,24 @@ def inputs(cfg: BaseConfig) -> tuple[str, ...]:
     """The embedded model where it is the model; the tokenised corpus where there is one; the stored activations."""
     names = ["tiny"] if cfg.model.embedded is not None else []
     names += ["tokens"] if cfg.data.source is not DataSource.embedded else []
-    return (*names, "activations") if stored.read(cfg) else tuple(names)
+    if stored.read(cfg):
+        names += ["activations"] if cfg.sae.target_site is None else ["activations", "activations:target"]
+    return tuple(names)
+
+
+def part(cfg: BaseConfig, name: str) -> BaseConfig:
+    """Under which config a transcoder's second store is made."""
+    assert name == "target", name
+    return replace(cfg, activations=stored.section(cfg, cfg.sae.target_site))
 
 
 def words(cfg: BaseConfig, name: str) -> Mapping[str, str]:
-    """What makes the store that this SAE is trained from, whatever the section ``activations`` says."""
+    """What makes the store that this SAE is trained from (a transcoder: both), whatever the section ``activations`` says."""
     store = stored.section(cfg)
     skip = {"activations.skip_first": str(store.skip_first)} if store.skip_first != 1 else {}
-    return {"activations.source": store.source.value, "activations.site": str(store.site), **skip}
+    target = cfg.sae.target_site
+    site = str(store.site) if target is None else f"[{store.site},{target.value}]"
+    return {"activations.source": store.source.value, "activations.site": site, **skip}
 
 
 def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
@@ -108,9 +118,12 @@ def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str
 
 def _store_problems(cfg: BaseConfig, dims: ModelDims, width: int | None, layers: tuple[int, ...]) -> list[str]:
     """A store that this SAE cannot be trained from. How many rows it really has is seen when it is there."""
-    given = stored.section(cfg)
+    given, target = stored.section(cfg), cfg.sae.target_site
     found = registry.kind("activations").check(replace(cfg, activations=given), dims, layers)
-    return found + stored.problems(cfg, given, width)
+    if target is None or width is None:
+        return found + stored.problems(cfg, given, width)
+    found += registry.kind("activations").check(part(cfg, "target"), dims, layers)
+    return list(dict.fromkeys(found)) + stored.problems(cfg, given, width, dims.width_of(target.value) or 0)
 
 
 def _size_problems(sae: SaeConfig, width: int) -> list[str]:
@@ -201,6 +214,7 @@ KIND = Kind(
     label=label,
     layers="each",
     inputs=inputs,
+    part=part,
     may_need=("tiny", "tokens", "activations"),
     through={"activations": ("tiny", "tokens")},
     words=words,

@@ -32,8 +32,9 @@ def add_gradients(
     error: Float[Tensor, "batch d_out"],
     dead: Int[Tensor, " n_dead"],
     coefficient: float,
+    along: Float[Tensor, " d_sae"],
 ) -> Float[Tensor, ""]:
-    """Add the term's gradients to what is in the buffers; its mean over the batch, coefficient included."""
+    """Add the term's gradients to what is in the buffers and to `along`; its mean over the batch, coefficient included."""
     z = strongest(pre, max(1, error.shape[1] // 2))
     rows = w["W_dec"][dead]
     miss = torch.addmm(error, z, rows)  # ê − e, with e = −error
@@ -42,6 +43,7 @@ def add_gradients(
     buffer(w["W_dec"]).index_add_(0, dead, z.T @ g)
     buffer(w["W_enc"]).index_add_(0, dead, h.T @ c)
     buffer(w["b_enc"]).index_add_(0, dead, h.sum(0))
+    along.index_add_(0, dead, z.mul(h).sum(0))
     return miss.square().sum() * (coefficient / len(c))
 
 

@@ -97,6 +97,8 @@ class Outcome:
     """How many features were active, summed over the rows."""
     parts: dict[str, Float[Tensor, ""]]
     """Terms of the loss beside ‖error‖², each already a mean over the batch."""
+    along: Float[Tensor, " d_sae"] | None = None
+    """⟨∂W_dec[i], W_dec[i]⟩ of every feature, where it falls out of the step: Σ_b f ∂L/∂f."""
 
 
 class Objective(ABC):

@@ -42,9 +42,10 @@ class BatchTopKObjective(TopKObjective):
         error, nested, h, through = self._gradients(w, c, y, support, f, on)
         buffer(w["b_enc"]).copy_(support.feature_sums(h))
         decoder_bias(w, through, w["b_enc"].grad if self.tied else None)
+        along = support.feature_sums(f * h)
         if dead is not None:
-            nested["aux"] = self._auxiliary(w, c, pre, error, dead)
-        return Outcome(error, support.feature_sums(on), on.sum(), nested)
+            nested["aux"] = self._auxiliary(w, c, pre, error, dead, along)
+        return Outcome(error, support.feature_sums(on), on.sum(), nested, along)
 
     def _gradients(
         self, w: Weights, c: Tensor, y: Tensor, support: Support, f: Tensor, on: Tensor

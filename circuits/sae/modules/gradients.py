@@ -39,7 +39,13 @@ def decoder_bias(w: Weights, g: Float[Tensor, "batch d_out"], through: Float[Ten
     """∂b_dec, from g and Σ_b h_b; None when the encoder does not see b_dec."""
     torch.sum(g, dim=0, out=buffer(w["b_dec"]))
     if through is not None:
-        buffer(w["b_dec"]).addmv_(w["W_enc"].T, through, alpha=-1)
+        buffer(w["b_dec"]).sub_(_through_encoder(w["W_enc"], through))
+
+
+def _through_encoder(table: Float[Tensor, "d_sae d_in"], h: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_in"]:
+    """W_encᵀ h. As two products side by side where that is possible: of one, a CPU uses one core."""
+    parts = 2 if table.device.type == "cpu" and len(table) % 2 == 0 else 1
+    return torch.bmm(h.view(parts, 1, -1), table.view(parts, -1, table.shape[1])).sum(0).view(-1)
 
 
 def dense_weights(

@@ -108,7 +108,8 @@ class JumpReLUObjective(Objective):
         sparse_weights(w, c, support, f, h, g)
         buffer(w["b_enc"]).copy_(support.feature_sums(h))
         decoder_bias(w, g, w["b_enc"].grad if self.tied else None)
-        return Outcome(error, support.feature_sums(on), on.sum(), {"l0_penalty": on.sum() * penalty})
+        parts, along = {"l0_penalty": on.sum() * penalty}, support.feature_sums(f * h)
+        return Outcome(error, support.feature_sums(on), on.sum(), parts, along)
 
     def _threshold(self, w: Weights, pulled: Tensor, near: Tensor, penalty: float) -> None:
         """∂L/∂θ = −(θ Σ_b h K + λ/B Σ_b K)/ε."""

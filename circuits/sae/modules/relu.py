@@ -80,7 +80,8 @@ class ReLUObjective(Objective):
         buffer(w["b_enc"]).copy_(support.feature_sums(h))
         decoder_bias(w, g, w["b_enc"].grad if self.tied else None)
         fired = support.feature_sums(torch.ones_like(values))
-        return Outcome(error, fired, fired.sum(), {"l1": values.sum() * l1})
+        along = support.feature_sums(values * (h - l1))
+        return Outcome(error, fired, fired.sum(), {"l1": values.sum() * l1}, along)
 
     def loss(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Tensor:
         f = (self.centred(w, x) @ w["W_enc"].T + w["b_enc"]).relu()

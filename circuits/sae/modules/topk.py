@@ -77,9 +77,9 @@ class TopKObjective(Objective):
             g = error * (2 / len(x))
         buffer(w["b_enc"]).copy_(support.feature_sums(h))
         decoder_bias(w, g, w["b_enc"].grad if self.tied else None)
-        fired = support.feature_sums(on)
-        parts = {} if dead is None else {"aux": self._auxiliary(w, c, pre, error, dead)}
-        return Outcome(error, fired, on.sum(), parts)
+        fired, along = support.feature_sums(on), support.feature_sums(f * h)
+        parts = {} if dead is None else {"aux": self._auxiliary(w, c, pre, error, dead, along)}
+        return Outcome(error, fired, on.sum(), parts, along)
 
     def _sparse(self, w: Weights, y: Tensor, support: Support, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """error, g, and ∂L/∂f at the entries."""
@@ -97,8 +97,8 @@ class TopKObjective(Objective):
         dense_weights(w, c, whole, h, g)
         return error, h
 
-    def _auxiliary(self, w: Weights, c: Tensor, pre: Tensor, error: Tensor, dead: Tensor) -> Tensor:
-        return auxiliary.add_gradients(w, c, pre[:, dead], error, dead, self.spec.aux)
+    def _auxiliary(self, w: Weights, c: Tensor, pre: Tensor, error: Tensor, dead: Tensor, along: Tensor) -> Tensor:
+        return auxiliary.add_gradients(w, c, pre[:, dead], error, dead, self.spec.aux, along)
 
     def features(self, pre: Float[Tensor, "batch d_sae"], step: int) -> Float[Tensor, "batch d_sae"]:
         """The activations of a training step, for the reference loss."""
