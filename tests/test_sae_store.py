@@ -26,7 +26,8 @@ from circuits.errors import UserError
 from circuits.models.load import LM
 from circuits.models.sites import site_width
 from circuits.run import registry, staging
-from circuits.tasks import _sae
+from circuits.tasks._sae import Member
+from circuits.tasks._sae.source import too_few
 
 STORE = [QUICK, "activations.source=data", "activations.n_sequences=1500", "tracking=off", "cluster.workers=0"]
 SAE = [
@@ -228,8 +229,8 @@ def test_a_store_of_something_else_is_refused(other: dict[str, object], small: L
 def test_each_element_of_a_pack_is_asked_whether_it_allows_few_rows(small: LM, tmp_path: Path) -> None:
     stream = stream_of(small, kept(tmp_path / "store", small))
     cfgs = [compose("sae.source=store", *words) for words in ([], ["sae.allow_small=true"])]
-    members = {n: _sae.Member(SimpleNamespace(cfg=cfg), {}) for n, cfg in enumerate(cfgs)}  # type: ignore[arg-type]
-    refused = _sae._too_few(members, stream)
+    members = {n: Member(SimpleNamespace(cfg=cfg), {}) for n, cfg in enumerate(cfgs)}  # type: ignore[arg-type]
+    refused = too_few(members, stream)
     assert list(refused) == [0] and "64 rows are fewer than 100 ×" in str(refused[0])
 
 

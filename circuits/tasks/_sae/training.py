@@ -1,52 +1,25 @@
-"""The work of ``task=sae``: train SAEs on one stream, measure them, publish them.
-
-Several elements of a pack can be trained together: each is a *member* with its own context (directory, log, W&B run, leases), and
-an SAE is named by (member, layer).
-"""
+"""Train SAEs of one element or of several on one stream: begin or resume, train, hand over."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.errors import Damaged, NonFinite, UserError
-from circuits.files import write_json
-from circuits.schema import stored
+from circuits.errors import Damaged, NonFinite
 from circuits.schema.sae import READ_BY, at_sparsity
+from circuits.tasks._sae.member import Member, Name
+from circuits.tasks._sae.publish import publish
+from circuits.tasks._sae.source import open_stream, too_few
 
 if TYPE_CHECKING:
-    from circuits.data.stored import StoredStream
     from circuits.data.stream import ActivationStream, Position
-    from circuits.data.tokens import TokenSource
-    from circuits.models.load import LM
     from circuits.run.context import Context, Work
-    from circuits.run.store import Artifact
     from circuits.sae.checkpoint import Writer
-    from circuits.sae.history import History
     from circuits.sae.loop import Hooks
-    from circuits.sae.modules import SAE
     from circuits.sae.spec import TrainSpec
     from circuits.sae.training import Trainer
-
-Name = tuple[int, int]  # member, layer
-
-
-@dataclass
-class Member:
-    """One element: what it is to make, and its training curves."""
-
-    context: Context
-    works: dict[int, Work]  # by layer
-    histories: dict[int, History] = field(default_factory=dict)
-
-    @property
-    def steps(self) -> int:
-        """Where its training stops."""
-        sae = self.context.cfg.sae
-        return min(sae.steps, sae.max_steps or sae.steps)
 
 
 def make(context: Context, works: dict[int, Work]) -> None:
@@ -59,10 +32,10 @@ def make(context: Context, works: dict[int, Work]) -> None:
     from circuits.sae import foreign
     from circuits.sae.history import History
 
-    stream = _stream(context, sorted(works))
+    stream = open_stream(context, sorted(works))
     member.histories = {layer: History(work.partial, context.cfg.sae.batch_size) for layer, work in works.items()}
     taken = {layer: foreign.load(Path(context.cfg.sae.from_)).to(stream.lm.device) for layer in works}
-    _publish(member, taken, {}, stream)
+    publish(member, taken, {}, stream)
 
 
 def make_together(members: Mapping[int, Member]) -> dict[int, Exception]:
@@ -80,8 +53,8 @@ def _train(members: Mapping[int, Member]) -> dict[int, Exception]:
     from circuits.sae.modules.scratch import release
 
     first = next(iter(members.values())).context
-    stream = _stream(first, sorted({layer for member in members.values() for layer in member.works}))
-    failures = _too_few(members, stream)
+    stream = open_stream(first, sorted({layer for member in members.values() for layer in member.works}))
+    failures = too_few(members, stream)
     members = {number: member for number, member in members.items() if number not in failures}
     if not members:
         return failures
@@ -116,20 +89,6 @@ def _train(members: Mapping[int, Member]) -> dict[int, Exception]:
         if lost:
             failures[number] = NonFinite("; ".join(lost))
     return failures
-
-
-def _too_few(members: Mapping[int, Member], stream: ActivationStream) -> dict[int, Exception]:
-    """The members that have too few distinct rows to train on and did not allow it: each says so itself."""
-    from circuits.data.stored import StoredStream
-    from circuits.data.textstore import TextStore
-
-    rows = None  # the embedded generator never ends
-    if isinstance(stream, StoredStream):
-        rows = stream.n_rows
-    elif isinstance(stream.source, TextStore):
-        rows = stream.source.facts["n_contexts_train"] * (stream.source.context - stream.skip_first)
-    found = {number: stored.few(rows, stream.width, member.context.cfg.sae) for number, member in members.items()}
-    return {number: UserError(problems) for number, problems in found.items() if problems}
 
 
 def _begin(
@@ -173,57 +132,7 @@ def _finish(member: Member, trained: dict[int, Trainer], stream: ActivationStrea
     trained.clear()  # gradients and moments are three quarters of the memory
     own = copy.copy(stream)
     own.layers = tuple(sorted(saes))  # the measurement reads no other layers
-    _publish(member, saes, untrained, own)
-
-
-def _stream(context: Context, layers: list[int]) -> ActivationStream:
-    """The model and the data of this config, as activations of `layers`."""
-    from circuits.data.stream import ActivationStream
-
-    cfg = context.cfg
-    if stored.read(cfg):  # a missing one is told before anything is loaded
-        for layer in layers:
-            _stores(context, layer)
-    lm = context.open_model()
-    source = context.token_source(lm)
-    given: dict[str, Any] = {
-        "site": cfg.sae.site.value,
-        "layers": layers,
-        "batch_size": cfg.sae.batch_size,
-        "forward_batch": cfg.sae.forward_batch,
-        "seed": cfg.seed,
-        "skip_first": cfg.sae.skip_first,
-        "nonfinite": cfg.sae.nonfinite.value,
-        "target": None if cfg.sae.target_site is None else cfg.sae.target_site.value,
-    }
-    if stored.read(cfg):
-        return _stored_stream(context, lm, source, given)
-    return ActivationStream(lm, source, block_rows=cfg.sae.block_rows, **given)
-
-
-def _stores(context: Context, layer: int) -> list[Artifact]:
-    """The stored activations of a layer; for a transcoder those of both sites."""
-    names = ["activations"] if context.cfg.sae.target_site is None else ["activations", "activations:target"]
-    return [context.require(name, layer) for name in names]
-
-
-def _stored_stream(context: Context, lm: LM, source: TokenSource, given: dict[str, Any]) -> StoredStream:
-    """The stores of these layers, to train from; the model is for the measurement."""
-    from circuits.data.activations import FILES, ActivationStore
-    from circuits.data.stored import StoredStream
-
-    sae = context.cfg.sae
-    artifacts = {layer: _stores(context, layer) for layer in given["layers"]}
-    stores = {
-        layer: tuple(ActivationStore(context.staged(one, FILES)) for one in found) for layer, found in artifacts.items()
-    }
-    contents = {layer: "+".join(one.content for one in found) for layer, found in artifacts.items()}
-    model = (context.cfg.model.id, context.model_files()[1])
-    stream = StoredStream(lm, source, stores, contents, model=model, ram_bytes=round(sae.ram * 1e9), **given)
-    each = [store for found in stores.values() for store in found]
-    gigabytes = sum(store.values.nbytes for store in each) / 1e9
-    context.say(f"training from {len(each)} stores of {stream.n_rows:,} rows, {gigabytes:.2f} GB")
-    return stream
+    publish(member, saes, untrained, own)
 
 
 def _spec(context: Context, stream: ActivationStream, layer: int) -> TrainSpec:
@@ -322,71 +231,3 @@ def _hooks(
         save_every=sae.checkpoint_every,
         save_minutes=sae.checkpoint_minutes,
     )
-
-
-def _publish(member: Member, saes: Mapping[int, SAE], untrained: Mapping[int, SAE], stream: ActivationStream) -> None:
-    """Measure on held-out text, all layers in one pass, and publish one artifact per layer."""
-    from circuits.sae.evaluate import measure
-
-    context, histories = member.context, member.histories
-
-    def progress(done: int, total: int) -> None:
-        context.progress("measuring", done, total, "sequence")
-
-    cfg = context.cfg
-    measured = measure(stream, saes, untrained, n_sequences=cfg.sae.heldout_sequences, seed=cfg.seed, progress=progress)
-    dropped = {
-        "rows": sum(record["rows"] for record in stream.dropped.values()),
-        "heldout_rows": stream.heldout_dropped,
-    }
-    for layer, work in ((layer, member.works[layer]) for layer in saes):
-        metrics, sae = measured[layer][0], saes[layer]
-        steps = histories[layer].steps
-        metrics |= {
-            "architecture": sae.architecture if cfg.sae.from_ else cfg.sae.architecture.value,
-            "site": cfg.sae.site.value,
-            "target_site": cfg.sae.target_site.value if cfg.sae.target_site else None,
-            "layer": layer,
-            "steps": steps,
-            "d_in": sae.cfg.d_in,
-            "d_sae": sae.cfg.d_sae,
-            "passes": stream.passes(steps),
-        }
-
-        def write(out: Path, layer: int = layer) -> None:
-            _write(context, out, layer, saes, measured, stream, histories)
-
-        artifact = work.commit(write, dropped=dropped)
-        context.run.tracker.summary(metrics, layer)
-        context.say(
-            f"layer {layer}: explained variance {metrics['explained_variance']:.3f}, L0 {metrics['l0']:.1f}: {artifact.id}"
-        )
-
-
-def _write(
-    context: Context,
-    out: Path,
-    layer: int,
-    saes: Mapping[int, SAE],
-    measured: Mapping[int, Any],
-    stream: ActivationStream,
-    histories: Mapping[int, History],
-) -> None:
-    """The files of one artifact: a SAELens directory, the metrics and the training curve."""
-    from circuits.models.sites import hook_name
-    from circuits.sae import formats
-
-    cfg = context.cfg
-    metrics, firing = measured[layer]
-    metadata = {
-        "model_name": cfg.model.id,
-        "hook_name": hook_name(cfg.sae.site.value, layer),
-        "context_size": cfg.data.context,
-        "prepend_bos": stream.lm.tokenizer.bos_token_id is not None,
-        "dataset_path": cfg.data.path or cfg.data.source.value,
-        "l0": metrics["l0"],
-        **({"hook_name_out": hook_name(cfg.sae.target_site.value, layer)} if cfg.sae.target_site else {}),
-    }
-    formats.save(out, saes[layer], metadata, firing_rate=firing)
-    write_json(out / "metrics.json", metrics)
-    histories[layer].write(out)

@@ -1,0 +1,85 @@
+"""Measure SAEs on held-out text, and publish one artifact per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from circuits.files import write_json
+from circuits.tasks._sae.member import Member
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from circuits.data.stream import ActivationStream
+    from circuits.run.context import Context
+    from circuits.sae.history import History
+    from circuits.sae.modules import SAE
+
+
+def publish(member: Member, saes: Mapping[int, SAE], untrained: Mapping[int, SAE], stream: ActivationStream) -> None:
+    """Measure on held-out text, all layers in one pass, and publish one artifact per layer."""
+    from circuits.sae.evaluate import measure
+
+    context, histories = member.context, member.histories
+
+    def progress(done: int, total: int) -> None:
+        context.progress("measuring", done, total, "sequence")
+
+    cfg = context.cfg
+    measured = measure(stream, saes, untrained, n_sequences=cfg.sae.heldout_sequences, seed=cfg.seed, progress=progress)
+    dropped = {
+        "rows": sum(record["rows"] for record in stream.dropped.values()),
+        "heldout_rows": stream.heldout_dropped,
+    }
+    for layer, work in ((layer, member.works[layer]) for layer in saes):
+        metrics, sae = measured[layer][0], saes[layer]
+        steps = histories[layer].steps
+        metrics |= {
+            "architecture": sae.architecture if cfg.sae.from_ else cfg.sae.architecture.value,
+            "site": cfg.sae.site.value,
+            "target_site": cfg.sae.target_site.value if cfg.sae.target_site else None,
+            "layer": layer,
+            "steps": steps,
+            "d_in": sae.cfg.d_in,
+            "d_sae": sae.cfg.d_sae,
+            "passes": stream.passes(steps),
+        }
+
+        def write(out: Path, layer: int = layer) -> None:
+            _write(context, out, layer, saes, measured, stream, histories)
+
+        artifact = work.commit(write, dropped=dropped)
+        context.run.tracker.summary(metrics, layer)
+        context.say(
+            f"layer {layer}: explained variance {metrics['explained_variance']:.3f}, L0 {metrics['l0']:.1f}: {artifact.id}"
+        )
+
+
+def _write(
+    context: Context,
+    out: Path,
+    layer: int,
+    saes: Mapping[int, SAE],
+    measured: Mapping[int, Any],
+    stream: ActivationStream,
+    histories: Mapping[int, History],
+) -> None:
+    """The files of one artifact: a SAELens directory, the metrics and the training curve."""
+    from circuits.models.sites import hook_name
+    from circuits.sae import formats
+
+    cfg = context.cfg
+    metrics, firing = measured[layer]
+    metadata = {
+        "model_name": cfg.model.id,
+        "hook_name": hook_name(cfg.sae.site.value, layer),
+        "context_size": cfg.data.context,
+        "prepend_bos": stream.lm.tokenizer.bos_token_id is not None,
+        "dataset_path": cfg.data.path or cfg.data.source.value,
+        "l0": metrics["l0"],
+        **({"hook_name_out": hook_name(cfg.sae.target_site.value, layer)} if cfg.sae.target_site else {}),
+    }
+    formats.save(out, saes[layer], metadata, firing_rate=firing)
+    write_json(out / "metrics.json", metrics)
+    histories[layer].write(out)
