@@ -33,7 +33,7 @@ from circuits.errors import Damaged, UserError
 from circuits.models.load import DTYPES
 
 CHUNK_BYTES = 16 << 20
-STAGE_BYTES = 512 << 10  # read at once: fits into a core's cache, from which rows are scattered
+STAGE_BYTES = 1 << 20  # read at once: fits into a core's cache, from which rows are scattered
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Reservoir:
         self.chunk_rows, self.chunks_per_block = self._sizes()
         self.blocks_per_epoch = -(-self._chunks // self.chunks_per_block)
         self._at = Position(0, 0, 0)
+        self._plan: dict[int, tuple[list[tuple[int, int]], NDArray[np.int64]]] = {}  # of the block after the last one
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -162,17 +163,20 @@ class Reservoir:
         generator = np.random.Generator(np.random.PCG64(derive_seed(self.seed, "chunks", epoch)))
         return generator.permutation(self._chunks)
 
-    def _fill(self, readers: Executor, index: int, buffers: dict[int, Tensor], read: Any = None) -> _Block:
-        """Read block `index` of the endless sequence of blocks into `buffers`, after the CUDA event `read`."""
-        if read is not None:
-            read.synchronize()
+    def _planned(self, index: int) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
+        """Of block `index` of the endless sequence of blocks: stretches of the file, and the place of each of their rows."""
         epoch, place = divmod(index, self.blocks_per_epoch)
         chunks = self._order(epoch)[place * self.chunks_per_block : (place + 1) * self.chunks_per_block]
         spans = [(int(c) * self.chunk_rows, min((int(c) + 1) * self.chunk_rows, self.n_rows)) for c in chunks]
-        rows = sum(stop - start for start, stop in spans)
         generator = np.random.Generator(np.random.PCG64(derive_seed(self.seed, "rows", index)))
-        places = generator.permutation(rows)
-        ends = np.cumsum([stop - start for start, stop in spans])[:-1]
+        return spans, generator.permutation(sum(stop - start for start, stop in spans))
+
+    def _fill(self, readers: Executor, index: int, buffers: dict[int, Tensor], read: Any = None) -> _Block:
+        """Read block `index` into `buffers`, after the CUDA event `read`."""
+        if read is not None:
+            read.synchronize()
+        spans, places = self._plan[index] if index in self._plan else self._planned(index)
+        rows, ends = len(places), np.cumsum([stop - start for start, stop in spans])[:-1]
         work: list[tuple[ActivationStore, int, NDArray[np.int64], Tensor]] = []
         for layer, stores in self.stores.items():
             if layer not in buffers:
@@ -183,7 +187,9 @@ class Reservoir:
                 work += [
                     (store, start, at, columns) for (start, _), at in zip(spans, np.split(places, ends), strict=True)
                 ]
-        for done in [readers.submit(_read, *one) for one in work]:
+        reading = [readers.submit(_read, *one) for one in work]
+        self._plan = {index + 1: self._planned(index + 1)}  # while they read
+        for done in reading:
             done.result()
         return _Block(index, {layer: buffers[layer][:rows] for layer in self.layers})
 
@@ -228,10 +234,9 @@ def _dropped(store: ActivationStore) -> set[int]:
 
 def _read(store: ActivationStore, start: int, places: NDArray[np.int64], into: Tensor) -> None:
     """Rows from `start` on, each to its place in `into`: forwards in the file, a cache's worth at a time."""
-    stored = np.dtype(STORED[store.dtype])
-    block = into.view(torch.int16).numpy().view(np.uint16) if store.dtype == "bf16" else into.numpy()
-    row_bytes = store.width * stored.itemsize
-    stage = np.empty((max(1, STAGE_BYTES // row_bytes), store.width), stored)
+    row_bytes = into.shape[1] * into.element_size()
+    block = into.view(torch.int16).numpy()  # rows as they are, whatever their type
+    stage = np.empty((max(1, STAGE_BYTES // row_bytes), block.shape[1]), block.dtype)
     path = store.path / VALUES
     with path.open("rb", buffering=0) as file:
         file.seek(HEADER + start * row_bytes)
