@@ -20,7 +20,7 @@ PARTS = {
     "Launching on Slurm": ["slurm.py"],
     "Capture": ["capture.py", "--rounds", "9"],
     "Activations on disk": ["activations.py", "--rounds", "3"],
-    "One SAE training step": ["sae_step.py", "--full", "--rounds", "4"],
+    "One SAE training step": ["sae_step.py", "--full", "--rounds", "16"],
     "Many SAEs from stores": ["sae_layers.py"],
     "SAEs on a known world": ["sae_quality.py"],
     "Fifteen SAEs of a 7B model on an accelerator": ["sae_accelerator.py", "--tf32"],

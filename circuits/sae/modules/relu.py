@@ -18,7 +18,7 @@ from circuits.sae.modules.base import SAE, Architecture, Objective, Outcome
 from circuits.sae.modules.gradients import Weights, buffer, decoder_bias, dense_weights, encode, sparse_weights
 from circuits.sae.modules.resampling import resample
 from circuits.sae.modules.scratch import scratch
-from circuits.sae.modules.support import Support, positive, sparse_support
+from circuits.sae.modules.support import Support, positive, sparse_pays
 from circuits.sae.spec import TrainSpec
 
 
@@ -55,8 +55,11 @@ class ReLUObjective(Objective):
     def gradients(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Outcome:
         l1, c = self.l1(step) / len(x), self.centred(w, x)
         f = encode(w, c, w["b_enc"]).relu_()
-        if found := sparse_support(positive(f)):
-            return self._sparse(w, c, y, l1, f, *found)
+        active = torch.sign(
+            f, out=scratch("h", tuple(f.shape), f)
+        ).sum()  # counting booleans costs a CPU several times as much
+        if f.device.type == "cpu" and sparse_pays(int(active), len(f), f.shape[1], f.device):
+            return self._sparse(w, c, y, l1, f, *Support.where(positive(f)))
         error = torch.addmm(w["b_dec"], f, w["W_dec"]) - y
         g = error * (2 / len(x))
         h = torch.addmm(torch.full_like(w["b_enc"], l1), g, w["W_dec"].T, out=scratch("h", tuple(f.shape), f))
@@ -64,10 +67,8 @@ class ReLUObjective(Objective):
         dense_weights(w, c, f, h, g)
         torch.sum(h, dim=0, out=buffer(w["b_enc"]))
         decoder_bias(w, g, w["b_enc"].grad if self.tied else None)
-        parts = {"l1": f.sum() * l1}
-        on = torch.sign(f, out=h)  # 1.0 or 0.0: sums of a boolean mask cost several times as much on a CPU
-        fired = on.sum(0)
-        return Outcome(error, fired, fired.sum(), parts)
+        fired = f.sum(0)
+        return Outcome(error, fired, active, {"l1": fired.sum() * l1})
 
     def _sparse(
         self, w: Weights, c: Tensor, y: Tensor, l1: float, f: Tensor, support: Support, index: Tensor
