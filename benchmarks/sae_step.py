@@ -2,8 +2,9 @@
 
 A step is forward + backward + clip + Adam with everything a real training step does besides (norms, dead counters,
 metrics). The floor is the five products of B·d_in·d_sae that a dense step cannot do without, into buffers that exist.
-Contestants take turns, so that a busy machine slows all of them alike, and the least of the rounds is taken (of batches of
-thousands of rows a quarter as many); ratios are what to read. `--cpu-time` counts processor time instead of the clock's: for machines that others share, with one thread.
+Contestants take turns, so that a busy machine slows all of them alike, and the least of the rounds is taken (of large batches a
+quarter as many); ratios are what to read. `--cpu-time` counts processor time instead of the clock's: for machines that others
+share, with one thread.
 
 "a quarter dead" has the auxiliary loss at work on a quarter of the features. SAELens and sparsify are compared where they are
 installed (``make bench`` installs them), else left out: on a bare machine with torch this file needs nothing else.
@@ -213,7 +214,8 @@ def main() -> None:
         torch.set_num_threads(args.threads or 1)
     clock = time.process_time if args.cpu_time else time.perf_counter
     kind = "processor time" if args.cpu_time else "clock"
-    how = f"{torch.get_num_threads()} threads, float32, k={K}, {kind}, least of {args.rounds} (of large batches: {args.rounds // 4})"
+    least = f"least of {args.rounds} (of large batches {args.rounds // 4})"
+    how = f"{torch.get_num_threads()} threads, float32, k={K}, {kind}, {least}"
     print(f"torch {torch.__version__}, {device}, {how}\n")
     print("| d_in, d_sae, batch | step | ms | floor ÷ step | theirs ÷ ours | goal |\n|---|---|---|---|---|---|")
     chosen = [tuple(map(int, shape.split(","))) for shape in args.shape or []] or SHAPES[args.full]

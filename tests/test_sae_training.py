@@ -82,8 +82,8 @@ def test_fast_gradients_equal_autograd(name: str, dead: int | None) -> None:
     agree_with_autograd(trainer, dead)
 
 
-def agree_with_autograd(trainer: Trainer, dead: int | None) -> None:
-    """The written-out gradients and the loss of one batch are those of the plain version."""
+def agree_with_autograd(trainer: Trainer, dead: int | None) -> float:
+    """The written-out gradients and the loss of one batch are those of the plain version. How many features were active."""
     w, (x, y) = trainer.weights, trainer._rows(rows(77, d=16 + (trainer.spec.d_out or 0)))
     index = None if dead is None else torch.randperm(128, generator=torch.Generator().manual_seed(0))[:dead]
     reference = {key: nn.Parameter(p.detach().clone()) for key, p in w.items()}
@@ -95,7 +95,11 @@ def agree_with_autograd(trainer: Trainer, dead: int | None) -> None:
     for key, p in reference.items():
         assert p.grad is not None
         assert (buffer(w[key]) - p.grad).norm() <= 2e-6 * p.grad.norm(), key
-    assert outcome.active == outcome.fired.sum()
+    if outcome.along is not None:
+        exact = (reference["W_dec"].grad * reference["W_dec"]).sum(1)
+        assert (outcome.along - exact).norm() <= 1e-5 * exact.norm()
+    assert len(x) * trainer.spec.d_sae >= outcome.active >= (outcome.fired > 0).sum() > 0
+    return float(outcome.active)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -104,7 +108,12 @@ def test_sums_over_entries_and_dense_products_are_the_same(name: str, share: flo
     """Which of them is taken depends on how many features are active, and on the device."""
     monkeypatch.setattr(support, "SPARSE_SHARE", share)
     for dead in (None, 5):
-        agree_with_autograd(trained(small(name), 30), dead)
+        trainer = trained(small(name), 30)
+        active = agree_with_autograd(trainer, dead)
+        x, _ = trainer._rows(rows(77, d=16 + (trainer.spec.d_out or 0)))
+        if name.startswith("relu"):
+            w = trainer.weights
+            assert active == ((trainer.objective.centred(w, x) @ w["W_enc"].T + w["b_enc"]) > 0).sum()
 
 
 @pytest.mark.parametrize("name", EVERY)
