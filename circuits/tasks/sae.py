@@ -153,14 +153,12 @@ def gate(cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:
 
 
 def question(cfg: BaseConfig) -> str:
-    """What a sweep of SAEs asks."""
+    """What a sweep of SAEs asks; what is often swept (architecture, steps) stands in its tables."""
     data = Path(cfg.data.path).name if cfg.data.path else f"{cfg.data.source.value} text"
-    steps = min(cfg.sae.steps, cfg.sae.max_steps or cfg.sae.steps)
-    trained = f"{cfg.sae.architecture.value} sparse autoencoders, trained for {steps:,} steps on {data},"
-    what = (
-        cfg.sae.site.value if cfg.sae.target_site is None else f"{cfg.sae.target_site.value} from {cfg.sae.site.value}"
-    )
-    return f"How well do {trained} reconstruct {what} of {Path(cfg.model.id).name}"
+    site, target = cfg.sae.site.value, cfg.sae.target_site
+    what, made = ("sparse autoencoders", site) if target is None else ("transcoders", f"{target.value} from {site}")
+    how = "trained" if cfg.sae.from_ is None else "measured"
+    return f"How well do {what}, {how} on {data}, reconstruct {made} of {Path(cfg.model.id).name}"
 
 
 def needed_bytes(cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
