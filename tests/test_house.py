@@ -308,6 +308,12 @@ def test_every_choice_of_the_schema_has_its_yaml(group: str, member: str, choice
     assert {tree[member] for tree in trees} == {choice.value for choice in choices}
 
 
+def test_the_schema_and_the_models_name_the_same_sites_in_the_order_of_a_forward_pass() -> None:
+    from circuits.models.sites import SITES
+
+    assert tuple(site.value for site in schema.Site) == SITES
+
+
 # -- every file --------------------------------------------------------------------------------------------------
 
 

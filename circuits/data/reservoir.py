@@ -175,7 +175,7 @@ class Reservoir:
         """Read block `index` into `buffers`, after the CUDA event `read`."""
         if read is not None:
             read.synchronize()
-        spans, places = self._plan[index] if index in self._plan else self._planned(index)
+        spans, places = self._plan.get(index) or self._planned(index)
         rows, ends = len(places), np.cumsum([stop - start for start, stop in spans])[:-1]
         work: list[tuple[ActivationStore, int, NDArray[np.int64], Tensor]] = []
         for layer, stores in self.stores.items():

@@ -9,22 +9,16 @@ from circuits.schema.fields import MISSING, file, free
 
 
 class Site(Enum):
-    """Capture points of a transformer block."""
+    """Capture points of a transformer block, as a forward pass comes by them."""
 
     resid_pre = "resid_pre"
+    head_z = "head_z"
+    attn_out = "attn_out"
     resid_mid = "resid_mid"
-    resid_post = "resid_post"
     mlp_in = "mlp_in"
     mlp_act = "mlp_act"
     mlp_out = "mlp_out"
-    head_z = "head_z"
-    attn_out = "attn_out"
-
-
-IN_ORDER = (
-    Site.resid_pre, Site.head_z, Site.attn_out, Site.resid_mid, Site.mlp_in, Site.mlp_act, Site.mlp_out, Site.resid_post,
-)  # fmt: skip
-"""The sites of a block as a forward pass comes by them."""
+    resid_post = "resid_post"
 
 
 class Dtype(Enum):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from enum import Enum
 
 from circuits.schema.fields import added, file, free
-from circuits.schema.model import IN_ORDER, Site
+from circuits.schema.model import Site
 
 
 class Architecture(Enum):
@@ -149,11 +149,15 @@ def _stopping(sae: SaeConfig) -> list[str]:
                 errors.append(f"sae.{field.name}={value}: read only with early stopping; add sae.patience=N")
     if sae.target_site is not None and sae.target_site is sae.site:
         errors.append(f"sae.target_site={sae.target_site.value}: the site itself; leave it out for an SAE")
-    elif sae.target_site is not None and sae.target_site not in (later := IN_ORDER[IN_ORDER.index(sae.site) + 1 :]):
-        choices = f"; sites after it: {' '.join(site.value for site in later)}" if later else ", the last of a block"
-        errors.append(
-            f"sae.target_site={sae.target_site.value}: a model computes it before sae.site={sae.site.value}{choices}"
-        )
+    elif sae.target_site is not None:
+        later = list(Site)[list(Site).index(sae.site) + 1 :]
+        if sae.target_site not in later:
+            choices = (
+                f"; sites after it: {' '.join(site.value for site in later)}" if later else ", the last of a block"
+            )
+            errors.append(
+                f"sae.target_site={sae.target_site.value}: a model computes it before sae.site={sae.site.value}{choices}"
+            )
     if sae.target_site is not None and sae.architecture is Architecture.gated:
         errors.append(
             "sae.target_site: sae=gated cannot be a transcoder; choose topk, batchtopk, matryoshka, jumprelu or relu"

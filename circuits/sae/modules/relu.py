@@ -18,7 +18,7 @@ from circuits.sae.modules.base import SAE, Architecture, Objective, Outcome
 from circuits.sae.modules.gradients import Weights, buffer, decoder_bias, dense_weights, encode, sparse_weights
 from circuits.sae.modules.resampling import resample
 from circuits.sae.modules.scratch import scratch
-from circuits.sae.modules.support import Support, positive, sparse_pays
+from circuits.sae.modules.support import Support, few, positive
 from circuits.sae.spec import TrainSpec
 
 
@@ -58,7 +58,7 @@ class ReLUObjective(Objective):
         active = torch.sign(
             f, out=scratch("h", tuple(f.shape), f)
         ).sum()  # counting booleans costs a CPU several times as much
-        if f.device.type == "cpu" and sparse_pays(int(active), len(f), f.shape[1], f.device):
+        if few(active, f):
             return self._sparse(w, c, y, l1, f, *Support.where(positive(f)))
         error = torch.addmm(w["b_dec"], f, w["W_dec"]) - y
         g = error * (2 / len(x))

@@ -16,7 +16,7 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from circuits.sae.modules.scratch import scratch
@@ -126,11 +126,16 @@ class Support:
 
 
 def sparse_support(mask: Bool[Tensor, "batch d_sae"]) -> tuple[Support, Int[Tensor, " n"]] | None:
-    """The support of `mask` when sums over it are the faster way; None when they are not, and always on an accelerator,
-    where counting would make the host wait."""
-    if mask.device.type != "cpu" or not sparse_pays(int(mask.count_nonzero()), len(mask), mask.shape[1], mask.device):
+    """The support of `mask` when sums over it are the faster way, else None; on an accelerator always None."""
+    if mask.device.type != "cpu" or not few(mask.count_nonzero(), mask):
         return None
     return Support.where(mask)
+
+
+def few(count: Tensor, over: Shaped[Tensor, "batch d_sae"]) -> bool:
+    """Whether `count` active entries of a batch are few enough for sums over them; on an accelerator False without a look, since
+    reading the count would make the host wait."""
+    return count.device.type == "cpu" and sparse_pays(int(count), len(over), over.shape[1], over.device)
 
 
 def positive(f: Float[Tensor, "batch d_sae"], bound: float = 0.0) -> Bool[Tensor, "batch d_sae"]:
