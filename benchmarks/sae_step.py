@@ -1,12 +1,13 @@
 """One SAE training step against the dense floor and SAELens, interleaved in one run; a Markdown table of the least times.
 
 A step is forward + backward + clip + Adam with everything a real training step does besides (norms, dead counters,
-metrics). The floor is the five products of B·d_in·d_sae that a dense step cannot do without, into buffers that exist.
+metrics). The floor is the five products of B·d_in·d_sae that a dense step cannot do without, by torch.mm into buffers that exist.
 Contestants take turns, so that a busy machine slows all of them alike, and the least of the rounds is taken (of large batches a
 quarter as many); ratios are what to read. `--cpu-time` counts processor time instead of the clock's: for machines that others
 share, with one thread.
 
-"a quarter dead" has the auxiliary loss at work on a quarter of the features. SAELens and sparsify are compared where they are
+"a quarter dead" has the auxiliary loss at work on a quarter of the features. An architecture that learns how many features are
+active starts with half of them, where its step is dense; "64 active" is its step later, at about 64 a row. SAELens and sparsify are compared where they are
 installed (``make bench`` installs them), else left out: on a bare machine with torch this file needs nothing else.
 
     python benchmarks/sae_step.py [--full | --shape 512,4096,256] [--rounds 15] [--threads N] [--cpu-time] [--device cpu]
@@ -36,6 +37,7 @@ SHAPES = {
     True: [(d, d * times, batch) for d in (512, 1024) for times in (4, 8) for batch in (256, 4096)],
 }
 K = 32
+ACTIVE, LEARN_L0 = 64, ("relu", "gated", "jumprelu")
 THEIRS_GOAL = {
     "topk, SAELens": 3.0,
     "topk, SAELens sparse": 2.2,
@@ -78,10 +80,15 @@ def floor_goal(name: str, m: int, batch: int) -> float | None:
     return 1.8 if name == "topk" and m >= 4096 else None
 
 
-def ours(architecture: str, x: torch.Tensor, m: int, device: torch.device, dead: int = 0) -> Step:
-    """Our trainer's step, with its defaults; with the first `dead` features dead for good."""
+def ours(architecture: str, x: torch.Tensor, m: int, device: torch.device, dead: int = 0, active: int = 0) -> Step:
+    """Our trainer's step, with its defaults; with the first `dead` features dead for good, or biased so that about `active`
+    features of a row are active."""
     spec = TrainSpec(architecture, x.shape[1], m, 1e-3, len(x), 10_000, warmup=50, decay=0.2, **OURS[architecture])
     trainer = Trainer(spec, device, x)
+    if active:
+        w, sample = trainer.weights, trainer.read.normalise(x[:256])
+        largest = (sample @ w["W_enc"].T).topk(active + 1).values[:, -1].mean()
+        w["b_gate" if "b_gate" in w else "b_enc"].data.sub_(largest - (spec.threshold if "threshold" in w else 0.0))
     if not dead:
         return lambda: trainer.train_step(x)
     index = torch.arange(dead, device=device)
@@ -188,6 +195,8 @@ def contestants(x: torch.Tensor, m: int, device: torch.device, only: list[str]) 
         steps[name] = ours(name, x, m, device)
         if peer := saelens(name, x, m, device):
             steps[f"{name}, SAELens"] = peer
+        if name in LEARN_L0:
+            steps[f"{name}, {ACTIVE} active"] = ours(name, x, m, device, active=ACTIVE)
     if "topk" in only:
         steps["topk, a quarter dead"] = ours("topk", x, m, device, dead=m // 4)
         # SAELens's sparse activations do not work together with its default rescaling by decoder norms.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from circuits.errors import NonFinite, RunError, UserError
 from circuits.sae import checkpoint
-from circuits.sae.modules import architecture, architectures, support
+from circuits.sae.modules import architecture, architectures, products, support
 from circuits.sae.modules.gradients import buffer
 from circuits.sae.modules.selection import BatchSelection, largest_of_rows, without_waiting
 from circuits.sae.normalise import Units
@@ -82,9 +82,9 @@ def test_fast_gradients_equal_autograd(name: str, dead: int | None) -> None:
     agree_with_autograd(trainer, dead)
 
 
-def agree_with_autograd(trainer: Trainer, dead: int | None) -> float:
-    """The written-out gradients and the loss of one batch are those of the plain version. How many features were active."""
-    w, (x, y) = trainer.weights, trainer._rows(rows(77, d=16 + (trainer.spec.d_out or 0)))
+def agree_with_autograd(trainer: Trainer, dead: int | None, n: int = 32) -> float:
+    """The written-out gradients and the loss of n rows are those of the plain version. How many features were active."""
+    w, (x, y) = trainer.weights, trainer._rows(rows(77, n, 16 + (trainer.spec.d_out or 0)))
     index = None if dead is None else torch.randperm(128, generator=torch.Generator().manual_seed(0))[:dead]
     reference = {key: nn.Parameter(p.detach().clone()) for key, p in w.items()}
     loss = trainer.objective.loss(reference, x, y, 10, index)
@@ -114,6 +114,18 @@ def test_sums_over_entries_and_dense_products_are_the_same(name: str, share: flo
         if name.startswith("relu"):
             w = trainer.weights
             assert active == ((trainer.objective.centred(w, x) @ w["W_enc"].T + w["b_enc"]) > 0).sum()
+
+
+@pytest.mark.parametrize("n", [8, 32])
+@pytest.mark.parametrize("onednn", [False, products.ONEDNN])
+@pytest.mark.parametrize("name", EVERY)
+def test_dense_products_of_either_library_and_of_few_rows_are_the_same(
+    name: str, onednn: bool, n: int, monkeypatch: Any
+) -> None:
+    """Fewer rows than the site is wide: there the step itself finds the decoder's parallel gradient."""
+    monkeypatch.setattr(support, "SPARSE_SHARE", 0.0)
+    monkeypatch.setattr(products, "ONEDNN", onednn)
+    agree_with_autograd(trained(small(name), 30), None, n)
 
 
 @pytest.mark.parametrize("name", EVERY)

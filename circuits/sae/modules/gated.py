@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from circuits.sae.modules.base import SAE, Architecture, Objective, Outcome
 from circuits.sae.modules.gradients import Weights, buffer, decoder_bias, dense_weights, encode, sparse_weights
+from circuits.sae.modules.products import combine, project
 from circuits.sae.modules.resampling import resample
-from circuits.sae.modules.scratch import scratch
 from circuits.sae.modules.support import Support, positive, sparse_support
 from circuits.sae.spec import TrainSpec
 
@@ -75,9 +75,10 @@ class GatedObjective(Objective):
         gate = q.sign()
         size = torch.addcmul(w["b_mag"], q - w["b_gate"], w["r_mag"].exp())  # only where the gate is open
         f = size.relu().mul_(gate)
-        both = torch.addmm(w["b_dec"], torch.cat([f, q]), w["W_dec"]) - torch.cat([y, y])
+        both = combine(torch.cat([f, q]), w["W_dec"], w["b_dec"])
+        both.view(2, n, -1).sub_(y)
         g = both * (2 / n)
-        wide = torch.mm(g, w["W_dec"].T, out=scratch("h", (2 * n, self.spec.d_sae), q))
+        wide = project(g, w["W_dec"], None, "h")
         for_size, for_gate = wide[:n].mul_(f.sign()), wide[n:].add_(l1).mul_(gate)
         sums = (for_gate.sum(0), for_size.sum(0), (for_size * (f - w["b_mag"])).sum(0))
         h = for_gate.addcmul_(for_size, w["r_mag"].exp())

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.sae.modules.scratch import scratch
+from circuits.sae.modules.products import project
 from circuits.sae.modules.support import Support
 
 Weights = dict[str, torch.nn.Parameter]
@@ -31,8 +31,8 @@ def buffer(parameter: torch.nn.Parameter) -> Tensor:
 
 
 def encode(w: Weights, c: Float[Tensor, "batch d_in"], bias: Tensor) -> Float[Tensor, "batch d_sae"]:
-    """Pre-activations c W_encᵀ + bias, in a buffer that the next call overwrites."""
-    return torch.addmm(bias, c, w["W_enc"].T, out=scratch("pre", (len(c), len(w["W_enc"])), c))
+    """Pre-activations c W_encᵀ + bias, valid until the next call."""
+    return project(c, w["W_enc"], bias, "pre")
 
 
 def decoder_bias(w: Weights, g: Float[Tensor, "batch d_out"], through: Float[Tensor, " d_sae"] | None) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from circuits.sae.modules.base import SAE, Architecture, Objective, Outcome, SAEConfig
 from circuits.sae.modules.gradients import Weights, buffer, decoder_bias, dense_weights, encode, sparse_weights
+from circuits.sae.modules.products import combine, project
 from circuits.sae.modules.resampling import resample
 from circuits.sae.modules.scratch import scratch
 from circuits.sae.modules.support import Support, sparse_support
@@ -81,9 +82,9 @@ class JumpReLUObjective(Objective):
         on = (over > 0).to(pre.dtype)
         band = over.abs_().lt(half).to(pre.dtype)
         f = pre.mul_(on)
-        error = torch.addmm(w["b_dec"], f, w["W_dec"]).sub_(y)
+        error = combine(f, w["W_dec"], w["b_dec"]).sub_(y)
         g = error * (2 / len(x))
-        h = torch.mm(g, w["W_dec"].T, out=scratch("h", tuple(pre.shape), pre))
+        h = project(g, w["W_dec"], None, "h")
         self._threshold(w, (h * band).sum(0), band.sum(0), penalty)
         h.mul_(on)
         dense_weights(w, c, f, h, g)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from circuits.sae.modules.base import SAE, Architecture, Objective, Outcome
 from circuits.sae.modules.gradients import Weights, buffer, decoder_bias, dense_weights, encode, sparse_weights
+from circuits.sae.modules.products import combine, project
 from circuits.sae.modules.resampling import resample
 from circuits.sae.modules.scratch import scratch
 from circuits.sae.modules.support import Support, few, positive
@@ -60,15 +61,17 @@ class ReLUObjective(Objective):
         ).sum()  # counting booleans costs a CPU several times as much
         if few(active, f):
             return self._sparse(w, c, y, l1, f, *Support.where(positive(f)))
-        error = torch.addmm(w["b_dec"], f, w["W_dec"]) - y
+        error = combine(f, w["W_dec"], w["b_dec"]).sub_(y)
         g = error * (2 / len(x))
-        h = torch.addmm(torch.full_like(w["b_enc"], l1), g, w["W_dec"].T, out=scratch("h", tuple(f.shape), f))
+        h = project(g, w["W_dec"], torch.full_like(w["b_enc"], l1), "h")
         torch.ops.aten.threshold_backward.grad_input(h, f, 0.0, grad_input=h)  # zero where f is
         dense_weights(w, c, f, h, g)
         torch.sum(h, dim=0, out=buffer(w["b_enc"]))
         decoder_bias(w, g, w["b_enc"].grad if self.tied else None)
         fired = f.sum(0)
-        return Outcome(error, fired, active, {"l1": fired.sum() * l1})
+        # ∂L/∂W_dec's parallel part is Σ f ∂L/∂f, without the penalty; of many rows the optimiser finds it sooner.
+        along = f.mul_(h).sum(0).sub_(fired, alpha=l1) if len(x) < y.shape[1] else None
+        return Outcome(error, fired, active, {"l1": fired.sum() * l1}, along)
 
     def _sparse(
         self, w: Weights, c: Tensor, y: Tensor, l1: float, f: Tensor, support: Support, index: Tensor

@@ -15,6 +15,7 @@ from torch import Tensor
 from circuits.sae.modules import auxiliary
 from circuits.sae.modules.base import SAE, Architecture, Objective, Outcome, SAEConfig
 from circuits.sae.modules.gradients import Weights, buffer, decoder_bias, dense_weights, encode, sparse_weights
+from circuits.sae.modules.products import combine, project
 from circuits.sae.modules.scratch import scratch
 from circuits.sae.modules.selection import largest_of_rows
 from circuits.sae.modules.support import Support, sparse_pays
@@ -91,9 +92,9 @@ class TopKObjective(Objective):
         """error and ∂L/∂f everywhere; writes the weights' gradients."""
         shape = (len(c), self.spec.d_sae)
         whole = scratch("f", shape, f).zero_().index_put_((support.rows, support.features), f)
-        error = torch.addmm(w["b_dec"], whole, w["W_dec"]).sub_(y)
+        error = combine(whole, w["W_dec"], w["b_dec"]).sub_(y)
         g = error * (2 / len(y))
-        h = torch.mm(g, w["W_dec"].T, out=scratch("h", shape, f)).mul_(whole.sign())
+        h = project(g, w["W_dec"], None, "h").mul_(whole.sign())
         dense_weights(w, c, whole, h, g)
         return error, h
 
