@@ -65,12 +65,12 @@ class ReLUObjective(Objective):
         g = error * (2 / len(x))
         h = project(g, w["W_dec"], torch.full_like(w["b_enc"], l1), "h")
         torch.ops.aten.threshold_backward.grad_input(h, f, 0.0, grad_input=h)  # zero where f is
-        dense_weights(w, c, f, h, g)
         torch.sum(h, dim=0, out=buffer(w["b_enc"]))
+        fired, along = f.sum(0), None
+        if len(x) < y.shape[1]:  # the decoder's parallel gradient, without the penalty; of more rows, the optimiser finds it sooner
+            along = torch.mul(f, h, out=scratch("over", tuple(f.shape), f)).sum(0).sub_(fired, alpha=l1)
+        dense_weights(w, c, f, h, g)
         decoder_bias(w, g, w["b_enc"].grad if self.tied else None)
-        fired = f.sum(0)
-        # ∂L/∂W_dec's parallel part is Σ f ∂L/∂f, without the penalty; of many rows the optimiser finds it sooner.
-        along = f.mul_(h).sum(0).sub_(fired, alpha=l1) if len(x) < y.shape[1] else None
         return Outcome(error, fired, active, {"l1": fired.sum() * l1}, along)
 
     def _sparse(
