@@ -7,8 +7,9 @@ quarter as many); ratios are what to read. `--cpu-time` counts processor time in
 share, with one thread.
 
 "a quarter dead" has the auxiliary loss at work on a quarter of the features. An architecture that learns how many features are
-active starts with half of them, where its step is dense; "64 active" is its step later, at about 64 a row. SAELens and sparsify are compared where they are
-installed (``make bench`` installs them), else left out: on a bare machine with torch this file needs nothing else.
+active starts with half of them, where its step is dense; "64 active" is its step later, at about 64 a row. SAELens and sparsify
+are compared where they are installed (``make bench`` installs them), else left out: on a bare machine with torch this file needs
+nothing else.
 
     python benchmarks/sae_step.py [--full | --shape 512,4096,256] [--rounds 15] [--threads N] [--cpu-time] [--device cpu]
                                   [--only topk,relu]
