@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from test_activation_store import written
 from test_stream import make_lm, make_stream
 
-from circuits.data.stream import Position
+from circuits.data.reservoir import Reservoir
+from circuits.data.stream import ActivationStream, Position
+from circuits.sae import loop
 from circuits.sae.loop import Hooks, train, validation_rows
 from circuits.sae.spec import TrainSpec
 from circuits.sae.training import Trainer
@@ -82,6 +87,32 @@ def test_a_layer_without_a_checkpoint_begins_beside_one_that_has_one() -> None:
     assert whole is not None and resumed is not None
     for layer, trainer in whole.items():
         assert all(torch.equal(w, resumed[layer].weights[name]) for name, w in trainer.weights.items())
+
+
+def test_turns_change_nothing_and_end_where_something_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for most in (1, loop.TURN_BATCHES):
+        monkeypatch.setattr(loop, "TURN_BATCHES", most)
+        found.append(run("topk", (0, 1), {}))
+    (one, saved, logged), (many, again, logged_again) = found
+    assert one is not None and many is not None and all(equal(trainer, many[layer]) for layer, trainer in one.items())
+    assert logged == logged_again and saved.keys() == again.keys()
+    assert all(meta == again[at][1] for at, (_, meta) in saved.items()), "positions too"
+
+
+def test_views_into_a_block_last_for_a_turn(tmp_path: Path) -> None:
+    """Blocks of a few batches, read while the trainers go on: with views or with copies, they see the same rows."""
+    stores = {layer: written(tmp_path / str(layer), 500, layer=layer) for layer in (0, 1)}
+    trained = []
+    for own in (True, False):
+        reservoir = Reservoir(stores, batch_size=16, ram_bytes=16 * 16 * stores[0].values[0].nbytes, own=own)
+        assert 200 > reservoir.chunk_rows * reservoir.chunks_per_block > 2 * 16
+        stream = SimpleNamespace(batches=reservoir.batches, lm=SimpleNamespace(device=torch.device("cpu")))
+        specs = {layer: spec("topk", layer, reservoir.width, steps=200) for layer in stores}
+        hooks: Hooks[int] = Hooks(log=lambda *_: None, save=lambda *_: None, stopping=lambda: False)
+        trained.append(train(cast(ActivationStream, stream), specs, {}, hooks, dict.fromkeys(specs, 200)))
+    copies, views = trained
+    assert copies and views and all(equal(trainer, views[layer]) for layer, trainer in copies.items())
 
 
 def test_a_stop_saves_every_layer_first() -> None:

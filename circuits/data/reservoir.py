@@ -48,8 +48,7 @@ class Reservoir:
     Of a pair of stores of a layer, rows of the same token stand side by side (what a transcoder is trained on). `ram_bytes`
     bounds the two blocks of each layer, so that a layer's batches do not depend on which others are read. `batches` gives
     what :meth:`circuits.data.stream.ActivationStream.batches` gives, so a trainer reads either. `device` is where batches go.
-    With ``own=False`` a float32 batch on the CPU is a view into the block, valid until the next one is
-    asked for.
+    With ``own=False`` a float32 batch on the CPU is a view into the block, valid until a batch of the next block is asked for.
     """
 
     def __init__(

@@ -4,6 +4,9 @@ What is trained together is named by the caller: layers of one run, or (element,
 generators and checkpoints; what they share is the stream. A run that was cut between the checkpoints of two SAEs is continued at
 the earlier one, and the SAE that was ahead waits until the stream has come to it. So each ends up the same whether it was trained
 alone or beside others, in one go or in pieces. With early stopping, or fewer steps, an SAE ends before the others do.
+
+On a CPU the SAEs take turns of several batches, so that the weights of each stay in the cache for a while. A turn ends wherever
+something is to be logged, measured or saved.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from circuits.sae.spec import TrainSpec
 from circuits.sae.training import Trainer
 
 FIRST_ROWS = 4096  # by which an SAE's input normalisation is set
+TURN_BATCHES, TURN_SECONDS = 8, 2.0  # at most, of all SAEs together: a run that is told to stop does so after a turn
 
 Name = TypeVar("Name", bound=Hashable)
 """What the caller calls one SAE."""
@@ -120,12 +124,9 @@ class _Training(Generic[Name]):
         if len(self.trainers) < len(self.specs):
             batches = self._begin(batches)
         hooks, clock = self.hooks, time.monotonic()
-        for batch in batches:
-            done = batch.position.step + 1
-            # One that is ahead waits for the others; what it logged and saved at these steps it did before.
-            moved = [name for name, t in self.trainers.items() if t.step == batch.position.step and self._going(name)]
-            for name in moved:
-                self.trainers[name].train_step(batch.rows[self.specs[name].layer])
+        for turn in self._turns(batches):
+            done = turn[-1].position.step + 1
+            moved = [name for name in self.trainers if self._take(name, turn)]
             self._each(moved, self._validate, done)
             moved = [name for name in moved if name in self.trainers]
             ended = [name for name in moved if not self._going(name)]
@@ -134,7 +135,7 @@ class _Training(Generic[Name]):
             due = bool(hooks.save_every) and done % (hooks.save_every or 1) == 0
             due = due or (hooks.save_minutes is not None and time.monotonic() - clock >= hooks.save_minutes * 60)
             stopping = others and hooks.stopping()
-            self.following = batch.following
+            self.following = turn[-1].following
             if others and (due or stopping):
                 self._each(moved, self._save, done)
                 clock = time.monotonic()
@@ -146,10 +147,37 @@ class _Training(Generic[Name]):
                 return True
         raise RuntimeError("the stream of activations ended")  # it is endless
 
+    def _turns(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
+        """Batches that one SAE takes in a row before the next one does: of one block, whose rows are then still there."""
+        specs, hooks = self.specs.values(), self.hooks
+        periods = {hooks.log_every, *(spec.validate_every for spec in specs if spec.patience is not None)}
+        periods |= {hooks.save_every} if hooks.save_every else set()
+        ends, on_cpu, turn, most = set(self.until.values()), self.stream.lm.device.type == "cpu", [], 1
+        for batch in batches:
+            turn.append(batch)
+            done, last = batch.following.step, batch.following.block != batch.position.block
+            if len(turn) >= most or last or done in ends or any(done % period == 0 for period in periods):
+                began = time.monotonic()
+                yield turn
+                if on_cpu:
+                    each = (time.monotonic() - began) / len(turn)
+                    most = min(TURN_BATCHES, max(1, int(TURN_SECONDS / max(each, 1e-9))))
+                turn = []
+
+    def _take(self, name: Name, turn: list[Batch]) -> bool:
+        """Train one SAE on a turn's batches; whether there was one for it. One that is ahead waits for the others: what it logged
+        and saved at these steps it did before."""
+        trainer, layer, moved = self.trainers[name], self.specs[name].layer, False
+        for batch in turn:
+            if trainer.step == batch.position.step and self._going(name):
+                trainer.train_step(batch.rows[layer])
+                moved = True
+        return moved
+
     def _begin(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Make the trainers that start anew from the stream's first rows; the stream is handed back whole."""
         batch_size = next(iter(self.specs.values())).batch_size
-        # A batch may be a view that the stream fills anew, so that what is kept is copied.
+        # A batch may be a view that the stream fills anew with its next block, so that what is kept is copied.
         found = itertools.islice(batches, math.ceil(FIRST_ROWS / batch_size))
         first = [replace(batch, rows={i: rows.clone() for i, rows in batch.rows.items()}) for batch in found]
         rows: dict[int, torch.Tensor] = {}
