@@ -100,8 +100,9 @@ def test_turns_change_nothing_and_end_where_something_is_due(monkeypatch: pytest
     assert all(meta == again[at][1] for at, (_, meta) in saved.items()), "positions too"
 
 
-def test_views_into_a_block_last_for_a_turn(tmp_path: Path) -> None:
+def test_views_into_a_block_last_for_a_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a few batches, read while the trainers go on: with views or with copies, they see the same rows."""
+    monkeypatch.setattr(loop, "FIRST_ROWS", 64)
     stores = {layer: written(tmp_path / str(layer), 500, layer=layer) for layer in (0, 1)}
     trained = []
     for own in (True, False):
