@@ -128,6 +128,16 @@ def test_dense_products_of_either_library_and_of_few_rows_are_the_same(
     agree_with_autograd(trained(small(name), 30), None, n)
 
 
+@pytest.mark.parametrize("onednn", [False, products.ONEDNN])
+def test_a_weight_or_a_row_that_is_no_number_is_not_lost_in_a_product(onednn: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr(products, "ONEDNN", onednn)
+    x, table, bias = torch.randn(64, 32), torch.randn(128, 32), torch.zeros(128)
+    x[5], table[7] = torch.nan, torch.nan
+    found = products.project(x, table, bias, "pre").isnan()
+    assert found[5].all() and found[:, 7].all() and found.sum() == 128 + 64 - 1
+    assert products.combine(found.float(), table, bias[:32]).isnan().all(), "0 times NaN too"
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_sums_without_the_sparse_kernels_of_a_cpu_are_the_same(name: str, monkeypatch: Any) -> None:
     """``embedding_bag`` does all three on accelerators, and on CPUs without MKL."""

@@ -39,5 +39,5 @@ def _onednn(x: Tensor) -> bool:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x weightᵀ + bias by oneDNN."""
+    """x weightᵀ + bias by oneDNN. (Its ReLU, which the operator could append, turns NaN into 0: a lost loss would go unseen.)"""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
