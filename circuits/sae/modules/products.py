@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuits.sae.modules.scratch import scratch
 
-# Its compiler's own condition: builds for Apple's processors have neither.
+# Builds for Apple's processors have neither.
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
