@@ -66,10 +66,8 @@ class ReLUObjective(Objective):
         h = project(g, w["W_dec"], torch.full_like(w["b_enc"], l1), "h")
         torch.ops.aten.threshold_backward.grad_input(h, f, 0.0, grad_input=h)  # zero where f is
         torch.sum(h, dim=0, out=buffer(w["b_enc"]))
-        fired, along = f.sum(0), None
-        if (
-            len(x) < y.shape[1]
-        ):  # the decoder's parallel gradient, without the penalty; of more rows, the optimiser finds it sooner
+        fired, along = f.sum(0), None  # along: Σ f ∂L/∂f without the penalty
+        if len(x) < y.shape[1]:  # of more rows, the optimiser is faster at finding it
             along = torch.mul(f, h, out=scratch("over", tuple(f.shape), f)).sum(0).sub_(fired, alpha=l1)
         dense_weights(w, c, f, h, g)
         decoder_bias(w, g, w["b_enc"].grad if self.tied else None)
