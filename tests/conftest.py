@@ -152,7 +152,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def train_embedded(cli: Cli) -> None:
-    """One SAE for one step, for the sake of the model that it needs."""
+    """One SAE for one step, for the sake of the model that it needs.
+
+    ``TESTS_TINY=DIR`` names a folder with the trained model of an earlier session (its artifact's directory lies in it): whoever
+    runs single test files all day does not train it for each.
+    """
+    for found in Path(os.environ.get("TESTS_TINY", os.devnull)).glob("tiny-*"):
+        (cli.outputs / "artifacts" / "tiny").mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (cli.outputs / "artifacts" / "tiny" / found.name).symlink_to(found)
     done = cli("task=sae", "layer=0", "sae.steps=20", "tracking=off", timeout=1500)
     if done.code != 0:
         raise RuntimeError(f"the embedded model could not be made: {done.out}{done.err}")
