@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import wandb
-from conftest import ROOT, Cli
+from conftest import QUICK, ROOT, Cli
 from prompt_sets import animals, bpe, save_model, write_jsonl
 
 from circuits.run import tracking, wandb_runs
@@ -208,9 +208,11 @@ def test_baselines_and_activations_are_told_whole_fresh_or_cached(cli: Cli) -> N
     ):
         done = cli(*run)
         assert done.code == 0, done.out + done.err
-    (fresh,) = [told(file) for file in cli.folder.glob("multirun/*/*/*/wandb/offline-run-*/*.wandb")]
+    both = [told(file) for file in cli.folder.glob("multirun/*/*/*/wandb/offline-run-*/*.wandb")]
+    fresh, shared = sorted(both, key=lambda one: one["config"]["behaviour"]["min_logit_diff"])
+    assert shared["config"]["cached"] and shared["config"]["swept"] == {"behaviour": {"min_logit_diff": 9}}
     (cached,) = [told(file) for file in cli.folder.glob("outputs/runs/*/again-*/wandb/offline-run-*/*.wandb")]
-    assert fresh["config"]["swept"] == {"behaviour.min_logit_diff": "0"} and "cached" in cached["run"].tags
+    assert fresh["config"]["swept"] == {"behaviour": {"min_logit_diff": 0}} and "cached" in cached["run"].tags
     assert fresh["config"]["behaviour"]["min_logit_diff"] == 0 and cached["config"]["behaviour"]["min_logit_diff"] == 9
     for one in (fresh, cached):
         config, summary = one["config"], one["summary"]
@@ -219,7 +221,7 @@ def test_baselines_and_activations_are_told_whole_fresh_or_cached(cli: Cli) -> N
         assert 0 <= summary["success_rate"] <= 1 and summary["n"] == 40 and summary["metric"] == "first_token"
         assert [row["logit_diff"] for row in one["history"] if "logit_diff" in row] == [summary["logit_diff"]]
     tables = list(cli.folder.rglob("wandb/offline-run-*/files/media/table/per_prompt*.table.json"))
-    assert {len(json.loads(path.read_text())["data"]) for path in tables} == {40} and len(tables) == 2
+    assert {len(json.loads(path.read_text())["data"]) for path in tables} == {40} and len(tables) == 3
     runs = [told(file) for file in cli.folder.glob("outputs/runs/*/activations-*/wandb/offline-run-*/*.wandb")]
     assert sorted((one["config"]["layer"], one["config"]["site"]) for one in runs) == [
         (layer, site) for layer in (0, 1) for site in ("mlp_out", "resid_post")
@@ -229,6 +231,53 @@ def test_baselines_and_activations_are_told_whole_fresh_or_cached(cli: Cli) -> N
     } == {40}
     (table,) = cli.folder.glob("outputs/runs/*/*/wandb/offline-run-*/files/media/table/layers*.table.json")
     assert len(json.loads(table.read_text())["data"]) == 4
+
+
+def test_every_task_tells_its_whole_config_so_that_runs_are_found_by_what_was_typed(warm: Cli) -> None:
+    words = [QUICK, "sae.heldout_sequences=16", "sae.batch_size=64", "sae.block_rows=1024",
+             "sae.forward_batch=16", "sae.dead_after=64",
+             "seed=3", "cluster.workers=0"]  # fmt: skip
+    trained = ["task=sae", "layer=0", "sae=topk,relu", "sae.steps=60", "sae.max_steps=6", "sae.warmup=2", *words]
+    shape = ["sae=topk", "sae.steps=60", "sae.max_steps=6", "sae.warmup=2"]
+    seen = ["task=interpret", "layer=0", *shape, "behaviour=grammar_agreement",
+            "interpret.n_sequences=16", "interpret.max_features=4",
+            "behaviour.allow_small=true", *words]  # fmt: skip
+    for run in (
+        [*trained, "pack=2", "name=first"],
+        [*trained, "name=second"],
+        seen,
+        ["task=prompts", "behaviour=grammar_agreement", QUICK],
+    ):
+        done = warm(*run)
+        assert done.code == 0, done.out + done.err
+    runs = [told(file) for file in warm.folder.rglob("*.wandb")]
+    assert sorted(one["run"].job_type for one in runs) == ["interpret", "prompts", *["sae"] * 4]
+    assert {one["run"].run_group for one in runs if one["run"].job_type == "sae"} == {"first", "second"}
+    for one in (one for one in runs if one["run"].job_type == "sae"):
+        config, name = one["config"], one["config"]["choices"]["sae"]
+        assert config["sae"]["architecture"] == name and config["swept"] == {"choices": {"sae": name}}
+        assert (config["sae"]["steps"], config["sae"]["max_steps"], one["summary"]["steps"]) == (60, 6, 6)
+        assert config["model"]["embedded"]["steps"] == 10 and config["data"]["source"] == "embedded"
+        assert config["precision"]["dtype"] == "fp32" and config["seed"] == 3 and config["cluster"] == {"workers": 0}
+        assert config["task"] == {"name": "sae"} and config["layer"] == 0 and config["site"] == "resid_post"
+        assert config["cached"] == (one["run"].run_group == "second") and "steps" not in config and "user" not in config
+        low, high = (one["summary"][f"explained_variance_ci_{end}"] for end in ("low", "high"))
+        assert low <= one["summary"]["explained_variance"] <= high
+        assert one["run"].display_name.endswith("/L0/resid_post") and set(one["run"].tags) >= {"sae", "tiny", "L0"}
+    (fresh,), (again,) = ([one for one in runs if one["run"].run_group == group and one["config"]["choices"]["sae"] == "relu"]
+                          for group in ("first", "second"))  # fmt: skip
+    kept = ("model", "data", "sae", "precision", "seed", "layer", "site", "swept", "choices", "artifact", "task")
+    assert [fresh["config"][key] for key in kept] == [again["config"][key] for key in kept], (
+        "fresh or cached: the same config"
+    )
+    (interpreted,) = (one for one in runs if one["run"].job_type == "interpret")
+    assert interpreted["config"]["interpret"]["max_features"] == 4 and interpreted["config"]["sae"]["max_steps"] == 6
+    assert (
+        interpreted["config"]["behaviour"]["name"] == "grammar_agreement" and interpreted["summary"]["n_features"] == 4
+    )
+    (prompts,) = (one for one in runs if one["run"].job_type == "prompts")
+    assert prompts["config"]["behaviour"]["name"] == "grammar_agreement" and prompts["config"]["model"]["id"] == "tiny"
+    assert prompts["summary"]["n_train"] > 0
 
 
 def closed_port() -> str:

@@ -87,14 +87,14 @@ def log_cached(sweep: Sweep, directories: Iterable[Path], note: Say) -> None:
         budget = end - time.monotonic()
         if budget <= 0 and cfg.tracking.mode is not TrackingMode.disabled:
             left, cfg.tracking.mode = left + 1, TrackingMode.disabled
-        tracker = Tracker(directory, cfg.tracking, group, [*tracked.tags(kind, cfg, None), "cached"], warn)
+        given, own = (sweep.id, record["overrides"], record["swept"]), [*tracked.tags(kind, cfg, None), "cached"]
+        tracker = Tracker(directory, cfg.tracking, group, own, warn, kind.name)
         for item in facts["artifacts"]:
             layer, path = item["layer"], Path(item["path"])
             metrics = {**read_json(path / "metrics.json"), **item["metrics"]}
-            given = tracked.config(kind, cfg, record["swept"], artifact=item["id"], cached=True)
-            tags = tracked.tags(kind, cfg, layer)
-            key = f"{item['id']} {record['name']}"  # two elements may answer with one artifact
-            tracked.tell(tracker, record["name"], key, layer, metrics, given, tags, path)
+            settings = tracked.settings(kind, cfg, *given, artifact=item["id"], cached=True)
+            tags, key = tracked.tags(kind, cfg, layer), tracked.stored(item["id"], record["name"])
+            tracked.tell(tracker, f"{sweep.id}/{record['name']}", key, layer, metrics, settings, tags, path)
         tracker.close(max(0.0, min(CACHED_S, budget)))
     if left:
         note(

@@ -37,9 +37,9 @@ def to_object(tree: Any) -> schema.BaseConfig:
         UserError: a mandatory value is missing or a value has the wrong type.
     """
     try:
-        plain = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True, enum_to_str=True))
-        plain.pop("hydra", None)
-        merged = OmegaConf.merge(OmegaConf.structured(root()), plain)
+        found = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True, enum_to_str=True))
+        found.pop("hydra", None)
+        merged = OmegaConf.merge(OmegaConf.structured(root()), found)
         return cast(schema.BaseConfig, OmegaConf.to_object(merged))
     except MissingMandatoryValue as e:
         raise UserError(f"{e.full_key}: needs a value; write {e.full_key}=…") from e
@@ -70,20 +70,18 @@ def absolute(cfg: schema.BaseConfig, base: Path) -> schema.BaseConfig:
 
 def save(cfg: schema.BaseConfig, path: Path) -> None:
     """Write the resolved config: what ``OmegaConf.to_yaml`` writes, 20 times as fast (a sweep has an element per file)."""
-    path.write_text(
-        "".join(_yaml(name, repr(value), value) for name, value in _container(cfg).items()), encoding="utf-8"
-    )
+    path.write_text("".join(_yaml(name, repr(value), value) for name, value in plain(cfg).items()), encoding="utf-8")
 
 
-def _container(value: Any) -> Any:
-    """Dataclasses as mappings, Enums as their names."""
+def plain(value: Any) -> Any:
+    """A config as plain values: dataclasses as mappings, Enums as their names."""
     if isinstance(value, Enum):
         return value.name
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _container(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {key: _container(member) for key, member in value.items()}
-    return [_container(member) for member in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(member) for key, member in value.items()}
+    return [plain(member) for member in value] if isinstance(value, (list, tuple)) else value
 
 
 _written: dict[tuple[str, str], str] = {}  # sections are alike in most elements of a sweep

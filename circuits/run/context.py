@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from circuits.errors import Damaged, GateError, UserError
 from circuits.files import disk_errors, read_json
-from circuits.run import gates, provenance, registry
+from circuits.run import gates, provenance, registry, tracked
 from circuits.run.content import Contents
 from circuits.run.keys import Key, Unit, key_of_unit, units
 from circuits.run.kinds import Kind, Scope
@@ -44,6 +44,8 @@ class Run:
     overrides: Sequence[str] = ()
     swept: Mapping[str, str] = field(default_factory=dict)  # what sets this element apart in its sweep
     tainted: list[str] = field(default_factory=list)  # gates that said no, and were passed by force=true
+    live: set[str] = field(default_factory=set)  # keys of what has a W&B run already, while it is made
+    told: set[str] = field(default_factory=set)  # and of what W&B has been told to its end
 
 
 class Work:
@@ -309,6 +311,7 @@ class Context:
             made = artifact.manifest.get("by") == self.run.name
             shown = {**metrics, **self.kind.derived(self.run.cfg, metrics)}
             self.run.status.facts["artifacts"].append(entry(self.kind, artifact, layer, shown, cached=not made))
+            tracked.publish(self, self.key(one), artifact, layer, shown)
             refusal = self.kind.gate(self.run.cfg, metrics)
             refusals += [refusal] if refusal else []
         return refusals

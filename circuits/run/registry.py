@@ -15,6 +15,7 @@ from types import ModuleType
 import circuits.tasks
 from circuits.errors import UserError, suggest
 from circuits.run.kinds import Kind
+from circuits.schema import BaseConfig
 
 
 @lru_cache
@@ -66,3 +67,13 @@ def reads(task: str) -> frozenset[str]:
             own.add("layer")
         waiting += [(kind(name), current.through.get(name, kind(name).may_need)) for name in needs]
     return frozenset(own)
+
+
+def sections(of: Kind, cfg: BaseConfig) -> frozenset[str]:
+    """The config sections (``sae``, ``model.embedded``) that `of`, its inputs and its gates read under this very config."""
+    cfg = of.normal(cfg)
+    found = {*of.sections, *getattr(modules()[of.name], "READS", ())}
+    for name in (*of.inputs(cfg), *of.gates(cfg)):
+        other, _, part = name.partition(":")
+        found |= sections(kind(other), of.part(cfg, part) if part else cfg)
+    return frozenset(found)

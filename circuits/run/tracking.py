@@ -22,7 +22,7 @@ FILE = "metrics.jsonl"
 
 
 class Tracker:
-    """Writes rows of metrics for the layers of one element."""
+    """Writes rows of metrics for the layers of one element; `job` (the task) is the type of its W&B runs."""
 
     def __init__(
         self,
@@ -31,9 +31,10 @@ class Tracker:
         group: str,
         tags: list[str],
         say: Callable[[str], None] = lambda text: None,
+        job: str | None = None,
     ) -> None:
         self.run_dir = run_dir
-        self._wandb = None if config.mode is TrackingMode.disabled else Runs(run_dir, config, group, tags, say)
+        self._wandb = None if config.mode is TrackingMode.disabled else Runs(run_dir, config, group, tags, say, job)
         with disk_errors(run_dir):
             _drop_torn(run_dir / FILE)
             self._file = (run_dir / FILE).open("a", encoding="utf-8")

@@ -37,9 +37,16 @@ class Runs:
     """The W&B runs of one element, one per layer."""
 
     def __init__(
-        self, run_dir: Path, config: TrackingConfig, group: str, tags: list[str], say: Callable[[str], None]
+        self,
+        run_dir: Path,
+        config: TrackingConfig,
+        group: str,
+        tags: list[str],
+        say: Callable[[str], None],
+        job: str | None = None,
     ) -> None:
         self._dir, self._config, self._group, self._tags, self._say = run_dir, config, group, tags, say
+        self._job = job
         self._todo: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._online: bool | None = None  # not yet asked
@@ -154,6 +161,7 @@ class Runs:
             id=run_id,
             name=name,
             group=self._group,
+            job_type=self._job,
             tags=tags,
             config=config,
             resume="allow" if online else None,
@@ -190,9 +198,9 @@ class Runs:
         run = self._open.pop(layer, None)
         if run is None:
             return
-        plain = {k: v for k, v in metrics.items() if isinstance(v, (int, float, str, bool))}
-        self._table.append({"layer": layer, **plain})
-        run.summary.update(plain)
+        told = _summarised(metrics)
+        self._table.append({"layer": layer, **{k: v for k, v in told.items() if not isinstance(v, dict)}})
+        run.summary.update(told)
         if self._last is not None:
             self._last.finish()
         self._last = run  # open until another comes or the element ends: which one is the last, nobody knows before
@@ -216,6 +224,19 @@ class Runs:
         if len(found) == 1:
             return os.path.relpath(found[0])
         return os.path.relpath(self._dir / "wandb") + ("/offline-run-*" if found is self._offline_dirs else "/*run-*")
+
+
+def _summarised(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary takes of metrics: plain values, nested ones too (``control``), and the two ends of intervals (``…_ci``)."""
+    told: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if isinstance(value, (int, float, str, bool)):
+            told[name] = value
+        elif name.endswith("_ci") and isinstance(value, (list, tuple)) and len(value) == 2:
+            told |= {f"{name}_low": value[0], f"{name}_high": value[1]}
+        elif isinstance(value, Mapping) and (inner := _summarised(value)):
+            told[name] = inner
+    return told
 
 
 def _log_table(run: Any, name: str, file: Path, at_most: int) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
 from circuits.files import write_json
-from circuits.run import registry, status, tracked
+from circuits.run import registry, status
 from circuits.run.content import Contents
 from circuits.run.keys import Unit
 from circuits.run.kinds import Column, Kind, ModelDims, readable
@@ -387,7 +387,6 @@ def _publish(
         write_json(out / "metrics.json", found)
 
     artifact = work.commit(write, measured=["metrics.json"], dropped=facts["dropped"])
-    tracked.publish(context, artifact, work.key.hash, layer, found)
     dropped = f", {len(pieces.dropped)} samples dropped as non-finite" if pieces.dropped else ""
     context.say(f"{site}, layer {layer}: {pieces.rows:,} rows of {pieces.width}{dropped}: {artifact.id}")
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import GateError, UserError
 from circuits.files import write_json
-from circuits.run import tracked
 from circuits.run.kinds import Column, Kind, ModelDims, behaviour_and_model, readable
 from circuits.schema import BaseConfig
 from circuits.schema.fields import free
@@ -175,7 +174,6 @@ def _make(context: Context, work: Work) -> None:
         write_json(out / "metrics.json", metrics)
 
     artifact = work.commit(write)
-    tracked.publish(context, artifact, work.key.hash, None, metrics)
     what = KIND.columns[0].title([metrics])
     context.say(f"{what} {metrics['logit_diff']:.3f}, right {metrics['pair_acc']:.3f}: {artifact.id}")
 

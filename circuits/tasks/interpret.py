@@ -198,14 +198,12 @@ def _make(context: Context, works: Mapping[int, Work]) -> None:
             "single_token": described.single_token,
             **{name: value for name, value in facts[layer].items() if name not in ("factors", "left_out")},
         }
-        context.run.tracker.start(layer, work.key.hash, f"{context.run.name}/L{layer}", {"artifact": work.key.id})
 
         def write(out: Path, described: Any = described, metrics: dict[str, Any] = metrics) -> None:
             described.write(out)
             write_json(out / "metrics.json", metrics)
 
         artifact = work.commit(write)
-        context.run.tracker.summary(metrics, layer)
         told = f", {metrics['significant_features']:,} of them associated" if cfg.interpret.associate else ""
         context.say(f"layer {layer}: {metrics['n_features']:,} features{told}: {artifact.id}")
 

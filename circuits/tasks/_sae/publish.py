@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from circuits.files import write_json
+from circuits.run import tracked
 from circuits.tasks._sae.member import Member
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def publish(member: Member, saes: Mapping[int, SAE], untrained: Mapping[int, SAE
             _write(context, out, layer, saes, measured, stream, histories)
 
         artifact = work.commit(write, dropped=dropped)
-        context.run.tracker.summary(metrics, layer)
+        tracked.publish(context, work.key, artifact, layer, metrics)
         context.say(
             f"layer {layer}: explained variance {metrics['explained_variance']:.3f}, L0 {metrics['l0']:.1f}: {artifact.id}"
         )

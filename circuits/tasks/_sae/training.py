@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.errors import Damaged, NonFinite
+from circuits.run import tracked
 from circuits.schema.sae import READ_BY, at_sparsity
 from circuits.tasks._sae.member import Member, Name
 from circuits.tasks._sae.publish import publish
@@ -111,9 +112,7 @@ def _begin(
             member.histories[layer].resume(resumed[layer][0].step if layer in resumed else 0)
         except Damaged as e:
             context.say(f"damaged training curve: {e}")
-        name = f"{context.run.name}/L{layer}"
-        facts = {"layer": layer, "artifact": work.key.id, **specs[layer].as_dict()}
-        context.run.tracker.start(layer, work.key.hash, name, facts)
+        tracked.begin(context, work.key, layer, context.cfg.sae.site.value)
     return resumed
 
 
