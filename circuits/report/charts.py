@@ -6,18 +6,19 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from circuits.report.sheet import CONTROL_MARKS, Sheet, drawing, joined, label_axes
+from circuits.report.sheet import BOTTOM, CONTROL_MARKS, Sheet, drawing, joined, label_axes
 from circuits.report.style import INK, MUTED, Looks
 
+T = TypeVar("T")
 PANELS = 18
 LABELLED_LAYERS = 40
-AXIS_LETTERS = 120  # what fits under the x axis; longer names go to the legend
+AXIS_LETTERS = 120  # what fits under the x axis in one line
+TURNED = 40  # names fit there when they stand upright, as values without their keys
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,12 @@ def by_layer(
     layers = sorted({p.layer for p in points})
     across = len(layers) == 1 and (len(series) > 1 or across_label is not None)
     named = across and sum(len(label) + 2 for label in series) <= AXIS_LETTERS
+    turned = across and not named and len(series) <= TURNED
+    room = 0.056 * max(len(values_of(label)) for label in series) if turned else 0.0
     neighbours = set(itertools.pairwise(layers))
     with drawing():
-        sheet = Sheet(name, looks, [] if named else series, height=height, control=bool(control))
+        shown = [] if named or turned else series
+        sheet = Sheet(name, looks, shown, height=height + room, control=bool(control), bottom=BOTTOM + room)
         axes = sheet.axes
         place = _places(layers, series, across)
         low = _axis_range(axes, [*points, *control], floor)
@@ -70,14 +74,26 @@ def by_layer(
         if fractions:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
         if across:
-            axes.set_xticks(range(len(series)), series if named else [""] * len(series))
-            label_axes(axes, across_label or f"swept value (layer {layers[0]})", ylabel)
+            labels = series if named else [values_of(label) if turned else "" for label in series]
+            axes.set_xticks(range(len(series)), labels, rotation=90 if turned else 0)
+            keys = keys_of(series[0]) if turned else ""
+            label_axes(axes, across_label or f"{keys or 'swept value'} (layer {layers[0]})", ylabel)
         else:
             axes.set_xticks(layers if len(layers) <= LABELLED_LAYERS else layers[::2])
             label_axes(axes, "layer", ylabel)
         axes.margins(x=0.02 if len(layers) > 8 else 0.05)
         axes.grid(False, axis="x")
     return sheet, below
+
+
+def values_of(series: str) -> str:
+    """``8, relu`` of ``sae.k=8, sae=relu``."""
+    return ", ".join(part.partition("=")[2] or part for part in series.split(", "))
+
+
+def keys_of(series: str) -> str:
+    """``sae.k, sae`` of ``sae.k=8, sae=relu``."""
+    return ", ".join(key for key, equals, _ in (part.partition("=") for part in series.split(", ")) if equals)
 
 
 def _places(layers: Sequence[int], series: Sequence[str], across: bool) -> Callable[[Point], float]:
@@ -139,38 +155,54 @@ def _only(style: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: style[key] for key in keys}
 
 
-def pages(layers: Iterable[int]) -> list[list[int]]:
-    """The layers in groups of at most PANELS, as even as can be: no figure with two panels after one with eighteen."""
-    ordered = sorted(set(layers))
+def pages(panels: Iterable[T]) -> list[list[T]]:
+    """The panels, each once, in groups of at most PANELS, as even as can be: no figure with two panels after one with eighteen."""
+    ordered = list(dict.fromkeys(panels))
     n = max(1, math.ceil(len(ordered) / PANELS))
-    return [list(part) for part in np.array_split(np.array(ordered, dtype=int), n) if len(part)]
+    ends = [round(i * len(ordered) / n) for i in range(n + 1)]
+    return [ordered[start:end] for start, end in itertools.pairwise(ends) if end > start]
 
 
 def multiples(
-    name: str, looks: Looks, series: Sequence[str], layers: Sequence[int], x: str, y: str
-) -> tuple[Sheet, dict[int, Axes]]:
-    """A grid of panels with common axes, one per layer. Call inside `drawing()`."""
-    n = len(layers)
-    cols = n if n <= 4 else 4 if n <= 8 else 6
+    name: str,
+    looks: Looks,
+    series: Sequence[str],
+    panels: Sequence[T],
+    x: str,
+    y: str,
+    *,
+    title: Callable[[T], str] = lambda layer: f"layer {layer}",
+) -> tuple[Sheet, dict[T, Axes]]:
+    """A grid with common axes, one panel for each of `panels` (layers, if no `title` says otherwise). Call inside `drawing()`."""
+    n = len(panels)
+    cols = n if n <= 4 else 4 if n <= 8 or max(len(title(panel)) for panel in panels) > 16 else 6
     rows = math.ceil(n / cols)
     width = 9.5 if n > 2 else 3.4 * n + 1.2
-    height = (1.75 if cols <= 4 else 1.3) * rows + 0.65
+    height = (1.75 if cols <= 4 and rows <= 2 else 1.3) * rows + 0.65
     sheet = Sheet(name, looks, series, height=height, width=width, grid=(rows, cols), titled=True, shown="lines")
-    panels: dict[int, Axes] = {}
+    placed: dict[T, Axes] = {}
     for i, axes in enumerate(sheet.panels.flat):
         if i >= n:
             axes.set_axis_off()
             continue
-        panels[layers[i]] = axes
+        placed[panels[i]] = axes
         # A given y spares matplotlib the search for one, which costs as much as drawing the panel.
-        axes.set_title(f"layer {layers[i]}", loc="left", y=1.0, pad=3, color=INK, fontweight="bold")
-        axes.xaxis.set_major_locator(MaxNLocator(3 if cols == 6 else 4))
+        axes.set_title(title(panels[i]), loc="left", y=1.0, pad=3, color=INK, fontweight="bold")
+        axes.xaxis.set_major_locator(MaxNLocator(3 if cols == 6 else 4, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: steps(value)))
         if i + cols >= n:
             axes.tick_params(labelbottom=True)
     sheet.canvas.supxlabel(x, fontsize=8, y=0.005, va="bottom")
     sheet.canvas.supylabel(y, fontsize=8, x=0.004, ha="left")
-    return sheet, panels
+    return sheet, placed
+
+
+def ends_inward(axes: Axes) -> None:
+    """The first and the last label of the x axis end with it: those of neighbouring panels would touch."""
+    labels = axes.get_xticklabels()
+    if len(labels) > 1:
+        labels[0].set_horizontalalignment("left")
+        labels[-1].set_horizontalalignment("right")
 
 
 def log_y(axes: Axes, low: float, high: float) -> None:

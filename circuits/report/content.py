@@ -18,6 +18,8 @@ class Figure:
     inline: str
     png: bytes
     csv: str
+    legend: tuple[tuple[str, str], ...] = ()
+    """Of more series than a drawing has room to name: each one's mark as SVG, and its name. The page folds it."""
     block = "figure"
 
 

@@ -22,17 +22,21 @@ from matplotlib.lines import Line2D
 
 from circuits.report.content import Figure
 from circuits.report.style import CONTROL_LABEL, INK, MUTED, PAPER, RC, Look, Looks
-from circuits.report.svg import inline_svg
+from circuits.report.svg import inline_svg, swatch
 
 WIDTH = 9.5
 LEFT, RIGHT, TOP, BOTTOM = 0.62, 0.12, 0.08, 0.42
-LEGEND_ROW = 0.2
+LEGEND_ROW = 0.165
+LEGEND = 8  # entries at most; more are named beside the figure, behind a fold
 Shown = Literal["both", "marks", "lines"]
 PNG_DPI = 160
 
 
 class Sheet:
-    """A canvas `height` inches high (legend excluded) with a grid of panels below a legend for `series`."""
+    """A canvas `height` inches high (legend excluded) with a grid of panels below a legend for `series`.
+
+    Beyond `LEGEND` series the drawing names none of them: the page does, behind a fold.
+    """
 
     def __init__(
         self,
@@ -46,10 +50,15 @@ class Sheet:
         titled: bool = False,
         control: bool = False,
         shown: Shown = "both",
+        bottom: float = BOTTOM,
     ) -> None:
         self.name = name
+        self._legend: tuple[tuple[str, str], ...] = ()
         self._titles: dict[str, str | list[str]] = {}
         self._ids = count()
+        if len(series) > LEGEND:
+            self._legend = tuple((swatch(looks[label], shown), label) for label in series)
+            series = []
         handles = _handles(looks, series, control, shown)
         columns = _legend_columns(handles, width)
         legend = LEGEND_ROW * -(-len(handles) // columns) + 0.06 if handles else 0.0
@@ -66,7 +75,7 @@ class Sheet:
             gridspec_kw={
                 "left": LEFT / width,
                 "right": 1 - RIGHT / width,
-                "bottom": BOTTOM / total,
+                "bottom": bottom / total,
                 "top": top,
                 "wspace": 0.1,
                 "hspace": 0.34,
@@ -107,7 +116,7 @@ class Sheet:
         text = svg.getvalue()
         inline = inline_svg(text, self.name, self._titles, alt)
         table = data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        return Figure(self.name, title, caption, text, inline, png.getvalue(), table)
+        return Figure(self.name, title, caption, text, inline, png.getvalue(), table, self._legend)
 
 
 @contextmanager

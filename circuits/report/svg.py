@@ -11,10 +11,19 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 
-from circuits.report.style import CSS_NAMES
+from circuits.report.style import CSS_NAMES, Look
 
 LARGEST, SMALLEST = 1.56, 1.1  # CSS pixels per point of the drawing: text of 8 points is 12.5 and 8.8 pixels high
 
+_MARKS = {  # of a legend, 8 units wide around the origin
+    "o": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
+    "s": "M-3.6-3.6h7.2v7.2h-7.2z",
+    "^": "M0-4.2L4.2 3.8H-4.2z",
+    "v": "M0 4.2L4.2-3.8H-4.2z",
+    "D": "M0-4.8L4.8 0L0 4.8L-4.8 0z",
+    "P": "M-1.4-4.2h2.8v2.8h2.8v2.8h-2.8v2.8h-2.8v-2.8h-2.8v-2.8h2.8z",
+    "X": "M-4.2-2.2L-2.2-4.2L0-2L2.2-4.2L4.2-2.2L2 0L4.2 2.2L2.2 4.2L0 2L-2.2 4.2L-4.2 2.2L-2 0z",
+}
 _HREF = "{http://www.w3.org/1999/xlink}href"
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 _FONT = re.compile(r"font-family:[^;]*;?\s*")
@@ -94,3 +103,15 @@ def _tidy(element: ET.Element) -> None:
             element.set(key, " ".join(value.split()))
     if _UNTURNED.fullmatch(element.get("transform", "")):
         del element.attrib["transform"]
+
+
+def swatch(look: Look, shown: str) -> str:
+    """The mark of a series as a legend shows it: `shown` are its ``lines``, its ``marks`` or both."""
+    colour = f"var({CSS_NAMES[look.color]},{look.color})"
+    parts = []
+    if shown != "marks":
+        dash = "" if look.dash == "-" else f' stroke-dasharray="{" ".join(f"{1.5 * n:g}" for n in look.dash[1])}"'
+        parts.append(f'<path d="M-14 0H14" style="stroke:{colour};stroke-width:1.5"{dash}/>')
+    if shown != "lines":
+        parts.append(f'<path d="{_MARKS[look.marker]}" style="fill:{colour}"/>')
+    return f'<svg class="mark" viewBox="-15 -6 30 12" aria-hidden="true">{"".join(parts)}</svg>'

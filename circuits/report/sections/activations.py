@@ -147,7 +147,7 @@ def _positions(looks: Looks, records: Sequence[Record], by: str) -> list[Figure]
         if r.metrics["norm_by_position"]["by"] == by and len(r.metrics["norm_by_position"]["positions"]) > 1
     ]
     figures, high = [], max((max(_places(r)[1]) for r in having), default=1.0) or 1.0
-    for number, layers in enumerate(pages(r.layer for r in having) if having else []):
+    for number, layers in enumerate(pages(sorted(r.layer for r in having)) if having else []):
         mine = [r for r in having if r.layer in layers]
         series = sorted({r.series for r in mine}, key=looks.rank)
         ends = by == "from_end"

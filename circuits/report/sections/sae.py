@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from circuits.report.content import Answer, Block, Cell, Column, Part, Table
+from circuits.report.content import Answer, Block, Cell, Column, Note, Part, Table
 from circuits.report.registry import View, section
 from circuits.report.sections import sae_words as say
-from circuits.report.sections.sae_curves import CURVES, density_figures, training_figures
+from circuits.report.sections.sae_curves import CURVES, density_figures, training_figures, untold
 from circuits.report.sections.sae_figures import CE_SCORE, DEAD, EXPLAINED, frontier, measure_figure
 from circuits.report.sections.sae_records import Record, read_all
 from circuits.report.style import natural
@@ -45,10 +45,12 @@ def sae(view: View) -> Part:
     table = _table(view, records)
     blocks: list[Block | None] = [frontier(view, records), measure_figure(view, records, CE_SCORE)]
     blocks += [measure_figure(view, records, DEAD), *density_figures(view, records)]
-    for curve in CURVES:
-        blocks += training_figures(view, records, curve)
+    curves: list[Block] = [figure for curve in CURVES for figure in training_figures(view, records, curve)]
+    first: tuple[Block, ...] = (explained, table) if explained else (*curves[:1], table)
+    blocks += curves if explained else curves[1:]
+    if said := untold(records):
+        blocks.append(Note(said))
     blocks.append(_full_table(view, records))
-    first: tuple[Block, ...] = (explained, table) if explained else (table,)
     return Part(
         title="Sparse autoencoders",
         lead=_lead(records),

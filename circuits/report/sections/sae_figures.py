@@ -22,6 +22,18 @@ from circuits.report.words import decimal, percent, plural, short
 
 EV_FLOOR = -0.1  # far below it a reconstruction is much worse than the mean, and its value would flatten all others
 LABELLED_POINTS = 40
+SAME_L0 = 0.01  # as a share
+SPARSITY = (
+    "layer",
+    "sae",
+    "sae.architecture",
+    "sae.k",
+    "sae.sparsity",
+    "sae.l1",
+    "sae.l0_coefficient",
+    "sae.threshold",
+)
+"""What a curve of SAEs at one layer goes along; whatever else is swept makes a further curve."""
 LABEL_HEIGHT = 7.5  # points
 
 
@@ -66,9 +78,13 @@ CE_SCORE = Measure(
 
 
 def measure_figure(view: View, records: Sequence[Record], measure: Measure, *, control: bool = False) -> Figure | None:
-    """`measure` by layer, with intervals and, when asked for and measured, the untrained control."""
+    """`measure` by layer, with intervals and, when asked for and measured, the untrained control.
+
+    None where it would show no more than the table: of one SAE, or of a measure without intervals that is the same in all.
+    """
     drawn = [r for r in records if r.layer is not None and r.get(measure.name) is not None]
-    if not drawn:
+    exact = {r.get(measure.name) for r in drawn if measure.name not in r.intervals}
+    if len(drawn) < 2 or (len(exact) == 1 and not any(measure.name in r.intervals for r in drawn)):
         return None
     points, controls = _points(drawn, measure), _controls(drawn) if control else []
     name = f"sae-{measure.name.replace('_', '-')}"
@@ -134,9 +150,10 @@ def _row(view: View, record: Record, names: Sequence[str], control: bool = False
 
 
 def frontier(view: View, records: Sequence[Record]) -> Figure | None:
-    """Explained variance against L0: what SAEs of different sparsity are compared by."""
+    """Explained variance against L0: what SAEs of different sparsity are compared by; None where all are as sparse."""
     drawn = [r for r in records if r.get("l0") is not None and r.get("explained_variance") is not None]
-    if not drawn:
+    sparsities = [r.numbers["l0"] for r in drawn]
+    if not drawn or max(sparsities) - min(sparsities) <= SAME_L0 * max(sparsities):
         return None
     by_architecture = len({r.architecture for r in drawn}) > 1
     groups = {r.label: r.architecture if by_architecture else r.series for r in drawn}
@@ -151,11 +168,11 @@ def frontier(view: View, records: Sequence[Record]) -> Figure | None:
         axes = sheet.axes
         _frontier_axes(axes, xs, ys, logarithmic)
         if not by_architecture:
-            _join_layers(axes, drawn, xs, ys)
+            _join(axes, list(zip(drawn, ys, strict=True)), color=MUTED, linewidth=0.6, alpha=0.5)
         for label in series:
             mine = [(r, y) for r, y in zip(drawn, ys, strict=True) if groups[r.label] == label]
             if by_architecture:
-                _join_curves(axes, mine, looks[label].color)
+                _join(axes, mine, color=looks[label].color, linewidth=1.0, alpha=0.7)
             _frontier_series(sheet, looks[label], mine)
         if labelled:
             ends = np.array([r.intervals.get("l0", (0, r.numbers["l0"]))[1] for r in drawn])
@@ -180,15 +197,19 @@ def frontier(view: View, records: Sequence[Record]) -> Figure | None:
 def _joined(by_architecture: bool, series: Sequence[str]) -> str:
     """What the lines join."""
     if by_architecture:
-        return "One colour per architecture; lines join its SAEs of one layer by L0. Higher and further left is better."
-    return "Grey lines join the SAEs of one layer." if len(series) > 1 else ""
+        return "One colour per architecture; lines join SAEs that differ only in their sparsity. Higher and further left is better."
+    return "Grey lines join SAEs that differ only in their sparsity." if len(series) > 1 else ""
 
 
-def _join_curves(axes: Axes, mine: Sequence[tuple[Record, float]], color: str) -> None:
-    """One architecture's curve at each layer."""
-    for layer in {r.layer for r, _ in mine}:
-        path = sorted((r.numbers["l0"], y) for r, y in mine if r.layer == layer)
-        axes.plot([x for x, _ in path], [y for _, y in path], color=color, linewidth=1.0, alpha=0.7, zorder=1)
+def _join(axes: Axes, mine: Sequence[tuple[Record, float]], **style: Any) -> None:
+    """A line through the SAEs that differ only in how sparse they are."""
+    curves: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    for r, y in mine:
+        others = tuple((k, v) for k, v in r.entry.element.swept.items() if k not in SPARSITY)
+        curves.setdefault((r.layer, others), []).append((r.numbers["l0"], y))
+    for path in map(sorted, curves.values()):
+        if len(path) > 1:
+            axes.plot([x for x, _ in path], [y for _, y in path], zorder=1, **style)
 
 
 def _frontier_axes(axes: Axes, xs: np.ndarray, ys: np.ndarray, logarithmic: bool) -> None:
@@ -208,13 +229,6 @@ def _frontier_axes(axes: Axes, xs: np.ndarray, ys: np.ndarray, logarithmic: bool
     axes.set_ylim(ys.min() - room, ys.max() + room)
     scale = " (log scale)" if logarithmic else ""
     label_axes(axes, f"L0: features that fire on a row{scale}", "explained variance")
-
-
-def _join_layers(axes: Axes, drawn: Sequence[Record], xs: np.ndarray, ys: np.ndarray) -> None:
-    for layer in sorted({r.layer for r in drawn if r.layer is not None}):
-        path = sorted((x, y) for r, x, y in zip(drawn, xs, ys, strict=True) if r.layer == layer)
-        if len(path) > 1:
-            axes.plot([x for x, _ in path], [y for _, y in path], color=MUTED, linewidth=0.6, alpha=0.5, zorder=1)
 
 
 def _frontier_series(sheet: Sheet, look: Look, mine: Sequence[tuple[Record, float]]) -> None:
