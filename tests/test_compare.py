@@ -15,7 +15,8 @@ import pytest
 from conftest import QUICK, Cli, sharing
 from prompt_sets import animals, bpe, save_model, write_jsonl
 
-from circuits.report.compare import Difference, Measure, One, Place, differences, samples, table
+from circuits.report.compare import Difference, Measure, One, Place, differences, samples, table, warnings
+from circuits.report.compare_terms import differing
 from circuits.report.types import ArtifactRef
 from circuits.stats.paired import independent_interval, paired_interval
 
@@ -140,6 +141,43 @@ def test_values_that_are_missing_or_not_finite_are_left_out(tmp_path: Path) -> N
         assert differences([good], [one(tmp_path, name, metrics)], [SCORE]) == []
 
 
+def keyed(folder: Path, sweep: str, config: dict) -> One:
+    """An artifact whose key was made from `config`."""
+    found = one(folder, sweep, {"score": 1.0})
+    (found.ref.path / "manifest.json").write_text(json.dumps({"payload": json.dumps({"config": config}), "inputs": {}}))
+    return found
+
+
+def test_only_keys_that_decide_results_differ_files_by_content_and_shown_by_name(tmp_path: Path) -> None:
+    content = {"a": "a" * 64, "b": "b" * 64}
+    same = {
+        "A": keyed(tmp_path / "1", "A", {"model": {"id": content["a"]}}),
+        "B": keyed(tmp_path / "1", "B", {"model": {"id": content["a"]}}),
+    }
+    configs = {
+        "A": [{"model": {"id": "gpt2", "layers": 12, "device": "cpu"}, "sae": {"from_": None}}],
+        "B": [{"model": {"id": "/data/gpt2", "layers": None, "device": "cuda"}, "sae": {"from_": None}}],
+    }
+    assert differing({label: [found] for label, found in same.items()}, configs) == {}
+    other = {
+        "A": same["A"],
+        "B": keyed(tmp_path / "2", "B", {"model": {"id": content["b"]}, "sae": {"k": 8, "from_": content["b"]}}),
+    }
+    found = differing({label: [mine] for label, mine in other.items()}, configs)
+    assert found == {"model.id": ["gpt2", "/data/gpt2"], "sae.k": ["–", "8"], "sae.from": ["null", "null"]}
+
+
+def test_unequal_terms_are_told_with_their_values(tmp_path: Path) -> None:
+    wide = {"score_ci": [0.4, 0.6], "n_rows": 100}
+    mine = one(tmp_path, "A", {"score": 0.5, "l0": 16.0, **wide})
+    near = one(tmp_path, "B", {"score": 0.9, "score_ci": [0.8, 1.0], "l0": 15.8, "n_rows": 100})
+    far = one(tmp_path, "C", {"score": 0.9, "score_ci": [0.8, 1.0], "l0": 11.7, "n_rows": 90})
+    assert difference(mine, near).verdict == "higher" and not warnings([difference(mine, near)])
+    assert difference(mine, far).verdict == "higher (at another L0, on other rows)"
+    said = ["Not like for like: L0: 16.0 in A and 11.7 in C (layer 0); held-out rows: 100 in A and 90 in C (layer 0)."]
+    assert warnings([difference(mine, far)]) == said
+
+
 # -- the command ---------------------------------------------------------------------------------------------------
 
 
@@ -162,7 +200,7 @@ def test_two_sweeps_are_matched_by_layer_and_swept_values(ran: Cli) -> None:
     done = ran("task=compare", "compare.of=[A,B]")
     assert done.code == 0, done.err
     assert re.search(r"sae\.lr:  A 0\.001 +B 0\.0003", done.out), done.out
-    assert "Only in A, not in B: layer 0, sae.k=16, layer 1, sae.k=16." in done.err
+    assert "Only in A, not in B: layer 0, sae.k=16; layer 1, sae.k=16." in done.err
     (folder,) = (ran.outputs / "compare").glob("A-*,B-*")
     rows = pd.read_csv(folder / "compare.csv")
     assert len(rows) == 2 * 4 and set(rows["layer"]) == {0, 1} and set(rows["sae.k"]) == {8}
@@ -189,9 +227,30 @@ def test_unlike_data_are_refused_by_key_unless_forced(ran: Cli) -> None:
     (line,) = done.errors
     assert "A and D are of unlike data or models: data.context (64 and 32)" in line and "compare.force=true" in line
     done = ran("task=compare", "compare.of=[A,D]", "compare.force=true", "compare.out=forced")
-    assert done.code == 0 and "Compared by force" in done.err
+    assert done.code == 0 and "warning: Compared by force" in done.out
+    assert re.search(
+        r"warning: Not like for like: held-out rows: \d+ in A and \d+ in D \(2 of 2 pairs\)\.", done.out
+    ), done.out
     page = (ran.folder / "forced" / "report.html").read_text()
     assert "Compared by force" in page and "compare.force=true" in page
+
+
+def test_another_sparsity_is_in_the_headline_and_beside_every_verdict(ran: Cli) -> None:
+    done = ran("task=compare", "compare.of=[B,C]", "compare.out=sparse")
+    assert done.code == 0, done.err
+    head, first, *rest = done.out.splitlines()
+    assert head.startswith("compare") and first == "warning: Not like for like: L0: 8.0 in B and 64.0 in C (layer 0)."
+    assert [line.split(":")[0].strip() for line in rest if ":" in line and "  " in line][:2] == ["sae.k", "sae.lr"]
+    assert "device" not in done.out and "model." not in done.out, "what enters no key is no difference"
+    rows = pd.read_csv(ran.folder / "sparse" / "compare.csv").set_index("metric")["verdict"]
+    assert rows["l0"] == "higher, exact"
+    assert all("(at another L0)" in rows[name] or rows[name] == "no interval" for name in rows.index if name != "l0"), (
+        rows
+    )
+    assert re.search(
+        r'class="answer">Not like for like: L0: 8.0 in B and 64.0 in C',
+        (ran.folder / "sparse" / "report.html").read_text(),
+    )
 
 
 @pytest.mark.parametrize(

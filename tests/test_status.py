@@ -15,6 +15,7 @@ import pytest
 from configs import compose, plan
 
 from circuits.errors import RunError, UserError
+from circuits.files import write_json
 from circuits.run import answers, launching, status, sweep, tracking
 from circuits.run import running as running_module
 from circuits.run.status import Status
@@ -196,16 +197,21 @@ def shown(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-def test_a_sweep_is_found_by_id_name_or_directory_and_a_wrong_one_names_the_nearest(tmp_path: Path) -> None:
+def test_a_sweep_is_found_by_id_name_or_directory_and_a_wrong_one_names_the_nearest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = made(tmp_path, "layer=0", "name=baseline"), made(tmp_path, "layer=0,1")
     places = (tmp_path / "outputs", tmp_path / "multirun")
     for of in (first.id, "baseline", str(first.path)):
         assert sweep.find(of, *places).path == first.path
     with pytest.raises(UserError, match=f"did you mean {second.id}"):
         sweep.find(second.id[:-1], *places)
-    made(tmp_path, "layer=1", "name=baseline")
-    with pytest.raises(UserError, match="2 sweeps have this name; take an id: "):
-        sweep.find("baseline", *places)
+    third = made(tmp_path, "layer=1", "name=baseline")
+    write_json(third.path / "sweep.json", third.record | {"created": "2099-01-01T00:00:00+00:00"})
+    assert not capsys.readouterr().err
+    assert sweep.find("baseline", *places).path == third.path
+    said = f"this is the newest, {third.id} (2099-01-01T00:00:00+00:00); older: {first.id}"
+    assert f"note: of=baseline: 2 sweeps have this name; {said}" in capsys.readouterr().err
 
 
 def test_sweeps_made_at_the_same_moment_have_directories_of_their_own(tmp_path: Path) -> None:

@@ -9,14 +9,16 @@ independent; else it says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
+from circuits.report.compare_equal import TERMS, Unequal, unequal
+from circuits.report.style import natural
 from circuits.report.types import ArtifactRef
 from circuits.stats.answers import values
 from circuits.stats.paired import Interval, independent_interval, paired_interval
@@ -102,6 +104,7 @@ class Difference:
     interval: Interval | None
     how: How
     n: int | None = None  # samples, where paired
+    unequal: tuple[Unequal, ...] = ()  # what was not alike when both were measured
 
     @property
     def series(self) -> str:
@@ -129,13 +132,21 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """``higher``, ``lower``, ``no difference shown``, or why there is no telling."""
+        """``higher``, ``lower (at another L0)``, ``no difference shown``, or why there is no telling."""
         if self.moved is None or self.how == "same artifact":
             return self.how
         exact = ", exact" if self.how == "deterministic" else ""
         if not self.moved:
-            return f"equal{exact}" if exact else "no difference shown"
-        return f"{'higher' if self.value > 0 else 'lower'}{exact}"
+            return (f"equal{exact}" if exact else "no difference shown") + self._terms
+        return f"{'higher' if self.value > 0 else 'lower'}{exact}{self._terms}"
+
+    @property
+    def _terms(self) -> str:
+        """On what unequal terms; a term itself is on none."""
+        if self.measure.name in {term.metric for term in TERMS}:
+            return ""
+        phrases = dict.fromkeys(one.phrase for one in self.unequal)
+        return f" ({', '.join(phrases)})" if phrases else ""
 
 
 def differences(base: Sequence[One], other: Sequence[One], measures: Sequence[Measure]) -> list[Difference]:
@@ -146,11 +157,37 @@ def differences(base: Sequence[One], other: Sequence[One], measures: Sequence[Me
         match = there.get(one.place)
         if match is None:
             continue
+        terms = unequal(one.metrics, match.metrics, one.ref.path, match.ref.path)
         for measure in measures:
             a, b = one.value(measure), match.value(measure)
             if a is not None and b is not None:
-                found.append(_difference(one, match, measure, a, b))
+                found.append(replace(_difference(one, match, measure, a, b), unequal=terms))
     return found
+
+
+def warnings(found: Sequence[Difference]) -> list[str]:
+    """What was not alike in the two sweeps of each comparison, with the values: a reader has to know before any verdict."""
+    said = []
+    for base, other in dict.fromkeys((d.base.sweep, d.other.sweep) for d in found):
+        mine = [d for d in found if (d.base.sweep, d.other.sweep) == (base, other)]
+        pairs = len({d.place for d in mine})
+        for heading in dict.fromkeys(term.heading for d in mine for term in d.unequal):
+            terms = {d.place: term for d in mine for term in d.unequal if term.heading == heading}
+            values = [_values(term.a for term in terms.values()), _values(term.b for term in terms.values())]
+            there = (
+                f"{values[0]} in {base} and {values[1]} in {other}"
+                if all(values)
+                else f"not those of {base} in {other}"
+            )
+            where = str(next(iter(terms))) if len(terms) == 1 else f"{len(terms)} of {pairs} pairs"
+            said.append(f"{heading}: {there} ({where})")
+    return [f"Not like for like: {'; '.join(said)}."] if said else []
+
+
+def _values(values: Iterable[str | None]) -> str:
+    """``16.0``, ``11.2 to 11.7``; empty where there are none."""
+    known = sorted({value for value in values if value is not None}, key=natural)
+    return "" if not known else known[0] if len(known) == 1 else f"{known[0]} to {known[-1]}"
 
 
 def unmatched(ones: Sequence[One], others: Sequence[One]) -> list[One]:

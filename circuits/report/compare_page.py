@@ -34,6 +34,7 @@ def build(
     measures: Sequence[Measure],
     found: Sequence[Difference],
     config: Mapping[str, Sequence[str]],
+    warned: Sequence[str],
     notes: Sequence[str],
 ) -> Path:
     """Write ``out/report.html`` and ``out/figures/``.
@@ -45,22 +46,28 @@ def build(
         measures: what was compared; the first is the page's answer.
         found: the differences.
         config: what differs in the config: key → its value in every sweep.
-        notes: what a reader has to know first (forced, unmatched).
+        warned: what a reader has to know before the answer (forced, not like for like).
+        notes: what else (unmatched, not measured).
     """
     looks = Looks(one.series for ones in sweeps.values() for one in ones)
     by_measure = {m: [d for d in found if d.measure == m] for m in measures}
     shown = [m for m in measures if by_measure[m]]
+    flat = [m for m in shown if _flat(by_measure[m])]
     moves = {m: figure for m in shown if (figure := _difference_figure(by_measure[m], looks))}
     blocks: list[Block] = [Note(text) for text in notes]
     blocks += [_config_table(list(sweeps), config)]
-    for measure in shown:
+    for measure in (m for m in shown if m not in flat):
         blocks += [
             b
             for b in (moves.get(measure) if measure != shown[0] else None, _values_figure(sweeps, measure, looks))
             if b
         ]
+    if flat:
+        names = ", ".join(measure.heading for measure in flat)
+        blocks.append(Note(f"Not drawn, because it is the same in every pair: {names}; the table has the values."))
     first: list[Block] = [moves[shown[0]]] if shown and shown[0] in moves else []
-    answer = Answer(_sentence(by_measure[shown[0]]), (*first, _table(found))) if shown else None
+    sentence = " ".join([*warned, _sentence(by_measure[shown[0]])]) if shown else ""
+    answer = Answer(sentence, (*first, _table(found))) if shown else None
     labels = list(sweeps)
     part = Part(
         "What was compared",
@@ -71,6 +78,12 @@ def build(
     )
     refs = list({one.ref.key: one.ref for ones in sweeps.values() for one in ones}.values())
     return write(report, [part], out, refs)
+
+
+def _flat(found: Sequence[Difference]) -> bool:
+    """Whether a figure would show the same values again and again, without intervals (L0 of TopK SAEs)."""
+    same = len({(d.a, d.b) for d in found}) == 1
+    return same and not any(one.interval(d.measure) for d in found for one in (d.base, d.other)) and len(found) > 1
 
 
 def _sentence(found: Sequence[Difference]) -> str:

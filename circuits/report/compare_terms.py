@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuits.files import read_json
 from circuits.report.compare import Measure, One
+from circuits.report.compare_equal import manifest
 from circuits.report.provenance import flatten
 from circuits.report.style import natural
 from circuits.report.types import ArtifactRef
@@ -19,6 +19,9 @@ LIKE = ("data", "behaviour", "model", "precision.dtype", "baseline.metric")
 """Sections and keys that must be equal for a difference to mean something."""
 LIKE_INPUTS = ("tiny", "tokens", "prompts")
 """Kinds of inputs that are data or a model."""
+
+CONTENT = ("model.id", "behaviour.path", "data.path", "sae.from_")
+"""What enters a key by its content, and is shown by its name."""
 
 Pair = tuple[dict[str, None], dict[str, None]]  # the values of two sweeps, in the order of the matches
 
@@ -76,22 +79,22 @@ class Identity:
 
 
 def _identity(artifact: Path) -> Identity:
-    manifest = _manifest(artifact)
-    payload = _payload(manifest)
+    own_manifest = manifest(artifact)
+    payload = _payload(own_manifest)
     flat = flatten(payload.get("config", {}))
     own = {key: value for key, value in flat.items() if any(key == s or key.startswith(f"{s}.") for s in LIKE)}
     inputs = {}
     for name, key in payload.get("inputs", {}).items():
         if name in LIKE_INPUTS:
-            place = artifact.parents[1] / manifest.get("inputs", {}).get(name, {}).get("id", "")
-            made = _payload(_manifest(place))
+            place = artifact.parents[1] / own_manifest.get("inputs", {}).get(name, {}).get("id", "")
+            made = _payload(manifest(place))
             inputs[name] = Input(key, flatten({**made.get("config", {}), **made.get("extra", {})}))
     return Identity(own, inputs)
 
 
 def entered(ref: ArtifactRef) -> dict[str, str]:
     """The config that entered an artifact's key, flat."""
-    return flatten(_payload(_manifest(ref.path)).get("config", {}))
+    return flatten(_payload(manifest(ref.path)).get("config", {}))
 
 
 def variant_keys(refs: Sequence[ArtifactRef]) -> list[str]:
@@ -105,13 +108,8 @@ def variant_keys(refs: Sequence[ArtifactRef]) -> list[str]:
     ]
 
 
-def _manifest(artifact: Path) -> dict[str, Any]:
-    path = artifact / "manifest.json"
-    return read_json(path) if path.exists() else {}
-
-
-def _payload(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(manifest.get("payload", "{}"))
+def _payload(of: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(of.get("payload", "{}"))
     return found
 
 
@@ -126,21 +124,50 @@ def _add(to: dict[str, Pair], found: Mapping[str, tuple[str | None, str | None]]
                 values[value] = None
 
 
-def differing(configs: Mapping[str, Sequence[Mapping[str, Any]]], read: Collection[str]) -> dict[str, list[str]]:
-    """The keys below the sections `read` whose values are not the same in all sweeps: key → its values in each sweep."""
-    values: list[dict[str, set[str]]] = []
-    for mine in configs.values():
-        found: dict[str, set[str]] = {}
-        for config in mine:
-            for key, value in flatten({k: v for k, v in config.items() if k in read}).items():
-                found.setdefault(key, set()).add(value)
-        values.append(found)
-    keys = dict.fromkeys(key for found in values for key in found)
-    return {
-        key: [", ".join(sorted(found.get(key, {"–"}), key=natural)) for found in values]
-        for key in keys
-        if len({frozenset(found.get(key, ())) for found in values}) > 1
-    }
+def differing(
+    sweeps: Mapping[str, Sequence[One]], configs: Mapping[str, Sequence[Mapping[str, Any]]], asked: Collection[str] = ()
+) -> dict[str, list[str]]:
+    """The keys that decide these results and are not the same in all sweeps: key → its values in each sweep.
+
+    What decides is what entered the keys of the artifacts and of their inputs, files by content, and what is `asked` of a
+    measurement (thresholds); values are shown as the config has them: a path and not its hash, a default where it was left out.
+    """
+    typed = {label: _values_of(flatten(config) for config in mine) for label, mine in configs.items()}
+    made = {label: _values_of(_all_entered(one.ref.path) for one in mine) for label, mine in sweeps.items()}
+    for label, found in made.items():
+        found |= {key: typed[label].get(key, {}) for key in asked}
+    keys = dict.fromkeys(key for found in made.values() for key in found)
+    differ = [key for key in keys if len({frozenset(found.get(key, ())) for found in made.values() if found}) > 1]
+    shown: dict[str, list[str]] = {}
+    for key in differ:
+        name = next((name for name in _prefixes(key) if any(name in found for found in typed.values())), key)
+        own = name == key and key not in CONTENT
+        values = [(own and made[label].get(key)) or typed[label].get(name) or {"–": None} for label in sweeps]
+        shown[re.sub(r"_(?=\.|$)", "", name)] = [", ".join(sorted(found, key=natural)) for found in values]
+    return shown
+
+
+def _values_of(configs: Iterable[Mapping[str, str]]) -> dict[str, dict[str, None]]:
+    """The values of every key over several flat configs, each once."""
+    found: dict[str, dict[str, None]] = {}
+    for config in configs:
+        for key, value in config.items():
+            found.setdefault(key, {})[value] = None
+    return found
+
+
+def _all_entered(artifact: Path) -> dict[str, str]:
+    """The config that entered the keys of an artifact and of everything that it was made from, flat."""
+    own = manifest(artifact)
+    inputs = [artifact.parents[1] / facts.get("id", "") for facts in own.get("inputs", {}).values()]
+    found = {key: value for place in inputs for key, value in _all_entered(place).items()}
+    return found | flatten(_payload(own).get("config", {}))
+
+
+def _prefixes(key: str) -> list[str]:
+    """``a.b.c``, ``a.b``, ``a``: where the content of a file entered as several values, the config has one."""
+    parts = key.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
 
 
 def _short(values: Collection[str]) -> str:

@@ -103,6 +103,7 @@ class Kind:
         gates: the measurements (kinds without layers) whose gates this config stands on: they are asked in every run; a name
             here stands in `may_need`, too.
         derived: numbers of the measurement that depend on what the config asks now and not on the key, for tables and reports.
+        asks: the keys that `derived` reads.
         question: what the report of a run asks, as the beginning of a sentence that goes on "at layers 0-3".
         memory_keys: config keys to lower when memory runs out.
         columns: metrics of ``metrics.json`` that the end table shows.
@@ -132,6 +133,7 @@ class Kind:
     gate: Callable[[BaseConfig, Mapping[str, Any]], str | None] = lambda cfg, metrics: None
     gates: Callable[[BaseConfig], tuple[str, ...]] = lambda cfg: ()
     derived: Callable[[BaseConfig, Mapping[str, Any]], Mapping[str, Any]] = lambda cfg, metrics: {}
+    asks: tuple[str, ...] = ()
     question: Callable[[BaseConfig], str] | None = None
     memory_keys: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,6 +20,13 @@ def choices(group: str) -> tuple[str, ...]:
 def config_groups() -> tuple[str, ...]:
     """The config groups under conf/."""
     return tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir() and choices(path.name)))
+
+
+@lru_cache
+def default_choice(group: str) -> str:
+    """What conf/config.yaml chooses from a group."""
+    found = re.search(rf"^  - {group}: (\S+)", (CONF / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else "default"
 
 
 #: In an element's directory: what it is, its log; in a sweep's: what that is.

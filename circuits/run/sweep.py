@@ -33,6 +33,8 @@ from circuits.run.places import RECORD
 from circuits.run.places import SWEEP as FILE
 from circuits.run.plan import Element
 
+SHOWN = 6  # sweeps that a note names
+
 
 @dataclass
 class Sweep:
@@ -169,10 +171,10 @@ def every(outputs: Path, multirun: Path) -> list[Sweep]:
 
 
 def find(of: str, outputs: Path, multirun: Path, key: str = "of") -> Sweep:
-    """The sweep that `of` names: its id, its name (if one sweep only has it) or its directory; `key` is what it was written for.
+    """The sweep that `of` names: its id, its name (the newest that has it, said so) or its directory; `key` is where it stood.
 
     Raises:
-        UserError: none or several; the message lists the nearest.
+        UserError: there is none; the message lists the nearest.
     """
     given = Path(of)
     for path in (given, given.parent if (given / RECORD).exists() else given):  # a sweep's directory, or an element's
@@ -184,7 +186,8 @@ def find(of: str, outputs: Path, multirun: Path, key: str = "of") -> Sweep:
         recent = [sweep.id for sweep in sweeps[:10]]
         raise UserError(f"{key}={of}: no such sweep below {multirun} or {outputs}/runs" + suggest(of, recent, "newest"))
     if len(found) > 1:
-        raise UserError(
-            f"{key}={of}: {len(found)} sweeps have this name; take an id: {' '.join(sweep.id for sweep in found)}"
-        )
+        older = " ".join(sweep.id for sweep in found[1:SHOWN]) + (" …" if len(found) > SHOWN else "")
+        newest = f"{found[0].id} ({found[0].record['created']})"
+        told = f"{len(found)} sweeps have this name; this is the newest, {newest}; older: {older}"
+        print(f"note: {key}={of}: {told}", file=sys.stderr)
     return found[0]

@@ -116,6 +116,7 @@ KIND = Kind(
     check=check,
     gate=gate,
     derived=derived,
+    asks=("behaviour.min_logit_diff",),
     question=question,
     memory_keys=("baseline.batch_size",),
     columns=(

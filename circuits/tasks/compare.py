@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
 from circuits.files import disk_errors, write_atomic
-from circuits.run import registry, saved, sweep
+from circuits.run import places, saved, sweep
 from circuits.run.kinds import Kind
 from circuits.run.sweep import Sweep
 from circuits.schema import BaseConfig
@@ -39,7 +39,7 @@ class Options:
 
 def run(cfg: BaseConfig) -> int:
     """Compare, show the table, write CSV and page."""
-    from circuits.report.compare import differences, unmatched
+    from circuits.report.compare import differences, unmatched, warnings
     from circuits.report.compare_terms import differing, unmeasured
 
     options: Options = getattr(cfg, "compare")  # noqa: B009 (joined to the schema at run time)
@@ -50,6 +50,7 @@ def run(cfg: BaseConfig) -> int:
     ones = _ones(elements, problems)
     base, *others = ones
     notes = _alike(ones, options.force)
+    forced = len(notes)
     measures = _measures(kind, ones)
     found = [d for other in others for d in differences(ones[base], ones[other], measures)]
     if not found:
@@ -60,10 +61,15 @@ def run(cfg: BaseConfig) -> int:
                 notes.append(f"Only in {mine}, not in {its}: {_shortened([str(one.place) for one in left])}.")
     notes += [note for other in others for note in unmeasured(ones[base], ones[other], measures)]
     configs = {label: [element.config for element in mine] for label, mine in elements.items()}
-    config = differing(configs, registry.reads(kind.name) - {"layer"})
+    at = {d.place for d in found}
+    config = differing(
+        {label: [one for one in mine if one.place in at] for label, mine in ones.items()}, configs, kind.asks
+    )
+    warned = [*notes[:forced], *warnings(found)]
+    notes = notes[forced:]
     out = Path(options.out) if options.out else Path(cfg.outputs) / "compare" / _folder(sweeps)
-    page = _write(out, kind, sweeps, elements, ones, measures, found, config, notes)
-    _show(sweeps, config, found, [*notes, *problems], out, page)
+    page = _write(out, kind, sweeps, elements, ones, measures, found, config, warned, notes)
+    _show(sweeps, config, found, warned, [*notes, *problems], out, page)
     return 0
 
 
@@ -127,7 +133,7 @@ def _value(element: Element, key: str) -> str:
         value = value.get(name, {}) if isinstance(value, Mapping) else {}
     if not isinstance(value, Mapping):
         return "null" if value is None else str(value)  # as resolved: 1e-3 and 0.001 are one
-    return dict(word.split("=", 1) for word in element.overrides if "=" in word).get(key, "default")
+    return dict(word.split("=", 1) for word in element.overrides if "=" in word).get(key, places.default_choice(key))
 
 
 def _measures(kind: Kind, ones: Mapping[str, Sequence[One]]) -> list[Measure]:
@@ -179,6 +185,7 @@ def _write(
     measures: Sequence[Measure],
     found: Sequence[Difference],
     config: Mapping[str, Sequence[str]],
+    warned: Sequence[str],
     notes: Sequence[str],
 ) -> Path:
     """``compare.csv``, ``report.html`` and ``figures/``; the page's path."""
@@ -193,7 +200,7 @@ def _write(
     )
     labels = list(sweeps)
     command = f"python launch.py task=compare 'compare.of=[{','.join(one.id for one in sweeps.values())}]'"
-    if notes and notes[0].startswith("Compared by force"):
+    if warned and warned[0].startswith("Compared by force"):
         command += " compare.force=true"
     members = [
         replace(element, index=number, name=f"{label}/{element.name}", swept={"sweep": label, **element.swept})
@@ -209,13 +216,14 @@ def _write(
         elements=members,
         created=max(one.record["created"] for one in sweeps.values()),
     )
-    return build(report, out, sweeps=ones, measures=measures, found=found, config=config, notes=notes)
+    return build(report, out, sweeps=ones, measures=measures, found=found, config=config, warned=warned, notes=notes)
 
 
 def _show(
     sweeps: Mapping[str, Sweep],
     config: Mapping[str, Sequence[str]],
     found: Sequence[Difference],
+    warned: Iterable[str],
     notes: Iterable[str],
     out: Path,
     page: Path,
@@ -230,6 +238,8 @@ def _show(
 
     console, (base, *others) = terminal_console(), list(sweeps)
     console.print(Text(f"compare · {found[0].base.ref.kind} · {' and '.join(others)} against {base}"))
+    for warning in warned:
+        console.print(Text(f"warning: {warning}"))
     for key, values in config.items():
         shown = "   ".join(
             f"{label} {_shortened(value.split(', '))}" for label, value in zip(sweeps, values, strict=True)
@@ -273,4 +283,5 @@ def _folder(sweeps: Mapping[str, Sweep]) -> str:
 
 def _shortened(names: Sequence[str], at_most: int = 6) -> str:
     more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + more
+    between = "; " if any(", " in name for name in names) else ", "
+    return between.join(names[:at_most]) + more
