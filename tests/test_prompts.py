@@ -76,20 +76,29 @@ def test_every_behaviour_is_a_choice_on_the_command_line() -> None:
     assert set(places.choices("behaviour")) == {*BEHAVIOURS, "file"}
 
 
-def test_answers_of_several_tokens_are_listed_dropped_or_kept() -> None:
+def test_a_generator_draws_others_for_answers_of_several_tokens_and_says_how_many() -> None:
     encoder = Encoder(bpe(600))
-    some = r"behaviour=grammar_agreement: \d+ of \d+ prompts have an answer of several tokens .*; behaviour.multi_token=drop"
-    with pytest.raises(UserError, match=some):
-        from_behaviour("grammar_agreement", "natural", encoder, Wanted(20, 5, 0))
+    dropped = from_behaviour("grammar_agreement", "natural", encoder, Wanted(20, 5, 0))
+    assert all(len(p.target_ids) == len(p.foil_ids) == 1 for p in dropped.prompts) and dropped.metrics["left_out"] > 0
+    (said,) = dropped.lint["findings"]
+    assert re.fullmatch(
+        r"\d+ of [\d,]+ draws were left out: an answer is of several tokens under this tokenizer \(' \w+' \(\d\).*\)",
+        said,
+    )
+    assert int(said.split()[0]) == dropped.lint["left_out"]["reasons"]["multi_token"]
     with pytest.raises(
         UserError, match=r"more; behaviour.multi_token=keep .* baseline.metric=full_target"
     ) as none_fits:
         from_behaviour("ioi", "natural", Encoder(bpe(260)), Wanted(20, 5, 0))
     assert "drop" not in str(none_fits.value)
-    dropped = from_behaviour("grammar_agreement", "natural", encoder, Wanted(20, 5, 0, "drop"))
-    assert all(len(p.target_ids) == len(p.foil_ids) == 1 for p in dropped.prompts) and dropped.metrics["left_out"] > 0
     kept = from_behaviour("grammar_agreement", "natural", encoder, Wanted(20, 5, 0, "keep"))
     assert any(len(p.target_ids) > 1 for p in kept.prompts)
+
+
+def test_what_goes_without_saying_for_answers_of_several_tokens_has_the_keys_it_had(cli: Cli) -> None:
+    assert '"multi_token":"fail"' in key("task=prompts", "behaviour=ioi", kind="prompts", layers=()).payload
+    refused = cli("task=prompts", "behaviour=ioi", "behaviour.multi_token=fail", "tracking=off")
+    assert refused.code == 2 and "the generator ioi draws others and says how many" in refused.errors[0]
 
 
 def test_sums_below_ten_are_asked_where_a_number_is_several_tokens() -> None:

@@ -54,26 +54,33 @@ def from_behaviour(name: str, wording: Wording, encoder: Encoder, wanted: Wanted
     """Prompts that a behaviour's generator draws.
 
     Raises:
-        UserError: no such behaviour, too few different prompts, or answers of several tokens.
+        UserError: no such behaviour, or too few different prompts that fit the tokenizer.
     """
     if name not in BEHAVIOURS:
         raise UserError(f"behaviour={name}: no such behaviour" + suggest(name, BEHAVIOURS, "behaviours"))
     behaviour = BEHAVIOURS[name]
     fit, left_out = _drawn(behaviour, wording, encoder, wanted)
-    note = None
+    notes = []
     if not fit and wording == "natural" and behaviour.digits is not None:
         fit, left_out = _drawn(behaviour, "digits", encoder, wanted)
-        note = "numbers are of several tokens under this tokenizer: sums below ten are asked, and prompts end with the space"
+        notes.append(
+            "numbers are of several tokens under this tokenizer: sums below ten are asked, and prompts end with the space"
+        )
     multi = [row for row in left_out if row.faults == ("multi_token",)]
-    if wanted.multi_token == "fail" and multi:
-        raise UserError(_multi_token_error(f"behaviour={name}", multi, len(fit) + len(left_out), bool(fit)))
+    if not fit and multi:
+        raise UserError(_multi_token_error(f"behaviour={name}", multi, len(left_out), some_fit=False))
     if not fit:
         raise UserError(f"behaviour={name}: of {len(left_out)} prompts none fits this tokenizer: {_reasons(left_out)}")
     rows = {row.record.prompt: row for row in fit}
     chosen = records.select(
         [row.record for row in fit], wanted.n_train or 0, wanted.n_test or 0, wanted.seed, wanted.allow_small
     )
-    return _built([(record, rows[record.prompt]) for record in chosen], left_out, note)
+    if multi:
+        notes.append(
+            f"{len(multi):,} of {len(fit) + len(left_out):,} draws were left out: "
+            f"an answer is of several tokens under this tokenizer ({_listed(multi)})"
+        )
+    return _built([(record, rows[record.prompt]) for record in chosen], left_out, notes)
 
 
 def _drawn(
@@ -118,11 +125,10 @@ def _unfit(row: Encoded, wanted: Wanted) -> bool:
     return any(fault != "multi_token" or wanted.multi_token != "keep" for fault in row.faults)
 
 
-def _built(chosen: Sequence[tuple[Record, Encoded]], left_out: Sequence[Encoded], note: str | None = None) -> Built:
+def _built(chosen: Sequence[tuple[Record, Encoded]], left_out: Sequence[Encoded], notes: Sequence[str] = ()) -> Built:
     prompts = tuple(_prompt(record, row) for record, row in chosen)
     found = lint(prompts)
-    if note is not None:
-        found["findings"].append(note)
+    found["findings"] += notes
     unknown = sum(row.unknown > 0 for _, row in chosen)
     if unknown:
         found["findings"].append(f"{unknown} prompts have words that the tokenizer does not know")
@@ -184,12 +190,16 @@ def _long_answers(row: Encoded) -> list[str]:
     return [f"{text!r} ({len(ids)})" for text, ids in answers if len(ids) > 1]
 
 
-def _multi_token_error(what: str, rows: Sequence[Encoded], total: int, some_fit: bool) -> str:
+def _listed(rows: Sequence[Encoded]) -> str:
+    """Their answers of several tokens, the first few."""
     answers = list(dict.fromkeys(text for row in rows for text in _long_answers(row)))
-    more = f" and {len(answers) - SHOWN} more" if len(answers) > SHOWN else ""
+    return ", ".join(answers[:SHOWN]) + (f" and {len(answers) - SHOWN} more" if len(answers) > SHOWN else "")
+
+
+def _multi_token_error(what: str, rows: Sequence[Encoded], total: int, some_fit: bool) -> str:
     drop = "behaviour.multi_token=drop leaves them out, " if some_fit else ""
     return (
         f"{what}: {len(rows)} of {total} prompts have an answer of several tokens under this tokenizer: "
-        f"{', '.join(answers[:SHOWN])}{more}; {drop}behaviour.multi_token=keep studies whole answers (for a baseline with "
+        f"{_listed(rows)}; {drop}behaviour.multi_token=keep studies whole answers (for a baseline with "
         "baseline.metric=full_target)"
     )

@@ -13,8 +13,8 @@ FILE = "file"  # the behaviour whose prompts are the user's own JSON lines
 class MultiToken(Enum):
     """What to do about a target or a foil of several tokens under the model's tokenizer."""
 
-    fail = "fail"  # an error that lists them
-    drop = "drop"  # leave such rows out (a generator draws others)
+    fail = "fail"  # an error that lists them, by line (a file)
+    drop = "drop"  # leave such rows out and say how many (a generator draws others)
     keep = "keep"  # study them: baseline.metric=full_target scores the whole answer
 
 
@@ -34,12 +34,19 @@ class BehaviourConfig:
     path: str | None = file(None)  # JSON lines: prompt, target, foil; corrupt, id, split, group and factors where known
     n_samples: int | None = None  # training prompts; null: all of a file
     n_test: int | None = None  # test prompts; their groups and clean prompts are in no training prompt
-    multi_token: MultiToken = MultiToken.fail
+    multi_token: MultiToken | None = (
+        None  # null: fail for a file, drop for a generator, whose words nobody chose for this tokenizer
+    )
     bos: Bos = Bos.auto
     chat: bool = False  # put each prompt into the tokenizer's chat template; the answer opens the model's turn
     allow_small: bool = False  # take what there is when there are fewer different prompts than asked for
     min_logit_diff: float = free(0.0)  # the gate: a prompt succeeds when its difference a token exceeds it …
     success_threshold: float = free(0.8)  # … and the behaviour passes when this share of all prompts succeeds
+
+
+def multi_token(behaviour: BehaviourConfig) -> MultiToken:
+    """What is done about answers of several tokens, where nothing else is asked for."""
+    return behaviour.multi_token or (MultiToken.fail if behaviour.name == FILE else MultiToken.drop)
 
 
 def check(behaviour: BehaviourConfig) -> list[str]:
@@ -49,6 +56,11 @@ def check(behaviour: BehaviourConfig) -> list[str]:
             "behaviour=file needs behaviour.path=FILE.jsonl (behaviour=FILE.jsonl is short for both)"
             if behaviour.path is None
             else f"behaviour.path={behaviour.path}: behaviour={behaviour.name} does not read it; behaviour=file does"
+        )
+    if behaviour.name != FILE and behaviour.multi_token is MultiToken.fail:
+        errors.append(
+            f"behaviour.multi_token=fail: a file of prompts reads it; the generator {behaviour.name} draws others and says "
+            "how many were left out (drop, as when nothing is said), or keeps them (keep)"
         )
     for name, least in (("n_samples", 1), ("n_test", 0)):
         value = getattr(behaviour, name)

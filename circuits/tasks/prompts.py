@@ -8,6 +8,7 @@ known by the model's name and commit.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +18,7 @@ from circuits.files import write_json
 from circuits.run.content import Contents
 from circuits.run.kinds import Column, Kind, ModelDims, behaviour_and_model, readable
 from circuits.schema import BaseConfig
-from circuits.schema.behaviour import FILE
+from circuits.schema.behaviour import FILE, MultiToken, multi_token
 
 if TYPE_CHECKING:
     from circuits.run.context import Context, Work
@@ -34,6 +35,13 @@ def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
     if cfg.behaviour.name != FILE:
         facts |= {"wording": wording(cfg), "generator": fingerprint(cfg.behaviour.name, wording(cfg))}
     return facts
+
+
+def normal(cfg: BaseConfig) -> BaseConfig:
+    """The rule for answers of several tokens that goes without saying enters keys under its first name."""
+    if cfg.behaviour.multi_token is not None:
+        return cfg
+    return replace(cfg, behaviour=replace(cfg.behaviour, multi_token=MultiToken.fail))
 
 
 def wording(cfg: BaseConfig) -> Literal["embedded", "natural"]:
@@ -109,6 +117,7 @@ KIND = Kind(
     sections=("behaviour", "seed"),
     label=behaviour_and_model,
     extra=extra,
+    normal=normal,
     inline=True,
     load="circuits.data.prompts:read",
     bytes=lambda cfg, dims: (2000 * ((cfg.behaviour.n_samples or 1000) + (cfg.behaviour.n_test or 0)), 0),
@@ -145,7 +154,7 @@ def build(context: Context, work: Work) -> None:
     tokenizer, vocabulary = _tokenizer(context.run.cfg, context.run.contents)
     encoder = Encoder(tokenizer, behaviour.bos.value, behaviour.chat)
     wanted = prompt_build.Wanted(
-        behaviour.n_samples, behaviour.n_test, seed, behaviour.multi_token.value, behaviour.allow_small
+        behaviour.n_samples, behaviour.n_test, seed, multi_token(behaviour).value, behaviour.allow_small
     )
     if behaviour.path is not None:
         built = prompt_build.from_file(Path(behaviour.path), encoder, wanted)
