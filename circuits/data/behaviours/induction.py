@@ -6,6 +6,8 @@ distance. Corrupt: a run from another place is repeated, and the word after that
 
 Ten words are few on purpose: a small model finds the circuit within some 15,000 sequences of twelve words and has not
 found it after 19,000 of twenty-four. Unseen means: this sequence of words was never trained on.
+
+Natural: a longer list and a second pass over it, which is how induction is measured in models of natural language.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ MORE_WORDS = (
 )  # fmt: skip
 LENGTHS = (3, 4, 5, 6, 7)
 RUNS = (1, 2)
+NATURAL_LENGTHS = (14, 15, 16)
+SHOWN = (6, 7, 8, 9, 10)  # words of the second pass: with fewer a real model is not yet sure that it is one
 
 
 def draw(rng: np.random.Generator) -> Example:
@@ -39,18 +43,26 @@ def draw(rng: np.random.Generator) -> Example:
     )
 
 
-def draw_list(rng: np.random.Generator) -> Example:
-    """The same over more words, behind an opening, so that every word has a space before it and hence one token."""
-    words = distinct(rng, MORE_WORDS, pick(rng, (5, 6, 7, 8)))
-    run = pick(rng, RUNS)
-    place, other = distinct(rng, range(len(words) - run), 2)
+def draw_repeated(rng: np.random.Generator) -> Example:
+    """Random words and a second pass over them from the first one on (Olsson et al. 2022), for models of natural language.
+
+    Clean and corrupt differ in the first pass alone, where the word that is to follow and a later one change places: each stands
+    once in either prompt, so only what followed the last word before tells which is right. An opening gives every word a space
+    before it, and hence one token.
+    """
+    words = distinct(rng, MORE_WORDS, pick(rng, NATURAL_LENGTHS))
+    shown = pick(rng, SHOWN)
+    later = pick(rng, range(shown + 1, len(words)))
+    second = words[:shown]
+    exchanged = list(words)
+    exchanged[shown], exchanged[later] = words[later], words[shown]
     return Example(
-        clean=" ".join(["Words:", *words, *words[place : place + run]]),
-        corrupt=" ".join(["Words:", *words, *words[other : other + run]]),
-        target=f" {words[place + run]}",
-        foil=f" {words[other + run]}",
-        group=words[place],
-        factors={"length": str(len(words)), "place": str(place), "run": str(run)},
+        clean=" ".join(["Words:", *words, *second]),
+        corrupt=" ".join(["Words:", *exchanged, *second]),
+        target=f" {words[shown]}",
+        foil=f" {words[later]}",
+        group=second[-1],
+        factors={"length": str(len(words)), "shown": str(shown), "apart": str(later - shown)},
     )
 
 
@@ -59,5 +71,5 @@ BEHAVIOUR = Behaviour(
     description="repeat what followed a run of words before",
     words=words_in(WORDS),
     draw=draw,
-    natural=draw_list,
+    natural=draw_repeated,
 )
