@@ -18,7 +18,7 @@ import psutil
 import pytest
 from warm.client import AT_IMPORT, PYTHON, REAL, SOCKET, Running, Template
 
-pytest_plugins = ["slurm.fixtures"]  # the fixtures slurm and own_slurm
+pytest_plugins = ["slurm.fixtures", "real_fixtures"]  # slurm and own_slurm; real_model and real_text
 ROOT = Path(__file__).resolve().parents[1]
 NOBODY = os.environ["CIRCUITS_USER"] = (
     "nobody"  # whose conf/user/nobody.yaml is not there: tests read no one's own values
@@ -74,7 +74,13 @@ class Cli:
     def environment(self, **extra: str) -> dict[str, str]:
         """The environment of a command: no colours, no hub, no threads but our own."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "CIRCUITS", "OMP", "MKL", "HYDRA"))}
-        plain = {"NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "160", "CIRCUITS_USER": NOBODY}
+        plain = {
+            "OMP_NUM_THREADS": "1",
+            "NO_COLOR": "1",
+            "HF_HUB_OFFLINE": "1",
+            "COLUMNS": "160",
+            "CIRCUITS_USER": NOBODY,
+        }
         return {**kept, **plain, **extra}
 
     def command(self, *words: str) -> list[str]:

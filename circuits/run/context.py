@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from circuits.errors import Damaged, GateError, UserError
 from circuits.files import disk_errors, read_json
-from circuits.run import gates, provenance, registry, tracked
+from circuits.run import cores, gates, provenance, registry, tracked
 from circuits.run.content import Contents
 from circuits.run.keys import Key, Unit, key_of_unit, units
 from circuits.run.kinds import Kind, Scope
@@ -56,6 +56,8 @@ class Work:
         self._began = time.monotonic()
         forced = context.run.cfg.reuse is Reuse.force and not context.kind.inline
         self.partial = context.run.store.partial(key, owner="reuse=force" if forced else None)
+        if not context.kind.inline:
+            cores.note(self.partial, context.run.cfg.task.resources.cpus)
 
     def commit(self, write: Callable[[Path], None], **facts: Any) -> Artifact:
         """Publish what `write` puts into a fresh directory.

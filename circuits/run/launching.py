@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import UserError
-from circuits.run import answers, config, local, memory, status
+from circuits.run import answers, config, cores, local, memory, status
 from circuits.run.content import Contents
 from circuits.run.keys import Key
 from circuits.run.kinds import ModelDims
@@ -44,6 +44,7 @@ def launch(
         return max(function(element.cfg) for element in elements)
     store = Store(Path(first.outputs) / "artifacts", say=_say)
     store.sweep_leftovers()
+    cores.settle(elements, store)
     if first.cluster.backend is Backend.slurm:
         return _to_slurm(elements, store, launcher or {}, lambda: create(elements, base, launcher))
     if launcher:
@@ -145,6 +146,8 @@ def one_here(tree: Any) -> int:
     base = Path.cwd()
     elements = plan(lambda words: tree, [[]], base)
     store = Store(Path(elements[0].cfg.outputs) / "artifacts", say=_say)
+    resources = elements[0].cfg.task.resources
+    resources.cpus = resources.cpus or 1  # such a launcher may run many jobs here
     elements[0].cfg.cluster.workers, elements[0].cfg.cluster.backend = 0, Backend.local
     return local.LocalLauncher(
         create(elements, base), elements, standing(elements, _memo(store.find), store.holder), store

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from circuits.errors import CircuitsError
-from circuits.run import answers, machine, status, terminal
+from circuits.run import answers, cores, machine, status, terminal
 from circuits.run import element as element_module
 from circuits.run.leases import HEARTBEAT_S, Note, owner
 from circuits.run.packs import next_pack
@@ -128,7 +128,7 @@ class LocalLauncher:
         return Worker(pack, process, gpus, since)
 
     def _environment(self, element: Element, log: Path, gpus: list[int]) -> dict[str, str]:
-        threads = str(element.cfg.task.resources.cpus)
+        threads = str(element.cfg.task.resources.cpus or 1)
         path = os.pathsep.join([str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
         extra = {
             "PYTHONPATH": path,
@@ -286,12 +286,10 @@ class LocalLauncher:
 
 def pool_size(cfg: BaseConfig, elements: int) -> int:
     """Worker processes: what ``cluster.workers`` says, else as many as cores and GPUs carry and elements need."""
-    if cfg.cluster.workers is not None:
-        return cfg.cluster.workers
-    fits = max(1, machine.cores() // cfg.task.resources.cpus)
+    fits = max(1, machine.cores() // (cfg.task.resources.cpus or 1))
     if cfg.task.resources.gpus and machine.gpus():
         fits = max(1, machine.gpus() // cfg.task.resources.gpus)
-    return max(1, min(fits, -(-elements // cfg.pack)))
+    return cores.workers(elements, cfg.pack, cfg.cluster.workers, fits)
 
 
 def _heard() -> list[signal.Signals]:

@@ -9,10 +9,25 @@ import subprocess
 from functools import lru_cache
 from pathlib import Path
 
+CGROUP = Path("/sys/fs/cgroup")
+
 
 def cores() -> int:
-    """Processor cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processor cores that this process may use: those it may run on, no more than a container's share of time is worth."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(found, int(_cpu_quota() or found)))
+
+
+def _cpu_quota(root: Path = CGROUP) -> float | None:
+    """Cores that the control group's quota comes to (``docker --cpus=2``); None where there is none."""
+    try:
+        words = (root / "cpu.max").read_text().split()  # version 2: "200000 100000", "max 100000"
+    except OSError:
+        try:
+            words = [(root / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")]
+        except OSError:
+            return None
+    return int(words[0]) / int(words[1]) if all(word.isdigit() and int(word) for word in words) else None
 
 
 @lru_cache

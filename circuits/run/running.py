@@ -72,7 +72,7 @@ class Opened:
         except CircuitsError as e:
             self.failure = e
             return
-        _set_threads(self.cfg.task.resources.cpus)
+        _set_threads(self.cfg.task.resources.cpus or 1)
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         os.environ.setdefault("TQDM_DISABLE", "1")
         if self.place:

@@ -104,7 +104,7 @@ def _check_root(cfg: BaseConfig) -> list[str]:
     errors = []
     if cfg.sae.skip_first >= cfg.data.context:
         errors.append(f"sae.skip_first={cfg.sae.skip_first}: leaves nothing of data.context={cfg.data.context} tokens")
-    if cfg.task.resources.cpus < 1:
+    if cfg.task.resources.cpus is not None and cfg.task.resources.cpus < 1:
         errors.append(f"task.resources.cpus={cfg.task.resources.cpus}: at least 1")
     if cfg.model.embedded is not None and min(cfg.model.embedded.steps, cfg.model.embedded.batch) < 1:
         errors.append("model.embedded: steps and batch are at least 1")

@@ -28,7 +28,9 @@ class Resources:
     """What one element needs; the launcher joins it with the cluster's limits."""
 
     gpus: int = 0
-    cpus: int = 1  # threads of every element, whatever the pool's size: results depend on it bit by bit
+    cpus: int | None = (
+        None  # threads; results depend on them bit by bit. null: settled at the plan (circuits/run/cores.py)
+    )
     memory: str = "4G"
     time: str = "12:00:00"
 

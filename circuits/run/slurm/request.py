@@ -92,7 +92,7 @@ def request_of(cfg: BaseConfig, launcher: Mapping[str, Any]) -> Request:
         account=own("account"),
         qos=queue.qos or personal(cfg, "qos"),
         minutes=minutes(need.time),
-        cpus=max(need.cpus, gpus * (queue.cpus_per_gpu or 0)),
+        cpus=max(need.cpus or 1, gpus * (queue.cpus_per_gpu or 0)),
         memory=need.memory,
         gpus=gpus,
         gres=f"gpu:{gpu_type}:{gpus}" if gpus and gpu_type else f"gpu:{gpus}" if gpus else None,
