@@ -1,0 +1,99 @@
+"""The whole program on a real language model: what it says of ten behaviours, an SAE on English and what its features are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Cli
+
+from circuits.data.behaviours import BEHAVIOURS
+from circuits.models.hooks import forward
+from circuits.models.load import load_model
+from circuits.run import places
+
+SHOWS = {"facts": 0.9, "factual_recall": 0.9, "grammar_agreement": 0.85, "induction": 0.95, "ioi": 0.95}
+"""Behaviours that the model has, and the least share of pairs that it gets right."""
+
+
+def metrics(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((path / "metrics.json").read_text())
+    return found
+
+
+def test_the_preset_s_numbers_are_those_of_the_model(real_model: Path) -> None:
+    preset = (places.CONF / "model" / "smollm2-135m.yaml").read_text()
+    config = json.loads((real_model / "config.json").read_text())
+    for line in (
+        f"family: {config['model_type']}",
+        f"layers: {config['num_hidden_layers']}",
+        f"width: {config['hidden_size']}",
+    ):
+        assert line in preset
+    assert f"/{real_model.name}\n" in preset
+
+
+def test_what_is_captured_is_what_the_model_computes(real_model: Path) -> None:
+    lm = load_model(str(real_model), dtype=torch.float32, device=torch.device("cpu"))
+    ids = torch.tensor([lm.tokenizer("When Mary and John went to the store, John gave a drink to")["input_ids"]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        theirs = lm.model(ids, output_hidden_states=True)
+        ours = forward(lm, ids, mask, capture={"resid_post": [3, 12]})
+    for layer in (3, 12):
+        torch.testing.assert_close(ours.sites["resid_post", layer], theirs.hidden_states[layer + 1])
+    assert lm.tokenizer.decode([int(theirs.logits[0, -1].argmax())]) == " Mary"
+
+
+def test_ten_behaviours_are_told_apart_and_multi_token_answers_leave_by_themselves(real_model: Path, cli: Cli) -> None:
+    few = ["behaviour.n_samples=24", "behaviour.n_test=8", "baseline.resamples=100"]
+    words = [f"behaviour={','.join(sorted(BEHAVIOURS))}", f"pack={len(BEHAVIOURS)}", f"model={real_model}", *few]
+    done = cli("task=baseline", *words, "tracking=off")
+    assert done.code == 3 and not done.errors, (
+        done.out + done.err
+    )  # some behaviours this model lacks: their gate said no
+    found = {path.name.split("-", 1)[0]: metrics(path) for path in cli.artifacts("baseline")}
+    right = {name: found[name]["pair_acc"] for name in BEHAVIOURS}
+    assert all(right[name] >= least for name, least in SHOWS.items()), right
+    assert right["logic"] < 0.7, "transitive comparison is beyond 135 M parameters"
+    for name in ("cf", "factual_recall"):
+        (log,) = (path.read_text() for path in cli.folder.glob(f"multirun/*/*/*behaviour={name}/run.log"))
+        assert "draws were left out: an answer is of several tokens under this tokenizer (' Ankara' (2))" in log
+
+
+def test_an_sae_of_english_beats_its_control_and_its_features_are_named(
+    real_model: Path, real_text: Path, cli: Cli
+) -> None:
+    sae = [
+        "layer=4",
+        f"model={real_model}",
+        "data=text",
+        f"data.path={real_text}",
+        "data.context=64",
+        "sae.expansion=4",
+    ]
+    short = ["sae.steps=60", "sae.block_rows=4096", "sae.heldout_sequences=16", "tracking=off"]
+    done = cli("task=sae", *sae, *short)
+    assert done.code == 0, done.out + done.err
+    (made,) = cli.artifacts("sae")
+    found = metrics(made)
+    assert found["explained_variance"] > 0.5 > found["control"]["explained_variance"], found
+    assert found["ce_score"] > 0.5, found
+    done = cli("task=interpret", *sae, *short, "behaviour=grammar_agreement", "interpret.associate=true")
+    assert done.code == 0, done.out + done.err
+    (told,) = cli.artifacts("interpret")
+    assert any(told.iterdir())
+
+
+@pytest.mark.soak
+def test_the_recommended_configuration_reconstructs_english(real_model: Path, real_text: Path, cli: Cli) -> None:
+    done = cli(
+        "task=sae", "layer=12", f"model={real_model}", "data=text", f"data.path={real_text}", "experiment=sae_real",
+        "sae.max_steps=300", "tracking=off", timeout=3600, OMP_NUM_THREADS="2",
+    )  # fmt: skip
+    assert done.code == 0, done.out + done.err
+    (made,) = cli.artifacts("sae")
+    assert metrics(made)["explained_variance"] > 0.7
