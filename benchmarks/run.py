@@ -21,6 +21,7 @@ PARTS = {
     "Capture": ["capture.py", "--rounds", "9"],
     "Activations on disk": ["activations.py", "--rounds", "3"],
     "One SAE training step": ["sae_step.py", "--full", "--rounds", "16"],
+    "An SAE on a real model, end to end": ["sae_end_to_end.py"],
     "Many SAEs from stores": ["sae_layers.py"],
     "SAEs on a known world": ["sae_quality.py"],
     "Fifteen SAEs of a 7B model on an accelerator": ["sae_accelerator.py", "--tf32"],
