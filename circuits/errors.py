@@ -26,12 +26,12 @@ class CircuitsError(Exception):
 
 
 class UserError(CircuitsError):
-    """Wrong input, found before anything started. Several findings are kept apart in ``messages``."""
+    """Wrong input, found before anything started. Several findings are kept apart in ``messages``, each once."""
 
     exit_code = 2
 
     def __init__(self, messages: str | Sequence[str]) -> None:
-        self.messages = [messages] if isinstance(messages, str) else list(messages)
+        self.messages = [messages] if isinstance(messages, str) else list(dict.fromkeys(messages))
         super().__init__("\n".join(self.messages))
 
 

@@ -32,22 +32,42 @@ def fsync_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, a quota or a missing permission while writing below `path` into one line."""
-    reasons = {
-        errno.ENOSPC: "no space left on the device",
-        errno.EDQUOT: "the disk quota is used up",
-        errno.EACCES: "no permission to write",
-        errno.EPERM: "no permission to write",
-        errno.EROFS: "the file system is read-only",
-        errno.EFBIG: "the file-size limit was reached",
-    }
+    """Turn what the file system refuses while writing below `path` into one line; what it does not know stays as it was raised."""
     try:
         yield
     except OSError as e:
-        if e.errno not in reasons:
+        if e.errno not in REASONS:
             raise
-        mend = "free some space or choose another place with outputs=DIR, then run the same command again"
-        raise DiskFull(f"{path}: {reasons[e.errno]}; {mend}") from e
+        raise DiskFull(f"{path}: {REASONS[e.errno]}; {MEND}, then run the same command again") from e
+
+
+MEND = "free some space or choose another place with outputs=DIR"
+REASONS = {
+    errno.ENOSPC: "no space left on the device",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "no permission to write",
+    errno.EPERM: "no permission to write",
+    errno.EROFS: "the file system is read-only",
+    errno.EFBIG: "the file-size limit was reached",
+    errno.ENAMETOOLONG: "the name is too long for the file system",
+    errno.ENOTDIR: "a part of the path is a file, no directory",
+    errno.EISDIR: "there is a directory of this name",
+    errno.ELOOP: "a symbolic link leads to itself",
+    errno.EIO: "the device does not read or write",
+    errno.ESTALE: "the file server took it away while it was open",
+    errno.EMFILE: "too many open files (ulimit -n)",
+    errno.ENXIO: "there is no such device",
+    errno.EINVAL: "the file system does not take this name",
+}
+"""What is said of an error number of the file system."""
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file or directory; what cannot be one (a name of 300 letters, one below a file) is not there."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:

@@ -31,6 +31,7 @@ from circuits.errors import UserError
 from circuits.models.load import LM, load_model
 from circuits.models.sites import site_width
 from circuits.run import registry
+from circuits.words import size
 
 COMMON = ["task=activations", QUICK, "tracking=off"]
 DATA = [*COMMON, "activations.source=data"]
@@ -273,14 +274,14 @@ def test_the_timing_canary_prints_and_keeps_peak_memory_and_rate(warm: Cli) -> N
     header, row = next(
         (above, below) for above, below in itertools.pairwise(done.out.splitlines()) if above.startswith("layer  rows")
     )
-    assert {"GB", "rows/s", "peak memory, GB", "samples dropped"} <= set(re.split(r"\s{2,}", header.strip()))
+    assert {"size", "rows/s", "peak memory", "samples dropped"} <= set(re.split(r"\s{2,}", header.strip()))
     assert row.split()[:2] == ["2", "50"]
     (said,) = re.findall(
-        r"captured 10 samples, 50 rows at 1 layers and sites in .* rows/s\); peak memory (.*) GB", log(warm)
+        r"captured 10 samples, 50 rows at 1 layers and sites in .* rows/s\); peak memory (.* .B)", log(warm)
     )
     (made,) = warm.artifacts("activations")
     metrics, facts = (json.loads((made / name).read_text()) for name in ("metrics.json", "meta.json"))
-    assert 0.05 < metrics["peak_gigabytes"] < 64 and float(said) == pytest.approx(metrics["peak_gigabytes"], abs=0.01)
+    assert 0.05 < metrics["peak_gigabytes"] < 64 and said == size(1e9 * metrics["peak_gigabytes"])
     assert metrics["rows_per_s"] == pytest.approx(50 / metrics["seconds"], rel=0.1)
     assert (metrics["rows"], metrics["samples"], metrics["width"], metrics["dtype"]) == (50, 10, 128, "bf16")
     assert facts["site"] == "mlp_out" and facts["last_n"] == 5 and metrics["norm_by_position"]["by"] == "from_end"

@@ -213,7 +213,7 @@ def test_every_section_is_closed_and_names_its_keys(path: str, section: type) ->
         ("hydra/sweeper=basic", "hydra/sweeper: there is one"),
         ("layer=0–3", "layer=0–3: 0–3 has a dash that is no hyphen; write 0-3"),
         ("layer=[0,1", "not in Hydra's override grammar"),
-        ("note=hello (world)", "quote values with special characters: note='…'"),
+        ("data.field=hello (world)", "quote the value twice, once for the shell: \"data.field='hello (world)'\""),
         ("model=", f"model=: no such model; choices: {' '.join(places.choices('model'))}"),
         ("data.path=", "data.path=: empty; write data.path=null for none"),
         ("sae.from=", "sae.from=: empty; write sae.from=null for none"),

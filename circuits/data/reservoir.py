@@ -31,6 +31,7 @@ from circuits.data.seeds import derive_seed
 from circuits.data.stream import Batch, Position
 from circuits.errors import Damaged, UserError
 from circuits.models.load import DTYPES
+from circuits.words import size
 
 CHUNK_BYTES = 16 << 20
 STAGE_BYTES = 1 << 20  # read at once: fits into a core's cache, from which rows are scattered
@@ -152,8 +153,8 @@ class Reservoir:
         block_rows = self.ram_bytes // 2 // row_bytes
         if block_rows < 2 * self.batch_size:
             raise UserError(
-                f"{self.ram_bytes / 1e6:.0f} MB of memory hold {2 * block_rows} rows of a layer; two "
-                f"batches of {self.batch_size} have to fit twice ({4 * self.batch_size * row_bytes / 1e6:.0f} MB)"
+                f"{size(self.ram_bytes)} of memory hold {2 * block_rows} rows of a layer; two "
+                f"batches of {self.batch_size} have to fit twice ({size(4 * self.batch_size * row_bytes)})"
             )
         batches = max(1, min(CHUNK_BYTES // row_bytes, block_rows // 2) // self.batch_size)
         return batches * self.batch_size, max(1, block_rows // (batches * self.batch_size))

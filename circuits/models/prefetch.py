@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from circuits import words
 from circuits.errors import UserError
 from circuits.models import hub
 from circuits.models.identify import cached_weights, inspect_model
@@ -75,7 +76,7 @@ def check_room(name: str, wanted: Mapping[str, int], before: Mapping[str, int]) 
     needed, free = sum(size for file, size in wanted.items() if file not in before), shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
-            f"{name}: {needed / 1e9:.1f} GB are to be fetched and {free / 1e9:.1f} GB are free in {cache}; "
+            f"{name}: {words.size(needed)} are to be fetched and {words.size(free)} are free in {cache}; "
             "free some, or set HF_HOME to another place"
         )
 

@@ -13,7 +13,7 @@ from circuits.report.content import Answer, Block, Cell, Column, Figure, Note, P
 from circuits.report.page import write
 from circuits.report.style import Looks
 from circuits.report.types import ReportInput
-from circuits.report.words import ABSENT, plural
+from circuits.report.words import ABSENT, number, plural
 
 FLOOR = -0.5  # values far below zero would flatten all others
 
@@ -223,12 +223,12 @@ def _config_table(labels: Sequence[str], config: Mapping[str, Sequence[str]]) ->
 
 
 def _number(measure: Measure, value: float) -> str:
-    return format(value, measure.format)
+    return number(value, measure.format)
 
 
 def signed(measure: Measure, value: float) -> str:
     """``+0.012``, ``−3.1%``."""
-    text = format(value, f"+{measure.format}")
+    text = number(value, measure.format, sign="+")
     return text.replace("-", "−")
 
 

@@ -71,12 +71,27 @@ def provenance_blocks(elements: Sequence[Element], refs: Sequence[ArtifactRef]) 
         blocks.append(Note("No artifact was made."))
     names = [element.name for element in elements]
     labels = [ref.label for ref in refs]
-    made_in = [_mapping(manifests[ref.key].get("environment")) for ref in refs]
+    made_in = [_public(_mapping(manifests[ref.key].get("environment"))) for ref in refs]
     blocks += comparison("Environment of the artifacts", labels, made_in, "artifact")
-    blocks += comparison("Provenance of the runs", names, [e.provenance for e in elements], "element")
+    blocks += comparison("Provenance of the runs", names, [_public(e.provenance) for e in elements], "element")
     blocks += comparison("Resolved configuration", names, [e.config for e in elements], "element")
-    blocks += comparison("Status of the runs", names, [e.status for e in elements], "element")
+    blocks += comparison("Status of the runs", names, [_public(e.status) for e in elements], "element")
     return blocks, problems
+
+
+#: Of a machine or an account and not of a result: a page is passed on.
+PRIVATE = (
+    "hostname", "host", "pid", "process_started", "job", "slurm", "modules", "traceback", "path", "queue", "progress",
+)  # fmt: skip
+
+
+def _public(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without what is nobody's business who reads the page: whose machine, which process, which account."""
+    return {
+        key: _public(member) if isinstance(member, Mapping) else member
+        for key, member in value.items()
+        if key not in PRIVATE
+    }
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

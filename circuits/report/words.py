@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-ABSENT = "–"
+from circuits.words import ABSENT, decimal, half_width, number, plus_minus, size, visible, whole
+from circuits.words import duration as seconds
 
-
-def decimal(value: float | None, digits: int = 3) -> str:
-    """A fixed number of decimals; ``–`` when there is no value."""
-    if value is None:
-        return ABSENT
-    return f"{value:.{digits}f}" if math.isfinite(value) else str(value)
+__all__ = [
+    "ABSENT", "counts", "decimal", "half_width", "listed", "number", "percent", "plural", "plus_minus", "ranges", "seconds",
+    "short", "size", "span", "visible", "whole",
+]  # fmt: skip
 
 
 def short(value: float | None) -> str:
@@ -25,29 +24,9 @@ def short(value: float | None) -> str:
     return f"{value:,.{places}f}"
 
 
-def whole(value: float | None) -> str:
-    """A count with separated thousands."""
-    return ABSENT if value is None else f"{round(value):,}"
-
-
 def percent(value: float | None) -> str:
     """A fraction as a percentage."""
     return ABSENT if value is None else f"{100 * value:.1f}%"
-
-
-def half_width(value: float, interval: tuple[float, float]) -> float:
-    """The larger arm of an interval, which is what ``±`` states."""
-    return max(interval[1] - value, value - interval[0], 0.0)
-
-
-def plus_minus(value: float | None, interval: tuple[float, float] | None, digits: int = 3) -> str:
-    """``0.942 ± 0.001``; one more decimal where the arm would be rounded to nothing."""
-    if value is None or interval is None:
-        return decimal(value, digits)
-    arm = half_width(value, interval)
-    while 0 < arm < 0.5 * 10**-digits and digits < 5:
-        digits += 1
-    return f"{value:.{digits}f} ± {arm:.{digits}f}"
 
 
 def span(values: Sequence[float], digits: int = 3) -> str:
@@ -60,20 +39,6 @@ def counts(values: Sequence[float]) -> str:
     """``16,384`` or ``12,000–16,384``."""
     low, high = whole(min(values)), whole(max(values))
     return low if low == high else f"{low}–{high}"
-
-
-def seconds(value: float | None) -> str:
-    """``41 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    if value is None:
-        return ABSENT
-    if value < 10:
-        return f"{value:.1f} s"
-    total = round(value)
-    if total < 60:
-        return f"{total} s"
-    if total < 3600:
-        return f"{total // 60} min {total % 60:02d} s"
-    return f"{total // 3600} h {total % 3600 // 60:02d} min"
 
 
 def plural(n: int, noun: str) -> str:

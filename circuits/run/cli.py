@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
-from circuits.errors import CircuitsError, UserError
-from circuits.run import overrides, places
+from circuits.errors import CircuitsError, RunError, UserError
+from circuits.files import REASONS
+from circuits.run import overrides, places, streams
+from circuits.words import one_line, visible
 
+SHOWN = 100  # letters of a name in an error
 _exit_code = 0
 
 
 def main(argv: list[str]) -> int:
     """Run `argv` (without the program's name); the exit code."""
+    streams.prepare()
     try:
+        if refused := streams.unreadable([*argv, _here()]):
+            raise UserError(refused)
         arguments = overrides.normalise(argv)
         if any(flag in ("--help", "-h") for flag in arguments.flags):
             from circuits.run.help import page
@@ -34,6 +41,38 @@ def main(argv: list[str]) -> int:
     except BrokenPipeError:  # … | head: nobody reads any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         return 128 + signal.SIGPIPE
+    except (
+        OSError
+    ) as e:  # a name that is too long, a file where a directory is meant, no permission: wherever it was met
+        return _fail(_of_files(e, argv), e)
+    except Exception as e:  # a fault of ours
+        told = one_line(str(e)) or "no message"
+        return _fail(RunError(f"{type(e).__name__}: {told} (a fault of this program; CIRCUITS_DEBUG=1 shows where)"), e)
+
+
+def _here() -> str:
+    """The working directory.
+
+    Raises:
+        UserError: it was removed.
+    """
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError as e:
+        raise UserError("the working directory was removed; change to another one") from e
+
+
+def _of_files(error: OSError, argv: list[str]) -> UserError:
+    """What the file system refused, of which file, and what named it."""
+    reason = REASONS.get(error.errno or 0) or error.strerror or str(error)
+    if not isinstance(error.filename, str):
+        return UserError(reason)
+    name = (
+        error.filename if len(error.filename) <= SHOWN else f"{error.filename[:SHOWN]}… ({len(error.filename)} letters)"
+    )
+    last = Path(error.filename).name
+    key = next((word.partition("=")[0] for word in argv if "=" in word and last and last in word), None)
+    return UserError(f"{f'{key}: ' if key else ''}{name}: {reason}")
 
 
 def _hydra(arguments: overrides.Arguments) -> int:
@@ -97,12 +136,13 @@ def _launch(given: Any) -> None:
         sys.exit(code)  # or Slurm would call it completed
 
 
-def _fail(error: CircuitsError) -> int:
-    """Print an error and give its exit code; its traceback only when asked for."""
+def _fail(error: CircuitsError, cause: BaseException | None = None) -> int:
+    """Print an error and give its exit code; its traceback (that of its `cause`) only when asked for."""
     if os.environ.get("CIRCUITS_DEBUG"):
         import traceback
 
-        traceback.print_exc()
+        traceback.print_exception(cause or error)
     for message in error.messages if isinstance(error, UserError) else [str(error)]:
-        print(f"error: {message}", file=sys.stderr)
+        for line in message.splitlines():
+            print(f"error: {visible(line)}", file=sys.stderr)
     return error.exit_code

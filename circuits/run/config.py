@@ -17,7 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from circuits import schema
 from circuits.errors import UserError
-from circuits.run import places, registry
+from circuits.run import places, private, registry
 
 
 def register() -> None:
@@ -37,9 +37,11 @@ def to_object(tree: Any) -> schema.BaseConfig:
         UserError: a mandatory value is missing or a value has the wrong type.
     """
     try:
-        found = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True, enum_to_str=True))
-        found.pop("hydra", None)
-        merged = OmegaConf.merge(OmegaConf.structured(root()), found)
+        ours = OmegaConf.masked_copy(
+            tree, [key for key in tree if key != "hydra"]
+        )  # Hydra's holds names of this machine
+        found = cast(dict[str, Any], OmegaConf.to_container(ours, resolve=True, enum_to_str=True))
+        merged = OmegaConf.merge(OmegaConf.structured(root()), _literally(found))
         return cast(schema.BaseConfig, OmegaConf.to_object(merged))
     except MissingMandatoryValue as e:
         raise UserError(f"{e.full_key}: needs a value; write {e.full_key}=…") from e
@@ -93,7 +95,11 @@ def _yaml(name: str, text: str, value: Any) -> str:
         if len(_written) > 1000:
             _written.clear()
         _written[name, text] = yaml.dump(
-            {name: value}, Dumper=_dumper(), default_flow_style=False, allow_unicode=True, sort_keys=False
+            private.hidden({name: value}),
+            Dumper=_dumper(),
+            default_flow_style=False,
+            allow_unicode=True,
+            sort_keys=False,
         )
     return _written[name, text]
 
@@ -113,9 +119,18 @@ def load(path: Path) -> schema.BaseConfig:
         UserError: the file is missing or does not fit the schema.
     """
     try:
-        return to_object(OmegaConf.load(path))
+        return to_object(OmegaConf.create(_literally(OmegaConf.to_container(OmegaConf.load(path)))))
     except FileNotFoundError as e:
         raise UserError(f"{path}: no such file; an element's directory holds config.yaml and element.json") from e
+
+
+def _literally(value: Any) -> Any:
+    """`value` for OmegaConf, which is to resolve nothing in it: a resolved config may hold the text ``${`` (a directory's name)."""
+    if isinstance(value, dict):
+        return {key: _literally(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [_literally(member) for member in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def one_line(error: Exception) -> str:

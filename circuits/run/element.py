@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from circuits.run import streams
 from circuits.run.places import LOG
 from circuits.run.running import Opened, on_cluster, settle
 from circuits.run.signals import StopFlag, Stopped  # signals are handled before anything heavy is imported
@@ -21,6 +22,7 @@ from circuits.run.signals import StopFlag, Stopped  # signals are handled before
 
 def main(argv: list[str]) -> int:
     """Run the element in directory ``argv[0]``, or the pack of several."""
+    streams.prepare()
     stop = StopFlag().install(grace_s=float(os.environ.get("CIRCUITS_GRACE_S", "30")))
     if not argv:
         print("usage: python -m circuits.run.element DIR [DIR …]", file=sys.stderr)

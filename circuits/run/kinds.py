@@ -14,6 +14,7 @@ from typing import Any, Literal
 from circuits.errors import UserError
 from circuits.run.content import Contents
 from circuits.schema import BaseConfig
+from circuits.words import number
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Column:
     """A column of a sweep's end table: a metric, its heading, its format, and the metric that holds its interval.
 
     Attributes:
+        format: as Python writes it; ``size`` for a value in units of 10⁹ bytes.
         exact: nothing random is in it (a count, a size): two values differ or they do not.
         headings: where the measurement's ``metric`` says which of several things was measured: a heading for each.
     """
@@ -51,6 +53,10 @@ class Column:
         """The heading over these measurements; that of each, where they differ."""
         known = dict(self.headings)
         return " / ".join(dict.fromkeys(known.get(m.get("metric", ""), self.heading) for m in measured)) or self.heading
+
+    def text(self, metrics: Mapping[str, Any]) -> str:
+        """The value as it is shown, with its interval where it has one."""
+        return number(metrics.get(self.metric), self.format, metrics.get(self.interval) if self.interval else None)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from circuits.host import free_memory
 from circuits.run import machine, registry
 from circuits.run.packs import packs
 from circuits.run.plan import Element
+from circuits.words import size
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class Room:
 def here(element: Element, pool: int) -> Room:
     """This machine's room for each of `pool` processes at a time."""
     main = free_memory() // max(1, pool)
-    called = f"{main / 1e9:.1f} GB of memory are free here" + (f" for each of {pool} workers" if pool > 1 else "")
+    called = f"{size(main)} of memory are free here" + (f" for each of {pool} workers" if pool > 1 else "")
     on_gpu = (
         element.cfg.model.device in ("auto", "cuda") and bool(element.cfg.task.resources.gpus) and machine.gpus() > 0
     )
     if not on_gpu:
         return Room(None, main, main_called=called)
     gpu = machine.gpu_memory()
-    return Room(gpu or 1 << 62, main, f"a GPU here has {(gpu or 0) / 1e9:.1f} GB", called)
+    return Room(gpu or 1 << 62, main, f"a GPU here has {size(gpu or 0)}", called)
 
 
 def problems(pack: Sequence[Element], room: Room) -> list[str]:
@@ -59,7 +60,7 @@ def problems(pack: Sequence[Element], room: Room) -> list[str]:
         fits = max(0, (limit - start) // max(1, one))
         mend = f"{fits} fit: take fewer layers in one element, or a smaller pack" if fits else "not even one fits"
         return [
-            f"memory: {count} {needs[0].what} take at least {(start + whole) / 1e9:.1f} GB in one process, and {called}; "
+            f"memory: {count} {needs[0].what} take at least {size(start + whole)} in one process, and {called}; "
             f"{mend}; or lower {' or '.join(keys)}"
         ]
     return []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import Any
 
 from circuits import schema
 from circuits.errors import UserError, suggest
+from circuits.files import exists
 from circuits.run import config, places, registry
 
 _WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-dir", "-cd"}
@@ -31,6 +33,20 @@ _NOT_A_RUN = {"--cfg", "-c", "--help", "-h", "--version", "--hydra-help", "--she
 #: Hydra's own way to Slurm; it blocks, recomposes on the node and pickles, but whoever asks for it gets it.
 STOCK_LAUNCHERS = ("submitit_slurm", "submitit_local")
 STOCK_FOLDER = "multirun/submitit"  # where its scripts and pickles go
+
+#: Paths and names: what a shell gave is one text, whatever stands in it.
+TEXTS = (
+    "data.path",
+    "behaviour.path",
+    "name",
+    "of",
+    "outputs",
+    "multirun",
+    "report.out",
+    "compare.out",
+    "export.path",
+    "interpret.labels",
+)
 
 
 @dataclass
@@ -94,7 +110,9 @@ def _canonical(overrides: Iterable[str]) -> list[str]:
             result += _behaviour(value)
         elif key == "sae.from":
             result.append(f"sae.from_={_quoted(value)}")
-        elif key in ("data.path", "behaviour.path"):
+        elif key == "note" and equals:
+            result.append(f"note={_text(value)}")
+        elif key in TEXTS:
             result.append(f"{key}={_quoted(value)}")
         else:
             result.append(word)
@@ -136,11 +154,28 @@ def _quoted(value: str) -> str:
     """`value` so that Hydra's grammar reads it as one string; what is quoted or swept already stays."""
     if re.match(r"(choice|range|glob|sort|shuffle|interval)\(", value):
         return value
-    if value == "null" or value[:1] in ("'", '"', "$"):
+    if value == "null" or value[:1] in ("'", '"'):
         return value
-    if re.fullmatch(r"[\w./:@-]+(,[\w./:@-]+)*", value, re.ASCII) and not ("," in value and Path(value).exists()):
+    if "$" in value and not exists(Path(value)):  # an interpolation
         return value
-    return "'" + value.replace("'", "\\'") + "'"
+    if re.fullmatch(r"[\w./:@-]+(,[\w./:@-]+)*", value, re.ASCII) and not ("," in value and exists(Path(value))):
+        return value
+    return _literal(value)
+
+
+def _text(value: str) -> str:
+    """A note, as the shell gave it: no grammar of Hydra's in it."""
+    return (
+        value
+        if value in ("", "null") or (value[0] in "'\"" and value[-1:] == value[0] and len(value) > 1)
+        else _literal(value)
+    )
+
+
+def _literal(value: str) -> str:
+    """`value` for Hydra's grammar, quoted so that nothing in it is grammar, nor an interpolation (``${``) afterwards."""
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), escaped) + "'"
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -193,7 +228,15 @@ def _grammar_error(word: str, message: str) -> str:
         except UserError as e:
             return e.messages[0]
     reason = message.splitlines()[0] if message else "syntax"
-    return f"{word}: not in Hydra's override grammar ({reason}); quote values with special characters: {key}='…'"
+    return f"{word}: not in Hydra's override grammar ({reason}); quote the value twice, once for the shell: {for_shell(key, value)}"
+
+
+def for_shell(key: str, value: str) -> str:
+    """``"data.field='a (b)'"``: an override as a shell has to get it so that `value` is one text."""
+    inside = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+    if "'" not in inside and not set(inside) & set('$`"\\!'):
+        return f"\"{key}='{inside}'\""
+    return shlex.quote(f"{key}={_literal(inside)}")
 
 
 def _root_keys() -> dict[str, Any]:

@@ -12,13 +12,15 @@ from typing import Any
 
 from circuits import schema
 from circuits.errors import CircuitsError, UserError
-from circuits.run import config, foreign, machine, registry
+from circuits.files import REASONS
+from circuits.run import config, foreign, machine, private, registry
 from circuits.run.compose import Composer
 from circuits.run.content import Contents
 from circuits.run.keys import Key, Unit, key_of_unit, units
 from circuits.run.kinds import Kind, Memory, ModelDims
 from circuits.run.layers import LayerOutOfRange, parse_layers, ranges
 from circuits.schema import Backend, BaseConfig, Dtype, Reuse
+from circuits.words import size
 
 ONE_VALUE = (
     "outputs",
@@ -30,7 +32,8 @@ ONE_VALUE = (
     "pack",
     "task",
 )  # of a whole sweep; task.resources.* may vary
-NAME_LENGTH = 80  # of an element's directory: file systems stop at 255, terminals long before
+NAME_LENGTH = 80  # letters of an element's directory: file systems stop at 255 bytes, terminals long before
+NAME_BYTES = 200
 
 
 @dataclass
@@ -51,7 +54,12 @@ class Element:
         """``003-layer=14``: number, then what was swept, made safe for file systems."""
         text = ",".join(f"{key}={value}" for key, value in self.swept.items())
         safe = re.sub(r"[^\w.,=+-]+", "_", text).strip("_")
-        return f"{self.index:03d}-{safe}"[:NAME_LENGTH].rstrip("-,_") if safe else f"{self.index:03d}"
+        return shortened(f"{self.index:03d}-{safe}").rstrip("-,_") if safe else f"{self.index:03d}"
+
+
+def shortened(name: str, letters: int = NAME_LENGTH) -> str:
+    """`name`, no longer than a directory's may be."""
+    return name[:letters].encode()[:NAME_BYTES].decode(errors="ignore")
 
 
 def plan(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]], base: Path) -> list[Element]:
@@ -75,7 +83,9 @@ def plan(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]]
             errors += e.messages
             continue
         mine = {key: value for key, _, value in (word.partition("=") for word in overrides) if key in swept}
-        elements.append(Element(index, list(overrides), cfg, mine))
+        private.declare(cfg.cluster.secrets)
+        shown = {key: private.word(f"{key}={value}").partition("=")[2] for key, value in mine.items()}
+        elements.append(Element(index, [private.word(word) for word in overrides], cfg, shown))
     for key in sorted(swept):
         if not key.startswith("task.resources.") and key.split(".")[0] in ONE_VALUE:
             noun = "task" if key == "task" else "value of it"
@@ -165,7 +175,12 @@ class _Checker:
             if cfg.model.allow_fallback or cfg.cluster.backend is not Backend.local
             else [machine.device_error(cfg.model.device)]
         )
-        found += [_writable(Path(cfg.outputs)), _precision(cfg, dims), *_checked(kind, cfg, dims, element.layers)]
+        found += [
+            _writable("outputs", cfg.outputs),
+            _writable("multirun", cfg.multirun) if self.count > 1 else None,
+            _precision(cfg, dims),
+            *_checked(kind, cfg, dims, element.layers),
+        ]
         self.errors += [error for error in found if error]
         if self.errors:
             return
@@ -255,14 +270,17 @@ def _short(layers: list[int]) -> str:
     return " ".join(map(str, layers)) if len(layers) < 4 else f"{layers[0]} … {layers[-1]}"
 
 
-def _writable(outputs: Path) -> str | None:
-    """Why nothing can be written below `outputs`, or None."""
+def _writable(key: str, given: str) -> str | None:
+    """Why nothing can be written below the directory that `key` names, or None; it is made."""
+    place, mend = Path(given), f"choose another place with {key}=DIR"
     try:
-        outputs.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        return f"{key}={given}: a file, no directory; {mend}"
     except OSError as e:
-        return f"outputs={outputs}: cannot be made ({e.strerror}); choose another place with outputs=DIR"
-    if not os.access(outputs, os.W_OK | os.X_OK):
-        return f"outputs={outputs}: no permission to write; choose another place with outputs=DIR"
+        return f"{key}={given}: cannot be made ({REASONS.get(e.errno or 0, e.strerror)}); {mend}"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"{key}={given}: no permission to write; {mend}"
     return None
 
 
@@ -280,7 +298,7 @@ def room(elements: Sequence[Element], pool: int) -> None:
     needed = sum(sizes.values()) + sum(work[: max(1, pool)])
     free = shutil.disk_usage(outputs).free
     if free < needed:
-        told = f"about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
+        told = f"about {size(needed)} are needed and {size(free)} are free"
         raise UserError(f"outputs={outputs}: {told}; free some, or choose another place with outputs=DIR")
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from circuits.run import private
 from circuits.run.places import LOG, RECORD, SWEEP
 from circuits.run.signals import StopFlag, Stopped
 
@@ -44,7 +45,9 @@ class Opened:
         from circuits.run import config
 
         try:
-            return Opened(directory, read_json(directory / RECORD), config.load(directory / "config.yaml"), place)
+            cfg = config.load(directory / "config.yaml")
+            private.declare(cfg.cluster.secrets)
+            return Opened(directory, read_json(directory / RECORD), cfg, place)
         except FileNotFoundError as e:
             print(f"error: {e.filename}: no such file; {directory} is no element's directory", file=sys.stderr)
             return 2
@@ -102,7 +105,7 @@ class Opened:
 
     def end(self) -> int:
         """Its last word; its exit code."""
-        from circuits.errors import CircuitsError, GateError
+        from circuits.errors import CircuitsError, GateError, UserError
 
         log, failure, status = self.log, self.failure, self.status
         if status is None:  # it could not even say that it began
@@ -118,10 +121,12 @@ class Opened:
             state, code, error, self.trace = "gate", failure.exit_code, str(failure), None
         elif isinstance(failure, CircuitsError):
             state, code, error = "failed", 1, str(failure)
+            status.facts["wrong_input"] = isinstance(failure, UserError)
         elif isinstance(failure, Exception):
             state, code, error = "failed", 1, _explain(failure, self.cfg)
         if self.trace:
             log.write(self.trace.rstrip())
+        error, self.trace = error and private.hide(error), self.trace and private.hide(self.trace)
         log.write(f"error: {error}" if error else "done")
         try:
             status.finish(state, code, error, self.trace)
@@ -187,11 +192,11 @@ class Log:
         self._file: IO[str] | None = None
         self._echo = echo
         if os.environ.get("CIRCUITS_STDOUT_IS_LOG") != str(path):
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
 
     def write(self, text: str) -> None:
         """One entry."""
-        line = f"{time.strftime('%H:%M:%S')} {text}"
+        line = f"{time.strftime('%H:%M:%S')} {private.hide(text)}"
         try:
             if self._echo:
                 print(line, flush=True)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from circuits.files import read_json
-from circuits.run import states, sweep
+from circuits.run import private, registry, states, sweep
 
 if TYPE_CHECKING:
     from circuits.report.types import Element
+
+DECIDING = (
+    "layer",
+    "seed",
+    "note",
+    "force",
+    "precision",
+)  # beside the sections that the task reads; the rest is yours, or the machine's
 
 
 def elements(found: sweep.Sweep) -> list[Element]:
@@ -26,6 +34,8 @@ def _element(found: sweep.Sweep, item: dict[str, Any], facts: dict[str, Any]) ->
     directory = found.directory(item)
     state = facts.get("state", "waiting")
     provenance = directory / "provenance.json"
+    config = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(directory / "config.yaml")))
+    shown = {*(name.split(".")[0] for name in registry.reads(found.record["task"])), *DECIDING}
     refs = [
         ArtifactRef(
             kind=a["kind"], key=a["id"].rsplit("-", 1)[-1], path=Path(a["path"]), layer=a["layer"], label=a["id"]
@@ -38,11 +48,11 @@ def _element(found: sweep.Sweep, item: dict[str, Any], facts: dict[str, Any]) ->
         overrides=item["overrides"],
         swept=item["swept"],
         state="failed" if state in ("killed", "cancelled") else state,
-        error=facts.get("error"),
+        error=private.hidden(facts.get("error")),
         log=str(Path(item["dir"]) / "run.log"),
         wall_s=facts.get("wall_s"),
         artifacts=refs,
-        config=OmegaConf.to_container(OmegaConf.load(directory / "config.yaml")),  # type: ignore[arg-type]
-        status=facts,
-        provenance=read_json(provenance) if provenance.exists() else {},
+        config=private.hidden({key: value for key, value in config.items() if key in shown}),
+        status=private.hidden(facts),
+        provenance=private.hidden(read_json(provenance)) if provenance.exists() else {},
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 from circuits.errors import UserError
 from circuits.run.leases import Lease
+from circuits.words import size
 
 BLOCK = 64 << 20  # bytes
 WITHOUT = "leave cluster.stage out to read from where it is"
@@ -73,7 +74,7 @@ def _copy(source: Path, target: Path, sizes: Mapping[str, int], stage: str, paus
     shutil.rmtree(target, ignore_errors=True)  # somebody cut it
     needed, free = sum(sizes.values()), shutil.disk_usage(target.parent).free
     if needed > free:
-        told = f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free in {target.parent}"
+        told = f"{size(needed)} are needed and {size(free)} are free in {target.parent}"
         raise UserError(f"cluster.stage={stage}: {told}; {WITHOUT}")
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.files import read_json, write_json
 from circuits.run.leases import owner, process_alive, worker_job
+from circuits.run.pace import Pace
 
 if TYPE_CHECKING:
     from circuits.run.kinds import Kind
@@ -53,7 +54,7 @@ class Status:
         self.path = run_dir / FILE
         before = read(run_dir)
         self._began, self._written = time.monotonic(), 0.0
-        self._rate: tuple[float, float] | None = None  # (time, done) when the current phase was first seen
+        self._pace: Pace | None = None
         self._phase: str | None = None
         who = owner()
         self.facts: dict[str, Any] = {
@@ -82,17 +83,16 @@ class Status:
         """Where the run is; written at most every half second, a new phase at once: it may be long and say no more."""
         moment = time.monotonic()
         fresh = phase != self._phase
-        if fresh or self._rate is None:
-            self._phase, self._rate = phase, (moment, done)
-        seconds, steps = moment - self._rate[0], done - self._rate[1]
-        rate = steps / seconds if seconds > 0 and steps > 0 else None
+        if fresh or self._pace is None:
+            self._phase, self._pace = phase, Pace(moment, done)
+        rate = self._pace.at(moment, done)
         self.facts["progress"] = {
             "phase": phase,
             "done": done,
             "total": total,
             "unit": unit,
             "rate": rate,
-            "eta_s": (total - done) / rate if rate and total is not None else None,
+            "eta_s": max(0.0, total - done) / rate if rate and total is not None else None,
             "metrics": metrics,
         }
         if fresh or moment - self._written >= WRITE_EVERY_S or (total is not None and done >= total):

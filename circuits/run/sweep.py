@@ -24,14 +24,16 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import UserError, suggest
-from circuits.files import disk_errors, read_json, write_json
-from circuits.run import config, provenance, registry, status
+from circuits.files import disk_errors, exists, read_json, write_json
+from circuits.run import config, private, provenance, registry, status
 from circuits.run.keys import unit
 from circuits.run.kinds import Kind
 from circuits.run.leases import owner
 from circuits.run.places import RECORD
 from circuits.run.places import SWEEP as FILE
-from circuits.run.plan import Element
+from circuits.run.plan import Element, shortened
+
+ID_LENGTH = 48  # letters of a name that stand in the sweep's id, which is typed and shown in tables
 
 SHOWN = 6  # sweeps that a note names
 
@@ -60,7 +62,8 @@ def create(elements: Sequence[Element], base: Path, launcher: Mapping[str, Any] 
     cfg = elements[0].cfg
     parent = Path(cfg.multirun) if len(elements) > 1 else Path(cfg.outputs) / "runs"
     day = parent / dt.date.today().isoformat()
-    stem = re.sub(r"[^\w.+-]+", "_", cfg.name) if cfg.name else cfg.task.name
+    safe = re.sub(r"[^\w.+-]+", "_", cfg.name or "").strip("_-.")
+    stem = shortened(safe, ID_LENGTH) or cfg.task.name
     with disk_errors(day):
         day.mkdir(parents=True, exist_ok=True)
         while True:
@@ -72,7 +75,7 @@ def create(elements: Sequence[Element], base: Path, launcher: Mapping[str, Any] 
                 break
             except FileExistsError:
                 continue
-        record = {**_record(elements, path, base), "hydra_launcher": dict(launcher or {})}
+        record = {**_record(elements, path, base), "hydra_launcher": private.hidden(dict(launcher or {}))}
         sweep = Sweep(path, record)
         for element in elements:
             _write_element(sweep, element)
@@ -144,8 +147,10 @@ def relaunched(sweep: Sweep) -> None:
 
 
 def command() -> str:
-    """The command line as a person would type it again."""
-    return "python launch.py " + " ".join(shlex.quote(word) for word in sys.argv[1:] if word != "--multirun")
+    """The command line as a person would type it again; secrets are not in it."""
+    return "python launch.py " + " ".join(
+        shlex.quote(private.word(word)) for word in sys.argv[1:] if word != "--multirun"
+    )
 
 
 def kind_of(sweep: Sweep) -> Kind:
@@ -177,8 +182,8 @@ def find(of: str, outputs: Path, multirun: Path, key: str = "of") -> Sweep:
         UserError: there is none; the message lists the nearest.
     """
     given = Path(of)
-    for path in (given, given.parent if (given / RECORD).exists() else given):  # a sweep's directory, or an element's
-        if (path / FILE).exists():
+    for path in (given, given.parent if exists(given / RECORD) else given):  # a sweep's directory, or an element's
+        if exists(path / FILE):
             return load(path.resolve())
     sweeps = every(outputs, multirun)
     found = [sweep for sweep in sweeps if of in (sweep.id, sweep.record["name"])]

@@ -2,62 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from circuits.run import status
+from circuits.run.console import Rows, console
+from circuits.run.console import relative as relative
 from circuits.run.kinds import Kind
 from circuits.run.layers import ranges
+from circuits.run.outcome import summary_lines
 from circuits.run.sweep import Sweep, kind_of
+from circuits.words import duration, left, number, one_line, visible, whole
 
 if TYPE_CHECKING:
     from circuits.run.plan import Element, Standing
 
 LINE_EVERY_S = 30.0  # between progress lines of one element when not a terminal
-SHOWN = 40  # rows of the live table; a terminal has no more
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """``launch.py … | head``: nobody reads any more; the sweep goes on in silence."""
-        self.quiet = True
-
-
-def console() -> Console:
-    """Standard output; what is piped or logged is never cut to a terminal's width."""
-    plain = _Console(highlight=False, soft_wrap=True)
-    return plain if plain.is_terminal else _Console(highlight=False, soft_wrap=True, width=240)
-
-
-def relative(path: Path) -> str:
-    """`path` as it can be pasted here: relative when that is shorter."""
-    try:
-        inside = os.path.relpath(path)
-    except ValueError:
-        return str(path)
-    return inside if len(inside) < len(str(path)) else str(path)
-
-
-def human_time(seconds: float | None) -> str:
-    """``41 s``, ``3 min 05 s``, ``2 h 10 min``."""
-    if seconds is None:
-        return ""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+SHOWN = 40  # rows of the live table
+BAR = 16  # columns of a progress bar
+STYLES = {"failed": "red", "gate": "yellow", "done": "green"}
 
 
 class View:
@@ -108,8 +77,8 @@ class View:
             self.say("  " + " · ".join(f"{count} {word}" for count, word in counts if count))
 
     def live(self) -> None:
-        """Begin the live table, on a terminal."""
-        if self.console.is_terminal:
+        """Begin the live table, on a terminal that can be drawn on."""
+        if self.console.alive:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
 
@@ -131,35 +100,24 @@ class View:
             for element, facts in states:
                 self._line(element, facts)
 
-    def _table(self, states: Sequence[tuple[Element, dict[str, Any]]]) -> Table:
-        table = Table.grid(padding=(0, 2))
-        shown = sorted(states, key=lambda pair: pair[1].get("state") not in ("running", "failed"))[:SHOWN]
+    def _table(self, states: Sequence[tuple[Element, dict[str, Any]]]) -> Group:
+        rows = Rows([""] * 7, texts=(1, 2, 5, 6), spare=(3,))
+        room = max(1, min(SHOWN, self.console.height - 4))
+        shown = sorted(states, key=lambda pair: pair[1].get("state") not in ("running", "failed"))[:room]
         for element, facts in sorted(shown, key=lambda pair: pair[0].index):
-            table.add_row(*self._cells(element, facts))
-        if len(states) > SHOWN:
-            table.add_row("", f"… and {len(states) - SHOWN} more")
-        return table
+            rows.add(str(element.index), _label(element), *self._cells(facts))
+        if len(states) > room:
+            rows.add("", f"… and {len(states) - room:,} more", *[""] * 5)
+        return Group(*rows.lines(self.console.width))
 
-    def _cells(self, element: Element, facts: dict[str, Any]) -> list[Any]:
+    def _cells(self, facts: dict[str, Any]) -> tuple[str | Text, ...]:
+        """State or phase, bar, steps, numbers or what went wrong, rate or time."""
         state, progress = facts.get("state", "waiting"), facts.get("progress")
-        label = Text(_label(element))
         if state == "running" and progress:
-            total = progress["total"]
-            bar: Any = ProgressBar(total=total, completed=progress["done"], width=20) if total else Text("")
-            done = f"{progress['done']:g}/{total:g}" if total else ""
-            shown = "  ".join(f"{name} {value:.3g}" for name, value in progress["metrics"].items())
-            return [str(element.index), label, bar, done, progress["phase"], shown, _speed(progress)]
-        style = {"failed": "red", "gate": "yellow", "done": "green"}.get(state, "")
+            return progress["phase"], _bar(progress), done_of(progress), _numbers(progress), speed(progress)
         note = facts.get("error") or facts.get("reason") or facts.get("note") or self._metrics_text(facts)
-        return [
-            str(element.index),
-            label,
-            Text(state, style=style),
-            "",
-            "",
-            note,
-            human_time(facts.get("wall_s") or None),
-        ]
+        wall = facts.get("wall_s")
+        return Text(state, style=STYLES.get(state, "")), "", "", one_line(note), duration(wall) if wall else ""
 
     def _line(self, element: Element, facts: dict[str, Any]) -> None:
         """One line per event: a new state, a new phase, or progress every `LINE_EVERY_S`."""
@@ -171,22 +129,21 @@ class View:
         if event == told and (state != "running" or time.monotonic() - when < LINE_EVERY_S):
             return
         self._told[element.index] = (event, time.monotonic())
-        text = f"  {element.index}  {_label(element)}  {state}"
+        parts = [str(element.index), _label(element), state]
         if state == "running" and progress:
-            total = progress["total"]
-            done = f"  {progress['done']:g}/{total:g}" if total else ""
-            shown = "".join(f"  {name} {value:.3g}" for name, value in progress["metrics"].items())
-            text += f"  {progress['phase']}{done}{shown}  {_speed(progress)}"
+            parts += [progress["phase"], done_of(progress), _numbers(progress), speed(progress)]
         elif state != "running":
-            text += f"  {facts.get('error') or self._metrics_text(facts)}  {human_time(facts.get('wall_s') or None)}"
-        self.say(text.rstrip())
+            single = len(self.elements) == 1  # what went wrong follows at once
+            said = "" if single and facts.get("error") else facts.get("error") or self._metrics_text(facts)
+            parts += [one_line(said), duration(facts["wall_s"]) if facts.get("wall_s") else ""]
+        self.say("  " + "  ".join(part for part in parts if part))
 
     def _metrics_text(self, facts: dict[str, Any]) -> str:
         found = facts.get("artifacts") or []
         if len(found) != 1:
             return f"{len(found)} artifacts" if found else facts.get("note") or ""
         return "  ".join(
-            f"{c.title([found[0]['metrics']])} {format(found[0]['metrics'][c.metric], c.format)}"
+            f"{c.title([found[0]['metrics']])} {number(found[0]['metrics'][c.metric], c.format)}"
             for c in self.kind.columns
             if c.metric in found[0]["metrics"]
         )
@@ -206,38 +163,26 @@ class View:
         """The end table; what failed, with its log; how to go on."""
         states = self._states()
         if any(facts.get("artifacts") for _, facts in states):
-            self.console.print(end_table(self.kind, [(element.swept, facts) for element, facts in states]))
-        bad = [(e, f) for e, f in states if f.get("state") not in ("done", "cached", "waiting", "adopted", "pending")]
+            rows = [(element.swept, facts) for element, facts in states]
+            self.console.table(end_table(self.kind, rows))
         kept = sum(1 for _, facts in states if facts.get("state") in ("done", "cached"))
         if interrupted:
             self.say(
                 f"interrupted ({interrupted}): {kept} of {len(states)} done and kept; the same command resumes the rest"
             )
             return
-        if not bad:
-            return
-        if len(states) > 1:
-            self.say(f"{len(bad)} of {len(states)} failed ({kept} done, kept):")
-        for element, facts in bad:
-            log = relative(self.sweep.directory(element) / "run.log")
-            where = f"     log {log}" if facts.get("state") != "gate" or not facts.get("artifacts") else ""
-            label = f"  {element.index}  {_label(element)}  " if len(states) > 1 else ""
-            self._error(f"{label}{facts.get('error') or facts.get('state')}{where}", bare=len(states) > 1)
-        if any(facts.get("state") != "gate" for _, facts in bad):
-            self.say(f"again: the same command ({kept} answer from the store, {len(bad)} resume)")
+        for wrong, line in summary_lines([(e.index, _label(e), self.sweep.directory(e), f) for e, f in states]):
+            print(line, file=sys.stderr) if wrong else self.say(line)
 
     def say(self, text: str) -> None:
         """A line to standard output."""
-        self.console.print(Text(text))
+        self.console.tell(text)
 
     def note(self, text: str) -> None:
         """A line to standard error, once."""
         if text not in self._notes:
             self._notes.add(text)
-            print(f"note: {text}", file=sys.stderr)
-
-    def _error(self, text: str, bare: bool) -> None:
-        print(text if bare else f"error: {text}", file=sys.stderr)
+            print(f"note: {visible(text)}", file=sys.stderr)
 
 
 def _label(element: Element) -> str:
@@ -247,37 +192,47 @@ def _label(element: Element) -> str:
     return " ".join(key.label for key in element.keys.values())
 
 
-def _speed(progress: Mapping[str, Any]) -> str:
-    rate = f"{progress['rate']:.3g} {progress['unit']}/s" if progress.get("rate") else ""
-    left = f"{human_time(progress['eta_s'])} left" if progress.get("eta_s") is not None else ""
-    return f"{rate}  {left}".strip()
+def done_of(progress: Mapping[str, Any]) -> str:
+    """``20/1,000``, exact; ``412,000`` where nobody knows of how many; nothing before the first."""
+    if progress["total"]:
+        return f"{whole(progress['done'])}/{whole(progress['total'])}"
+    return whole(progress["done"]) if progress["done"] else ""
 
 
-def end_table(kind: Kind, rows: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]]) -> Table:
-    """One row per artifact: swept values, layer, the kind's columns with their intervals, and the artifact's id."""
+def speed(progress: Mapping[str, Any]) -> str:
+    """``2.51 step/s  2 min 10 s left``."""
+    rate = progress.get("rate")
+    shown = f"{rate:,.0f}" if rate and rate >= 1000 else f"{rate:.3g}" if rate else ""
+    eta = progress.get("eta_s")
+    parts = [f"{shown} {progress['unit']}/s" if shown else "", f"{left(eta)} left" if eta else ""]
+    return "  ".join(part for part in parts if part)
+
+
+def _numbers(progress: Mapping[str, Any]) -> str:
+    return "  ".join(
+        f"{name} {f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'}"
+        for name, value in progress["metrics"].items()
+    )
+
+
+def _bar(progress: Mapping[str, Any]) -> Text | str:
+    if not progress["total"]:
+        return ""
+    full = round(BAR * min(1.0, progress["done"] / progress["total"]))
+    return Text("━" * full, style="green") + Text("─" * (BAR - full), style="dim")
+
+
+def end_table(kind: Kind, rows: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]]) -> Rows:
+    """One row per artifact: swept values, layer, the kind's columns with their intervals, and the artifact's id. Swept values are
+    folded where the terminal is narrow; nothing else gives way."""
     swept = list(dict.fromkeys(key for values, _ in rows for key in values if key != "layer"))
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
     layered = any(item["layer"] is not None for _, facts in rows for item in facts.get("artifacts") or [])
-    for key in [*(["layer"] if layered else []), *swept]:
-        table.add_column(key, no_wrap=True)
     measured = [item["metrics"] for _, facts in rows for item in facts.get("artifacts") or []]
-    for column in kind.columns:
-        table.add_column(column.title(measured), no_wrap=True)
-    table.add_column("artifact", no_wrap=True, overflow="fold")
+    first = ["layer"] if layered else []
+    titles = [column.title(measured) for column in kind.columns]
+    table = Rows([*first, *swept, *titles, "artifact"], texts=range(len(first), len(first) + len(swept)))
     for values, facts in rows:
         for item in facts.get("artifacts") or []:
             cells = [*([str(item["layer"])] if layered else []), *(values.get(key, "") for key in swept)]
-            cells += [_cell(column, item["metrics"]) for column in kind.columns]
-            table.add_row(*cells, item["id"])
+            table.add(*cells, *(column.text(item["metrics"]) for column in kind.columns), item["id"])
     return table
-
-
-def _cell(column: Any, metrics: Mapping[str, Any]) -> str:
-    value = metrics.get(column.metric)
-    if value is None:
-        return "–"
-    text = format(value, column.format)
-    interval = metrics.get(column.interval) if column.interval else None
-    if not interval:
-        return text
-    return f"{text} ± {format((interval[1] - interval[0]) / 2, '.1%' if '%' in column.format else '.3f')}"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.run import config, places, provenance, registry, status
+from circuits.run import config, places, private, provenance, registry, status
 from circuits.run.keys import Key
 from circuits.run.kinds import Kind
 from circuits.schema import BaseConfig
@@ -35,7 +35,7 @@ def settings(
     It holds every section that `kind` and its inputs read under `cfg`, whatever else was typed, what was `swept` and its values,
     and `facts`. A choice from a group (``sae=relu``) stands under ``choices``: the group's name is that of its section.
     """
-    tree = {**config.plain(cfg), "choices": _choices(overrides)}
+    tree = {**private.hidden(config.plain(cfg)), "choices": _choices(overrides)}
     typed, varied = ([_path(word.partition("=")[0]) for word in words] for words in (overrides, swept))
     shown = [path for path in typed if not any(path == p or path.startswith(f"{p}.") for p in PRIVATE)]
     read = sorted(registry.sections(kind, cfg))

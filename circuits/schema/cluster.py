@@ -48,6 +48,9 @@ class ClusterConfig:
     modules: list[str] = field(default_factory=list)  # module load …, on every node
     setup: list[str] = field(default_factory=list)  # shell lines before the run
     environment: dict[str, str] = field(default_factory=dict)  # exported before the run
+    secrets: list[str] = field(
+        default_factory=list
+    )  # variables whose values are never written, whatever their names look like
     offline: bool = False  # nodes reach no network: hub and W&B stay offline, whatever tracking.mode says
     mail: str | None = None
     mail_type: str = "END,FAIL"

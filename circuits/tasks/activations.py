@@ -30,6 +30,7 @@ from circuits.schema import (
     Reuse,
 )
 from circuits.schema.activations import SEQUENCES, sites
+from circuits.words import size
 
 if TYPE_CHECKING:
     from circuits.data.capture import Plan, Tally
@@ -192,9 +193,9 @@ KIND = Kind(
     memory_keys=("activations.batch_size",),
     columns=(
         Column("rows", "rows", ",.0f", exact=True),
-        Column("gigabytes", "GB", ".3g", exact=True),
+        Column("gigabytes", "size", "size", exact=True),
         Column("rows_per_s", "rows/s", ",.0f"),
-        Column("peak_gigabytes", "peak memory, GB", ".2f"),
+        Column("peak_gigabytes", "peak memory", "size"),
         Column("dropped", "samples dropped", ",.0f", exact=True),
     ),
 )
@@ -231,7 +232,7 @@ def _make(context: Context, works: Mapping[Unit, Work]) -> str | None:
     peak, rate = (status.peak_gpu() or status.peak_rss()) / 1e9, tally.rows / max(tally.seconds, 1e-9)
     context.say(
         f"captured {tally.samples:,} samples, {tally.rows:,} rows at {len(works)} layers and sites in {tally.seconds:.1f} s "
-        f"({rate:,.0f} rows/s); peak memory {peak:.2f} GB"
+        f"({rate:,.0f} rows/s); peak memory {size(1e9 * peak)}"
     )
     measured = {
         "rows_per_s": round(rate, 1) if tally.rows else None,  # None: all was captured before, by another shard or run

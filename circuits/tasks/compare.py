@@ -20,6 +20,7 @@ from circuits.run import places, saved, sweep
 from circuits.run.kinds import Kind
 from circuits.run.sweep import Sweep
 from circuits.schema import BaseConfig
+from circuits.words import number, visible
 
 if TYPE_CHECKING:
     from circuits.report.compare import Difference, Measure, One
@@ -229,50 +230,37 @@ def _show(
     page: Path,
 ) -> None:
     """What differs, the differences, and where the files are."""
-    from rich.table import Table
-    from rich.text import Text
-
     from circuits.report.compare_page import between, signed
-    from circuits.run.terminal import console as terminal_console
-    from circuits.run.terminal import relative
+    from circuits.run.console import Rows, console, relative
 
-    console, (base, *others) = terminal_console(), list(sweeps)
-    console.print(Text(f"compare · {found[0].base.ref.kind} · {' and '.join(others)} against {base}"))
+    terminal, (base, *others) = console(), list(sweeps)
+    terminal.tell(f"compare · {found[0].base.ref.kind} · {' and '.join(others)} against {base}")
     for warning in warned:
-        console.print(Text(f"warning: {warning}"))
+        terminal.tell(f"warning: {warning}")
     for key, values in config.items():
         shown = "   ".join(
             f"{label} {_shortened(value.split(', '))}" for label, value in zip(sweeps, values, strict=True)
         )
-        console.print(Text(f"  {key}:  {shown}"))
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+        terminal.tell(f"  {key}:  {shown}")
     swept = list(dict.fromkeys(key for d in found for key, _ in d.place.swept))
-    for heading in [
-        "layer",
-        *swept,
-        "metric",
-        *(["sweep"] if len(others) > 1 else []),
-        base,
-        "value" if len(others) > 1 else others[0],
-    ]:
-        table.add_column(heading, no_wrap=True)
-    for heading in ("difference", "95% interval", "verdict"):
-        table.add_column(heading, no_wrap=True)
+    several = len(others) > 1
+    headings = ["layer", *swept, "metric", *(["sweep"] if several else []), base, "value" if several else others[0]]
+    texts = [*range(1, len(headings) - 2), len(headings) + 2]
+    table = Rows([*headings, "difference", "95% interval", "verdict"], texts)
     for d in found[:SHOWN]:
         place = [
             "–" if d.place.layer is None else str(d.place.layer),
             *(dict(d.place.swept).get(key, "–") for key in swept),
         ]
-        values = [format(d.a, d.measure.format), format(d.b, d.measure.format)]
+        values = [number(d.a, d.measure.format), number(d.b, d.measure.format)]
         moved = [signed(d.measure, d.value), between(d) or "–", d.verdict]
-        cells = [*place, d.measure.heading, *([d.other.sweep] if len(others) > 1 else []), *values, *moved]
-        table.add_row(*(Text(cell) for cell in cells))
-    console.print(table)
+        table.add(*place, d.measure.heading, *([d.other.sweep] if several else []), *values, *moved)
+    terminal.table(table)
     if len(found) > SHOWN:
-        console.print(Text(f"… and {len(found) - SHOWN} more, in the CSV and the report"))
+        terminal.tell(f"… and {len(found) - SHOWN} more, in the CSV and the report")
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    console.print(Text(f"csv     {relative(out / 'compare.csv')}\nreport  {relative(page)}"))
+        print(f"note: {visible(note)}", file=sys.stderr)
+    terminal.tell(f"csv     {relative(out / 'compare.csv')}\nreport  {relative(page)}")
 
 
 def _folder(sweeps: Mapping[str, Sweep]) -> str:

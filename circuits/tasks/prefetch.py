@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from circuits.errors import UserError
+from circuits.run.console import Rows, console
 from circuits.run.places import choices
-from circuits.run.terminal import console as terminal_console
 from circuits.schema import BaseConfig, DataSource
+from circuits.words import size
 
 if TYPE_CHECKING:
     from circuits.models.prefetch import Fetched
@@ -52,17 +51,8 @@ def _dataset(cfg: BaseConfig) -> str | None:
 
 
 def _show(found: Fetched) -> None:
-    console = terminal_console()
-    table = Table.grid(padding=(0, 2))
-    state = f"{_size(found.new_bytes)} fetched" if found.new_bytes else "already here"
-    table.add_row(found.name, found.commit[:12], f"{_size(found.bytes)} in {found.files} files", state)
-    console.print(table)
-    console.print(f"  {found.path}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+    shown, table = console(), Rows([""] * 4, texts=(0, 3))
+    state = f"{size(found.new_bytes)} fetched" if found.new_bytes else "already here"
+    table.add(found.name, found.commit[:12], f"{size(found.bytes)} in {found.files} files", state)
+    shown.table(table)
+    shown.tell(f"  {found.path}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from circuits.errors import UserError
-from circuits.run import config, saved, sweep
+from circuits.run import config, private, saved, sweep
 from circuits.run.layers import ranges
 from circuits.schema import BaseConfig
 
@@ -43,7 +43,7 @@ def make(path: Path, out: Path | None = None) -> Path:
             title=record["name"] or record["id"],
             question=_question(found),
             sweep_id=record["id"],
-            command=record["command"],
+            command=private.hide(record["command"]),
             again=f"python launch.py task=report of={record['id']}",
             elements=elements,
             created=record["created"],

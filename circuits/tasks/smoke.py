@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from circuits.errors import CircuitsError, RunError, UserError
 from circuits.run import machine, wandb_runs
+from circuits.run.console import Rows, console
 from circuits.run.local import pool_size
 from circuits.run.provenance import packages
-from circuits.run.terminal import console as terminal_console
 from circuits.schema import Backend, BaseConfig, Dtype, TrackingMode
+from circuits.words import size
 
 if TYPE_CHECKING:
     import torch
@@ -64,16 +63,15 @@ def run(cfg: BaseConfig) -> int:
         ("cluster", lambda: _cluster(cfg)),
     ]
     lines = [_versions(), line, *(_looked(what, look) for what, look in checks)]
-    console = terminal_console()
-    table = Table.grid(padding=(0, 2))
+    shown, table = console(), Rows([""] * 3, texts=(2,))
     for found in lines:
-        table.add_row(found.what, found.state, found.detail)
-    console.print(table)
-    console.print(_memory_table(before, memory()))
+        table.add(found.what, found.state, found.detail)
+    shown.table(table)
+    shown.table(_memory_table(before, memory()))
     absent = [found.what for found in lines if found.state == "absent"]
     if absent:
         raise RunError(f"absent: {', '.join(absent)} ({len(absent)} of {len(lines)} checks; the lines above say why)")
-    console.print("everything that was asked for is here")
+    shown.tell("everything that was asked for is here")
     return 0
 
 
@@ -186,7 +184,7 @@ def _store(cfg: BaseConfig) -> Line:
                 return Line("store", "absent", f"{place}: what was written is not what is read")
     except OSError as e:
         return Line("store", "absent", f"outputs={outputs}: {e.strerror}; choose another place with outputs=DIR")
-    return Line("store", "ok", f"{outputs}: {shutil.disk_usage(place).free / 1e9:.1f} GB free")
+    return Line("store", "ok", f"{outputs}: {size(shutil.disk_usage(place).free)} free")
 
 
 def _tracking(cfg: BaseConfig) -> Line:
@@ -231,12 +229,9 @@ def scheduler(name: str) -> Line:
     return Line("cluster", "ok", f"{name}: {said}")
 
 
-def _memory_table(before: list[Memory], after: list[Memory]) -> Table:
+def _memory_table(before: list[Memory], after: list[Memory]) -> Rows:
     """Memory of each device before and after the checks."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
-    for heading in ("memory", "", "total", "free before", "free after"):
-        table.add_column(heading, justify="left" if heading in ("memory", "") else "right")
+    table = Rows(("memory", "", "total", "free before", "free after"), texts=(1,))
     for first, last in zip(before, after, strict=True):
-        sizes = (f"{count / 1e9:.1f} GB" for count in (first.total, first.free, last.free))
-        table.add_row(first.device, first.name, *sizes)
+        table.add(first.device, first.name, *(size(count) for count in (first.total, first.free, last.free)))
     return table

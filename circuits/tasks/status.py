@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from circuits.errors import Damaged
 from circuits.run import sweep
+from circuits.run.console import Rows, Terminal, console, relative
 from circuits.run.states import LIVE, ended, facts_of, hints
 from circuits.run.store import verify
-from circuits.run.terminal import console as terminal_console
-from circuits.run.terminal import human_time, relative
+from circuits.run.terminal import done_of, speed
 from circuits.schema import BaseConfig
+from circuits.words import duration, one_line, visible
 
 READS = ("of",)
 NEWEST = 30
@@ -35,26 +32,25 @@ class Options:
 def run(cfg: BaseConfig) -> int:
     """Show the table; exit code 1 when something asked for with ``verify`` is damaged."""
     options: Any = getattr(cfg, "status")  # noqa: B009 (joined to the schema at run time)
-    console = terminal_console()
+    shown = console()
     while True:
         outputs, multirun = Path(cfg.outputs), Path(cfg.multirun)
         if cfg.of is None:
-            live = _overview(console, sweep.every(outputs, multirun), options.all)
+            live = _overview(shown, sweep.every(outputs, multirun), options.all)
         else:
-            live = _one(console, sweep.find(cfg.of, outputs, multirun))
+            live = _one(shown, sweep.find(cfg.of, outputs, multirun))
         if not (options.watch and live):
             break
         time.sleep(2)
-    return _verify(console, cfg) if options.verify else 0
+    return _verify(shown, cfg) if options.verify else 0
 
 
-def _overview(console: Console, sweeps: list[sweep.Sweep], everything: bool) -> bool:
+def _overview(shown: Terminal, sweeps: list[sweep.Sweep], everything: bool) -> bool:
     if not sweeps:
-        console.print("no runs yet; try: python launch.py task=sae layer=0")
+        shown.tell("no runs yet; try: python launch.py task=sae layer=0")
         return False
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
-    for heading in ("started", "id", "task", "elements", "state", "directory", "note"):
-        table.add_column(heading, no_wrap=True)
+    headings = ("started", "id", "task", "elements", "state", "directory", "note")
+    table = Rows(headings, texts=(4, 5, 6), spare=(5, 0))  # the directory is made of the day and the id
     live = False
     for found in sweeps if everything else sweeps[:NEWEST]:
         states = [facts.get("state", "waiting") for facts in facts_of(found).values()]
@@ -62,37 +58,38 @@ def _overview(console: Console, sweeps: list[sweep.Sweep], everything: bool) -> 
         started = found.record["created"][:16].replace("T", " ")
         counted = "  ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         note = found.record["note"] or ""
-        table.add_row(
-            started, found.id, found.record["task"], str(len(states)), counted, relative(found.path), Text(note)
-        )
-    console.print(table)
+        table.add(started, found.id, found.record["task"], str(len(states)), counted, relative(found.path), note)
+    shown.table(table)
     if len(sweeps) > NEWEST and not everything:
-        console.print(f"… and {len(sweeps) - NEWEST} older ones: status.all=true")
+        shown.tell(f"… and {len(sweeps) - NEWEST} older ones: status.all=true")
     return live
 
 
-def _one(console: Console, found: sweep.Sweep) -> bool:
+def _one(shown: Terminal, found: sweep.Sweep) -> bool:
     record = found.record
-    console.print(f"{found.id} · {record['task']} · {record['created']} · {relative(found.path)}", markup=False)
-    console.print(f"  {record['command']}" + (f"\n  note: {record['note']}" if record["note"] else ""), markup=False)
+    shown.tell(f"{found.id} · {record['task']} · {record['created']} · {relative(found.path)}")
+    shown.tell(f"  {record['command']}")
+    if record["note"]:
+        shown.tell(f"  note: {visible(record['note'])}")
     live = False
-    table = Table.grid(padding=(0, 2))
+    table = Rows([""] * 5, texts=(1, 3))
     known = facts_of(found)
     for item in record["elements"]:
         facts = known[item["index"]]
         state = facts.get("state", "waiting")
         live = live or state in LIVE
-        table.add_row(str(item["index"]), item["name"], state, _detail(facts), human_time(facts.get("wall_s") or None))
-    console.print(table)
+        wall = facts.get("wall_s")
+        table.add(str(item["index"]), item["name"], state, _detail(facts), duration(wall) if wall else "")
+    shown.table(table)
     for item in record["elements"]:
         facts = known[item["index"]]
         if facts.get("error"):
             log = relative(found.directory(item) / "run.log")
-            console.print(f"  {item['index']}  {facts['error']}     log {log}", markup=False)
+            shown.tell(f"  {item['index']}  {one_line(facts['error'])}     log {log}")
     for line in dict.fromkeys(str(facts["queue_error"]) for facts in known.values() if facts.get("queue_error")):
-        console.print(f"note: {line}; what is shown is from the runs' own files", markup=False)
+        shown.tell(f"note: {line}; what is shown is from the runs' own files")
     for line in hints(found, known):
-        console.print(line, markup=False)
+        shown.tell(line)
     if not live:
         ended(found)
     return live
@@ -101,10 +98,7 @@ def _one(console: Console, found: sweep.Sweep) -> bool:
 def _detail(facts: dict[str, Any]) -> str:
     progress = facts.get("progress")
     if facts.get("state") == "running" and progress:
-        total = f"/{progress['total']:g}" if progress["total"] else ""
-        rate = f"  {progress['rate']:.3g} {progress['unit']}/s" if progress["rate"] else ""
-        left = f"  {human_time(progress['eta_s'])} left" if progress["eta_s"] is not None else ""
-        return f"{progress['phase']}  {progress['done']:g}{total}{rate}{left}"
+        return "  ".join(part for part in (progress["phase"], done_of(progress), speed(progress)) if part)
     if facts.get("state") == "pending":
         again = "queued again, " if facts.get("requeued") else ""
         return f"{facts.get('job', '')}  {again}{facts.get('reason', '')}"
@@ -114,7 +108,7 @@ def _detail(facts: dict[str, Any]) -> str:
     return found[0]["id"] if len(found) == 1 else f"{len(found)} artifacts" if found else ""
 
 
-def _verify(console: Console, cfg: BaseConfig) -> int:
+def _verify(shown: Terminal, cfg: BaseConfig) -> int:
     """Check every hash of every artifact below ``outputs``; exit code 1 when one is damaged."""
     bad, count = 0, 0
     for manifest in sorted((Path(cfg.outputs) / "artifacts").glob("*/[!.]*/manifest.json")):
@@ -123,6 +117,6 @@ def _verify(console: Console, cfg: BaseConfig) -> int:
             verify(manifest.parent, deep=True)
         except Damaged as e:
             bad += 1
-            console.print(f"damaged: {e}", markup=False)
-    console.print(f"{count} artifacts checked, {bad} damaged")
+            shown.tell(f"damaged: {e}")
+    shown.tell(f"{count:,} artifacts checked, {bad:,} damaged")
     return 1 if bad else 0

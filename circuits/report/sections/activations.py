@@ -15,7 +15,20 @@ from circuits.report.registry import Entry, View, section
 from circuits.report.saved import load_json
 from circuits.report.sheet import drawing, stroke
 from circuits.report.style import Looks
-from circuits.report.words import ABSENT, counts, decimal, listed, plural, plus_minus, ranges, short, span, whole
+from circuits.report.words import (
+    ABSENT,
+    counts,
+    decimal,
+    listed,
+    number,
+    plural,
+    plus_minus,
+    ranges,
+    short,
+    size,
+    span,
+    whole,
+)
 
 UNTOLD = ("layer", "activations.shard", "activations.site")  # columns of their own, or nothing that changes a store
 NEEDED = ("rows", "samples", "dropped", "gigabytes", "site", "layer", "width", "dtype", "norm", "norm_by_position")
@@ -96,7 +109,8 @@ def _sentence(records: Sequence[Record]) -> str:
         return "No store of activations could be read."
     rows, samples = ([float(r.metrics[name]) for r in records] for name in ("rows", "samples"))
     gigabytes = sum(float(r.metrics["gigabytes"]) for r in records)
-    text = f"{plural(len(records), 'store')} of {counts(rows)} rows from {counts(samples)} samples, {short(gigabytes)} GB together"
+    text = f"{plural(len(records), 'store')} of {counts(rows)} rows from {counts(samples)} samples, "
+    text += f"{size(1e9 * gigabytes)} together"
     norms = [float(r.metrics["norm"]) for r in records if r.metrics["norm"] is not None]
     if norms:
         text += f"; mean norm {span(norms, 2)}"
@@ -147,12 +161,12 @@ def _positions(looks: Looks, records: Sequence[Record], by: str) -> list[Figure]
         if r.metrics["norm_by_position"]["by"] == by and len(r.metrics["norm_by_position"]["positions"]) > 1
     ]
     figures, high = [], max((max(_places(r)[1]) for r in having), default=1.0) or 1.0
-    for number, layers in enumerate(pages(sorted(r.layer for r in having)) if having else []):
+    for place, layers in enumerate(pages(sorted(r.layer for r in having)) if having else []):
         mine = [r for r in having if r.layer in layers]
         series = sorted({r.series for r in mine}, key=looks.rank)
         ends = by == "from_end"
         with drawing():
-            name = f"activations-positions{'-from-end' if ends else ''}" + (f"-{number + 1}" if number else "")
+            name = f"activations-positions{'-from-end' if ends else ''}" + (f"-{place + 1}" if place else "")
             x = "position from the end" if ends else "position"
             sheet, panels = multiples(name, looks, series, layers, x, "mean norm")
             next(iter(panels.values())).set_ylim(0, 1.06 * high)  # all panels share their axes
@@ -165,7 +179,7 @@ def _positions(looks: Looks, records: Sequence[Record], by: str) -> list[Figure]
         )
         alt = f"Mean norm by position, one panel for each of the layers {ranges(layers)}"
         title = f"Norm by position{' from the end' if ends else ''}" + (
-            f", layers {ranges(layers)}" if number or len(layers) < len({r.layer for r in having}) else ""
+            f", layers {ranges(layers)}" if place or len(layers) < len({r.layer for r in having}) else ""
         )
         data = pd.concat([_position_table(r) for r in mine])
         figures.append(sheet.finish(title=title, caption=caption, alt=alt, data=data))
@@ -197,10 +211,10 @@ def _table(records: Sequence[Record]) -> Table:
     swept = list(dict.fromkeys(key for r in records for key in r.swept))
     columns = (
         Column("layer", True), Column("site"), *(Column(key) for key in swept), Column("rows", True), Column("samples", True),
-        Column("dropped", True, "samples left out as non-finite"), Column("width", True), Column("stored as"), Column("GB", True),
-        Column("mean norm", True, "± half of the 95% interval, samples as the unit"),
+        Column("dropped", True, "samples left out as non-finite"), Column("width", True), Column("stored as"), Column("size", True),
+        Column("mean norm", True, "± the larger arm of the 95% interval, samples as the unit"),
         Column("rows/s", True, "while they were captured, all layers and sites of the run beside one another"),
-        Column("peak memory, GB", True), Column("artifact"),
+        Column("peak memory", True), Column("artifact"),
     )  # fmt: skip
     rows = []
     for r in records:
@@ -212,10 +226,10 @@ def _table(records: Sequence[Record]) -> Table:
                 *(Cell(r.swept.get(key, ABSENT)) for key in swept),
                 *(Cell(whole(m[name]), m[name]) for name in ("rows", "samples", "dropped", "width")),
                 Cell(str(m["dtype"])),
-                Cell(short(m["gigabytes"]), m["gigabytes"]),
+                Cell(size(1e9 * m["gigabytes"]), m["gigabytes"]),
                 Cell(plus_minus(m["norm"], r.norm_interval, 2), m["norm"]),
                 Cell(whole(m.get("rows_per_s")), m.get("rows_per_s")),
-                Cell(decimal(m.get("peak_gigabytes"), 2), m.get("peak_gigabytes")),
+                Cell(number(m.get("peak_gigabytes"), "size"), m.get("peak_gigabytes")),
                 Cell(r.label, code=True, hint=f"key {r.entry.ref.key}"),
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import sys
@@ -18,7 +19,7 @@ from circuits.run.packs import packs
 from circuits.run.places import CODE
 from circuits.run.plan import Element, Standing
 from circuits.run.slurm import preflight, script, states
-from circuits.run.slurm.request import Request, cluster_environment, request_of
+from circuits.run.slurm.request import Request, cluster_environment, request_of, secret_environment
 from circuits.run.slurm.submission import Submission
 from circuits.run.store import Store
 from circuits.run.sweep import Sweep
@@ -105,6 +106,7 @@ class SlurmLauncher:
         ]
 
     def _submit(self, arrays: Sequence[script.Array]) -> list[str]:
+        os.environ.update(secret_environment(self.cfg))
         folder = self.sweep.path / "slurm"
         directories = {item["index"]: item["dir"] for item in self.sweep.record["elements"]}
         with disk_errors(folder):
@@ -219,7 +221,7 @@ def refuse(elements: Sequence[Element], launcher: Mapping[str, Any], dry: bool) 
     Raises:
         UserError: with all findings. A dry run asks no cluster: it may be made anywhere.
     """
-    found = preflight.written_findings(elements)
+    found = [*preflight.written_findings(elements), *preflight.secret_findings(elements[0].cfg, launcher)]
     if not found:
         requests = requests_of(elements, launcher)
         found = preflight.local_findings(elements, requests, launcher)

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from circuits.run import memory, registry
+from circuits import words
+from circuits.errors import UserError
+from circuits.run import memory, private, registry
 from circuits.run.packs import packs
 from circuits.run.plan import Element
 from circuits.run.slurm import commands
-from circuits.run.slurm.request import Request, clock, minutes, missing_personal
-from circuits.schema import DataSource, QueueConfig
+from circuits.run.slurm.request import Request, clock, minutes, missing_personal, secret_environment
+from circuits.schema import BaseConfig, DataSource, QueueConfig
 
 NEEDED = "this launcher needs that option itself; leave it out"
 _SIZE = re.compile(r"(\d+)([KMGT]?)", re.IGNORECASE)
@@ -46,6 +48,24 @@ def ours(option: str) -> bool:
         if word.startswith("-") and not word.startswith("--") and word[1:2] and word[1] in LETTERS:
             return True
     return False
+
+
+def secret_findings(cfg: BaseConfig, launcher: Mapping[str, Any]) -> list[str]:
+    """Lines that go into the job's script as they are and hold a secret; secrets that are not known any more."""
+    lines = [("cluster.setup", line) for line in cfg.cluster.setup]
+    lines += [("cluster.sbatch", line) for line in cfg.cluster.sbatch]
+    lines += [("hydra.launcher.setup", str(line)) for line in launcher.get("setup") or []]
+    found = [
+        f"{key}: {shown} would stand in the job's script; export it in your shell, or set cluster.environment.NAME=…: both reach "
+        "the job and are written nowhere"
+        for key, line in lines
+        if (shown := private.hide(line)) != line
+    ]
+    try:
+        secret_environment(cfg)
+    except UserError as e:
+        found += e.messages
+    return found
 
 
 def local_findings(
@@ -186,7 +206,7 @@ def _fits(element: Element, request: Request, gpu_memory: str | None) -> list[st
     if needed <= has:
         return []
     return [
-        f"model={element.cfg.model.id}: its weights take {needed / 1e9:.0f} GB in {element.cfg.precision.dtype.value} and a GPU of "
+        f"model={element.cfg.model.id}: its weights take {words.size(needed)} in {element.cfg.precision.dtype.value} and a GPU of "
         f"{element.cfg.cluster.name} has {gpu_memory}; use precision=bf16 or a smaller model"
     ]
 

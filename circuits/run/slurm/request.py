@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from circuits.errors import UserError
+from circuits.run import private
+from circuits.run.private import HIDDEN
 from circuits.schema import BaseConfig, PersonalConfig, QueueConfig
 
 #: hydra-submitit-launcher's keys (its ``SlurmQueueConf``) that have a meaning here, and the field of :class:`Request` each sets.
@@ -152,7 +155,22 @@ def cluster_environment(cfg: BaseConfig) -> dict[str, str]:
         found["HF_HOME"] = os.environ["HF_HOME"]
     if cfg.cluster.offline:
         found.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="offline")
-    return {**found, **cfg.cluster.environment}
+    return {**found, **{name: value for name, value in cfg.cluster.environment.items() if not private.is_secret(name)}}
+
+
+def secret_environment(cfg: BaseConfig) -> dict[str, str]:
+    """The secrets among ``cluster.environment``: sbatch gets them as its own environment, which the job inherits; no file has them.
+
+    Raises:
+        UserError: one is not known any more: the config on disk does not hold it.
+    """
+    given = {name: value for name, value in cfg.cluster.environment.items() if private.is_secret(name)}
+    found = {name: os.environ.get(name, HIDDEN) if value == HIDDEN else value for name, value in given.items()}
+    if gone := [name for name, value in found.items() if value == HIDDEN]:
+        raise UserError(
+            f"cluster.environment.{gone[0]}: a secret, which is not kept; run: export {gone[0]}=…, then the same command"
+        )
+    return found
 
 
 def minutes(text: str) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from circuits.errors import UserError
 from circuits.schema import stored
 from circuits.tasks._sae.member import Member
+from circuits.words import size
 
 if TYPE_CHECKING:
     from circuits.data.stored import StoredStream
@@ -63,8 +64,9 @@ def _stored_stream(context: Context, lm: LM, source: TokenSource, given: dict[st
     model = (context.cfg.model.id, context.model_files()[1])
     stream = StoredStream(lm, source, stores, contents, model=model, ram_bytes=round(sae.ram * 1e9), **given)
     each = [store for found in stores.values() for store in found]
-    gigabytes = sum(store.values.nbytes for store in each) / 1e9
-    context.say(f"training from {len(each)} stores of {stream.n_rows:,} rows, {gigabytes:.2f} GB")
+    context.say(
+        f"training from {len(each)} stores of {stream.n_rows:,} rows, {size(sum(store.values.nbytes for store in each))}"
+    )
     return stream
 
 
