@@ -14,7 +14,7 @@ from local_hub import LocalHub, serving
 from safetensors.torch import load_file, save_file
 
 from circuits.errors import UserError
-from circuits.sae import directory, formats, sparsify
+from circuits.sae import declared, formats, sparsify
 from circuits.sae.modules import SAEConfig, architectures
 
 SHORT = [QUICK, "sae.steps=20", "sae.heldout_sequences=16", "sae.block_rows=4096", "tracking=off"]
@@ -113,5 +113,5 @@ def test_what_is_checked_before_the_start_is_what_the_modules_hold() -> None:
             if name is not None:
                 sae = architecture.sae(SAEConfig(12, 40, 5, d_out))
                 config = {"architecture": name, "d_in": 12, "d_sae": 40, "k": 5, "d_out": d_out}
-                shapes = directory.promised(config, sparsify=False).shapes
+                shapes = declared.declared(config, sparsify=False).shapes
                 assert dict(shapes) == {key: tuple(t.shape) for key, t in sae.state_dict().items()}

@@ -108,14 +108,14 @@ def changed(directory: Path, **changes: Any) -> None:
     ("changes", "message"),
     [
         (
-            {"architecture": "temporal"},
-            "architecture temporal is not supported.* supported: gated jumprelu .*standard topk",
+            {"architecture": "spatial"},
+            "architecture spatial is not supported.* supported: gated jumprelu .*standard topk",
         ),
         ({"k": "absent"}, "k must be a whole number above 0, it is None"),
         ({"k": 41}, "k = 41 is more than d_sae = 40"),
         ({"d_in": "absent"}, "d_in must be a whole number"),
         ({"d_in": 13}, r"tensor W_dec has shape \[40, 12\], cfg.json asks for \[40, 13\]|tensor W_enc|tensor b_dec"),
-        ({"normalize_activations": "layer_norm"}, "normalize_activations = layer_norm is not supported"),
+        ({"normalize_activations": "covariance_whitening"}, "covariance_whitening is not supported"),
     ],
 )
 def test_configs_that_mean_something_else_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -201,10 +201,10 @@ def test_what_sparsify_does_not_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sparsify has TopK SAEs only, this one is relu"):
         sparsify.save(tmp_path, ours("relu"))
     sparsify.save(tmp_path, ours("topk"))
-    changed(tmp_path, skip_connection=True)
-    with pytest.raises(UserError, match="skip_connection = True is not supported"):
+    changed(tmp_path, activation="groupmax")
+    with pytest.raises(UserError, match="activation = groupmax is not supported"):
         sparsify.load(tmp_path)
-    changed(tmp_path, skip_connection=False)
+    changed(tmp_path, activation="topk")
     weights = load_file(tmp_path / "sae.safetensors")
     del weights["encoder.bias"]
     save_file(weights, tmp_path / "sae.safetensors")

@@ -20,6 +20,7 @@ name that norm as ``attn_out`` / ``mlp_out``, since its output is what is added.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -295,3 +296,21 @@ def site_width(dims: Dims, site: str) -> int:
 def hook_name(site: str, layer: int) -> str:
     """The TransformerLens name of a site, e.g. ``blocks.3.hook_resid_post``."""
     return f"blocks.{layer}.{_HOOK_NAMES[check_site(site)]}"
+
+
+def site_of_hook(name: str) -> tuple[str, int] | None:
+    """The site and layer that a TransformerLens name or a module's path means (``model.layers.10.mlp``: its output), if any."""
+    if found := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
+        sites = {hook: site for site, hook in _HOOK_NAMES.items()}
+        return (sites[found[2]], int(found[1])) if found[2] in sites else None
+    if name in ("embed_tokens", "hook_embed"):
+        return "resid_pre", 0
+    found = re.fullmatch(r"(?:.+\.)?(?:layers|h)[._](\d+)(?:[._](\w+))?", name)
+    modules = {
+        None: "resid_post",
+        "mlp": "mlp_out",
+        "attn": "attn_out",
+        "self_attn": "attn_out",
+        "attention": "attn_out",
+    }
+    return (modules[found[2]], int(found[1])) if found and found[2] in modules else None

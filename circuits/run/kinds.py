@@ -104,6 +104,7 @@ class Kind:
         bytes: about how much room one artifact takes, and how much its unfinished work takes beside it (of variants: in the mean).
         memory: about what a run with these layers takes at its peak; None where nobody knows.
         check: what is wrong with this config for a model of these dimensions and these layers, one line each, before the start.
+        remarks: what a person should know before they trust what comes out, one line each: told before the start and in the log.
         normal: the config with what has no effect under it set to one value, so that equal results have equal keys.
         gate: why a measurement (the artifact's ``metrics.json``) stays below a gate of this config, or None.
         gates: the measurements (kinds without layers) whose gates this config stands on: they are asked in every run; a name
@@ -135,6 +136,7 @@ class Kind:
     bytes: Callable[[BaseConfig, ModelDims], tuple[int, int]] = lambda cfg, dims: (0, 0)
     memory: Callable[[BaseConfig, ModelDims, tuple[int, ...]], Memory | None] = lambda cfg, dims, layers: None
     check: Callable[[BaseConfig, ModelDims, tuple[int, ...]], list[str]] = lambda cfg, dims, layers: []
+    remarks: Callable[[BaseConfig, tuple[int, ...]], list[str]] = lambda cfg, layers: []
     normal: Callable[[BaseConfig], BaseConfig] = lambda cfg: cfg
     gate: Callable[[BaseConfig, Mapping[str, Any]], str | None] = lambda cfg, metrics: None
     gates: Callable[[BaseConfig], tuple[str, ...]] = lambda cfg: ()

@@ -42,6 +42,8 @@ def launch(
             importlib.import_module(first.task._target_.rsplit(".", 1)[0]), first.task._target_.rsplit(".", 1)[1]
         )
         return max(function(element.cfg) for element in elements)
+    for remark in dict.fromkeys(remark for element in elements for remark in element.remarks):
+        _say(f"warning: {remark}")
     store = Store(Path(first.outputs) / "artifacts", say=_say)
     store.sweep_leftovers()
     cores.settle(elements, store)

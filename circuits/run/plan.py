@@ -48,6 +48,7 @@ class Element:
     keys: dict[Unit, Key] = field(default_factory=dict)
     bytes: tuple[int, int] = (0, 0)  # of one artifact; of its unfinished work
     memory: Memory | None = None
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -194,6 +195,7 @@ class _Checker:
             return
         element.bytes = kind.bytes(cfg, dims)
         element.memory = kind.memory(cfg, dims, element.layers)
+        element.remarks = kind.remarks(cfg, element.layers)
 
     def _dims(self, cfg: BaseConfig) -> ModelDims | None:
         """The model's dimensions; of a preset that cannot be reached, what its yaml says; None when nothing is known."""

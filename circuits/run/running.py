@@ -233,6 +233,8 @@ def _context(directory: Path, record: dict[str, Any], cfg: Any, status: Any, sto
     place = directory if (directory / SWEEP).exists() else directory.parent
     if edited := provenance.edited_since(place / SWEEP):
         log.write(f"warning: {edited}")
+    for remark in kind.remarks(cfg, tuple(record["layers"])):
+        log.write(f"warning: {remark}")
     tags = tracked.tags(kind, cfg, None)
     tracker = Tracker(directory, cfg.tracking, record["group"], tags, log.write, kind.name)
     layers = tuple(record["layers"])

@@ -4,11 +4,13 @@ What differs between SAELens's options and ours is folded into the weights, exac
 
 * ``apply_b_dec_to_input`` false: x W_enc + b = (x − b_dec) W_enc + (b + b_dec W_enc); a gated SAE's magnitudes: times exp(r_mag).
 * ``rescale_acts_by_decoder_norm`` (TopK): with n = ‖W_dec[i]‖, features n·pre over decoder rows W_dec/n.
+* ``finetuning_scaling_factor`` (before version 6): one factor a feature between encoder and decoder, over the decoder's rows.
 * ``reshape_activations: hook_z``: heads side by side, as everywhere here; nothing to do.
 
-Activation normalisation that happens at run time cannot be folded without its statistics and is refused. BatchTopK and Matryoshka
-SAEs are JumpReLU SAEs once trained, in both libraries. SAELens has no TopK transcoder: ours is a ``topk_transcoder``, which
-this reader knows and SAELens refuses; sparsify's format (:mod:`circuits.sae.sparsify`) has one.
+What is done to each row (``layer_norm``, ``constant_norm_rescale``) stays an option of the SAE; normalisation by a number that the
+file does not hold is refused. What configs of all versions say: :mod:`circuits.sae.declared`. BatchTopK and Matryoshka SAEs are
+JumpReLU SAEs once trained, in both libraries. SAELens has no TopK transcoder: ours is a ``topk_transcoder``, which this reader
+knows and SAELens refuses; sparsify's format (:mod:`circuits.sae.sparsify`) has one.
 """
 
 from __future__ import annotations
@@ -28,9 +30,10 @@ from torch import Tensor
 
 from circuits.errors import UserError
 from circuits.files import disk_errors, write_atomic, write_json
-from circuits.sae.directory import CONFIG, WEIGHTS, Found, differences
-from circuits.sae.directory import promised as expected
+from circuits.sae.declared import SCALING, Found, declared
+from circuits.sae.directory import differences
 from circuits.sae.modules import SAE, SAEConfig, architectures
+from circuits.sae.unread import CONFIG, WEIGHTS
 
 SPARSITY = "sparsity.safetensors"
 FORMAT_VERSION = "6.54.12"
@@ -42,7 +45,12 @@ def kinds() -> dict[str, tuple[type[SAE], bool]]:
     classes = {entry.sae for entry in architectures().values()}
     found = {cls.saelens: (cls, False) for cls in classes}
     transcoders = {cls.saelens_transcoder: (cls, True) for cls in classes if cls.saelens_transcoder is not None}
-    return {**found, **transcoders}
+    return {**found, **transcoders, **{skipping(name): known for name, known in transcoders.items()}}
+
+
+def skipping(transcoder: str) -> str:
+    """What SAELens calls such a transcoder with a skip connection."""
+    return transcoder.replace("transcoder", "skip_transcoder")
 
 
 def save(
@@ -53,6 +61,7 @@ def save(
     name = sae.saelens_transcoder if transcodes else sae.saelens
     if name is None:
         raise UserError(f"a {sae.architecture} transcoder cannot be written")
+    name = skipping(name) if sae.cfg.skip else name
     config = {
         "architecture": name,
         "d_in": sae.cfg.d_in,
@@ -60,7 +69,7 @@ def save(
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": not transcodes,
-        "normalize_activations": "none",
+        "normalize_activations": sae.cfg.normalize,
         "reshape_activations": "none",
         **({"k": sae.cfg.k, "rescale_acts_by_decoder_norm": False} if sae.saelens == "topk" else {}),
         **({"d_out": sae.cfg.d_out} if transcodes else {}),
@@ -89,9 +98,10 @@ def load(directory: Path) -> SAE:
     """Read an SAE, ours or a foreign one, in float32 on the CPU."""
     config = read_config(directory)
     found = promised(directory, config, sparsify=False)
-    cls, transcodes = kinds()[found.architecture]
-    sae = cls(SAEConfig(found.d_in, found.d_sae, found.k, found.d_out))
-    sae.load_state_dict(_folded(read_weights(directory / WEIGHTS, found), config, transcodes))
+    cls, _ = kinds()[found.architecture]
+    sae = cls(SAEConfig(found.d_in, found.d_sae, found.k, found.d_out, found.normalize, found.skip))
+    weights = _scaled(read_weights(directory / WEIGHTS, found), found, directory / WEIGHTS)
+    sae.load_state_dict(_folded(weights, found))
     return sae.eval()
 
 
@@ -119,7 +129,7 @@ def read_config(directory: Path, library: str = "SAELens") -> dict[str, Any]:
 def promised(directory: Path, config: dict[str, Any], *, sparsify: bool) -> Found:
     """What a config says of the weights beside it."""
     try:
-        return expected(config, sparsify=sparsify)
+        return declared(config, sparsify=sparsify)
     except ValueError as e:
         raise UserError(f"{directory / CONFIG}: {e}") from e
 
@@ -138,17 +148,29 @@ def read_weights(path: Path, found: Found) -> dict[str, Tensor]:
     return {name: t.float() for name, t in weights.items()}
 
 
-def _folded(weights: dict[str, Tensor], config: dict[str, Any], transcodes: bool) -> dict[str, Tensor]:
+def _scaled(weights: dict[str, Tensor], found: Found, path: Path) -> dict[str, Tensor]:
+    """The factors of a finetuned SAE in its decoder; SAELens before version 4 saved ones with every other SAE, too."""
+    factors = [weights.pop(name) for name in SCALING if name in weights]
+    if not factors or torch.allclose(factors[0], torch.ones_like(factors[0])):
+        return weights
+    if not found.scaled:
+        raise UserError(
+            f"{path} holds a scaling_factor that is not 1, and {CONFIG} says finetuning_scaling_factor = False"
+        )
+    return {**weights, "W_dec": weights["W_dec"] * factors[0][:, None]}
+
+
+def _folded(weights: dict[str, Tensor], found: Found) -> dict[str, Tensor]:
     """Weights that mean the same without SAELens's options."""
     w = dict(weights)
-    if not config.get("apply_b_dec_to_input", True) and not transcodes:
+    if not found.centred and found.d_out is None:
         shift = w["b_dec"] @ w["W_enc"]
         for name in ("b_enc", "b_gate"):
             if name in w:
                 w[name] = w[name] + shift
         if "b_mag" in w:
             w["b_mag"] = w["b_mag"] + shift * w["r_mag"].exp()
-    if config.get("rescale_acts_by_decoder_norm", False):
+    if found.rescaled:
         norm = w["W_dec"].norm(dim=1)
         w["W_enc"], w["b_enc"] = w["W_enc"] * norm, w["b_enc"] * norm
         w["W_dec"] = w["W_dec"] / norm.clamp(min=1e-12)[:, None]

@@ -15,7 +15,8 @@ from typing import Any
 
 from circuits.errors import UserError
 from circuits.models.hub import NETWORK_SECONDS, within
-from circuits.sae.directory import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS
+from circuits.sae import unread
+from circuits.sae.unread import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS
 
 NAME = re.compile(r"(?P<repository>\w[\w.-]*/[\w.-]+)(?P<folder>(?:/[^/@]+)*)/?(?:@(?P<revision>[^@\s]+))?")
 FILES = (CONFIG, WEIGHTS, SPARSIFY_WEIGHTS, "sparsity.safetensors")
@@ -98,6 +99,10 @@ def _files(repository: str, folder: str, revision: str | None) -> dict[str, int]
     sizes = {PurePosixPath(file.rfilename): file.size or 0 for file in info.siblings or []}
     wanted = {path: size for path, size in sizes.items() if path.parent == PurePosixPath(folder) and path.name in FILES}
     if not _complete({path.name for path in wanted}):
+        here = PurePosixPath(folder)
+        inner = [str(path.relative_to(here)) for path in sizes if path.is_relative_to(here)]
+        if what := unread.named(inner):
+            raise UserError(f"{repository}{f'/{folder}' * bool(folder)}: {what}")
         folders = sorted({str(path.parent) for path in sizes if path.name == CONFIG})
         more = " …" if len(folders) > _NAMED else ""
         named = f"; directories with one: {' '.join(folders[:_NAMED])}{more}" if folders else ""

@@ -105,8 +105,9 @@ class Evaluator:
         # `where`, not a product: what stands at a padded position may be NaN.
         x = x.to(shift.device, torch.float32)
         y = torch.where(keep, x if cfg.d_out is None else x[..., cfg.d_in :], shift)
-        active = self.sae.encode(y if cfg.d_out is None else torch.where(keep, x[..., : cfg.d_in], 0.0))
-        found = self.sae.decode(active)
+        read = y if cfg.d_out is None else torch.where(keep, x[..., : cfg.d_in], 0.0)
+        active = self.sae.encode(read)
+        found = self.sae.decode(active, read)
         error = (found - y) * keep
         on = (active > 0) & keep
         centred, found = y - shift, (found - shift) * keep

@@ -50,3 +50,15 @@ def measure(rows: Float[Tensor, "n d"], how: str) -> Units:
         return Units(mean.float(), math.sqrt(width / variance))
     scale = 1.0 if how == "none" else math.sqrt(width / x.square().sum(1).mean().item())
     return Units(torch.zeros(width), scale)
+
+
+def of_rows(x: Float[Tensor, "... d"], how: str) -> tuple[Tensor, Tensor, Tensor]:
+    """μ, s and t of each row, each [..., 1]: an SAE that normalises its rows sees (x − μ)/s and reconstructs t x̂ + μ.
+
+    These are SAELens's ``layer_norm`` (its epsilon stands on one side only) and ``constant_norm_rescale``.
+    """
+    if how == "layer_norm":
+        mean, spread = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+        return mean, spread + 1e-5, spread
+    norm = x.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny) / math.sqrt(x.shape[-1])
+    return torch.zeros_like(norm), norm, norm

@@ -116,6 +116,18 @@ def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str
     return errors + (_store_problems(cfg, dims, width, layers) if stored.read(cfg) else stored.unread(cfg))
 
 
+def remarks(cfg: BaseConfig, layers: tuple[int, ...]) -> list[str]:
+    """An SAE from elsewhere that says it was made for another model or site."""
+    if cfg.sae.from_ is None:
+        return []
+    from circuits.sae.origin import remarks as found
+
+    model = "tiny" if cfg.model.embedded is not None else cfg.model.id
+    return [
+        f"sae.from={cfg.sae.from_}: {line}" for line in found(Path(cfg.sae.from_), model, cfg.sae.site.value, layers)
+    ]
+
+
 def _store_problems(cfg: BaseConfig, dims: ModelDims, width: int | None, layers: tuple[int, ...]) -> list[str]:
     """A store that this SAE cannot be trained from. How many rows it really has is seen when it is there."""
     given, target = stored.section(cfg), cfg.sae.target_site
@@ -222,6 +234,7 @@ KIND = Kind(
     bytes=needed_bytes,
     memory=memory,
     check=check,
+    remarks=remarks,
     normal=normal,
     gate=gate,
     question=question,

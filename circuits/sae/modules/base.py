@@ -3,7 +3,7 @@
     f  = act((x − b_dec) W_enc + b_enc)          x̂ = f W_dec + b_dec
 
 A transcoder (Dunefsky et al. 2024, arXiv:2406.11944) reads one site and reconstructs another: f = act(x W_enc + b_enc), and
-f W_dec + b_dec is an estimate of the other site's y.
+f W_dec + b_dec is an estimate of the other site's y; with a skip connection (Paulo et al. 2025, arXiv:2501.18823) plus W_skip x.
 
 An architecture is one file in this package. It gives an :class:`SAE` (what is saved and used), an :class:`Objective`
 (how its parameters get their gradients) and joins them in a module-level ``ARCHITECTURE``; the training loop, the
@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from circuits.sae.modules.gradients import Weights
-from circuits.sae.normalise import Units
+from circuits.sae.normalise import Units, of_rows
 from circuits.sae.spec import TrainSpec
 
 
@@ -36,6 +36,11 @@ class SAEConfig:
     """Features kept for each row; only for TopK."""
     d_out: int | None = None
     """Width of the site that a transcoder reconstructs; None: an SAE, which reconstructs its input."""
+    normalize: str = "none"
+    """What is done to each row before the encoder, and undone after an SAE's decoder (:func:`circuits.sae.normalise.of_rows`).
+    Ours are trained on rows as they are; SAEs from elsewhere may have it."""
+    skip: bool = False
+    """A transcoder with a linear path beside the features; only from elsewhere."""
 
     @property
     def width_out(self) -> int:
@@ -62,6 +67,8 @@ class SAE(nn.Module, ABC):
         self.b_dec = nn.Parameter(torch.zeros(cfg.width_out), requires_grad=False)
         for name in self.pre_biases:
             setattr(self, name, nn.Parameter(torch.zeros(cfg.d_sae), requires_grad=False))
+        if cfg.skip:
+            self.W_skip = nn.Parameter(torch.zeros(cfg.width_out, cfg.d_in), requires_grad=False)
 
     @abstractmethod
     def activate(self, pre: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_sae"]:
@@ -70,19 +77,43 @@ class SAE(nn.Module, ABC):
     def centred(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
         """What the encoder sees of x."""
         x = x.to(self.W_enc.dtype)
+        if self.cfg.normalize != "none":
+            mean, scale, _ = of_rows(x, self.cfg.normalize)
+            x = (x - mean) / scale
         return x - self.b_dec if self.cfg.d_out is None else x
 
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """Feature activations f ≥ 0 of x."""
         return self.activate(self.centred(x) @ self.W_enc + getattr(self, "b_enc"))  # noqa: B009 (set by name above)
 
-    def decode(self, f: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_out"]:
-        """The reconstruction x̂ from feature activations."""
-        return f @ self.W_dec + self.b_dec
+    def decode(
+        self, f: Float[Tensor, "... d_sae"], x: Float[Tensor, "... d_in"] | None = None
+    ) -> Float[Tensor, "... d_out"]:
+        """The reconstruction x̂ from feature activations.
+
+        Args:
+            f: feature activations.
+            x: the rows that they are of, where the SAE normalises rows or has a skip connection; others do not look at it.
+
+        Raises:
+            ValueError: such an SAE, and no x.
+        """
+        found = f @ self.W_dec + self.b_dec
+        if self.cfg.normalize == "none" and not self.cfg.skip:
+            return found
+        if x is None:
+            raise ValueError("this SAE normalises its rows or has a skip connection: decode(f, x) needs the rows x")
+        x = x.to(self.W_enc.dtype)
+        if self.cfg.skip:
+            found = found + x @ self.W_skip.T
+        if self.cfg.normalize == "none" or self.cfg.d_out is not None:  # another site has other units
+            return found
+        mean, _, scale = of_rows(x, self.cfg.normalize)
+        return found * scale + mean
 
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         """x̂ of x."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), x)
 
 
 @dataclass
