@@ -138,7 +138,7 @@ def test_faults_of_text_are_named(tmp_path: Path) -> None:
     path.write_bytes("\n".join(["plain"] * 3).encode() + b"\ncaf\xe9 \n")
     assert "corpus.txt: not UTF-8 at byte 21 (line 4); convert it, for example: iconv -f latin1" in refused(path)
     path.write_bytes("zwei Zeilen\n".encode("utf-16"))
-    assert "not UTF-8 at byte 0 (line 1)" in refused(path) and "iconv -f utf-16" in refused(path)
+    assert "UTF-16, not UTF-8; convert it, for example: iconv -f utf-16" in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_faults_of_text_are_named(tmp_path: Path) -> None:
         ('{"text": "cut of', "line 2: not JSON (Unterminated string"),
         ('{"txt": "a"}', "line 2: no field 'text'; did you mean txt? fields: txt; name the one"),
         ('{"text": 3}', "line 2: field 'text' is a number, expected a string"),
-        ('{"text": null}', "line 2: field 'text' is null, expected a string"),
+        ('{"text": false}', "line 2: field 'text' is true or false, expected a string"),
         ('["text"]', "line 2: a list, expected an object {…}"),
         ('{"text": "\\ud800"}', "line 2: field 'text' holds half of a surrogate pair"),
         ("[" * 20000, "line 2: not JSON"),

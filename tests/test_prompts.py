@@ -27,6 +27,7 @@ from circuits.errors import Damaged, UserError
 from circuits.models.tiny.spec import vocabulary
 from circuits.models.tiny.tokenizer import build_tokenizer
 from circuits.run import overrides, places
+from circuits.run.content import Contents
 
 CHAT = "{{ bos_token }}Q: {{ messages[0]['content'] }}\nA:"
 
@@ -220,8 +221,11 @@ def test_a_file_is_split_by_group_and_keeps_its_order_and_factors(tmp_path: Path
 
 BAD = [
     ([{"prompt": "The cat", "target": " is"}], "line 1: no field 'foil' (or 'incorrect_answer'); it has prompt target"),
-    ([{"prompt": "The cat", "target": "is", "foil": " are"}], "line 1: target 'is' has no space in front"),
-    ([{"prompt": "The cat ", "target": " is", "foil": " are"}], "line 1: the prompt ends with a space"),
+    ([{"prompt": "The cat", "target": "is", "foil": " are"}], "line 1: prompt and answer together do not begin with"),
+    ([{"prompt": "The cat \ud83d", "target": " is", "foil": " are"}], "line 1: prompt holds half of a surrogate pair"),
+    ([{**animals()[0], "factors": {"a": "\udc00"}}], "line 1: factors holds half of a surrogate pair"),
+    ([{**animals()[0], "target": None}], "line 1: no field 'target' (or 'correct_answer')"),
+    ([{**animals()[0], "group": ["a"]}], "line 1: group is a list, a text or number is expected"),
     ([{"prompt": 3, "target": " is", "foil": " are"}], "line 1: prompt is 3, a text is expected"),
     ([{**animals()[0], "split": "dev"}], "line 1: split 'dev' is none; splits: train test"),
     ([{**r, "id": "x"} for r in animals(2)], "line 2: id 'x' is used before"),
@@ -253,6 +257,52 @@ def test_prompts_may_end_with_the_space_where_digits_are_tokens(tmp_path: Path) 
         UserError, match=r"sums.jsonl, line 1: prompt and answer together do not begin with the prompt's"
     ):
         from_file(path, Encoder(bpe()), options)
+
+
+def test_the_tokenizer_decides_how_an_answer_follows_its_prompt_and_the_lint_asks_about_spaces(tmp_path: Path) -> None:
+    def found(encoder: Encoder, *records: dict[str, str], keep: bool = True) -> Built:
+        path = write_jsonl(tmp_path / "any.jsonl", list(records))
+        return from_file(path, encoder, Wanted(None, 0, 0, "keep" if keep else "fail"))
+
+    year = {"prompt": "The war lasted from the year 1547 to 15", "target": "48", "foil": "12"}
+    (p,) = found(Encoder(digit_bpe()), year).prompts
+    assert len(p.target_ids) == 2 and digit_bpe().decode(p.ids + p.target_ids) == year["prompt"] + "48"
+    choice = {"prompt": "Is a cat an animal? (A) yes (B) no. Answer: (", "target": "A", "foil": "B"}
+    chinese = {"prompt": "法国的首都是", "target": "巴", "foil": "柏"}
+    for record in (choice, chinese):
+        assert not [line for line in found(Encoder(digit_bpe()), record).lint["findings"] if "space" in line]
+    joined = found(Encoder(digit_bpe()), {"prompt": "The cats", "target": "are", "foil": "is"}).lint
+    assert any("1 prompts run into an answer without a space" in line for line in joined["findings"])
+    twice = found(Encoder(tiny_tokenizer()), {"prompt": "The cat ", "target": " is", "foil": " are"}, keep=False).lint
+    assert "1 prompts end with a space and their answer begins with one" in twice["findings"]
+
+
+def test_null_and_nan_are_absence_in_every_field_and_tables_are_read(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(("id", "group", "split", "behaviour", "factors", "number", "corrupt"))
+    plain = [{n: r[n] for n in ("prompt", "target", "foil")} for r in animals(8)]
+    path = write_jsonl(tmp_path / "plain.jsonl", plain)
+    wanted = read(path).prompts
+    assert len({p.group for p in wanted}) == 8 and {p.behaviour for p in wanted} == {"plain"} and not wanted[0].factors
+    for name, records in (
+        ("null", [{**nothing, **r} for r in plain]),
+        ("nan", [{**r, "id": float("nan")} for r in plain]),
+    ):
+        other = write_jsonl(tmp_path / f"{name}.jsonl", records)
+        assert [p.text() | {"behaviour": ""} for p in read(other).prompts] == [
+            p.text() | {"behaviour": ""} for p in wanted
+        ]
+        assert Contents().records(other) == Contents().records(path), "one key"
+    frame = pd.DataFrame(plain)
+    frame.to_csv(tmp_path / "plain.csv", index=False)
+    frame.to_csv(tmp_path / "plain.tsv.gz", index=False, sep="\t")
+    frame.to_json(tmp_path / "plain.json", orient="records")
+    for ending in ("csv", "tsv.gz", "json"):
+        same = [p.text() | {"id": ""} for p in read(tmp_path / f"plain.{ending}").prompts]
+        assert same == [p.text() | {"id": ""} for p in wanted], ending
+    pd.DataFrame([{**plain[0], "id": 7}, plain[1], plain[2]]).to_json(
+        tmp_path / "ids.jsonl", orient="records", lines=True
+    )
+    assert sorted(p.id for p in read(tmp_path / "ids.jsonl").prompts) == ["7", "line-2", "line-3"], "7, not 7.0"
 
 
 def test_few_prompts_are_an_error_unless_small_sets_are_allowed(tmp_path: Path) -> None:

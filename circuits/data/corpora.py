@@ -1,22 +1,25 @@
 """Corpora: what ``data.path`` names, checked before anything starts, hashed canonically, read as documents.
 
-Three kinds. `text`: .txt files. `jsonl`: one object a line with the text under a field. `datasets`: what the
-`datasets` library writes, parquet or arrow files, or a name on the hub. A path is a file, a directory, a pattern
-(``corpus/*.txt``) or a list of these; files are read in sorted order. A known ending decides the kind; a given kind is
-for other names, and for directories that hold several. Everything here is torch-free, so that a wrong file is one line
-of error before a job exists.
+Three kinds. `text`: .txt files. `jsonl`: records with the text under a field: JSON lines, one JSON array, CSV, TSV. `datasets`:
+what the `datasets` library writes, parquet or arrow files, or a name on the hub. Files of the first two may be packed
+(gzip, bzip2, xz, Zstandard, LZ4). A path is a file, a directory, a pattern (``corpus/*.txt``) or a list of these; files are read in
+sorted order. A known ending decides the kind; a given kind is for other names, and for directories that hold several. Everything
+here is torch-free, so that a wrong file is one line of error before a job exists.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from circuits.data import hub
-from circuits.data.lines import hash_jsonl, hash_text, jsonl_documents, text_documents
+from circuits.data.fielded import field_documents, hash_records
+from circuits.data.lines import hash_text, lines, text_documents
+from circuits.data.opening import PACKED, RECORDS, ending, packing
 from circuits.errors import UserError, nearest, suggest
 from circuits.files import sha256_file
 
@@ -25,7 +28,11 @@ CHECKED_WHOLE = 200_000_000
 """A corpus up to this many bytes is checked to its last line before a start, in a few seconds."""
 CHECKED_START = 20_000_000
 """Of a larger corpus, so many bytes of each file are checked, until `CHECKED_WHOLE` is used up."""
-_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "datasets", ".arrow": "datasets"}
+_SUFFIXES = {**dict.fromkeys(RECORDS, "jsonl"), ".parquet": "datasets", ".arrow": "datasets"}
+_UNPACKED = 8
+"""About how much larger packed text is when it is read."""
+_FEW, _LINES = 10, 20
+"""So few documents, of so many lines each: a stray blank line may have made them."""
 
 PathLike = str | Path
 Paths = PathLike | Sequence[PathLike]
@@ -53,6 +60,8 @@ class CorpusFacts:
     documents: int
     """Documents seen; all of them only when `complete`."""
     complete: bool
+    remarks: tuple[str, ...] = ()
+    """What a person should know of how it was read."""
 
 
 def find_corpus(kind: str | None, path: Paths, split: str | None = None) -> Corpus:
@@ -94,14 +103,24 @@ def documents(
     _require_two(count, path)
 
 
-@lru_cache
 def problems(kind: str, path: str, field: str = "text", split: str | None = None) -> tuple[str, ...]:
     """What `check_corpus` finds; read once for all elements of a sweep."""
+    found = _checked(kind, path, field, split)
+    return found if isinstance(found, tuple) else ()
+
+
+def remarks(kind: str, path: str, field: str = "text", split: str | None = None) -> tuple[str, ...]:
+    """What a person should know of how a corpus is read."""
+    found = _checked(kind, path, field, split)
+    return () if isinstance(found, tuple) else found.remarks
+
+
+@lru_cache
+def _checked(kind: str, path: str, field: str, split: str | None) -> CorpusFacts | tuple[str, ...]:
     try:
-        check_corpus(kind, path, field, split)
+        return check_corpus(kind, path, field, split)
     except UserError as e:
         return tuple(e.messages)
-    return ()
 
 
 def check_corpus(kind: str | None, path: Paths, field: str = "text", split: str | None = None) -> CorpusFacts:
@@ -122,15 +141,37 @@ def check_corpus(kind: str | None, path: Paths, field: str = "text", split: str 
         seen = sum(1 for _ in _first_two(corpus, field))
         _require_two(seen, path)
         return CorpusFacts(corpus.kind, len(sizes), total, seen, False)
-    whole, left, count = total <= CHECKED_WHOLE, CHECKED_WHOLE, 0
+    whole, left, count, length = total <= CHECKED_WHOLE, CHECKED_WHOLE, 0, 0
     for file, size in zip(corpus.files, sizes, strict=True):
         part = None if whole else min(size, CHECKED_START)
         if left > 0:
-            count += sum(1 for _ in _file_documents(corpus.kind, file, field, part))
+            if corpus.kind == "text":
+                _refuse_records(file, field)
+            for document in _file_documents(corpus.kind, file, field, part):
+                count, length = count + 1, length + document.count("\n") + 1
         left -= size if part is None else part
     if whole or count == 0:
         _require_two(count, path)
-    return CorpusFacts(corpus.kind, len(sizes), total, count, whole)
+    told: tuple[str, ...] = ()
+    if corpus.kind == "text" and count <= _FEW and length >= _LINES * count:
+        told = (
+            f"{_named(path)}: {count} documents of {length:,} lines together, since blank lines separate documents; "
+            "where each line is a document, take the blank lines out",
+        )
+    return CorpusFacts(corpus.kind, len(sizes), total, count, whole, told)
+
+
+def _refuse_records(file: Path, field: str) -> None:
+    """JSON lines under another name would be read as text, markup and all."""
+    start = [line.text for line, _ in zip(lines(file, CHECKED_START), range(3), strict=False) if line.text.strip()]
+    try:
+        found = [json.loads(text) for text in start]
+    except (ValueError, RecursionError):
+        return
+    if found and all(isinstance(record, dict) and isinstance(record.get(field), str) for record in found):
+        raise UserError(
+            f"{file}: JSON lines, which data=text would read as text, markup and all; data=jsonl reads them"
+        )
 
 
 def content_hash(kind: str | None, path: Paths, split: str | None = None, revision: str | None = None) -> str:
@@ -142,7 +183,7 @@ def content_hash(kind: str | None, path: Paths, split: str | None = None, revisi
     corpus = find_corpus(kind, path, split)
     if corpus.hub is not None:
         return f"{corpus.hub}@{hub.hub_commit(corpus.hub, revision)}"
-    of_file = {"text": hash_text, "jsonl": hash_jsonl, "datasets": sha256_file}[corpus.kind]
+    of_file = {"text": hash_text, "jsonl": hash_records, "datasets": sha256_file}[corpus.kind]
     digests = [of_file(file) for file in corpus.files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
@@ -157,7 +198,7 @@ def _read(corpus: Corpus, field: str, split: str | None, revision: str | None) -
 def _file_documents(kind: str, file: Path, field: str, part: int | None) -> Iterator[str]:
     if kind == "text":
         return text_documents(file, part)
-    return jsonl_documents(file, field, part) if kind == "jsonl" else hub.file_documents(file, field)
+    return field_documents(file, field, part) if kind == "jsonl" else hub.file_documents(file, field)
 
 
 def _first_two(corpus: Corpus, field: str) -> Iterator[str]:
@@ -170,13 +211,13 @@ def _resolve(kind: str | None, item: str, split: str | None) -> tuple[str, list[
     if path.is_dir():
         return _resolve_directory(kind, path, split)
     if path.is_file():
-        kind = _SUFFIXES.get(path.suffix.lower(), kind or "text")
+        kind = _SUFFIXES.get(ending(path), kind or "text")
         return kind, hub.split_files(path, split) if kind == "datasets" else [_readable(path)]
     matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if set(item) & set("*?[") else []
     files = [_readable(match) for match in matches if match.is_file()]
     if not files:
         raise UserError(_no_such_file(path))
-    kinds = {_SUFFIXES.get(file.suffix.lower(), kind or "text") for file in files}
+    kinds = {_SUFFIXES.get(ending(file), kind or "text") for file in files}
     if len(kinds) > 1:
         raise UserError(f"{item}: files of different kinds ({' and '.join(sorted(kinds))}); give files of one kind")
     return kinds.pop(), files
@@ -186,8 +227,10 @@ def _resolve_directory(kind: str | None, path: Path, split: str | None) -> tuple
     if hub.is_saved(path) and kind in (None, "datasets"):
         return "datasets", hub.split_files(path, split)
     suffixes = {"text": {".txt"}, "jsonl": {".jsonl", ".ndjson"}, "datasets": {".parquet", ".arrow"}}
+    if kind == "jsonl":
+        suffixes["jsonl"] = set(RECORDS)
     files = sorted(file for file in path.rglob("[!.]*") if file.is_file())
-    present = [name for name in KINDS if any(file.suffix.lower() in suffixes[name] for file in files)]
+    present = [name for name in KINDS if any(ending(file) in suffixes[name] for file in files)]
     if kind is None and len(present) > 1:
         raise UserError(f"{path}: holds files of different kinds ({' and '.join(present)}); choose with data=KIND")
     kind = present[0] if len(present) == 1 else kind
@@ -196,7 +239,7 @@ def _resolve_directory(kind: str | None, path: Path, split: str | None) -> tuple
         raise UserError(f"{path}: no {wanted} file in this directory")
     if kind == "datasets":
         return kind, hub.split_files(path, split)
-    return kind, [_readable(file) for file in files if file.suffix.lower() in suffixes[kind]]
+    return kind, [_readable(file) for file in files if ending(file) in suffixes[kind]]
 
 
 def _hub_name(kind: str | None, item: str) -> str | None:
@@ -204,7 +247,7 @@ def _hub_name(kind: str | None, item: str) -> str | None:
     if kind in ("text", "jsonl") or not hub.HUB_NAME.fullmatch(item):
         return None
     here = Path(item)
-    looks_like_file = here.suffix.lower() in {".txt", *_SUFFIXES}
+    looks_like_file = here.suffix.lower() in PACKED or ending(here) in {".txt", *_SUFFIXES}
     return None if here.exists() or here.parent.exists() or looks_like_file else item
 
 
@@ -225,7 +268,8 @@ def _readable(path: Path) -> Path:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size
+    """Bytes to be read, about."""
+    return path.stat().st_size * (_UNPACKED if ending(path) not in (".parquet", ".arrow") and packing(path) else 1)
 
 
 def _require_two(count: int, path: Paths) -> None:

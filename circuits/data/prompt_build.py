@@ -80,7 +80,7 @@ def from_behaviour(name: str, wording: Wording, encoder: Encoder, wanted: Wanted
             f"{len(multi):,} of {len(fit) + len(left_out):,} draws were left out: "
             f"an answer is of several tokens under this tokenizer ({_listed(multi)})"
         )
-    return _built([(record, rows[record.prompt]) for record in chosen], left_out, notes)
+    return _built([(record, rows[record.prompt]) for record in chosen], left_out, encoder.chat, notes)
 
 
 def _drawn(
@@ -98,7 +98,7 @@ def _drawn(
 
 
 def from_file(path: Path, encoder: Encoder, wanted: Wanted) -> Built:
-    """The prompts of a JSON-lines file.
+    """The prompts of a file of records.
 
     Raises:
         UserError: with every line that cannot be used.
@@ -118,16 +118,18 @@ def from_file(path: Path, encoder: Encoder, wanted: Wanted) -> Built:
     chosen = records.take_from_file(
         [row.record for row in fit], wanted.n_train, wanted.n_test, wanted.seed, wanted.allow_small
     )
-    return _built([(r, by_id[r.id]) for r in chosen], [row for row in rows if row.record.id not in by_id])
+    return _built([(r, by_id[r.id]) for r in chosen], [row for row in rows if row.record.id not in by_id], encoder.chat)
 
 
 def _unfit(row: Encoded, wanted: Wanted) -> bool:
     return any(fault != "multi_token" or wanted.multi_token != "keep" for fault in row.faults)
 
 
-def _built(chosen: Sequence[tuple[Record, Encoded]], left_out: Sequence[Encoded], notes: Sequence[str] = ()) -> Built:
+def _built(
+    chosen: Sequence[tuple[Record, Encoded]], left_out: Sequence[Encoded], chat: bool, notes: Sequence[str] = ()
+) -> Built:
     prompts = tuple(_prompt(record, row) for record, row in chosen)
-    found = lint(prompts)
+    found = lint(prompts, chat=chat)
     found["findings"] += notes
     unknown = sum(row.unknown > 0 for _, row in chosen)
     if unknown:

@@ -5,6 +5,7 @@ A finding is one line that a person should read before trusting a result on thes
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median
@@ -17,8 +18,8 @@ DOMINANT = 0.8  # share of one answer from which a constant guess does well
 BIAS = 0.2  # |times target − times foil| / n from which a constant preference for an answer shows in the mean
 
 
-def lint(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Counts, lengths and balance of a prompt set, and its ``findings`` in words."""
+def lint(prompts: Sequence[Prompt], *, chat: bool = False) -> dict[str, Any]:
+    """Counts, lengths and balance of a prompt set, and its ``findings`` in words; in a `chat` no answer joins its prompt."""
     clean = Counter((p.prompt, p.split) for p in prompts)
     facts: dict[str, Any] = {
         "n": len(prompts),
@@ -35,6 +36,8 @@ def lint(prompts: Sequence[Prompt]) -> dict[str, Any]:
         "unequal_lengths": _listed(
             p.id for p in prompts if p.corrupt_ids is not None and len(p.corrupt_ids) != len(p.ids)
         ),
+        "joined": _listed(p.id for p in prompts if not chat and _joins(p)),
+        "spaced_twice": _listed(p.id for p in prompts if not chat and _spaced_twice(p)),
         "multi_token": _listed(p.id for p in prompts if max(len(p.target_ids), len(p.foil_ids)) > 1),
     }
     facts["findings"] = findings(facts)
@@ -69,6 +72,12 @@ def findings(facts: dict[str, Any]) -> list[str]:
     if facts["unequal_lengths"]["n"]:
         count = facts["unequal_lengths"]["n"]
         lines.append(f"{count} corrupt prompts differ in length from their clean ones: positions do not correspond")
+    if facts["joined"]["n"]:
+        lines.append(
+            f"{facts['joined']['n']} prompts run into an answer without a space between two letters: is a space missing before it?"
+        )
+    if facts["spaced_twice"]["n"]:
+        lines.append(f"{facts['spaced_twice']['n']} prompts end with a space and their answer begins with one")
     if facts["multi_token"]["n"]:
         lines.append(f"{facts['multi_token']['n']} prompts have an answer of several tokens")
     if facts["without_corrupt"]:
@@ -87,6 +96,19 @@ def _overlap(prompts: Sequence[Prompt]) -> dict[str, int]:
     other = {"train": "test", "test": "train"}
     crossing = {p.corrupt for p in prompts if p.corrupt is not None and p.corrupt in clean[other[p.split]]}
     return {"prompts": both(lambda p: p.prompt), "groups": both(lambda p: p.group), "corrupt": len(crossing)}
+
+
+def _joins(prompt: Prompt) -> bool:
+    """Whether a word runs into another one, in a script that puts spaces between words."""
+    return any(_spaces(prompt.prompt[-1]) and _spaces(answer[0]) for answer in (prompt.target, prompt.foil))
+
+
+def _spaces(character: str) -> bool:
+    return character.isalpha() and unicodedata.name(character, "").startswith(("LATIN", "GREEK", "CYRILLIC"))
+
+
+def _spaced_twice(prompt: Prompt) -> bool:
+    return prompt.prompt[-1].isspace() and (prompt.target[0].isspace() or prompt.foil[0].isspace())
 
 
 def _leaks(prompt: Prompt) -> bool:

@@ -1,4 +1,4 @@
-"""Prompt records before tokenisation: drawn from a behaviour, or read from a JSON-lines file.
+"""Prompt records before tokenisation: drawn from a behaviour, or read from a file of records.
 
 A drawn set has no clean prompt twice, no group on both sides of its split, and balanced answers: of the pool of draws, the
 next one taken is always one whose target has so far been the target less often than it was the foil. So every answer is
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from circuits.data.behaviours.base import Behaviour, Example, Wording, split
-from circuits.data.lines import jsonl_records
+from circuits.data.fielded import absent, half_a_pair, kind_of, rows
+from circuits.data.opening import stem
 from circuits.data.seeds import derive_seed
 from circuits.errors import UserError
 
@@ -154,11 +155,12 @@ def balanced(candidates: Sequence[Record], n: int) -> list[Record]:
 
 
 def read_file(path: Path) -> list[Record]:
-    """The records of a JSON-lines file in order.
+    """The records of a file (JSON lines, a JSON array, CSV, TSV) in order.
 
-    A line holds ``prompt`` (or ``clean``), ``target`` and ``foil`` (or ``correct_answer``, ``incorrect_answer``), and
+    A record holds ``prompt`` (or ``clean``), ``target`` and ``foil`` (or ``correct_answer``, ``incorrect_answer``), and
     where known ``corrupt``, ``id``, ``split`` (train or test), ``group``, ``behaviour`` and ``factors``; any other field with
-    a plain value is a factor, too. Without a group, each clean prompt is a group of its own.
+    a plain value is a factor, too. A null, and the NaN that pandas writes for one, is absence. Without a group, each clean prompt
+    is a group of its own. How prompt and answer join is not asked here: the tokenizer decides it.
 
     Raises:
         UserError: with every finding (at most ten), by file and line.
@@ -167,9 +169,9 @@ def read_file(path: Path) -> list[Record]:
         raise UserError(f"{path}: no such file")
     errors: list[str] = []
     records: list[Record] = []
-    for number, fields in jsonl_records(path):
+    for row in rows(path):
         try:
-            records.append(_record(fields, number, f"{path}, line {number}"))
+            records.append(_record(_said(row.fields, row.place), row.number, row.place, stem(path)))
         except UserError as e:
             errors += e.messages
     errors += [] if errors else _file_problems(path, records)
@@ -178,6 +180,21 @@ def read_file(path: Path) -> list[Record]:
     if errors:
         raise UserError(errors)
     return records
+
+
+def _said(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The fields that say something: a table writes nothing as null or as NaN.
+
+    Raises:
+        UserError: half of a surrogate pair, which no tokenizer takes and no file can hold.
+    """
+    for name, value in fields.items():
+        texts = [name, *([*value, *value.values()] if isinstance(value, Mapping) else [value])]
+        if any(isinstance(text, str) and half_a_pair(text) for text in texts):
+            raise UserError(
+                f"{place}: {ascii(name)[1:-1]} holds half of a surrogate pair (\\ud800-\\udfff), which is no character"
+            )
+    return {name: value for name, value in fields.items() if not absent(value)}
 
 
 def _file_problems(path: Path, records: Sequence[Record]) -> list[str]:
@@ -211,45 +228,36 @@ def _overlap(path: Path, records: Sequence[Record]) -> list[str]:
     return errors
 
 
-def _record(fields: Mapping[str, Any], number: int, place: str) -> Record:
+def _record(fields: Mapping[str, Any], number: int, place: str, behaviour: str) -> Record:
     texts = {}
     for name, spellings in NAMES.items():
         found = [s for s in spellings if s in fields]
         if not found:
             raise UserError(f"{place}: no field {name!r} (or {spellings[1]!r}); it has {' '.join(map(str, fields))}")
         texts[name] = _text(fields, found[0], place)
-    given = {
-        name: _text(fields, name, place) if fields.get(name) is not None else None for name in ("corrupt", "split")
-    }
+    given = {name: _text(fields, name, place) if name in fields else None for name in ("corrupt", "split")}
     if given["split"] not in (None, *SPLITS):
         raise UserError(f"{place}: split {given['split']!r} is none; splits: {' '.join(SPLITS)}")
-    _check_space(texts, place)
     return Record(
-        id=str(fields.get("id", f"line-{number}")),
+        id=_name(fields, "id", f"line-{number}", place),
         prompt=texts["prompt"],
         corrupt=given["corrupt"],
         target=texts["target"],
         foil=texts["foil"],
-        behaviour=str(fields.get("behaviour", "file")),
+        behaviour=_name(fields, "behaviour", behaviour, place),
         split=given["split"],
-        group=str(fields.get("group", texts["prompt"])),
+        group=_name(fields, "group", texts["prompt"], place),
         factors=_factors(fields, place),
         place=place,
     )
 
 
-def _check_space(texts: Mapping[str, str], place: str) -> None:
-    """Between prompt and answer is one space: before the answers, or at the prompt's end where digits are tokens."""
-    spaced = [name for name in ("target", "foil") if texts[name] != texts[name].lstrip()]
-    if texts["prompt"] != texts["prompt"].rstrip():
-        if spaced:
-            raise UserError(f"{place}: the prompt ends with a space; the space belongs to the answers")
-        return
-    for name in ("target", "foil"):
-        if name not in spaced:
-            raise UserError(
-                f"{place}: {name} {texts[name]!r} has no space in front, as a word that follows a prompt has"
-            )
+def _name(fields: Mapping[str, Any], name: str, default: str, place: str) -> str:
+    """A text or number that names something."""
+    value = fields.get(name, default)
+    if isinstance(value, (Mapping, list)):
+        raise UserError(f"{place}: {name} is {kind_of(value)}, a text or number is expected")
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _text(fields: Mapping[str, Any], name: str, place: str) -> str:
@@ -267,7 +275,7 @@ def _factors(fields: Mapping[str, Any], place: str) -> dict[str, str]:
     for name, value in found.items():
         if isinstance(value, (Mapping, list)):
             raise UserError(f"{place}: {name} is {value!r}; a factor is one text or number")
-    return {str(name): "" if value is None else str(value) for name, value in found.items()}
+    return {str(name): str(value) for name, value in found.items() if not absent(value)}
 
 
 def take_from_file(

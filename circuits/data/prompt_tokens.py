@@ -20,7 +20,7 @@ Fault = Literal["multi_token", "prefix", "same", "unknown", "unaligned"]
 
 SAYS: dict[str, str] = {
     "multi_token": "an answer is of several tokens",
-    "prefix": "prompt and answer together do not begin with the prompt's own tokens",
+    "prefix": "prompt and answer together do not begin with the prompt's own tokens (a word follows with its space in front)",
     "same": "target and foil are the same tokens, or one is the beginning of the other",
     "unknown": "an answer is unknown to the tokenizer",
     "unaligned": "clean and corrupt prompt differ in length",

@@ -111,7 +111,8 @@ def tokenise(
         raise UserError(f"data.context={context} is too short; at least 2")
     bos, separator = tokenizer.bos_token_id, tokenizer.eos_token_id
     separator = bos if separator is None else separator
-    split, count, total = Split(heldout_fraction, seed), 0, 0
+    split, count, total, cut = Split(heldout_fraction, seed), 0, 0, False
+    documents = iter(documents)
     (out / "tokens.json").unlink(missing_ok=True)
     cutters = {side: Cutter(out, side, context, bos) for side in SIDES}
     complete = False
@@ -131,13 +132,18 @@ def tokenise(
             if progress is not None:
                 progress(count, total)
             if max_tokens is not None and total >= max_tokens:
+                cut = len(used) < len(texts) or next(documents, None) is not None
                 break
         _require_contexts(cutters, context, count)
         complete = True
     finally:
         for cutter in cutters.values():
             cutter.close(complete)
-    facts = _facts(cutters, count, total, bos, separator) | {"heldout_fraction": heldout_fraction, "seed": seed}
+    facts = _facts(cutters, count, total, bos, separator) | {
+        "heldout_fraction": heldout_fraction,
+        "seed": seed,
+        "cut": cut,
+    }
     write_json(out / "tokens.json", facts)
     return facts
 
@@ -174,6 +180,16 @@ class TextStore:
         """The first `n` held-out contexts in a seeded order (fewer when there are no more)."""
         order = self._permutation(len(self._heldout), "heldout-order")
         return self._tokens(self._heldout, order[:n], len(self._train))
+
+    def summary(self, limit: int | None = None) -> str:
+        """What of the corpus is in it, in words; `limit` is how many tokens were to be read at most."""
+        facts = self.facts
+        cut = facts.get("cut", limit is not None and facts["n_tokens"] >= limit)
+        end = f"cut at {limit:,} tokens, more text follows" if cut else "all of it"
+        return (
+            f"{facts['n_documents']:,} documents, {facts['n_tokens']:,} tokens ({end}); {facts['n_contexts_train']:,} training and "
+            f"{facts['n_contexts_heldout']:,} held-out sequences of {self.context}"
+        )
 
     def passes(self, index: int, n: int) -> float:
         """How often the training contexts were gone through before this block."""

@@ -104,16 +104,16 @@ class Contents:
         return self._values[memo]
 
     def records(self, path: Path) -> str:
-        """The hash of a JSONL file's canonical records: equal for copies with other line ends or spacing.
+        """The hash of a file's canonical records: equal for copies with other line ends or spacing, or nulls written out.
 
         Raises:
             UserError: there is no such file, or a line of it is no JSON object.
         """
-        from circuits.data.lines import hash_jsonl
+        from circuits.data.fielded import hash_records
 
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-        return self._remembered("records", [path], lambda: hash_jsonl(path))
+        return self._remembered("records that say something", [path], lambda: hash_records(path, nulls=False))
 
     def directory(self, directory: Path, *patterns: str) -> str:
         """SHA-256 over the files of `directory` that match `patterns`, by name and bytes."""

@@ -238,7 +238,9 @@ class Context:
 
         if self.cfg.data.source is DataSource.embedded:
             return EmbeddedSource(lm.tokenizer, self.cfg.seed, self.cfg.data.context)
-        return TextStore(self.require("tokens").path, seed=self.cfg.seed)
+        store = TextStore(self.require("tokens").path, seed=self.cfg.seed)
+        self.say(f"text: {self.cfg.data.path}: {store.summary(self.cfg.data.max_tokens)}")
+        return store
 
     def staged(self, artifact: Artifact, files: Sequence[str]) -> Path:
         """A directory with these files of an artifact: its own, or with ``cluster.stage`` a copy on this machine's disk."""

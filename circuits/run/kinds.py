@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
+from circuits.data.opening import stem
 from circuits.errors import UserError
 from circuits.run.content import Contents
 from circuits.schema import BaseConfig
@@ -154,8 +154,21 @@ def readable(name: str) -> str:
 
 def behaviour_and_model(cfg: BaseConfig, layers: tuple[int, ...] = ()) -> str:
     """``ioi-gpt2``, a label; of prompts in a file the file's name."""
-    behaviour = cfg.behaviour
-    return f"{readable(Path(behaviour.path).stem if behaviour.path else behaviour.name)}-{readable(cfg.model.id)}"
+    return f"{behaviour_name(cfg)}-{readable(cfg.model.id)}"
+
+
+def text_remarks(cfg: BaseConfig) -> list[str]:
+    """What a person should know of how the corpus is read, if there is one."""
+    if cfg.data.path is None:
+        return []
+    from circuits.data.corpora import remarks
+
+    return list(remarks(cfg.data.source.value, cfg.data.path, cfg.data.field or "text", cfg.data.split))
+
+
+def behaviour_name(cfg: BaseConfig) -> str:
+    """The behaviour's name; of prompts in a file the file's, without its endings."""
+    return readable(stem(cfg.behaviour.path) if cfg.behaviour.path else cfg.behaviour.name)
 
 
 class Scope:

@@ -2,9 +2,9 @@
 
 One function, :func:`normalise`, serves the command line, pipeline stages and recovery: flags may stand in any place,
 ``model=X`` that is no preset becomes ``model=hf model.id=X``, ``behaviour=FILE.jsonl`` becomes ``behaviour=file
-behaviour.path=FILE.jsonl``, a ``.jsonl`` corpus is ``data=jsonl``, ``sae.from=`` names the field ``from_`` (``from`` is a
-Python keyword). :func:`check` then refuses, in one line each, keys and choices that do not exist, ways around the closed
-schema (``+key``, ``~key``), and overrides of keys that the task would not read.
+behaviour.path=FILE.jsonl``, a corpus of records (``.jsonl``, ``.csv`` …) is ``data=jsonl``, ``sae.from=`` names the field
+``from_`` (``from`` is a Python keyword). :func:`check` then refuses, in one line each, keys and choices that do not exist, ways
+around the closed schema (``+key``, ``~key``), and overrides of keys that the task would not read.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits import schema
+from circuits.data.opening import RECORDS, ending
 from circuits.errors import UserError, suggest
 from circuits.files import exists
 from circuits.run import config, places, registry
@@ -116,7 +117,8 @@ def _canonical(overrides: Iterable[str]) -> list[str]:
             result.append(f"{key}={_quoted(value)}")
         else:
             result.append(word)
-    if any(w.startswith("data.path=") and w.rstrip("'").endswith(".jsonl") for w in result):
+    paths = [word.partition("=")[2].strip("'\"") for word in result if word.startswith("data.path=")]
+    if any(ending(path) in RECORDS for path in paths):
         result = ["data=jsonl" if word == "data=text" else word for word in result]
     return result
 
@@ -139,7 +141,7 @@ def _model(value: str) -> list[str]:
 def _behaviour(value: str) -> list[str]:
     """``behaviour=FILE.jsonl`` is short for ``behaviour=file behaviour.path=FILE.jsonl``."""
     names = [value] if Path(value).is_file() else value.split(",")
-    files = [name for name in names if name.strip("'\"").endswith(".jsonl") or Path(name).is_file()]
+    files = [name for name in names if ending(name.strip("'\"")) in RECORDS or Path(name).is_file()]
     if not files or value.startswith(("choice(", "glob(", "$")):
         return [f"behaviour={value}"]
     if len(files) < len(names):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.run import config, places, private, provenance, registry, status
 from circuits.run.keys import Key
-from circuits.run.kinds import Kind
+from circuits.run.kinds import Kind, behaviour_name
 from circuits.schema import BaseConfig
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def tags(kind: Kind, cfg: BaseConfig, layer: int | None) -> list[str]:
     """Task, model, behaviour (where its prompts are what is measured) and layer."""
     found = [kind.name, cfg.model.id.rsplit("/", 1)[-1]]
     if kind.name == "prompts" or "prompts" in kind.inputs(cfg):
-        found.append(Path(cfg.behaviour.path).stem if cfg.behaviour.path else cfg.behaviour.name)
+        found.append(behaviour_name(cfg))
     return [tag[:TAG] for tag in [*found, *([] if layer is None else [f"L{layer}"])]]
 
 

@@ -20,7 +20,7 @@ from circuits.files import write_json
 from circuits.run import registry, status
 from circuits.run.content import Contents
 from circuits.run.keys import Unit
-from circuits.run.kinds import Column, Kind, ModelDims, readable
+from circuits.run.kinds import Column, Kind, ModelDims, behaviour_name, readable, text_remarks
 from circuits.schema import (
     ActivationsConfig,
     ActivationSource,
@@ -67,7 +67,7 @@ def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
 
 def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
     """``tiny-L3-mlp_out-grammar_agreement``."""
-    what = "data" if of_data(cfg) else cfg.behaviour.name
+    what = "data" if of_data(cfg) else behaviour_name(cfg)
     return (
         f"{readable(cfg.model.id)}-L{layers[0] if layers else ''}-{'+'.join(sites(cfg.activations))}-{readable(what)}"
     )
@@ -187,6 +187,7 @@ KIND = Kind(
     load="circuits.data.activations:ActivationStore",
     bytes=needed_bytes,
     check=check,
+    remarks=lambda cfg, layers: text_remarks(cfg) if of_data(cfg) else [],
     normal=normal,
     gates=lambda cfg: () if of_data(cfg) else ("baseline",),
     question=question,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from circuits.errors import UserError
 from circuits.files import write_json
 from circuits.run import registry
-from circuits.run.kinds import Column, Kind, ModelDims, readable
+from circuits.run.kinds import Column, Kind, ModelDims, behaviour_name, readable
 from circuits.schema import BaseConfig, DataSource, InterpretConfig
 from circuits.schema.interpret import chosen
 
@@ -44,7 +44,7 @@ def inputs(cfg: BaseConfig) -> tuple[str, ...]:
 def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
     """``tiny-L2-topk-grammar_agreement``."""
     name = "from" if cfg.sae.from_ else cfg.sae.architecture.value
-    tested = f"-{readable(cfg.behaviour.name)}" if cfg.interpret.associate else ""
+    tested = f"-{behaviour_name(cfg)}" if cfg.interpret.associate else ""
     return f"{readable(cfg.model.id)}-L{layers[0] if layers else ''}-{name}{tested}"
 
 
@@ -89,11 +89,7 @@ def normal(cfg: BaseConfig) -> BaseConfig:
 
 def question(cfg: BaseConfig) -> str:
     """What a run asks."""
-    tested = (
-        f", and which of them tell the factors of {readable(cfg.behaviour.name)} apart"
-        if cfg.interpret.associate
-        else ""
-    )
+    tested = f", and which of them tell the factors of {behaviour_name(cfg)} apart" if cfg.interpret.associate else ""
     return f"What do the features of {Path(cfg.model.id).name}'s {cfg.sae.site.value} stand for{tested},"
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from circuits.errors import GateError, UserError
 from circuits.run import registry
 from circuits.run.content import Contents
-from circuits.run.kinds import Column, Kind, Memory, ModelDims, readable
+from circuits.run.kinds import Column, Kind, Memory, ModelDims, readable, text_remarks
 from circuits.schema import BaseConfig, DataSource, Dtype, NonFinitePolicy, SaeConfig, stored
 from circuits.schema.sae import at_sparsity
 from circuits.tasks import _sae
@@ -117,15 +117,15 @@ def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str
 
 
 def remarks(cfg: BaseConfig, layers: tuple[int, ...]) -> list[str]:
-    """An SAE from elsewhere that says it was made for another model or site."""
+    """How a corpus is read, and an SAE from elsewhere that says it was made for another model or site."""
+    lines = text_remarks(cfg)
     if cfg.sae.from_ is None:
-        return []
+        return lines
     from circuits.sae.origin import remarks as found
 
     model = "tiny" if cfg.model.embedded is not None else cfg.model.id
-    return [
-        f"sae.from={cfg.sae.from_}: {line}" for line in found(Path(cfg.sae.from_), model, cfg.sae.site.value, layers)
-    ]
+    told = found(Path(cfg.sae.from_), model, cfg.sae.site.value, layers)
+    return [*lines, *(f"sae.from={cfg.sae.from_}: {line}" for line in told)]
 
 
 def _store_problems(cfg: BaseConfig, dims: ModelDims, width: int | None, layers: tuple[int, ...]) -> list[str]:
