@@ -1,4 +1,4 @@
-"""What this process may still take of the machine's main memory. No torch.
+"""What this process may still take of the machine's main memory, and whether the kernel killed for it. No torch.
 
 A job's limit is that of its control group, which the machine's own figures do not show: on a node of a terabyte a job of 32 GB
 would be killed long before the node is full.
@@ -6,6 +6,7 @@ would be killed long before the node is full.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +24,28 @@ def free_memory(mine: Path = MINE, groups: Path = GROUPS) -> int:
     """Bytes that are free: of the machine, and of each control group that we are in (their parents limit us too)."""
     left = [limit - used for limit, used in _limits(mine, groups)]
     return max(0, min([int(psutil.virtual_memory().available), *left]))
+
+
+def memory_kills(mine: Path = MINE, groups: Path = GROUPS, machine: Path = Path("/proc/vmstat")) -> int | None:
+    """How many processes the kernel has killed for memory: of our control group, else of the whole machine; None: it does not say.
+
+    A group counts its own processes whoever's limit was reached. Two looks tell whether it happened in between.
+    """
+    places = [machine]
+    with contextlib.suppress(OSError):
+        for line in mine.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            group = path.lstrip("/")
+            if "memory" in controllers.split(","):
+                places.insert(0, groups / "memory" / group / "memory.oom_control")
+            elif not controllers:
+                places.insert(0, groups / group / "memory.events")
+    for place in places:
+        with contextlib.suppress(OSError):
+            for line in place.read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    return None
 
 
 def _limits(mine: Path, groups: Path) -> Iterator[tuple[int, int]]:

@@ -56,8 +56,9 @@ def template() -> Template:
 
 
 def _listen() -> None:
-    """Ctrl-C is heard as in a terminal: a shell that runs the tests in the background hands on that it is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Signals are heard as in a terminal, whatever ran the tests: nohup and a shell's background hand on that some are ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Cli:
@@ -65,6 +66,7 @@ class Cli:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.started: list[subprocess.Popen[str]] = []
 
     @property
     def outputs(self) -> Path:
@@ -112,15 +114,22 @@ class Cli:
 
     def start(self, *words: str, **extra: str) -> subprocess.Popen[str]:
         """Start it and leave it running."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(*words), cwd=self.folder, env=self.environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, stdin=subprocess.DEVNULL, preexec_fn=_listen,  # noqa: PLW1509 (one signal set, no lock taken)
+            text=True, stdin=subprocess.DEVNULL, preexec_fn=_listen,  # noqa: PLW1509 (signals set, no lock taken)
         )  # fmt: skip
+        self.started.append(process)
+        return process
 
     def end(self) -> None:
-        """Kill whatever a test left running in this folder: it would slow down all others."""
-        for process in psutil.process_iter(["cmdline"]):
-            if str(self.folder) in " ".join(process.info["cmdline"] or []) and process.pid != os.getpid():
+        """Kill whatever a test started and left running, in this folder or from it: it would slow down all others."""
+        for started in self.started:
+            if started.poll() is None:
+                started.kill()
+                started.wait()
+        for process in psutil.process_iter(["cmdline", "cwd"]):
+            inside = str(self.folder) in " ".join(process.info["cmdline"] or [])
+            if (inside or process.info["cwd"] == str(self.folder)) and process.pid != os.getpid():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
 
@@ -157,16 +166,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for _, item in sorted(placed, key=lambda pair: pair[0])]
 
 
-def train_embedded(cli: Cli) -> None:
-    """One SAE for one step, for the sake of the model that it needs.
+def borrow(cli: Cli) -> None:
+    """``TESTS_TINY=DIR`` names a folder with embedded models of an earlier session (their artifacts' directories lie in it).
 
-    ``TESTS_TINY=DIR`` names a folder with the trained model of an earlier session (its artifact's directory lies in it): whoever
-    runs single test files all day does not train it for each.
+    Whoever runs single test files all day does not train them for each.
     """
     for found in Path(os.environ.get("TESTS_TINY", os.devnull)).glob("tiny-*"):
         (cli.outputs / "artifacts" / "tiny").mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             (cli.outputs / "artifacts" / "tiny" / found.name).symlink_to(found)
+
+
+def train_embedded(cli: Cli) -> None:
+    """One SAE for one step, for the sake of the model that it needs."""
+    borrow(cli)
     done = cli("task=sae", "layer=0", "sae.steps=20", "tracking=off", timeout=1500)
     if done.code != 0:
         raise RuntimeError(f"the embedded model could not be made: {done.out}{done.err}")
@@ -209,6 +222,7 @@ def sharing(store: Path, folder: Path) -> Cli:
 def quick_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store whose embedded model was trained for a few steps only: enough wherever quality does not matter."""
     cli = shared(tmp_path_factory, "quick")
+    borrow(cli)
     done = cli("task=sae", "layer=0", "sae.steps=4", QUICK, "tracking=off")
     assert done.code == 0, done.err + done.out
     return cli.outputs / "artifacts"

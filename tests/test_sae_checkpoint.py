@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuits.data import tensorfile
 from circuits.errors import Damaged, DiskFull
 from circuits.sae import checkpoint
 
@@ -91,7 +92,7 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_no_rest(tmp_path: Path, mo
     def full(_: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "fsync_file", full)
+    monkeypatch.setattr(tensorfile, "fsync_file", full)
     with pytest.raises(DiskFull, match="no space left"):
         checkpoint.save(path, tensors(2), {})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

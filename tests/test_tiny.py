@@ -21,7 +21,8 @@ from circuits.data import mixture
 from circuits.data.behaviours import BEHAVIOURS
 from circuits.data.behaviours.base import WORD, Split, unseen
 from circuits.data.embedded import CHUNK, EmbeddedSource
-from circuits.errors import NonFinite, RunError, UserError
+from circuits.data.keeper import Keeper
+from circuits.errors import NonFinite, UserError
 from circuits.models.load import load_tokenizer
 from circuits.models.tiny.accuracy import accuracies, correct
 from circuits.models.tiny.spec import SPECIALS, TinySpec, hf_config, vocabulary
@@ -163,7 +164,7 @@ def _check_rows(batch: Packed, sequences: list[list[int]], answers: list[int]) -
 def test_training_is_deterministic_and_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     for name in "ab":
-        train(SMALL, tmp_path / name)
+        train(SMALL).save(tmp_path / name)
     assert torch.equal(torch.get_rng_state(), before)
     for file in ("model.safetensors", "config.json", "tokenizer.json", "accuracy.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
@@ -185,17 +186,29 @@ def test_progress_tells_steps_and_losses() -> None:
     assert seen[-1][2] < seen[0][2]
 
 
-def test_a_stopped_training_writes_nothing(tmp_path: Path) -> None:
-    done: list[int] = []
-    with pytest.raises(RunError, match="stopped after 3 of 20 steps"):
-        train(SMALL, tmp_path / "x", progress=lambda d, n, m: done.append(d), should_stop=lambda: len(done) == 3)
-    assert not (tmp_path / "x").exists()
+def test_a_stopped_training_goes_on_from_where_it_was_bit_by_bit(tmp_path: Path) -> None:
+    class Stop(BaseException):
+        pass
+
+    def stop() -> None:
+        raise Stop
+
+    words, done, few = vocabulary(), [], replace(SMALL, steps=6, decay=2)
+    whole, cut = (new_model(few, len(words)) for _ in range(2))
+    fit(whole, few, word_ids(words))
+    path, seen = {"training": tmp_path / "training.safetensors"}, []
+    with pytest.raises(Stop):
+        keeper = Keeper(path, stopping=lambda: len(done) == 3, stop=stop)
+        fit(cut, few, word_ids(words), lambda d, n, m: done.append(d), keeper)
+    other = new_model(few, len(words))
+    fit(other, few, word_ids(words), lambda d, n, m: seen.append(d), Keeper(path))
+    assert done[-1] == 3 and seen[0] == 4
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), other.parameters(), strict=True))
 
 
-def test_a_diverged_training_names_the_step(tmp_path: Path) -> None:
+def test_a_diverged_training_names_the_step() -> None:
     with pytest.raises(NonFinite, match=r"loss of the embedded model is .* at step \d+; lower its lr"):
-        train(replace(SMALL, lr=1e30, warmup=1), tmp_path / "x")
-    assert not (tmp_path / "x").exists()
+        train(replace(SMALL, lr=1e30, warmup=1))
 
 
 def test_what_is_not_learned_is_drawn_more_often() -> None:

@@ -13,10 +13,12 @@ an epoch's last block when it is cut into batches (fewer than `batch_size` rows,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 from typing import IO, Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from circuits.models.load import DTYPES
 from circuits.words import size
 
 CHUNK_BYTES = 16 << 20
+LOOK_S = 0.2  # between two questions whether to stop, while a block is awaited
 STAGE_BYTES = 1 << 20  # read at once: fits into a core's cache, from which rows are scattered
 
 
@@ -92,20 +95,28 @@ class Reservoir:
             "seed": self.seed,
         }
 
-    def batches(self, start: Position | None = None) -> Iterator[Batch]:
-        """Endless batches from `start` on (where the last ones ended, or `load_state_dict` said, when None)."""
+    def batches(self, start: Position | None = None, stopping: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
+        """Endless batches from `start` on (where the last ones ended, or `load_state_dict` said, when None).
+
+        They end when `stopping()` says so while a block is read. Whoever leaves them early waits for no block.
+        """
         at = start or self._at
         buffers: list[dict[int, Tensor]] = [{}, {}]
         read: list[Any] = [None, None]  # what CUDA has to have copied before a block is filled anew
+        left = Event()
         with (
             ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="reservoir-reader") as readers,
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="reservoir") as prefetch,
+            _setting(left),  # first of the three: the threads wait for nothing more
         ):
-            coming = prefetch.submit(self._fill, readers, at.block, buffers[at.block % 2])
+            coming = prefetch.submit(self._fill, readers, left, at.block, buffers[at.block % 2])
             while True:
+                while not wait([coming], LOOK_S).done:
+                    if stopping():
+                        return
                 block = coming.result()
                 other = (block.index + 1) % 2
-                coming = prefetch.submit(self._fill, readers, block.index + 1, buffers[other], read[other])
+                coming = prefetch.submit(self._fill, readers, left, block.index + 1, buffers[other], read[other])
                 rows = len(block.rows[self.layers[0]])
                 while at.block == block.index and at.offset + self.batch_size <= rows:
                     end = at.offset + self.batch_size
@@ -171,8 +182,8 @@ class Reservoir:
         generator = np.random.Generator(np.random.PCG64(derive_seed(self.seed, "rows", index)))
         return spans, generator.permutation(sum(stop - start for start, stop in spans))
 
-    def _fill(self, readers: Executor, index: int, buffers: dict[int, Tensor], read: Any = None) -> _Block:
-        """Read block `index` into `buffers`, after the CUDA event `read`."""
+    def _fill(self, readers: Executor, left: Event, index: int, buffers: dict[int, Tensor], read: Any = None) -> _Block:
+        """Read block `index` into `buffers`, after the CUDA event `read`; whatever is there once nobody waits for it (`left`)."""
         if read is not None:
             read.synchronize()
         spans, places = self._plan.get(index) or self._planned(index)
@@ -187,7 +198,7 @@ class Reservoir:
                 work += [
                     (store, start, at, columns) for (start, _), at in zip(spans, np.split(places, ends), strict=True)
                 ]
-        reading = [readers.submit(_read, *one) for one in work]
+        reading = [readers.submit(_read, left, *one) for one in work]
         self._plan = {index + 1: self._planned(index + 1)}  # while they read
         for done in reading:
             done.result()
@@ -232,7 +243,16 @@ def _dropped(store: ActivationStore) -> set[int]:
     return {record["sample"] for record in store.facts.get("dropped", [])}
 
 
-def _read(store: ActivationStore, start: int, places: NDArray[np.int64], into: Tensor) -> None:
+@contextlib.contextmanager
+def _setting(event: Event) -> Iterator[None]:
+    """Set it at the end."""
+    try:
+        yield
+    finally:
+        event.set()
+
+
+def _read(left: Event, store: ActivationStore, start: int, places: NDArray[np.int64], into: Tensor) -> None:
     """Rows from `start` on, each to its place in `into`: forwards in the file, a cache's worth at a time."""
     row_bytes = into.shape[1] * into.element_size()
     block = into.view(torch.int16).numpy()  # rows as they are, whatever their type
@@ -241,6 +261,8 @@ def _read(store: ActivationStore, start: int, places: NDArray[np.int64], into: T
     with path.open("rb", buffering=0) as file:
         file.seek(HEADER + start * row_bytes)
         for first in range(0, len(places), len(stage)):
+            if left.is_set():
+                return
             here = places[first : first + len(stage)]
             rows = stage[: len(here)]
             _read_all(file, rows.data.cast("B"), path)

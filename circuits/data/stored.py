@@ -7,7 +7,7 @@ store holds the first training sequences, so none of the held-out ones is in it,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from circuits.data.activations import ActivationStore
@@ -86,5 +86,5 @@ class StoredStream(ActivationStream):
         """How often the store's rows were gone through in so many batches."""
         return steps * self.batch_size / self.n_rows
 
-    def batches(self, start: Position | None = None) -> Iterator[Batch]:
-        return self.reservoir.batches(start or Position(0, 0, 0))
+    def batches(self, start: Position | None = None, stopping: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
+        return self.reservoir.batches(start or Position(0, 0, 0), stopping)

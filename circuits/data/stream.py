@@ -15,7 +15,7 @@ Tokens of the next block are prepared, sorted by length and (for CUDA) page-lock
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -168,8 +168,8 @@ class ActivationStream:
         """How often the corpus was gone through in so many batches."""
         return self.source.passes(steps * self.batch_size // self.block_rows, self.sequences_per_block)
 
-    def batches(self, start: Position | None = None) -> Iterator[Batch]:
-        """Endless batches from `start` on (the beginning when None)."""
+    def batches(self, start: Position | None = None, stopping: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
+        """Endless batches from `start` on (the beginning when None); they end when `stopping()` says so while a block is filled."""
         at = start or Position(0, 0, 0)
         buffers: dict[int, Tensor] = {}
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokens") as prefetch:
@@ -177,7 +177,8 @@ class ActivationStream:
             while True:
                 block = coming.result()
                 coming = prefetch.submit(self._prepare, at.block + 1)
-                self._fill(block, buffers)
+                if not self._fill(block, buffers, stopping):
+                    return
                 rows = self._finite(block, buffers)
                 while at.block == block.index and at.offset + self.batch_size <= rows:
                     batch = self._batch(at, rows, buffers)
@@ -186,12 +187,17 @@ class ActivationStream:
                 if at.block == block.index:
                     at = Position(at.step, at.block + 1, 0)
 
-    def heldout(self, n_sequences: int, chunk: int | None = None) -> Iterator[Heldout]:
-        """Held-out sequences with their activations, `chunk` (by default `forward_batch`) at a time."""
+    def heldout(
+        self, n_sequences: int, chunk: int | None = None, first: int = 0, dropped: int = 0
+    ) -> Iterator[Heldout]:
+        """Held-out sequences with their activations, `chunk` (by default `forward_batch`) at a time.
+
+        Goes on at sequence `first`; `dropped`: rows that were left out before it.
+        """
         tokens = self.source.heldout(n_sequences)
         chunk = chunk or self.forward_batch
-        self.heldout_dropped = 0
-        for start in range(0, len(tokens), chunk):
+        self.heldout_dropped = dropped
+        for start in range(first, len(tokens), chunk):
             part = tokens.take(slice(start, start + chunk))
             sites = {layer: values.float() for layer, values in self._capture(part).items()}
             keep, part = self._keep(part).to(self.lm.device), part.to(self.lm.device)
@@ -236,8 +242,11 @@ class ActivationStream:
         return _Chunk(chunk.tokens.pin(), chunk.source_rows.pin_memory(), chunk.places.pin_memory())
 
     @torch.no_grad()
-    def _fill(self, block: _Block, buffers: dict[int, Tensor]) -> None:
-        """Run the model over a block and put every row in its place. Buffers are kept, and grown when too small."""
+    def _fill(self, block: _Block, buffers: dict[int, Tensor], stopping: Callable[[], bool]) -> bool:
+        """Run the model over a block and put every row in its place; whether it came to its end.
+
+        Buffers are kept, and grown when too small.
+        """
         device, width = self.lm.device, self.width + (self.target_width or 0)
         try:
             for layer in self.layers:
@@ -245,6 +254,8 @@ class ActivationStream:
                     buffers.pop(layer, None)
                     buffers[layer] = torch.empty(block.rows, width, dtype=self.dtype, device=device)
             for chunk in block.chunks:
+                if stopping():
+                    return False
                 from_rows = chunk.source_rows.to(device, non_blocking=True)
                 places = chunk.places.to(device, non_blocking=True)
                 for layer, values in self._capture(chunk.tokens).items():
@@ -255,6 +266,7 @@ class ActivationStream:
                 f"out of memory on {device} while reading activations of {len(self.layers)} layers; lower "
                 f"sae.forward_batch ({self.forward_batch} sequences) or sae.block_rows ({self.block_rows})"
             ) from e
+        return True
 
     @torch.no_grad()
     def _capture(self, tokens: Tokens) -> dict[int, Float[Tensor, "n pos width"]]:

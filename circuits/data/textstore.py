@@ -24,13 +24,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from circuits.data.npy import NpyWriter, open_npy
+from circuits.data.keeper import Keeper, State
+from circuits.data.npy import GrowingNpy, open_npy
 from circuits.data.seeds import derive_seed
 from circuits.data.tokens import Tokens
 from circuits.errors import Damaged, UserError
 from circuits.files import read_json, write_json
 
 SIDES = ("train", "heldout")
+FILES = (*(f"{side}{name}.npy" for side in SIDES for name in ("", "_documents")), "tokens.json")
+"""What :func:`tokenise` writes."""
 _BATCH_DOCUMENTS = 512
 _BATCH_CHARACTERS = 2_000_000
 """A batch for the tokenizer ends at whichever comes first, so that long documents do not fill the memory."""
@@ -61,16 +64,22 @@ class Split:
 
 
 class Cutter:
-    """Collects the tokens of one side and writes every full context."""
+    """Collects the tokens of one side and writes every full context. Its files get their names when they are complete."""
 
-    def __init__(self, out: Path, side: str, context: int, bos: int | None) -> None:
+    def __init__(self, out: Path, side: str, context: int, bos: int | None, kept: State | None = None) -> None:
+        """`kept`: a :meth:`state` to go on from; the files are cut back to what they held then.
+
+        Raises:
+            Damaged: they hold less.
+        """
         self.context, self.bos = context, bos
         self.body = context - (bos is not None)
-        self.contexts = NpyWriter(out / f"{side}.npy", np.dtype(np.int32), (context,))
-        self.first = NpyWriter(out / f"{side}_documents.npy", np.dtype(np.int64), ())
-        self.tokens = np.empty(0, np.int32)
-        self.documents = np.empty(0, np.int64)
-        self.seen = 0
+        self.tokens, self.documents, self.seen, rows = np.empty(0, np.int32), np.empty(0, np.int64), 0, 0
+        if kept is not None:
+            self.tokens, self.documents = (kept[0][name].numpy() for name in ("tokens", "documents"))
+            self.seen, rows = kept[1]["seen"], kept[1]["rows"]
+        self.contexts = GrowingNpy(out / f".{side}.npy.part", np.dtype(np.int32), (context,), rows)
+        self.first = GrowingNpy(out / f".{side}_documents.npy.part", np.dtype(np.int64), (), rows)
 
     def add(self, tokens: NDArray[np.int32], documents: NDArray[np.int64]) -> None:
         """Take more tokens, each with the number of its document."""
@@ -84,10 +93,23 @@ class Cutter:
         self.first.append(documents[: full * self.body : self.body])
         self.tokens, self.documents = tokens[full * self.body :], documents[full * self.body :]
 
-    def close(self, publish: bool) -> None:
-        """Finish the files (or drop them)."""
-        for writer in (self.contexts, self.first):
-            writer.close(publish)
+    def state(self) -> State:
+        """What another one goes on from; what was written until now is then on the disk."""
+        for file in (self.contexts, self.first):
+            file.sync()
+        tensors = {"tokens": torch.from_numpy(self.tokens), "documents": torch.from_numpy(self.documents)}
+        return tensors, {"rows": self.contexts.rows, "seen": self.seen}
+
+    def close(self, publish: bool | None) -> None:
+        """Finish the files; False: drop them; None: leave them to whoever goes on."""
+        for file in (self.contexts, self.first):
+            if publish:
+                file.finish()
+                file.path.replace(file.path.with_name(file.path.name.removeprefix(".").removesuffix(".part")))
+            else:
+                file.close()
+            if publish is False:
+                file.path.unlink(missing_ok=True)
 
 
 def tokenise(
@@ -101,51 +123,93 @@ def tokenise(
     seed: int = 0,
     progress: Progress | None = None,
     vocabulary: int | None = None,
+    keeper: Keeper[str] | None = None,
 ) -> dict[str, Any]:
     """Write `documents` as contexts into the directory `out` and return the facts; stop at `max_tokens`.
 
     `vocabulary` is how many ids the model embeds; a higher one is refused. Memory is bounded by one batch of documents.
-    Files appear under their names only when all are complete.
+    Files appear under their names only when all are complete. `keeper`: where the place ("tokens") is kept, it may end the pass;
+    called again with the same documents, it then goes on.
     """
     if context < 2:
         raise UserError(f"data.context={context} is too short; at least 2")
     bos, separator = tokenizer.bos_token_id, tokenizer.eos_token_id
     separator = bos if separator is None else separator
-    split, count, total, cut = Split(heldout_fraction, seed), 0, 0, False
-    documents = iter(documents)
-    (out / "tokens.json").unlink(missing_ok=True)
-    cutters = {side: Cutter(out, side, context, bos) for side in SIDES}
-    complete = False
+    given = {"context": context, "heldout": heldout_fraction, "seed": seed, "bos": bos, "separator": separator}
+    keeper = keeper or Keeper()
+    kept = keeper.begin({"tokens": {**given, "max_tokens": max_tokens, "vocabulary": vocabulary}}).get("tokens")
+    documents, cut = iter(documents), False
     try:
-        for texts in _batches(documents):
+        work = _Work(out, Split(heldout_fraction, seed), context, bos, kept)
+    except Damaged:  # the files do not hold what the place says: from the beginning
+        keeper.forget("tokens")
+        work = _Work(out, Split(heldout_fraction, seed), context, bos, None)
+    complete: bool | None = None if keeper.paths else False
+    try:
+        for texts in _batches(_after(documents, work.count, keeper)):
             encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
                 "input_ids"
             ]
-            used = _within(encoded, separator, None if max_tokens is None else max_tokens - total)
-            held = [split.heldout(text) for text in texts[: len(used)]]
-            for side, cutter in cutters.items():
-                mine = [(count + i, ids) for i, ids in enumerate(used) if held[i] == (side == "heldout")]
-                tokens, numbers = _joined(mine)
-                _check_vocabulary(tokens, numbers, bos, vocabulary)
-                cutter.add(tokens, numbers)
-            count, total = count + len(used), total + sum(len(ids) for ids in used)
+            used = _within(encoded, separator, None if max_tokens is None else max_tokens - work.total)
+            work.add(texts, used, bos, vocabulary)
             if progress is not None:
-                progress(count, total)
-            if max_tokens is not None and total >= max_tokens:
+                progress(work.count, work.total)
+            if max_tokens is not None and work.total >= max_tokens:
                 cut = len(used) < len(texts) or next(documents, None) is not None
                 break
-        _require_contexts(cutters, context, count)
+            keeper.step(work.count, work.count, lambda _: work.state())
+        _require_contexts(work.cutters, context, work.count)
         complete = True
     finally:
-        for cutter in cutters.values():
+        for cutter in work.cutters.values():
             cutter.close(complete)
-    facts = _facts(cutters, count, total, bos, separator) | {
-        "heldout_fraction": heldout_fraction,
-        "seed": seed,
-        "cut": cut,
-    }
+    facts = _facts(work.cutters, work.count, work.total, bos, separator)
+    facts |= {"heldout_fraction": heldout_fraction, "seed": seed, "cut": cut}
     write_json(out / "tokens.json", facts)
     return facts
+
+
+class _Work:
+    """How far a corpus is tokenised: both sides' files, documents and tokens so far."""
+
+    def __init__(self, out: Path, split: Split, context: int, bos: int | None, kept: State | None) -> None:
+        (out / "tokens.json").unlink(missing_ok=True)
+        self.split, self.count, self.total = split, 0, 0
+        sides: dict[str, State | None] = dict.fromkeys(SIDES)
+        if kept is not None:
+            tensors, meta = kept
+            self.count, self.total = meta["count"], meta["total"]
+            split.fixed = {bytes.fromhex(digest): side for digest, side in meta["fixed"].items()}
+            for side in SIDES:
+                mine = {name: tensors[f"{side}.{name}"] for name in ("tokens", "documents")}
+                sides[side] = (mine, meta["sides"][side])
+        self.cutters = {side: Cutter(out, side, context, bos, sides[side]) for side in SIDES}
+
+    def add(self, texts: list[str], used: list[list[int]], bos: int | None, vocabulary: int | None) -> None:
+        """The documents of one batch that are used, in order."""
+        held = [self.split.heldout(text) for text in texts[: len(used)]]
+        for side, cutter in self.cutters.items():
+            mine = [(self.count + i, ids) for i, ids in enumerate(used) if held[i] == (side == "heldout")]
+            tokens, numbers = _joined(mine)
+            _check_vocabulary(tokens, numbers, bos, vocabulary)
+            cutter.add(tokens, numbers)
+        self.count, self.total = self.count + len(used), self.total + sum(len(ids) for ids in used)
+
+    def state(self) -> State:
+        """For a keeper."""
+        states = {side: cutter.state() for side, cutter in self.cutters.items()}
+        tensors = {f"{side}.{name}": value for side, (found, _) in states.items() for name, value in found.items()}
+        fixed = {digest.hex(): side for digest, side in self.split.fixed.items()}
+        sides = {side: facts for side, (_, facts) in states.items()}
+        return tensors, {"count": self.count, "total": self.total, "fixed": fixed, "sides": sides}
+
+
+def finished(out: Path) -> dict[str, Any] | None:
+    """The facts of a directory that :func:`tokenise` has filled; None where it has not come to its end."""
+    try:
+        return TextStore(out).facts
+    except Damaged:
+        return None
 
 
 class TextStore:
@@ -216,6 +280,15 @@ class TextStore:
         ids[order] = store[rows[order]]
         mask = torch.ones(ids.shape, dtype=torch.bool)
         return Tokens(torch.from_numpy(ids), mask, torch.from_numpy(rows + first_sample))
+
+
+def _after(documents: Iterable[str], count: int, keeper: Keeper[str]) -> Iterator[str]:
+    """The documents from number `count` on."""
+    for number, text in enumerate(documents):
+        if number >= count:
+            yield text
+        elif number % _BATCH_DOCUMENTS == 0:
+            keeper.ask()
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:

@@ -10,8 +10,10 @@ Histograms count active tokens in half-octave bins of the activation, since acti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuits.data.keeper import State
 from circuits.errors import UserError
 from circuits.sae.modules import SAE
 
@@ -131,6 +134,21 @@ class Collector:
         inside = (places >= 0) & (places < active.shape[1])
         found = active[chosen[:, None], places.clamp(0, active.shape[1] - 1), feature[:, None]]
         return torch.where(inside, found, 0.0)
+
+    _KEPT = ("n_active", "n_sequences", "total", "maximum", "histogram", "values", "sequence", "position", "windows")
+    _COUNTS = ("rows", "sequences", "repeated")
+
+    def state(self) -> State:
+        """What :meth:`load` takes: all that was found so far."""
+        tensors = {name: getattr(self, f"_{name}").cpu() for name in self._KEPT}
+        return tensors, {name: getattr(self, f"_{name}") for name in self._COUNTS}
+
+    def load(self, tensors: Mapping[str, Tensor], counts: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state`."""
+        for name in self._KEPT:
+            setattr(self, f"_{name}", tensors[name].to(self.features.device))
+        for name in self._COUNTS:
+            setattr(self, f"_{name}", int(counts[name]))
 
     def result(self) -> Collected:
         """Everything on the CPU."""

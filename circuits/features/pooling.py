@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuits.data.keeper import Keeper
 from circuits.data.prompts import PromptSet
 from circuits.errors import UserError
 from circuits.features.collect import FEATURES_AT_ONCE, feature_activations
@@ -31,9 +32,11 @@ def pooled(
     how: How,
     skip_first: int,
     batch_size: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    keeper: Keeper[int] | None = None,
 ) -> dict[int, NDArray[np.float32]]:
     """By layer ``[prompts, features]``, prompts in the set's order; the first `skip_first` positions do not count.
+
+    `keeper`: where each layer's numbers are kept; told (prompts done, all), it may end the pass.
 
     Raises:
         UserError: a prompt has no position that counts.
@@ -42,17 +45,26 @@ def pooled(
     if short:
         raise UserError(f"prompt {short[0]} has no token after the first sae.skip_first={skip_first}; lower it")
     found = {layer: np.zeros((len(prompts), len(features[layer])), np.float32) for layer in saes}
+    keeper = keeper or Keeper()
+    facts = {"batch": batch_size, "how": how, "prompts": len(prompts)}
+    kept = keeper.begin({layer: {**facts, "features": features[layer].tolist()} for layer in saes})
+    found |= {layer: tensors["pooled"].clone().numpy() for layer, (tensors, _) in kept.items()}
     done = 0
     for batch in prompts.batches(batch_size):
-        sites = forward(lm, batch.ids, batch.mask, capture=[(site, layer) for layer in saes]).sites
+        going = keeper.behind(done)
+        if done < keeper.start:
+            done += len(batch)
+            continue
+        sites = forward(lm, batch.ids, batch.mask, capture=[(site, layer) for layer in going]).sites
         keep = batch.mask & (batch.positions >= skip_first)
-        for layer, sae in saes.items():
+        for layer, sae in ((layer, saes[layer]) for layer in going):
             x = sites[site, layer].flatten(2)
             counted = keep.to(x.device)[..., None]
             check_finite(torch.where(counted, x, 0.0), site, layer, batch.index)  # a prompt's number in the set
             found[layer][list(batch.index)] = _pool(sae, features[layer], x, keep, batch.last, how)
         done += len(batch)
-        progress(done, len(prompts))
+        keeper.step(done, len(prompts), lambda layer: ({"pooled": torch.from_numpy(found[layer])}, {}))
+    keeper.end(done, lambda layer: ({"pooled": torch.from_numpy(found[layer])}, {}))
     return found
 
 

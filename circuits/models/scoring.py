@@ -9,13 +9,14 @@ side, the batch size or the order beyond rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from circuits.data.keeper import Keeper, State
 from circuits.data.prompts import Batch, PromptSet, Side, batches
 from circuits.errors import NonFinite, UserError
 from circuits.models.load import LM
@@ -59,20 +60,28 @@ def score(
     batch_size: int,
     side: Side = "right",
     by_length: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    keeper: Keeper[str] | None = None,
 ) -> Scores:
-    """Score target and foil of every prompt."""
+    """Score target and foil of every prompt. `keeper`: where scores are kept; told (rows done, all), it may end the pass."""
     _check(lm, prompts)
     rows = _rows(prompts)
     n = len(prompts)
     found: dict[str, list[float]] = {name: [0.0] * n for name in Scores.__dataclass_fields__}
+    keeper, facts = keeper or Keeper(), {"batch": batch_size, "side": side, "by_length": by_length, "prompts": n}
+    for tensors, _ in keeper.begin({"scores": facts}).values():
+        found = {name: tensors[name].tolist() for name in found}
+
+    def state(_: str) -> State:
+        return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}, {}
+
     done = 0
     names = [prompts[row.prompt].id for row in rows]
     for batch in batches([row.sequence for row in rows], names, batch_size, side=side, by_length=by_length):
-        _score_batch(lm, prompts, [rows[i] for i in batch.index], batch, found)
+        if done >= keeper.start:
+            _score_batch(lm, prompts, [rows[i] for i in batch.index], batch, found)
+            keeper.step(done + len(batch), len(rows), state)
         done += len(batch)
-        if progress is not None:
-            progress(done, len(rows))
+    keeper.end(done, state)
     return Scores(**{name: [int(v) for v in values] if name == "top" else values for name, values in found.items()})  # type: ignore[arg-type]
 
 

@@ -23,6 +23,7 @@ from circuits.run.tracking import Tracker
 from circuits.schema import BaseConfig, DataSource, Reuse
 
 if TYPE_CHECKING:
+    from circuits.data.keeper import Keeper
     from circuits.data.tokens import TokenSource
     from circuits.models.load import LM
 
@@ -68,7 +69,7 @@ class Work:
         """
         context = self._context
         store = context.run.store
-        with store.writing(self.key) as directory, disk_errors(directory):
+        with store.writing(self.key) as directory, disk_errors(directory), context.phase(f"writing {self.key.id}"):
             write(directory)
             context.write_config(directory / "config.yaml")
             manifest = {
@@ -83,7 +84,8 @@ class Work:
                 **context.taint(),
                 **facts,
             }
-            return store.publish(self.key, directory, manifest, replace=context.run.cfg.reuse is Reuse.force)
+            forced = context.run.cfg.reuse is Reuse.force
+            return store.publish(self.key, directory, manifest, replace=forced, whole=context.run.stop.whole)
 
 
 class Context:
@@ -103,9 +105,46 @@ class Context:
         """One line into the log."""
         self.run.say(text)
 
-    def progress(self, phase: str, done: float, total: float | None, unit: str = "step", **metrics: float) -> None:
-        """Where the work is; shown in the sweep's table and by task=status."""
+    def show(self, phase: str, done: float, total: float | None, unit: str = "step", **metrics: float) -> None:
+        """Where the work is; shown in the sweep's table and by task=status. No safe point: for work that is saved first."""
         self.run.status.progress(phase, done, total, unit, metrics)
+
+    def progress(self, phase: str, done: float, total: float | None, unit: str = "step", **metrics: float) -> None:
+        """Where the work is, at a safe point: nothing is lost that is not done again in a moment.
+
+        Raises:
+            Stopped: a stop was asked for.
+        """
+        self.show(phase, done, total, unit, **metrics)
+        self.stop_here()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """One long call that leaves nothing behind (a model is loaded, a file is hashed): a stop ends it where it stands."""
+        self.show(name, 0, None)
+        with self.run.stop.cutting():
+            yield
+
+    def keeper(self, works: Mapping[Any, Work], name: str, phase: str = "", unit: str = "step") -> Keeper[Any]:
+        """Where a pass over batches keeps what it has: now and then, and at a stop, in the unfinished work of each of `works`.
+
+        Its place is shown as `phase`, where one is named.
+        """
+        from circuits.data.keeper import Keeper
+
+        def tell(done: int, total: int) -> None:
+            if phase:
+                self.show(phase, done, total, unit)
+
+        paths = {one: work.partial / f"{name}.safetensors" for one, work in works.items()}
+        return Keeper(
+            paths,
+            stopping=lambda: self.stopping is not None,
+            stop=self.stop_here,
+            tell=tell,
+            say=self.say,
+            cutting=self.run.stop.cutting,
+        )
 
     @property
     def stopping(self) -> str | None:
@@ -218,18 +257,18 @@ class Context:
 
     def open_model(self) -> LM:
         """The run's model in memory, at its precision and on its device; the one that this process has, where it is the same."""
-        from circuits.models.load import asked_model
+        model, precision, files = self.cfg.model, self.cfg.precision, self.model_files()
+        with self.phase("loading the model"):
+            from circuits.models.load import asked_model
 
-        self.progress("loading the model", 0, None)
-        model, precision = self.cfg.model, self.cfg.precision
-        return asked_model(
-            *self.model_files(),
-            precision=precision.dtype.value,
-            matmul=precision.matmul.value,
-            device=model.device,
-            allow_fallback=model.allow_fallback,
-            say=self.say,
-        )
+            return asked_model(
+                *files,
+                precision=precision.dtype.value,
+                matmul=precision.matmul.value,
+                device=model.device,
+                allow_fallback=model.allow_fallback,
+                say=self.say,
+            )
 
     def token_source(self, lm: LM) -> TokenSource:
         """The text that the config names, as tokens of the model."""
@@ -252,7 +291,6 @@ class Context:
 
         def waiting(holder: Mapping[str, Any]) -> None:
             self.progress(f"waiting for {artifact.id}, copied by pid {holder['pid']}", 0, None)
-            self.stop_here()
 
         found = staged(artifact.path, artifact.content, files, stage, waiting, self.stop_here)
         self.say(f"{artifact.id} is read from {found}")
@@ -283,7 +321,6 @@ class Context:
 
     def _waiting(self, key: Key, holder: Mapping[str, Any]) -> None:
         self.progress(f"waiting for {key.id}, made by {holder.get('by', 'pid ' + str(holder['pid']))}", 0, None)
-        self.stop_here()
 
     def _command(self, kind: Kind) -> str:
         """The command line that makes an artifact of `kind` under this run's overrides."""

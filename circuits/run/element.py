@@ -28,7 +28,10 @@ def main(argv: list[str]) -> int:
         print("usage: python -m circuits.run.element DIR [DIR …]", file=sys.stderr)
         return 2
     directories = [Path(word).resolve() for word in argv]
-    return run(directories[0], stop) if len(argv) == 1 else run_pack(directories, stop)
+    try:
+        return run(directories[0], stop) if len(argv) == 1 else run_pack(directories, stop)
+    finally:
+        stop.over()
 
 
 def run_pack(directories: list[Path], stop: StopFlag) -> int:

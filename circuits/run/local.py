@@ -13,11 +13,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from circuits import host
 from circuits.errors import CircuitsError
 from circuits.run import answers, cores, machine, status, terminal
 from circuits.run import element as element_module
@@ -25,13 +26,15 @@ from circuits.run.leases import HEARTBEAT_S, Note, owner
 from circuits.run.packs import next_pack
 from circuits.run.places import CODE, LOG
 from circuits.run.plan import Element, Standing
-from circuits.run.signals import PARENT_PIPE, StopFlag
+from circuits.run.running import KEPT
+from circuits.run.signals import PARENT_PIPE, SAME_SIGNAL_S, StopFlag, Stopped
 from circuits.run.store import Store
 from circuits.run.sweep import Sweep
 from circuits.schema import BaseConfig
 
 POLL_S = 0.1
 LOOK_S = 1.0  # between looks at what others are making
+AGAIN_ENDS_IT = "Ctrl-C again ends it"
 
 
 class Interrupted(BaseException):
@@ -46,6 +49,8 @@ class Worker:
     process: subprocess.Popen[bytes]
     gpus: list[int]
     since: int  # bytes that its log had before it
+    memory_kills: int | None = None  # of the kernel, before it
+    ended_by_us: str = ""  # why, where this launcher did not wait for its end
 
 
 class LocalLauncher:
@@ -68,19 +73,25 @@ class LocalLauncher:
         for element in (*self.waiting, *self.adopted):  # when recovered, they may have ended before
             status.wait_again(self.sweep.directory(element), element.cfg.task.name)
         self.view.header(self.standing, self._pool_size())
-        try:
-            with _ending_signals(), self._claimed():
-                if self.cfg.cluster.workers == 0:
-                    self._run_here()
-                else:
-                    self._run_pool()
-        except Interrupted as e:
-            self._end_workers()  # first: a terminal that is gone must not keep us from it
-            self.view.close()
-            self.view.summary(interrupted=str(e))
-            return 130
-        finally:
-            self._end_workers()
+        with _ending_signals() as again:
+            try:
+                with self._claimed():
+                    if self.cfg.cluster.workers == 0:
+                        self._run_here()
+                    else:
+                        self._run_pool()
+            except Interrupted as e:
+                self._stop_workers()  # first: a terminal that is gone must not keep us from it
+                with contextlib.suppress(OSError):
+                    self.view.close()
+                    self._say_stopping()
+                self._end_workers(again)
+                with contextlib.suppress(OSError):
+                    self.view.summary(interrupted=str(e))
+                return 130
+            finally:
+                self._stop_workers()
+                self._end_workers(again)
         self.view.close()
         cached = [self.sweep.directory(element) for element in self.standing.cached]
         answers.log_cached(self.sweep, cached, self.view.note)
@@ -115,7 +126,7 @@ class LocalLauncher:
         directory = directories[0]
         log = directory / LOG
         gpus = self._free_gpus(element)
-        since = log.stat().st_size if log.exists() else 0
+        since, memory_kills = log.stat().st_size if log.exists() else 0, host.memory_kills()
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "circuits.run.element", *map(str, directories)],
@@ -125,7 +136,7 @@ class LocalLauncher:
                 start_new_session=True,
                 env=self._environment(element, log, gpus),
             )
-        return Worker(pack, process, gpus, since)
+        return Worker(pack, process, gpus, since, memory_kills)
 
     def _environment(self, element: Element, log: Path, gpus: list[int]) -> dict[str, str]:
         threads = str(element.cfg.task.resources.cpus or 1)
@@ -168,22 +179,23 @@ class LocalLauncher:
         for element in worker.elements:
             if element not in left:
                 self._drop_claims(element.index)
-                self._last_word(element, worker.process.returncode, worker.since)
+                self._last_word(element, worker)
         return left
 
-    def _last_word(self, element: Element, code: int, since: int) -> None:
-        """How an element ended whose process ended with `code`, where it could not say so itself. Its log begins at `since`."""
-        directory = self.sweep.directory(element)
+    def _last_word(self, element: Element, worker: Worker) -> None:
+        """How an element ended, where its process could not say so itself."""
+        directory, code = self.sweep.directory(element), worker.process.returncode
         facts = status.read(directory)
         if facts.get("state") in status.FINISHED and facts.get("state") != "killed":
             return
-        if code < 0:
-            name = signal.Signals(-code).name
-            hint = " (often: out of memory)" if name == "SIGKILL" else ""
-            error = f"killed by {name}{hint}; the last checkpoint is kept"
+        state = "failed"
+        if worker.ended_by_us:
+            state, error, code = "interrupted", f"{worker.ended_by_us}; {KEPT}", 130
+        elif code < 0:
+            error = f"{killed_by(-code, worker.memory_kills, host.memory_kills())}; {KEPT}"
         else:
-            error = status.last_error(directory / LOG, since) or f"ended with exit code {code} without a word"
-        facts.update(state="failed", error=error, exit_code=code, ended=status.now())
+            error = status.last_error(directory / LOG, worker.since) or f"ended with exit code {code} without a word"
+        facts.update(state=state, error=error, exit_code=code, ended=status.now())
         try:
             status.write_plain(directory, **facts)
         except CircuitsError as e:  # the disk is full: the table and the exit code still tell
@@ -191,13 +203,7 @@ class LocalLauncher:
 
     def _run_here(self) -> None:
         """Every element in this process, one after the other; a signal lets the running one save its checkpoint."""
-        stop = StopFlag()
-
-        def end(number: int, frame: FrameType | None) -> None:
-            stop.reason = signal.Signals(number).name
-
-        for number in _heard():
-            signal.signal(number, end)
+        stop = _Here().install(numbers=_heard(), watch=False)
         while self.waiting or self.adopted:
             if self.waiting:
                 element = self.waiting.pop(0)
@@ -209,14 +215,32 @@ class LocalLauncher:
             self._beat_claims()
             time.sleep(0 if self.waiting else POLL_S)
 
-    def _end_workers(self) -> None:
-        """Ask every worker for its last checkpoint, then end what is still there with its whole session."""
+    def _stop_workers(self) -> None:
+        """Ask every worker for its last checkpoint."""
         for worker in self.workers:
             worker.process.terminate()
+
+    def _say_stopping(self) -> None:
+        if self.workers:
+            self.view.say(f"stopping: saving checkpoints, up to {self.cfg.cluster.grace_s:g} s; {AGAIN_ENDS_IT}")
+
+    def _end_workers(self, again: Callable[[], bool]) -> None:
+        """Wait for the workers that were asked to stop, then end what is still there with its whole session.
+
+        Their time is ``cluster.grace_s``, or until we are asked `again`.
+        """
         deadline = time.monotonic() + self.cfg.cluster.grace_s
+        while any(worker.process.poll() is None for worker in self.workers):
+            if again() or time.monotonic() >= deadline:
+                break
+            time.sleep(POLL_S / 2)
+        grace = f"came to no safe point within cluster.grace_s={self.cfg.cluster.grace_s:g} s, and was ended by the launcher"
+        why = "ended at once: the launcher was asked to stop a second time" if again() else grace
         for worker in self.workers:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.process.wait(max(0.0, deadline - time.monotonic()))
+            if worker.process.poll() is None:
+                worker.ended_by_us = why
+            elif worker.process.returncode == -signal.SIGTERM:  # of ours, before it could hear it
+                worker.ended_by_us = "stopped as it started"
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker.process.pid, signal.SIGKILL)
             worker.process.wait()
@@ -299,18 +323,39 @@ def _heard() -> list[signal.Signals]:
 
 
 @contextlib.contextmanager
-def _ending_signals() -> Iterator[None]:
-    """Ctrl-C, TERM and a closed terminal raise :class:`Interrupted`; a second one is not waited for politely."""
+def _ending_signals() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C, TERM and a closed terminal raise :class:`Interrupted`, once; yields whether we were asked again since then."""
+    came: list[float] = []
 
     def end(number: int, frame: FrameType | None) -> None:
-        for other in numbers:
-            signal.signal(other, signal.SIG_IGN)
-        raise Interrupted(signal.Signals(number).name)
+        came.append(time.monotonic())
+        if len(came) == 1:
+            raise Interrupted(signal.Signals(number).name)
 
-    numbers = _heard()
-    before = {number: signal.signal(number, end) for number in numbers}
+    before = {number: signal.signal(number, end) for number in _heard()}
     try:
-        yield
+        yield lambda: bool(came) and came[-1] - came[0] > SAME_SIGNAL_S
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Here(StopFlag):
+    """Of an element that runs in the launcher's own process: a second signal ends it where it stands."""
+
+    def first(self, name: str) -> None:
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            os.write(2, f"stopping: saving a checkpoint; {AGAIN_ENDS_IT}\n".encode())
+
+    def second(self, name: str, number: int) -> None:
+        if not self._cut:
+            self._cut = True
+            raise Stopped(f"{name}, asked again")
+
+
+def killed_by(number: int, before: int | None, after: int | None) -> str:
+    """Who ended a process with signal `number`: what is known of it. The counts are of :func:`circuits.host.memory_kills`."""
+    name = signal.Signals(number).name
+    if number == signal.SIGKILL and None not in (before, after) and after != before:
+        return f"killed by {name}: the kernel ran out of memory and ended a process meanwhile (see dmesg)"
+    return f"killed by {name}, sent by something else than this launcher"

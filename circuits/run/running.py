@@ -20,6 +20,7 @@ from circuits.run import private
 from circuits.run.places import LOG, RECORD, SWEEP
 from circuits.run.signals import StopFlag, Stopped
 
+KEPT = "what was saved is kept, and the same command goes on from it"
 HURRIED_S = 5.0  # for W&B, when we were asked to stop: whoever asked will not wait long
 
 
@@ -81,6 +82,7 @@ class Opened:
         if self.place:
             self.log.write(self.place)
         self.stop = stop
+        stop.last_words.append(self._cut_off)
         with self._noting():
             self.context = _context(self.directory, self.record, self.cfg, self.status, stop, self.log)
 
@@ -95,6 +97,14 @@ class Opened:
                 get_method(self.cfg.task._target_)(self.context)
             finally:
                 self.context.run.tracker.close(budget_s=HURRIED_S if self.stop.reason else None)
+
+    def _cut_off(self, why: str) -> None:
+        """The word of a run that could not come to its end."""
+        if self.status.facts["state"] != "running":
+            return  # it has had its last word
+        error = f"{why}; {KEPT}"
+        self.log.write(f"error: {error}")
+        self.status.finish("interrupted", 128 + signal.SIGTERM, error)
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
@@ -134,6 +144,7 @@ class Opened:
         except CircuitsError as e:  # a full disk: the exit code still tells
             log.write(f"error: {e}")
             code = code or 1
+        self.stop.last_words.remove(self._cut_off)
         self.code, self.again = code, again
         return code
 
@@ -166,7 +177,7 @@ def on_cluster() -> bool:
 def _stopped(reason: str, status: Any) -> tuple[str, str, str]:
     """Of an element that was asked to stop: its state, the line, and whether Slurm is to be asked to queue it again, or has."""
     if not on_cluster():
-        return "interrupted", f"stopped ({reason}); the same command goes on from what was saved", ""
+        return "interrupted", f"stopped ({reason}); {KEPT}", ""
     from circuits.run.slurm import requeue
 
     verdict = requeue.judge(reason, status.facts["timeouts"])
@@ -254,8 +265,8 @@ def _context(directory: Path, record: dict[str, Any], cfg: Any, status: Any, sto
             record["swept"],
         )
         context = Context(parts, kind)
-        _same_keys(context, record)
-        stop.check()
+        with stop.cutting():
+            _same_keys(context, record)
         for gate in kind.gates(cfg):
             context.gate_of(gate)
     except BaseException:

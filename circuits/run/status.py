@@ -146,7 +146,7 @@ def read(run_dir: Path, trust_running: bool = False) -> dict[str, Any]:
             alive = time.time() - path.stat().st_mtime < SILENT_S
         if not alive:
             facts["state"] = "killed"
-            facts["error"] = facts["error"] or "killed without a word (SIGKILL, out of memory or a lost node)"
+            facts["error"] = facts["error"] or "its process is gone and left no word; what was saved is kept"
     return facts
 
 

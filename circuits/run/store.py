@@ -18,6 +18,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,14 @@ class Store:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
-    def publish(self, key: Key, written: Path, facts: dict[str, Any], replace: bool = False) -> Artifact:
+    def publish(
+        self,
+        key: Key,
+        written: Path,
+        facts: dict[str, Any],
+        replace: bool = False,
+        whole: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Artifact:
         """Rename `written` (from :meth:`writing`) into place, its manifest last.
 
         Args:
@@ -195,6 +203,7 @@ class Store:
             written: the directory that holds its files.
             facts: joined to the manifest: inputs, code, environment, dropped rows …
             replace: put it in the place of a valid artifact too (``reuse=force``).
+            whole: a context in which nothing is cut, for the moment at which the artifact appears and its unfinished work goes.
 
         Returns:
             The artifact in place: ours, or the winner's if another writer was first.
@@ -217,9 +226,10 @@ class Store:
             write_json(written / MANIFEST, manifest)
             for directory in (written, *(p for p in written.rglob("*") if p.is_dir())):
                 fsync_dir(directory)
-            artifact = self._rename(key, written, path, manifest, replace)
-            fsync_dir(path.parent)
-            shutil.rmtree(self.beside(key, "partial"), ignore_errors=True)
+            with whole():
+                artifact = self._rename(key, written, path, manifest, replace)
+                fsync_dir(path.parent)
+                shutil.rmtree(self.beside(key, "partial"), ignore_errors=True)
         return artifact
 
     def _rename(self, key: Key, written: Path, path: Path, manifest: dict[str, Any], replace: bool) -> Artifact:

@@ -167,12 +167,21 @@ class View:
             self.console.table(end_table(self.kind, rows))
         kept = sum(1 for _, facts in states if facts.get("state") in ("done", "cached"))
         if interrupted:
-            self.say(
-                f"interrupted ({interrupted}): {kept} of {len(states)} done and kept; the same command resumes the rest"
-            )
+            self._interrupted(interrupted, states, kept)
             return
         for wrong, line in summary_lines([(e.index, _label(e), self.sweep.directory(e), f) for e, f in states]):
             print(line, file=sys.stderr) if wrong else self.say(line)
+
+    def _interrupted(self, why: str, states: Sequence[tuple[Element, dict[str, Any]]], kept: int) -> None:
+        """What is kept, what did not come to a safe point, and how to go on."""
+        rest = len(states) - kept
+        for element, facts in states:
+            if facts.get("state") in ("interrupted", "failed", "killed") and facts.get("error"):
+                label = f"  {element.index}  {_label(element)}  " if len(states) > 1 else "  "
+                self.say(f"{label}{facts['error']}")
+        done = f"{kept} of {len(states)} done and kept" if kept else ""
+        go_on = f"the same command resumes {'the rest' if kept else 'it' if rest == 1 else 'them'}" if rest else ""
+        self.say(f"interrupted ({why}): {'; '.join(filter(None, (done, go_on)))}")
 
     def say(self, text: str) -> None:
         """A line to standard output."""

@@ -5,12 +5,14 @@ The control is the same SAE before any training: what its sparsity, normalisatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits.data.keeper import Keeper, State
 from circuits.data.stream import ActivationStream
 from circuits.errors import NonFinite
 from circuits.sae.metrics import Evaluator, SpliceSums
@@ -30,7 +32,7 @@ def measure(
     *,
     n_sequences: int,
     seed: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    keeper: Keeper[int] | None = None,
 ) -> dict[int, Measured]:
     """By layer: the metrics of :class:`Evaluator` with ``control``, and each feature's firing rate.
 
@@ -40,28 +42,57 @@ def measure(
         untrained: controls by layer; a layer without one has none.
         n_sequences: held-out sequences (fewer when the corpus has no more; the number is in the metrics).
         seed: of the bootstrap.
-        progress: told (sequences done, all).
+        keeper: where each layer's sums are kept; told (sequences done, all), it may end the pass.
     """
     evaluators = {layer: Evaluator(sae, seed=seed) for layer, sae in saes.items()}
     controls = {layer: Evaluator(sae, seed=seed) for layer, sae in untrained.items()}
-    done = 0
-    for chunk in stream.heldout(n_sequences, _sequences(stream)):
-        for layer, evaluator in (*evaluators.items(), *controls.items()):
-            evaluator.add(chunk.sites[layer], chunk.keep)
-        sums = splice_sums(
-            stream.lm, saes, chunk.tokens.ids, chunk.tokens.mask, chunk.keep, site=stream.site, target=stream.target
-        )
-        for layer, evaluator in evaluators.items():
-            _require_finite(sums[layer], chunk.tokens.samples, layer)
-            evaluator.add_splice(sums[layer])
-        done += len(chunk.tokens)
-        progress(done, n_sequences)
+    keeper, chunk = keeper or Keeper(), _sequences(stream)
+    kept = keeper.begin({layer: _facts(stream, sae, n_sequences, chunk) for layer, sae in saes.items()})
+    for layer, (tensors, _) in kept.items():
+        evaluators[layer].load(_part(tensors, "trained."))
+        if layer in controls:
+            controls[layer].load(_part(tensors, "control."))
+    dropped = [meta["dropped"] for _, meta in kept.values() if meta["done"] == keeper.start]
+
+    def state(layer: int) -> State:
+        parts = {"trained.": evaluators[layer], **({"control.": controls[layer]} if layer in controls else {})}
+        found = {before + name: value for before, one in parts.items() for name, value in one.state()[0].items()}
+        return found, {"dropped": stream.heldout_dropped}
+
+    done = keeper.start
+    for part in stream.heldout(n_sequences, chunk, done, max(dropped, default=0)):
+        going = keeper.behind(done)
+        for layer in going:
+            for one in (evaluators[layer], *([controls[layer]] if layer in controls else [])):
+                one.add(part.sites[layer], part.keep)
+        tokens, keep, mine = part.tokens, part.keep, {layer: saes[layer] for layer in going}
+        sums = splice_sums(stream.lm, mine, tokens.ids, tokens.mask, keep, site=stream.site, target=stream.target)
+        for layer in going:
+            _require_finite(sums[layer], tokens.samples, layer)
+            evaluators[layer].add_splice(sums[layer])
+        done += len(tokens)
+        keeper.step(done, n_sequences, state)
+    keeper.end(done, state)
     measured = {}
-    for layer, evaluator in evaluators.items():
-        control = controls[layer].result() if layer in controls else None
-        kept = {name: control[name] for name in ("explained_variance", "explained_variance_ci")} if control else None
-        measured[layer] = ({**evaluator.result(), "control": kept}, evaluator.firing_rate())
+    with keeper.cutting():
+        for layer, evaluator in evaluators.items():
+            control = controls[layer].result() if layer in controls else None
+            shown = (
+                {name: control[name] for name in ("explained_variance", "explained_variance_ci")} if control else None
+            )
+            measured[layer] = ({**evaluator.result(), "control": shown}, evaluator.firing_rate())
     return measured
+
+
+def _facts(stream: ActivationStream, sae: SAE, n_sequences: int, chunk: int) -> dict[str, Any]:
+    """What the sums of a layer are a function of, beside its key: the very SAE (a machine may train another one), the batches."""
+    beside = list(stream.layers) if stream.nonfinite == "drop" else []  # a row that is dropped for one layer is for all
+    weights = [repr(float(value.sum(dtype=torch.float32))) for value in sae.state_dict().values()]
+    return {"sequences": n_sequences, "chunk": chunk, "beside": beside, "weights": weights}
+
+
+def _part(tensors: Mapping[str, Tensor], before: str) -> dict[str, Tensor]:
+    return {name.removeprefix(before): value for name, value in tensors.items() if name.startswith(before)}
 
 
 def _sequences(stream: ActivationStream) -> int:

@@ -39,7 +39,7 @@ class Hooks(Generic[Name]):
     Attributes:
         log: (name, step, metrics) every `log_every` steps.
         save: (name, step, tensors, meta) to write a checkpoint; the tensors are the caller's own.
-        stopping: whether to stop at the next safe point; everything is saved first.
+        stopping: whether to stop at the next safe point, also while the stream fills a block; everything is saved first.
         failed: told of an SAE whose loss is no number, the others go on; None: the first one ends the training of all.
         log_every: steps.
         save_every: steps between checkpoints; None: only by time.
@@ -96,6 +96,7 @@ class _Training(Generic[Name]):
         self.trainers = {name: trainer for name, (trainer, _) in resumed.items()}
         self.places = {name: place for name, (_, place) in resumed.items()}
         self.good = {name: trainer.step for name, trainer in self.trainers.items()}
+        """By name the step of its newest checkpoint."""
         self.following = Position(0, 0, 0)  # where the stream stands after the latest batch
 
     def run(self) -> dict[Name, Trainer] | None:
@@ -119,10 +120,13 @@ class _Training(Generic[Name]):
         return min(going, key=lambda position: position.step, default=None)
 
     def _through(self, start: Position) -> bool:
-        """Go through the stream from `start`; whether the end was reached."""
-        batches: Iterator[Batch] = self.stream.batches(start)
+        """Go through the stream from `start`; whether the end was reached. Where it was not, all is saved."""
+        batches = self.stream.batches(start, self.hooks.stopping)
         if len(self.trainers) < len(self.specs):
-            batches = self._begin(batches)
+            whole = self._begin(batches)
+            if whole is None:  # asked to stop before the first step
+                return False
+            batches = whole
         hooks, clock = self.hooks, time.monotonic()
         for turn in self._turns(batches):
             done = turn[-1].position.step + 1
@@ -131,21 +135,23 @@ class _Training(Generic[Name]):
             moved = [name for name in moved if name in self.trainers]
             ended = [name for name in moved if not self._going(name)]
             self._each(moved if done % hooks.log_every == 0 else ended, self._log, done)
+            self.following = turn[-1].following
             others = any(map(self._going, self.trainers))
             due = bool(hooks.save_every) and done % (hooks.save_every or 1) == 0
             due = due or (hooks.save_minutes is not None and time.monotonic() - clock >= hooks.save_minutes * 60)
-            stopping = others and hooks.stopping()
-            self.following = turn[-1].following
-            if others and (due or stopping):
+            if others and due:
                 self._each(moved, self._save, done)
                 clock = time.monotonic()
-            else:  # who has ended early, or before others, is saved once more: it may be long until it is published
-                self._each([n for n in ended if others or done < self.until[n]], self._save, done)
-            if stopping:
-                return False
+            else:  # what follows the training (others' steps, the measurement) may be cut, and goes on from here
+                self._each(ended, self._save, done)
             if not others:
                 return True
-        raise RuntimeError("the stream of activations ended")  # it is endless
+            if hooks.stopping():
+                break
+        self._each(
+            [name for name, trainer in self.trainers.items() if trainer.step > self.good.get(name, 0)], self._save, 0
+        )
+        return False  # the stream is endless: it ends when a stop is asked for
 
     def _turns(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
         """Batches that one SAE takes in a row before the next one does: of one block, whose rows are then still there."""
@@ -174,12 +180,17 @@ class _Training(Generic[Name]):
                 moved = True
         return moved
 
-    def _begin(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Make the trainers that start anew from the stream's first rows; the stream is handed back whole."""
-        batch_size = next(iter(self.specs.values())).batch_size
+    def _begin(self, batches: Iterator[Batch]) -> Iterator[Batch] | None:
+        """Make the trainers that start anew from the stream's first rows; the stream is handed back whole.
+
+        None when it ended before that: a stop was asked for.
+        """
+        count = math.ceil(FIRST_ROWS / next(iter(self.specs.values())).batch_size)
         # A batch may be a view that the stream fills anew with its next block, so that what is kept is copied.
-        found = itertools.islice(batches, math.ceil(FIRST_ROWS / batch_size))
+        found = itertools.islice(batches, count)
         first = [replace(batch, rows={i: rows.clone() for i, rows in batch.rows.items()}) for batch in found]
+        if len(first) < count:
+            return None
         rows: dict[int, torch.Tensor] = {}
         for name, spec in self.specs.items():
             if name not in self.trainers:
@@ -212,9 +223,10 @@ class _Training(Generic[Name]):
     def _log(self, name: Name, done: int) -> None:
         self.hooks.log(name, done, self.trainers[name].metrics())
 
-    def _save(self, name: Name, done: int) -> None:
+    def _save(self, name: Name, _: int) -> None:
         """A checkpoint. One whose loss is not a number is never saved."""
         trainer = self.trainers[name]
+        done = trainer.step
         if "loss" in trainer.sums and not math.isfinite(float(trainer.sums["loss"])):
             trainer.metrics()  # raises
         tensors, meta = trainer.state()

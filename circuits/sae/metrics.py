@@ -21,7 +21,7 @@ all rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,6 +128,23 @@ class Evaluator:
     def add_splice(self, sums: SpliceSums) -> None:
         """Losses with the reconstruction spliced into the model, for the same or other held-out sequences."""
         self._splices.append(SpliceSums(*(t.detach().cpu().double() for t in sums)))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What :meth:`load` takes: all that was added so far."""
+        found = {"fired": self.fired}
+        if self._sums:
+            found |= {f"sums.{i}": torch.cat(column) for i, column in enumerate(zip(*self._sums, strict=True))}
+        if self._splices:
+            found |= {f"splice.{name}": column for name, column in join(self._splices)._asdict().items()}
+        return found, {}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a :meth:`state`."""
+        self.fired = tensors["fired"]
+        columns = [tensors[f"sums.{i}"] for i in range(sum(name.startswith("sums.") for name in tensors))]
+        self._sums = [tuple(columns)] if columns else []
+        splices = [tensors[f"splice.{name}"] for name in SpliceSums._fields if f"splice.{name}" in tensors]
+        self._splices = [SpliceSums(*splices)] if splices else []
 
     def firing_rate(self) -> Float[Tensor, " d_sae"]:
         """For each feature the fraction of held-out rows on which it was active."""

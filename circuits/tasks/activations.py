@@ -223,7 +223,7 @@ def _make(context: Context, works: Mapping[Unit, Work]) -> str | None:
 
     def progress(done: int, total: int, tally: Tally) -> None:
         rate = tally.rows / tally.seconds if tally.seconds else 0.0
-        context.progress("capturing", done, total, "sample", rows_per_s=rate)
+        context.show("capturing", done, total, "sample", rows_per_s=rate)
 
     tally = capture(
         made.lm, made.samples, partials, made.plan, progress=progress, stopping=lambda: context.stopping is not None
@@ -299,8 +299,8 @@ def _stream(context: Context, given: ActivationsConfig, lm: LM) -> Samples:
     source = context.token_source(lm)
     n = given.n_sequences
     if given.tokens is not None:
-        context.progress("counting tokens", 0, None)
-        n = count_sequences(source, given.tokens, given.last_n, given.skip_first or 0)
+        with context.phase("counting tokens"):
+            n = count_sequences(source, given.tokens, given.last_n, given.skip_first or 0)
     return StreamSamples(source, n or SEQUENCES)
 
 
@@ -323,7 +323,6 @@ def _put_together(
                 if missing := pieces.missing(len(made.samples)):
                     left = max(left, missing)
                     continue
-                context.progress(f"writing {work.key.id}", 0, None)
                 _publish(context, work, keys[one], pieces, made, measured, Path(folder))
     return left
 
@@ -360,7 +359,8 @@ def _publish(
     site, layer = key
     index = folder / f"{site}.parquet"  # the same for all layers of a site
     if not index.exists():
-        rowtable.write(index, made.samples, made.plan, set(pieces.dropped))
+        with context.phase("writing the index of rows"):
+            rowtable.write(index, made.samples, made.plan, set(pieces.dropped))
     _, revision = context.model_files()
     cfg = context.cfg
     facts = {

@@ -156,13 +156,11 @@ def _make(context: Context, work: Work) -> None:
     given = prompts.read(context.require("prompts").path)
     lm = context.open_model()
 
-    def progress(done: int, total: int) -> None:
-        context.progress("scoring", done, total, "row")
-        context.stop_here()
-
-    scores = score(lm, given, batch_size=options.batch_size, progress=progress)
+    keeper = context.keeper({"scores": work}, "scores", "scoring", "row")
+    scores = score(lm, given, batch_size=options.batch_size, keeper=keeper)
     rows = table(given, scores, options.metric.value, lm)
-    metrics = summarise(rows, cluster=options.cluster.value, resamples=options.resamples, seed=_seed(seed))
+    with context.phase("intervals"):
+        metrics = summarise(rows, cluster=options.cluster.value, resamples=options.resamples, seed=_seed(seed))
     metrics |= {
         "metric": options.metric.value,
         "cluster": options.cluster.value,

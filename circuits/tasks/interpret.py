@@ -20,11 +20,14 @@ from circuits.schema import BaseConfig, DataSource, InterpretConfig
 from circuits.schema.interpret import chosen
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from circuits.data.stream import ActivationStream
     from circuits.data.tokens import Tokens
+    from circuits.features.association import Factor
     from circuits.features.collect import Collected
     from circuits.models.load import LM
     from circuits.run.context import Context, Work
@@ -163,24 +166,27 @@ def _make(context: Context, works: Mapping[int, Work]) -> None:
     paths = {layer: context.require("sae", layer).path for layer in works}  # before anything is loaded
     stream = _stream(context, sorted(works))
     lm = stream.lm
-    layers = {layer: _layer(context, path, lm) for layer, path in paths.items()}
-    collected, tokens = _collect(context, stream, layers)
-    tables, facts = _associate(context, lm, layers)
+    with context.phase("loading the SAEs"):
+        layers = {layer: _layer(context, path, lm) for layer, path in paths.items()}
+    collected, tokens = _collect(context, stream, layers, works)
+    read = _read_prompts(context, lm, layers, works)
     site = (cfg.sae.target_site or cfg.sae.site).value
     for layer, work in works.items():
         found, sae = collected[layer], layers[layer].sae
-        context.progress(f"writing {work.key.id}", 0, None)
-        effects = token_effects(lm, sae, layers[layer].features, site, layer, cfg.interpret.n_tokens)
-        texts = token_texts(lm.tokenizer, wanted_tokens(tokens, effects))
+        with context.phase(f"testing the factors, layer {layer}"):
+            table, facts = _associate(context, layers[layer], read, layer)
+        with context.phase(f"describing the features of layer {layer}"):
+            effects = token_effects(lm, sae, layers[layer].features, site, layer, cfg.interpret.n_tokens)
+            texts = token_texts(lm.tokenizer, wanted_tokens(tokens, effects))
         meta = {
             "layer": layer,
             "site": cfg.sae.site.value,
             "decoded_site": site,
             "no_token_effects": why_none(lm, site),
             "pool": cfg.interpret.pool.value if cfg.interpret.associate else None,
-            **{name: facts[layer][name] for name in ("factors", "left_out")},
+            **{name: facts[name] for name in ("factors", "left_out")},
         }
-        described = describe(found, tokens, texts, effects, tables[layer], meta)
+        described = describe(found, tokens, texts, effects, table, meta)
         metrics = {
             "layer": layer,
             "site": cfg.sae.site.value,
@@ -192,7 +198,7 @@ def _make(context: Context, works: Mapping[int, Work]) -> None:
             "n_repeated": found.repeated,
             "top_k": cfg.interpret.top_k,
             "single_token": described.single_token,
-            **{name: value for name, value in facts[layer].items() if name not in ("factors", "left_out")},
+            **{name: value for name, value in facts.items() if name not in ("factors", "left_out")},
         }
 
         def write(out: Path, described: Any = described, metrics: dict[str, Any] = metrics) -> None:
@@ -247,7 +253,7 @@ def _layer(context: Context, path: Path, lm: LM) -> Layer:
 
 
 def _collect(
-    context: Context, stream: ActivationStream, layers: Mapping[int, Layer]
+    context: Context, stream: ActivationStream, layers: Mapping[int, Layer], works: Mapping[int, Work]
 ) -> tuple[dict[int, Collected], Tokens]:
     """One pass over held-out text for all layers."""
     from circuits.features.collect import Collector, Fresh
@@ -257,75 +263,89 @@ def _collect(
     collectors = {
         layer: Collector(one.sae, one.features, top_k=given.top_k, window=given.window) for layer, one in layers.items()
     }
-    fresh, parts, done = Fresh(), [], 0
-    for chunk in stream.heldout(given.n_sequences):
+    keeper = context.keeper(works, "examples", "reading held-out text", "sequence")
+    facts = {"batch": given.batch_size, "sequences": given.n_sequences}
+    kept = keeper.begin({layer: {**facts, "features": one.features.tolist()} for layer, one in layers.items()})
+    for layer, (tensors, counts) in kept.items():
+        collectors[layer].load(tensors, counts)
+    fresh, parts, done = Fresh(), [], keeper.start
+    if done:  # what was read before: its tokens are shown with the examples, and tell what is new
+        before = stream.source.heldout(given.n_sequences).take(slice(0, done))
+        fresh(before.ids, before.mask)
+        parts.append(before)
+    for chunk in stream.heldout(given.n_sequences, first=done):
         new = fresh(chunk.tokens.ids, chunk.tokens.mask)
-        for layer, collector in collectors.items():
-            collector.add(chunk.sites[layer], chunk.keep, new)
+        for layer in keeper.behind(done):
+            collectors[layer].add(chunk.sites[layer], chunk.keep, new)
         parts.append(chunk.tokens.to(new.device))
         done += len(chunk.tokens)
-        context.progress("reading held-out text", done, given.n_sequences, "sequence")
-        context.stop_here()
+        keeper.step(done, given.n_sequences, lambda layer: collectors[layer].state())
+    keeper.end(done, lambda layer: collectors[layer].state())
     if not parts:
         raise UserError(f"{stream.source.name}: no held-out sequence; give more text (data.path)")
     return {layer: collector.result() for layer, collector in collectors.items()}, together(parts)
 
 
-def _associate(
-    context: Context, lm: LM, layers: Mapping[int, Layer]
-) -> tuple[dict[int, pd.DataFrame], dict[int, dict[str, Any]]]:
-    """By layer the table of associations and their summary; empty ones where none is asked for."""
+@dataclass(frozen=True)
+class Read:
+    """What the layers' features are on the prompts, and what the prompts are labelled by; empty where nothing is tested."""
+
+    values: dict[int, NDArray[np.float32]]  # by layer [prompts, features]
+    factors: list[Factor]
+    left_out: dict[str, str]
+    train: NDArray[np.bool_]
+    n_prompts: int
+
+
+def _read_prompts(context: Context, lm: LM, layers: Mapping[int, Layer], works: Mapping[int, Work]) -> Read:
+    """One pass over the prompts for all layers."""
     import numpy as np
 
     from circuits.data import prompts
-    from circuits.data.seeds import derive_seed
     from circuits.features import association
     from circuits.features.pooling import pooled
 
-    given, seed = context.cfg.interpret, context.cfg.seed
-    none = np.zeros(0, dtype=bool)
-    values = {layer: np.zeros((0, len(one.features)), np.float32) for layer, one in layers.items()}
-    factors: list[association.Factor] = []
-    left_out: dict[str, str] = {}
-    train, n_prompts = none, 0
-    if given.associate:
-        found = prompts.read(context.require("prompts").path)
+    given = context.cfg.interpret
+    if not given.associate:
+        empty = {layer: np.zeros((0, len(one.features)), np.float32) for layer, one in layers.items()}
+        return Read(empty, [], {}, np.zeros(0, dtype=bool), 0)
+    found = prompts.read(context.require("prompts").path)
+    values = pooled(
+        lm,
+        {layer: one.sae for layer, one in layers.items()},
+        {layer: one.features for layer, one in layers.items()},
+        found,
+        site=context.cfg.sae.site.value,
+        how=given.pool.value,
+        skip_first=context.cfg.sae.skip_first,
+        batch_size=given.batch_size,
+        keeper=context.keeper(works, "prompts", "reading the prompts", "prompt"),
+    )
+    train = np.array([split == "train" for split in found.splits])
+    factors, left_out = association.factors_of(_labels(found.table(), found), train, given.min_prompts)
+    for name, why in left_out.items():
+        context.say(f"factor {name}: not tested ({why})")
+    return Read(values, factors, left_out, train, len(found))
 
-        def progress(done: int, total: int) -> None:
-            context.progress("reading the prompts", done, total, "prompt")
-            context.stop_here()
 
-        values = pooled(
-            lm,
-            {layer: one.sae for layer, one in layers.items()},
-            {layer: one.features for layer, one in layers.items()},
-            found,
-            site=context.cfg.sae.site.value,
-            how=given.pool.value,
-            skip_first=context.cfg.sae.skip_first,
-            batch_size=given.batch_size,
-            progress=progress,
-        )
-        train, n_prompts = np.array([split == "train" for split in found.splits]), len(found)
-        factors, left_out = association.factors_of(_labels(found.table(), found), train, given.min_prompts)
-        for name, why in left_out.items():
-            context.say(f"factor {name}: not tested ({why})")
-    tables, facts = {}, {}
-    for layer, one in layers.items():
-        table, summary = association.associate(
-            values[layer],
-            one.features.tolist(),
-            factors,
-            train,
-            fdr=given.fdr,
-            shuffles=given.shuffles,
-            seed=derive_seed(seed, "interpret", "shuffle"),
-        )
-        tables[layer] = table
-        named = {factor.name: list(factor.levels) for factor in factors}
-        counts = {"n_prompts": n_prompts, "n_train": int(train.sum()), "n_factors": len(factors)}
-        facts[layer] = {**summary, **counts, "factors": named, "left_out": left_out}
-    return tables, facts
+def _associate(context: Context, one: Layer, read: Read, layer: int) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A layer's table of associations and its summary; empty ones where none is asked for."""
+    from circuits.data.seeds import derive_seed
+    from circuits.features import association
+
+    given = context.cfg.interpret
+    table, summary = association.associate(
+        read.values[layer],
+        one.features.tolist(),
+        read.factors,
+        read.train,
+        fdr=given.fdr,
+        shuffles=given.shuffles,
+        seed=derive_seed(context.cfg.seed, "interpret", "shuffle"),
+    )
+    named = {factor.name: list(factor.levels) for factor in read.factors}
+    counts = {"n_prompts": read.n_prompts, "n_train": int(read.train.sum()), "n_factors": len(read.factors)}
+    return table, {**summary, **counts, "factors": named, "left_out": read.left_out}
 
 
 def _labels(table: pd.DataFrame, found: Any) -> pd.DataFrame:

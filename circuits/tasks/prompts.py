@@ -150,19 +150,24 @@ def build(context: Context, work: Work) -> None:
     from circuits.data.prompt_tokens import Encoder
 
     behaviour, seed = context.cfg.behaviour, context.cfg.seed
-    context.progress("making the prompts", 0, None, "prompt")
-    tokenizer, vocabulary = _tokenizer(context.run.cfg, context.run.contents)
-    encoder = Encoder(tokenizer, behaviour.bos.value, behaviour.chat)
-    wanted = prompt_build.Wanted(
-        behaviour.n_samples, behaviour.n_test, seed, multi_token(behaviour).value, behaviour.allow_small
-    )
-    if behaviour.path is not None:
-        built = prompt_build.from_file(Path(behaviour.path), encoder, wanted)
-    else:
-        built = prompt_build.from_behaviour(behaviour.name, wording(context.run.cfg), encoder, wanted)
-    meta = {"bos": encoder.bos, "chat": encoder.chat, "vocabulary": vocabulary, "tokenizer": type(tokenizer).__name__}
-    made = prompts.PromptSet(built.prompts, meta)
-    made.check_vocabulary(vocabulary, context.run.cfg.model.id)
+    with context.phase("making the prompts"):
+        tokenizer, vocabulary = _tokenizer(context.run.cfg, context.run.contents)
+        encoder = Encoder(tokenizer, behaviour.bos.value, behaviour.chat)
+        wanted = prompt_build.Wanted(
+            behaviour.n_samples, behaviour.n_test, seed, multi_token(behaviour).value, behaviour.allow_small
+        )
+        if behaviour.path is not None:
+            built = prompt_build.from_file(Path(behaviour.path), encoder, wanted)
+        else:
+            built = prompt_build.from_behaviour(behaviour.name, wording(context.run.cfg), encoder, wanted)
+        meta = {
+            "bos": encoder.bos,
+            "chat": encoder.chat,
+            "vocabulary": vocabulary,
+            "tokenizer": type(tokenizer).__name__,
+        }
+        made = prompts.PromptSet(built.prompts, meta)
+        made.check_vocabulary(vocabulary, context.run.cfg.model.id)
 
     def write(out: Path) -> None:
         prompts.write(out, built.prompts, meta)

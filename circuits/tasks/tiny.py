@@ -42,7 +42,6 @@ def build(context: Context, work: Work) -> None:
     """Train and publish the model."""
     import torch
 
-    from circuits.errors import RunError
     from circuits.models.tiny.spec import TinySpec
     from circuits.models.tiny.train import train
 
@@ -57,19 +56,18 @@ def build(context: Context, work: Work) -> None:
     )
 
     def progress(done: int, total: int, metrics: dict[str, float]) -> None:
-        context.progress("training the embedded model", done, total, "step", **metrics)
+        context.show("training the embedded model", done, total, "step", **metrics)
 
     context.say(f"training the embedded model {work.key.id}: {spec.steps} steps")
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        artifact = work.commit(lambda out: _train(train, spec, out, progress, context))
-    except RunError:
-        context.stop_here()  # it was stopped, not broken
-        raise
+        trained = train(spec, progress=progress, keeper=context.keeper({"training": work}, "training"))
     finally:
         torch.set_num_threads(threads)
-    context.say(f"made {artifact.id}")
+    shown = "  ".join(f"{name} {found.accuracy:.3f}" for name, found in trained.measured.items())
+    context.say(f"accuracy on unseen draws: {shown}")
+    context.say(f"made {work.commit(trained.save).id}")
 
 
 def opened(path: Path) -> LM:
@@ -79,8 +77,3 @@ def opened(path: Path) -> LM:
     from circuits.models.load import load_model, pick_device
 
     return load_model(str(path), dtype=torch.float32, device=pick_device())
-
-
-def _train(train: Any, spec: Any, out: Any, progress: Any, context: Context) -> None:
-    accuracy = train(spec, out, progress=progress, should_stop=lambda: context.stopping is not None)
-    context.say("accuracy on unseen draws: " + "  ".join(f"{name} {value:.3f}" for name, value in accuracy.items()))

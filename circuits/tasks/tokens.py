@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,24 +35,24 @@ KIND = Kind(
     extra=extra,
     inline=True,
     load="circuits.data.textstore:TextStore",
-    bytes=lambda cfg, dims: (4 * min(cfg.data.max_tokens or 0, 50_000_000), 0),
+    bytes=lambda cfg, dims: (4 * min(cfg.data.max_tokens or 0, 50_000_000),) * 2,
 )
 
 
 def build(context: Context, work: Work) -> None:
     """Tokenise the corpus and publish it."""
     from circuits.data.corpora import documents
-    from circuits.data.textstore import tokenise
+    from circuits.data.textstore import FILES, finished, tokenise
     from circuits.models.identify import inspect_model, local_files
     from circuits.models.load import load_tokenizer
 
     data = context.cfg.data
     model = inspect_model(*context.model_files())
-    tokenizer = load_tokenizer(local_files(model))
+    with context.phase("loading the tokenizer"):
+        tokenizer = load_tokenizer(local_files(model))
 
     def progress(count: int, tokens: int) -> None:
-        context.progress("tokenising", tokens, data.max_tokens, "token")
-        context.stop_here()
+        context.show("tokenising", tokens, data.max_tokens, "token")
 
     # A hub dataset is read at the commit that is in the key, whatever its main branch has become since.
     _, pinned, commit = str(context.run.contents.corpus(data)).rpartition("@")
@@ -59,17 +60,21 @@ def build(context: Context, work: Work) -> None:
         data.source.value, data.path, data.field or "text", data.split, revision=commit if pinned else None
     )
 
-    def write(out: Path) -> None:
-        tokenise(
-            texts,
-            tokenizer,
-            out,
-            context=data.context,
-            heldout_fraction=data.heldout or 0.05,
-            max_tokens=data.max_tokens,
-            seed=context.cfg.seed,
-            progress=progress,
-            vocabulary=model.dims.vocab,
-        )
+    facts = finished(work.partial) or tokenise(  # it may have been cut while it was published
+        texts,
+        tokenizer,
+        work.partial,
+        context=data.context,
+        heldout_fraction=data.heldout or 0.05,
+        max_tokens=data.max_tokens,
+        seed=context.cfg.seed,
+        progress=progress,
+        vocabulary=model.dims.vocab,
+        keeper=context.keeper({"tokens": work}, "place"),
+    )
 
-    context.say(f"made {work.commit(write).id}")
+    def write(out: Path) -> None:
+        for name in FILES:
+            shutil.copyfile(work.partial / name, out / name)
+
+    context.say(f"made {work.commit(write).id}: {facts['n_tokens']:,} tokens of {facts['n_documents']:,} documents")

@@ -16,27 +16,29 @@ threads two trainings are equal bit by bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging as hf_logging
 
 from circuits.data import mixture
 from circuits.data.behaviours import BEHAVIOURS
 from circuits.data.behaviours.base import WORD
+from circuits.data.keeper import Keeper, State
 from circuits.data.seeds import derive_seed
-from circuits.errors import NonFinite, RunError
+from circuits.errors import NonFinite
 from circuits.files import write_json
-from circuits.models.tiny.accuracy import accuracies
-from circuits.models.tiny.spec import BOS, EOS, SPECIALS, TinySpec, hf_config, vocabulary
+from circuits.models.tiny.accuracy import Accuracy, accuracies
+from circuits.models.tiny.spec import BOS, EOS, SPECIALS, VERSION, TinySpec, hf_config, vocabulary
 from circuits.models.tiny.tokenizer import build_tokenizer, word_ids
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -149,70 +151,112 @@ class Curriculum:
         return max(self.errors.values()) < LEARNED
 
 
+class Fit:
+    """A training of `model` in place, that can be taken up at any step."""
+
+    def __init__(self, model: Qwen2ForCausalLM, spec: TinySpec, ids: dict[str, int]) -> None:
+        self.model, self.spec, self.ids = model, spec, ids
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=spec.lr, betas=(0.9, 0.98), weight_decay=spec.weight_decay, fused=True
+        )
+        self.curriculum = Curriculum()
+        self.taken, self.end, self.decaying = 0, spec.steps, False
+
+    def step(self) -> dict[str, float]:
+        """One step on a batch that is drawn for it; its loss, and the largest running error."""
+        spec, step = self.spec, self.taken
+        sentences = mixture.sentences(spec.seed, step, spec.batch, shares=self.curriculum.shares())
+        batch = pack(encode(sentences, self.ids), [s.place + 1 for s in sentences], spec.answer_weight)
+        loss, right = weighted_loss(self.model, batch)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise NonFinite(f"loss of the embedded model is {value} at step {step}; lower its lr ({spec.lr})")
+        for group in self.optimizer.param_groups:
+            group["lr"] = spec.lr * min(1.0, (step + 1) / spec.warmup, (self.end - step) / spec.decay)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.taken += 1
+        self.curriculum.update([s.behaviour for s in sentences], right.tolist())
+        if not self.decaying and self.curriculum.learned():
+            self.decaying, self.end = True, min(self.end, self.taken + spec.decay)
+        return {"loss": value, "error": max(self.curriculum.errors.values())}
+
+    def state(self) -> State:
+        """What :meth:`load` takes."""
+        tensors = {f"weights.{name}": p for name, p in self.model.named_parameters()}
+        for name, p in self.model.named_parameters():
+            tensors |= {f"{what}.{name}": value for what, value in self.optimizer.state[p].items()}
+        facts = {"taken": self.taken, "end": self.end, "decaying": self.decaying, "errors": self.curriculum.errors}
+        return tensors, facts
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state`, bit by bit."""
+        for name, p in self.model.named_parameters():
+            p.copy_(tensors[f"weights.{name}"])
+            kept = {what: tensors[f"{what}.{name}"] for what in ("step", "exp_avg", "exp_avg_sq")}
+            self.optimizer.state[p] = {what: value.clone() for what, value in kept.items()}
+        self.taken, self.end, self.decaying = int(facts["taken"]), int(facts["end"]), bool(facts["decaying"])
+        self.curriculum.errors = dict(facts["errors"])
+
+
 def fit(
     model: Qwen2ForCausalLM,
     spec: TinySpec,
     ids: dict[str, int],
     progress: Progress | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    keeper: Keeper[str] | None = None,
 ) -> int:
     """Train `model` in place; returns the number of steps taken.
 
     Warm-up, a constant rate until all is learned (at the latest until the decay must begin), linear decay to zero.
     """
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=spec.lr, betas=(0.9, 0.98), weight_decay=spec.weight_decay, fused=True
-    )
-    curriculum, end, step, decaying = Curriculum(), spec.steps, 0, False
+    training, keeper = Fit(model, spec, ids), keeper or Keeper()
+    for found in keeper.begin({"training": {**asdict(spec), "version": VERSION}}).values():
+        training.load(*found)
     model.train()
-    while step < end:
-        if should_stop is not None and should_stop():
-            raise RunError(f"training of the embedded model was stopped after {step} of {end} steps; run it again")
-        sentences = mixture.sentences(spec.seed, step, spec.batch, shares=curriculum.shares())
-        batch = pack(encode(sentences, ids), [s.place + 1 for s in sentences], spec.answer_weight)
-        loss, right = weighted_loss(model, batch)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise NonFinite(f"loss of the embedded model is {value} at step {step}; lower its lr ({spec.lr})")
-        for group in optimizer.param_groups:
-            group["lr"] = spec.lr * min(1.0, (step + 1) / spec.warmup, (end - step) / spec.decay)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        curriculum.update([s.behaviour for s in sentences], right.tolist())
-        if not decaying and curriculum.learned():
-            decaying, end = True, min(end, step + spec.decay)
+    while training.taken < training.end:
+        metrics = training.step()
         if progress is not None:
-            progress(step, end, {"loss": value, "error": max(curriculum.errors.values())})
+            progress(training.taken, training.end, metrics)
+        keeper.step(training.taken, training.end, lambda _: training.state())
+    keeper.end(training.taken, lambda _: training.state())
     model.eval()
-    return step
+    return training.taken
 
 
-def train(
-    spec: TinySpec,
-    out: Path,
-    *,
-    progress: Progress | None = None,
-    should_stop: Callable[[], bool] | None = None,
-) -> dict[str, float]:
-    """Train the embedded model and save it, its tokenizer and accuracy.json in `out`; returns behaviour -> accuracy.
+@dataclass(frozen=True)
+class Trained:
+    """The trained model, its tokenizer, and how well it knows each behaviour."""
 
-    Uses as many threads as torch is set to. `progress` gets (steps done, steps in all, {"loss": …}); when `should_stop`
-    says so, a RunError is raised and nothing is written.
+    model: Qwen2ForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+    measured: dict[str, Accuracy]
+
+    def save(self, out: Path) -> None:
+        """A model's directory, with accuracy.json."""
+        out.mkdir(parents=True, exist_ok=True)
+        with _no_progress_bar():
+            self.model.save_pretrained(out)
+            self.tokenizer.save_pretrained(out)
+        write_json(out / "accuracy.json", {name: m._asdict() for name, m in self.measured.items()})
+
+
+def train(spec: TinySpec, *, progress: Progress | None = None, keeper: Keeper[str] | None = None) -> Trained:
+    """Train the embedded model and measure it.
+
+    Uses as many threads as torch is set to. `progress` gets (steps done, steps in all, {"loss": …}); `keeper`: where the training
+    is kept ("training"), it may end it.
     """
     words = vocabulary()
     tokenizer = build_tokenizer(words, spec.max_positions)
-    model = new_model(spec, len(words))
-    fit(model, spec, word_ids(words), progress, should_stop)
-    measured = accuracies(model, tokenizer, n=200, seed=derive_seed(spec.seed, "tiny", "accuracy"))
-    out.mkdir(parents=True, exist_ok=True)
-    with _no_progress_bar():
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
-    write_json(out / "accuracy.json", {name: m._asdict() for name, m in measured.items()})
-    return {name: m.accuracy for name, m in measured.items()}
+    model, keeper = new_model(spec, len(words)), keeper or Keeper()
+    fit(model, spec, word_ids(words), progress, keeper)
+    with keeper.cutting():
+        measured = accuracies(model, tokenizer, n=200, seed=derive_seed(spec.seed, "tiny", "accuracy"))
+    return Trained(model, tokenizer, measured)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ remembers of the job, else by the fact alone. One ``squeue`` and at most one ``s
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ _ENDED = {
     "OUT_OF_MEMORY": "killed by Slurm: out of memory; raise task.resources.memory",
     "NODE_FAIL": "its node failed",
     "PREEMPTED": "preempted",
-    "FAILED": "killed without a word (SIGKILL, out of memory or a lost node)",
     "BOOT_FAIL": "its node did not start",
     "DEADLINE": "its deadline passed",
 }
@@ -133,21 +133,43 @@ def _explain(sweep: Sweep, gone: Mapping[int, dict[str, Any]], jobs: Mapping[int
     if not left:
         return
     arrays = sorted({jobs[index].split("_")[0] for index in left})
-    known = {job: facts.state for job, facts in commands.accounting(arrays).items()}
+    known = {job: (facts.state, facts.exit_code) for job, facts in commands.accounting(arrays).items()}
     if any(jobs[index] not in known for index in left):
         known = {
-            job: shown["JobState"] for array in arrays for job, shown in commands.remembered(array).items()
+            job: (shown["JobState"], shown.get("ExitCode", ""))
+            for array in arrays
+            for job, shown in commands.remembered(array).items()
         } | known
     for index, facts in left.items():
-        _last_word(facts, known.get(jobs[index], ""), _directory(sweep, index))
+        _last_word(facts, *known.get(jobs[index], ("", "")), _directory(sweep, index))
 
 
-def _last_word(facts: dict[str, Any], slurm: str, directory: Path) -> None:
-    """The state and the line of an element that left the queue as Slurm's state `slurm` says ("" when nobody knows)."""
-    kept = "; the last checkpoint is kept" if facts.get("state") == "running" else ""
+def _gone(state: str, code: str, begun: bool) -> str:
+    """How a job ended of which Slurm knows no reason by name: its exit code is ``status:signal``."""
+    status_, _, number = code.partition(":")
+    when = "" if begun else " before the run began"
+    said = f" (Slurm says {state} {code})" if state else ""
+    if number.isdigit() and int(number):
+        try:
+            name = signal.Signals(int(number)).name
+        except ValueError:
+            name = f"signal {number}"
+        return f"killed by {name}{when}, without a word{said}"
+    if status_.isdigit() and int(status_):
+        return f"ended with exit code {status_}{when}, without a word{said}"
+    return f"gone{when} without a word{said or ' (Slurm has forgotten the job)'}"
+
+
+def _last_word(facts: dict[str, Any], slurm: str, code: str, directory: Path) -> None:
+    """The state and the line of an element that left the queue as Slurm's state and exit code say ("" when nobody knows)."""
+    kept = "; what was saved is kept" if facts.get("state") == "running" else ""
     spoke = facts.get("state") == "interrupted" and facts.get("error")
     said = status.last_error(directory / LOG) if slurm == "FAILED" and facts.get("state") == "waiting" else None
-    error = facts["error"] if spoke else said or f"{_ENDED.get(slurm, _ENDED['FAILED'])}{kept}"
+    error = (
+        facts["error"]
+        if spoke
+        else said or f"{_ENDED.get(slurm) or _gone(slurm, code, facts.get('state') == 'running')}{kept}"
+    )
     state = "cancelled" if slurm == "CANCELLED" else "interrupted" if spoke else "killed"
     facts.update(state=state, error=error, slurm=slurm, exit_code=facts.get("exit_code") or 1)
 

@@ -24,11 +24,9 @@ def publish(member: Member, saes: Mapping[int, SAE], untrained: Mapping[int, SAE
 
     context, histories = member.context, member.histories
 
-    def progress(done: int, total: int) -> None:
-        context.progress("measuring", done, total, "sequence")
-
     cfg = context.cfg
-    measured = measure(stream, saes, untrained, n_sequences=cfg.sae.heldout_sequences, seed=cfg.seed, progress=progress)
+    keeper = context.keeper({layer: member.works[layer] for layer in saes}, "measured", "measuring", "sequence")
+    measured = measure(stream, saes, untrained, n_sequences=cfg.sae.heldout_sequences, seed=cfg.seed, keeper=keeper)
     dropped = {
         "rows": sum(record["rows"] for record in stream.dropped.values()),
         "heldout_rows": stream.heldout_dropped,

@@ -35,7 +35,8 @@ def make(context: Context, works: dict[int, Work]) -> None:
 
     stream = open_stream(context, sorted(works))
     member.histories = {layer: History(work.partial, context.cfg.sae.batch_size) for layer, work in works.items()}
-    taken = {layer: foreign.load(Path(context.cfg.sae.from_)).to(stream.lm.device) for layer in works}
+    with context.phase("loading the SAE"):
+        taken = {layer: foreign.load(Path(context.cfg.sae.from_)).to(stream.lm.device) for layer in works}
     publish(member, taken, {}, stream)
 
 
@@ -69,7 +70,8 @@ def _train(members: Mapping[int, Member]) -> dict[int, Exception]:
         resumed |= {(number, layer): found for layer, found in _begin(member, own, stream).items()}
     validation = {}
     if any(spec.patience is not None for spec in specs.values()):
-        validation = validation_rows(stream, first.cfg.sae.heldout_sequences, first.cfg.sae.validation_sequences)
+        with first.phase("reading validation rows"):
+            validation = validation_rows(stream, first.cfg.sae.heldout_sequences, first.cfg.sae.validation_sequences)
     diverged: dict[Name, NonFinite] = {}
     with Writer() as writer:
         trained = train(stream, specs, resumed, _hooks(members, stream, writer, diverged), until, validation)
@@ -102,11 +104,12 @@ def _begin(
     member.histories = {
         layer: History(work.partial, context.cfg.sae.batch_size) for layer, work in member.works.items()
     }
-    resumed = {
-        layer: found
-        for layer, work in member.works.items()
-        if (found := _resumed(context, work, specs[layer], stream)) is not None
-    }
+    with context.phase("reading checkpoints"):
+        resumed = {
+            layer: found
+            for layer, work in member.works.items()
+            if (found := _resumed(context, work, specs[layer], stream)) is not None
+        }
     for layer, work in member.works.items():
         try:
             member.histories[layer].resume(resumed[layer][0].step if layer in resumed else 0)
@@ -126,8 +129,9 @@ def _finish(member: Member, trained: dict[int, Trainer], stream: ActivationStrea
             member.context.say(
                 f"layer {layer}: stopped at step {trainer.step}; best at {best.step} (unexplained {best.loss:.5f})"
             )
-    saes = {layer: trainer.export() for layer, trainer in trained.items()}
-    untrained = {layer: trainer.untrained().export() for layer, trainer in trained.items()}
+    with member.context.phase("exporting"):
+        saes = {layer: trainer.export() for layer, trainer in trained.items()}
+        untrained = {layer: trainer.untrained().export() for layer, trainer in trained.items()}
     trained.clear()  # gradients and moments are three quarters of the memory
     own = copy.copy(stream)
     own.layers = tuple(sorted(saes))  # the measurement reads no other layers
@@ -200,7 +204,7 @@ def _hooks(
         member.histories[layer].add(step, metrics)
         member.context.run.tracker.log(step, metrics, layer)
         shown = {"EV": metrics["explained_variance"], "L0": metrics["l0"]}
-        member.context.progress("training", step, member.steps, "step", **shown)
+        member.context.show("training", step, member.steps, "step", **shown)
 
     def save(name: Name, step: int, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
         member, layer = members[name[0]], name[1]
