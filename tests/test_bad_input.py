@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from configs import plan
 from conftest import QUICK, ROOT, Cli
 from prompt_sets import bpe, save_model
 from safetensors.torch import load_file, save_file
+
+from circuits.run import sweep as sweeps
 
 SHORT = [QUICK, "sae.steps=60", "sae.heldout_sequences=64", "sae.block_rows=4096", "tracking=off"]
 
@@ -194,16 +197,9 @@ def _interrupted(warm: Cli, words: list[str], path: Path) -> Path:
 
 
 def _element(warm: Cli, *words: str) -> Path:
-    """An element's directory whose run was ended before it did anything: to be run by hand."""
-    import signal
-    import time
-
-    running = warm.start(*words)
-    while not (found := list((warm.outputs / "runs").glob("*/*/element.json"))) and running.poll() is None:
-        time.sleep(0.005)
-    running.send_signal(signal.SIGINT)
-    running.communicate(timeout=240)
-    return found[0].parent
+    """The directory of an element that was launched and has not begun: to be run by hand."""
+    (element,) = plan(*words, base=warm.folder)
+    return sweeps.create([element], warm.folder).directory(element)
 
 
 def _by_hand(warm: Cli, directory: Path, limit: tuple[int, int]) -> subprocess.CompletedProcess[str]:

@@ -22,6 +22,7 @@ from test_launch import SHORT, Wait, elements, of_folder, training
 from circuits import host
 from circuits.run import local, status, terminal
 from circuits.run import sweep as sweeps
+from circuits.run.signals import Stopped
 from circuits.run.slurm.script import BODY
 from circuits.run.states import facts_of as facts_of_sweep
 
@@ -73,15 +74,15 @@ def test_a_deaf_worker_is_ended_by_the_launcher_which_says_so(warm: Cli, wait_un
     assert why in out and "memory" not in out + facts["error"] and not of_folder(warm)
 
 
-def test_a_second_signal_ends_a_run_in_this_process_with_a_last_word(warm: Cli, wait_until: Wait) -> None:
-    running = warm.start("layer=0", "cluster.workers=0", "sae.steps=100000", *SHORT, "sae.block_rows=400000")
-    wait_until(lambda: phase(warm) != "" or running.poll() is not None, what="the run")
-    running.send_signal(signal.SIGINT)
-    time.sleep(1.2)
-    running.send_signal(signal.SIGINT)
-    out, _ = running.communicate(timeout=120)
-    assert running.returncode == 130 and "stopping: saving a checkpoint; Ctrl-C again ends it" in out, out
-    assert facts_of(warm)["state"] == "interrupted"
+def test_a_second_signal_in_this_process_waits_for_no_safe_point(capfd: pytest.CaptureFixture[str]) -> None:
+    stop = local._Here()
+    stop._handle(signal.SIGINT, None)
+    stop._handle(signal.SIGINT, None)  # handed on by a wrapper: the same one
+    assert capfd.readouterr().err == "stopping: saving a checkpoint; Ctrl-C again ends it\n" and stop.reason == "SIGINT"
+    assert stop._first is not None
+    stop._first -= 2
+    with pytest.raises(Stopped, match="SIGINT, asked again"):
+        stop._handle(signal.SIGINT, None)
 
 
 def test_where_all_is_done_an_interruption_names_no_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +173,7 @@ def test_usr2_after_the_last_word_does_not_end_the_interpreter_otherwise() -> No
         "    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGUSR2): kill(me, number)\n"
         "sys.modules['late'] = Late()\n"
         "builtins = __import__('builtins'); builtins.late = sys.modules.pop('late')\n"
-        "sys.exit(element.main([]))\n"
+        "sys.exit(element.main(['/nonesuch']))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, timeout=60)
     assert done.returncode == 2, done.stderr

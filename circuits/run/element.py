@@ -24,11 +24,11 @@ def main(argv: list[str]) -> int:
     """Run the element in directory ``argv[0]``, or the pack of several."""
     streams.prepare()
     stop = StopFlag().install(grace_s=float(os.environ.get("CIRCUITS_GRACE_S", "30")))
-    if not argv:
-        print("usage: python -m circuits.run.element DIR [DIR …]", file=sys.stderr)
-        return 2
     directories = [Path(word).resolve() for word in argv]
     try:
+        if not argv:
+            print("usage: python -m circuits.run.element DIR [DIR …]", file=sys.stderr)
+            return 2
         return run(directories[0], stop) if len(argv) == 1 else run_pack(directories, stop)
     finally:
         stop.over()
