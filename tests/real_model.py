@@ -133,9 +133,9 @@ def manuals() -> list[str]:
     return list(found)
 
 
-def write_text(path: Path) -> None:
-    """Those manuals as JSON lines."""
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in manuals()), encoding="utf-8")
+def write_text(path: Path, most: int | None = None) -> None:
+    """Those manuals, or the first few of them, as JSON lines."""
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in manuals()[:most]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_what_is_captured_is_what_the_model_computes(real_model: Path) -> None:
 def test_ten_behaviours_are_told_apart_and_multi_token_answers_leave_by_themselves(real_model: Path, cli: Cli) -> None:
     few = ["behaviour.n_samples=24", "behaviour.n_test=8", "baseline.resamples=100"]
     words = [f"behaviour={','.join(sorted(BEHAVIOURS))}", f"pack={len(BEHAVIOURS)}", f"model={real_model}", *few]
-    done = cli("task=baseline", *words, "tracking=off")
+    done = cli("task=baseline", *words, "tracking=off", timeout=900)
     assert done.code == 3 and not done.errors, (
         done.out + done.err
     )  # some behaviours this model lacks: their gate said no
@@ -76,13 +76,14 @@ def test_an_sae_of_english_beats_its_control_and_its_features_are_named(
         "sae.expansion=4",
     ]
     short = ["sae.steps=60", "sae.block_rows=4096", "sae.heldout_sequences=16", "tracking=off"]
-    done = cli("task=sae", *sae, *short)
+    done = cli("task=sae", *sae, *short, timeout=900)
     assert done.code == 0, done.out + done.err
     (made,) = cli.artifacts("sae")
     found = metrics(made)
     assert found["explained_variance"] > 0.5 > found["control"]["explained_variance"], found
     assert found["ce_score"] > 0.5, found
-    done = cli("task=interpret", *sae, *short, "behaviour=grammar_agreement", "interpret.associate=true")
+    few = ["behaviour=grammar_agreement", "behaviour.n_samples=24", "behaviour.n_test=8", "interpret.n_sequences=128"]
+    done = cli("task=interpret", *sae, *short, *few, timeout=900)
     assert done.code == 0, done.out + done.err
     (told,) = cli.artifacts("interpret")
     assert any(told.iterdir())
