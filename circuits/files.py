@@ -14,6 +14,8 @@ from typing import Any
 
 from circuits.errors import DiskFull
 
+STALE_TRIES = 5
+
 
 def fsync_dir(path: Path) -> None:
     """Make the directory entries of `path` durable (the rename itself, not only the file's bytes)."""
@@ -99,9 +101,24 @@ def write_json(path: Path, value: Any, durable: bool = True) -> None:
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), durable)
 
 
+def read_bytes(path: Path) -> bytes:
+    """A small file that others replace while it is read. What a network file system calls stale is opened anew.
+
+    Raises:
+        FileNotFoundError: there is none, or its directory went away.
+    """
+    for _ in range(STALE_TRIES):
+        try:
+            return path.read_bytes()
+        except OSError as e:
+            if e.errno != errno.ESTALE:
+                raise
+    raise FileNotFoundError(errno.ENOENT, "went away while it was read", str(path))
+
+
 def read_json(path: Path) -> Any:
     """Parse a UTF-8 JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(read_bytes(path).decode())
 
 
 def sha256_file(path: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from circuits.run import leases
+from circuits.run import leases, pulse
 from circuits.run.leases import Lease, Note, owner, process_alive
 
 
@@ -53,8 +53,8 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds of the real constants become fractions."""
-    monkeypatch.setattr(leases, "HEARTBEAT_S", 0.05)
-    monkeypatch.setattr(leases, "STALE_S", 0.4)
+    monkeypatch.setattr(pulse, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(pulse, "STALE_S", 0.4)
 
 
 # -- exclusive ---------------------------------------------------------------------------------------------------
@@ -203,12 +203,12 @@ def test_a_holder_keeps_its_lease_for_watchers_on_other_hosts(
     lease = Lease(path, by="me")
     assert lease.acquire()
     watcher = Note(path)
-    monkeypatch.setattr(leases, "process_alive", lambda host, pid, started: None)  # as another host sees it
+    monkeypatch.setattr(leases, "process_alive", lambda *process: None)  # as another host sees it
     end = time.monotonic() + 1.0
     while time.monotonic() < end:
         assert watcher.live() is not None
         time.sleep(0.05)
-    lease._stop.set()
+    pulse.PULSE.remove(lease.beat)
     time.sleep(0.1)
     assert watcher.live() is not None, "the last beat still counts …"
     time.sleep(0.5)

@@ -16,7 +16,7 @@ from configs import compose, plan
 
 from circuits.errors import RunError, UserError
 from circuits.files import write_json
-from circuits.run import answers, launching, status, sweep, tracking
+from circuits.run import answers, launching, pulse, status, sweep, tracking
 from circuits.run import running as running_module
 from circuits.run.status import Status
 from circuits.run.tracking import Tracker
@@ -74,12 +74,38 @@ def test_another_process_with_the_same_pid_is_not_the_run(tmp_path: Path) -> Non
     assert status.read(tmp_path)["state"] == "killed"
 
 
-def test_a_run_on_another_host_is_judged_by_its_silence(tmp_path: Path) -> None:
-    Status(tmp_path, "sae")
-    rewrite(tmp_path, host="another")
-    assert status.read(tmp_path)["state"] == "running"
-    long_ago = time.time() - status.SILENT_S - 1
-    os.utime(tmp_path / status.FILE, (long_ago, long_ago))
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of the real constants become fractions."""
+    monkeypatch.setattr(pulse, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(pulse, "STALE_S", 1.0)
+
+
+@pytest.mark.parametrize("clock", [-1e6, 1e6])
+def test_a_run_on_another_host_is_judged_by_its_heartbeat_whatever_the_clocks_say(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, clock: float
+) -> None:
+    pid = running(tmp_path)
+    monkeypatch.setattr(status, "process_alive", lambda *process: None)  # as another host sees it
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + clock)
+    said: list[str] = []
+    status.look_twice([tmp_path], said.append)
+    assert status.read(tmp_path)["state"] == "running", "it has nothing to say, but a heartbeat"
+    assert len(said) == 1 and socket.gethostname() in said[0]
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    status._watches.clear()
+    assert status.read(tmp_path)["state"] == "running", "a first look cannot tell"
+    status.look_twice([tmp_path], said.append)
+    assert status.read(tmp_path)["state"] == "killed"
+
+
+def test_a_namesake_of_this_machine_is_another_one(tmp_path: Path, quick: None) -> None:
+    Status(tmp_path, "sae").finish("done", 0)
+    rewrite(tmp_path, state="running", machine="another boot", pid=1, process_started=0.0)
+    assert status.read(tmp_path)["state"] == "running", "its process cannot be seen from here"
+    time.sleep(1.1)
     assert status.read(tmp_path)["state"] == "killed"
 
 

@@ -378,7 +378,7 @@ def test_the_holder_is_whoever_has_the_lease_or_else_the_claim(store: Store) -> 
 
 
 def test_a_holder_on_another_host_that_fell_silent_is_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circuits.run.leases.STALE_S", 0.2)
+    monkeypatch.setattr("circuits.run.pulse.STALE_S", 0.2)
     (store.root / "sae").mkdir(parents=True)
     store.beside(key(), "lease").write_text(json.dumps({**owner(by="x"), "host": "another"}))
     assert store.holder(key()) is not None

@@ -192,6 +192,8 @@ class Context:
         Waits while all are being made by others. Yields nothing to make when they finish meanwhile, or without `wait`.
         """
         leases = {layer: self.run.store.lease(self.key(layer), by=self.run.name) for layer in layers}
+        if wait:  # what a lost node held is made together, not one after the other as each is found to be free
+            self.run.store.settle(map(self.key, layers), self.stop_here, suffixes=("lease",))
         taken = [layer for layer in layers if leases[layer].acquire()]
         if not taken and layers and wait:
             first = layers[0]

@@ -148,7 +148,7 @@ class Kind:
 
 
 def readable(name: str) -> str:
-    """The last part of a path or hub name, safe for a directory's name, at most 40 characters: for labels."""
+    """The last part of a path or hub name, at most 40 characters: for labels."""
     return re.sub(r"[^\w.+-]+", "_", name.rstrip("/").rsplit("/", 1)[-1])[:40]
 
 

@@ -13,7 +13,7 @@ from circuits.run import answers, config, cores, local, memory, status
 from circuits.run.content import Contents
 from circuits.run.keys import Key
 from circuits.run.kinds import ModelDims
-from circuits.run.plan import Element, keys_of, model_dims, plan, room, standing
+from circuits.run.plan import Element, Standing, keys_of, model_dims, plan, room, standing
 from circuits.run.store import Store
 from circuits.run.sweep import Sweep, create, kind_of, relaunched
 from circuits.schema import Backend, Where
@@ -69,17 +69,24 @@ def _to_slurm(elements: list[Element], store: Store, launcher: Mapping[str, Any]
     cluster = elements[0].cfg.cluster
     slurm.refuse(elements, launcher, cluster.dry_run)
     if cluster.dry_run:
-        to_run = standing(elements, _memo(store.find), store.holder).to_run
+        to_run = _standing(elements, store).to_run
         slurm.refuse_memory(to_run, launcher)
         slurm.dry_run(elements, to_run, launcher)
         return 0
     with alone(store, _say):
-        sorted_out = standing(elements, _memo(store.find), store.holder)
+        sorted_out = _standing(elements, store)
         slurm.refuse_memory(sorted_out.to_run, launcher)
         room(sorted_out.to_run, cluster.parallelism or len(sorted_out.to_run))
         job = slurm.SlurmLauncher(sweep(), elements, sorted_out, store, launcher)
         code = job.submit()
     return job.wait() if code is None else code
+
+
+def _standing(elements: Sequence[Element], store: Store) -> Standing:
+    """What is there, for a launcher that leaves: it looks at what others hold until it knows who of them lives."""
+    find = _memo(store.find)
+    store.settle(key for element in elements for key in element.keys.values() if find(key) is None)
+    return standing(elements, find, store.holder)
 
 
 def recover(sweep: Sweep) -> int:

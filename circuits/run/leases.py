@@ -1,10 +1,10 @@
 """Leases and claims: notes beside an artifact that say who is making it. They only save double work.
 
 Correctness never rests on them (it rests on the rename that publishes an artifact). A *lease* is held by the process that
-is making an artifact: a file created with O_EXCL and touched by a heartbeat. A *claim* is held by a live launcher for an
-element that will make it. Either is stale when its process is gone (same host), or when the watcher, by its own clock, saw no
-heartbeat for `STALE_S` seconds (another host). A claim of a cluster's job lives while the job is in the queue under its tag; a
-lease taken inside a job ends with the job, whatever host it ran on.
+is making an artifact: a file created with O_EXCL. A *claim* is held by a live launcher for an element that will make it. Either
+is stale when its process is gone (this machine), when its job has ended (this cluster), or when its heartbeat is silent
+(:mod:`circuits.run.pulse`). A claim of a cluster's job lives while the job is in the queue under its tag. Of another cluster
+whose queue cannot be asked from here it binds nobody: what that cluster really makes holds a lease, with a heartbeat.
 """
 
 from __future__ import annotations
@@ -12,30 +12,43 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-HEARTBEAT_S = 5.0
-STALE_S = 60.0
+from circuits.files import read_bytes
+from circuits.run import pulse
+
 SAME_START_S = 5.0  # start times carry the boot time, which shifts by a second as the clock is corrected
+LOOK_S = 0.2  # between looks at what is waited for
 
 
 def owner(**facts: Any) -> dict[str, Any]:
-    """Who this process is: host, pid and its start time (a pid alone may be reused); inside a cluster's job, which one."""
+    """Who this process is: machine, pid and its start time (a pid alone may be reused); inside a cluster's job, which one."""
     return {
         **_worker_job(),
         "host": socket.gethostname(),
+        "machine": machine(),
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
         "token": uuid.uuid4().hex,
         **facts,
     }
+
+
+@lru_cache
+def machine() -> str:
+    """What tells this machine, as it was booted, from others of the same name, and a container from others on it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # no Linux
+        return f"{uuid.getnode():x}"
 
 
 def worker_job() -> str | None:
@@ -52,7 +65,18 @@ def _worker_job() -> dict[str, Any]:
         "worker_job": job,
         "incarnation": os.environ.get("SLURM_RESTART_COUNT", "0"),
         "uid": os.getuid(),
+        "cluster": os.environ.get("CIRCUITS_SLURM_CLUSTER"),
     }
+
+
+def elsewhere(facts: dict[str, Any]) -> bool:
+    """Whether `facts` are of a job of another cluster than the one whose queue is asked here (or of any, where there is none)."""
+    from circuits.run.slurm import commands
+
+    if not commands.asks():
+        return True
+    theirs, ours = facts.get("cluster"), commands.cluster()
+    return theirs is not None and ours is not None and theirs != ours
 
 
 def _job_ended(facts: dict[str, Any]) -> bool:
@@ -61,16 +85,18 @@ def _job_ended(facts: dict[str, Any]) -> bool:
     if job is None:
         return False
     here = _worker_job()
-    if here.get("worker_job") == job:
+    if here.get("worker_job") == job and here.get("cluster") == facts.get("cluster"):
         return bool(here["incarnation"] != facts["incarnation"])
+    if facts["uid"] != os.getuid() or elsewhere(facts):
+        return False  # only the heartbeat tells
     from circuits.run.slurm.commands import element_alive
 
-    return facts["uid"] == os.getuid() and element_alive(job) is False  # of a colleague's jobs only the heartbeat tells
+    return element_alive(job) is False
 
 
-def process_alive(host: str, pid: int, started: float) -> bool | None:
-    """Whether that process lives; None when it is on another host and cannot be seen."""
-    if host != socket.gethostname():
+def process_alive(host: str, pid: int, started: float, on: str | None = None) -> bool | None:
+    """Whether that process lives; None when it is on another machine (than `on`, where that was noted) and cannot be seen."""
+    if host != socket.gethostname() or (on is not None and on != machine()):
         return None
     try:
         process = psutil.Process(pid)
@@ -79,46 +105,66 @@ def process_alive(host: str, pid: int, started: float) -> bool | None:
         return False
 
 
+def certainly_gone(facts: dict[str, Any]) -> bool:
+    """Whether the owner is known to be gone, and not only silent: it will never write again."""
+    here = process_alive(facts["host"], facts["pid"], facts["started"], facts.get("machine"))
+    return not here if here is not None else _job_ended(facts)
+
+
 class Note:
     """One lease or claim file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._seen: tuple[Any, float] | None = None  # last heartbeat seen, and when by our clock
+        self._watch: tuple[str, pulse.Watch] | None = None  # of the owner with this token
         self._lock: Note | None = None  # held while a stale note is removed
 
     def read(self) -> dict[str, Any] | None:
         """The owner's facts, or None when nobody holds it."""
         try:
-            changed = self.path.stat()
-            return json.loads(self.path.read_text())
+            facts = json.loads(read_bytes(self.path))
+            if isinstance(facts, dict) and {"host", "pid", "started", "token"} <= facts.keys():
+                return facts
         except FileNotFoundError:
             return None
-        except ValueError:  # being written, or its writer died: it ages like any other
-            token = f"? {changed.st_ino} {changed.st_mtime_ns}"
-            return {"host": "?", "pid": 0, "started": 0.0, "token": token}
+        except (ValueError, OSError):
+            pass
+        beat = self._beat()  # being written, or its writer died, or it is not ours to read: it ages like any other
+        return None if beat is None else {"host": "?", "pid": 0, "started": 0.0, "token": f"? {beat}"}
 
-    def live(self) -> dict[str, Any] | None:
-        """The facts of a live owner, else None."""
+    def _beat(self) -> tuple[int, int] | None:
+        try:
+            facts = self.path.stat()
+        except OSError:
+            return None
+        return facts.st_ino, facts.st_mtime_ns
+
+    def look(self) -> tuple[dict[str, Any] | None, bool | None]:
+        """The owner's facts, and whether it lives: None where that takes another look, a heartbeat later."""
         facts = self.read()
         if facts is None:
-            return None
+            return None, False
         if "job" in facts:  # a claim of an array element
             from circuits.run.slurm.commands import element_alive
 
-            return None if element_alive(facts["job"], facts["tag"], facts["uid"]) is False else facts
-        alive = process_alive(facts["host"], facts["pid"], facts["started"])
+            gone = elsewhere(facts) or element_alive(facts["job"], facts["tag"], facts["uid"]) is False
+            return facts, not gone
+        alive = process_alive(facts["host"], facts["pid"], facts["started"], facts.get("machine"))
         if alive is not None:
-            return facts if alive else None
+            return facts, alive
         if _job_ended(facts):
-            return None
-        try:
-            beat = (facts["token"], self.path.stat().st_mtime_ns)
-        except FileNotFoundError:
-            return None
-        if self._seen is None or self._seen[0] != beat:
-            self._seen = (beat, time.monotonic())
-        return facts if time.monotonic() - self._seen[1] < STALE_S else None
+            return facts, False
+        beat = self._beat()
+        if beat is None:
+            return None, False
+        if self._watch is None or self._watch[0] != facts["token"]:
+            self._watch = facts["token"], pulse.Watch()
+        return facts, self._watch[1].look(beat)
+
+    def live(self) -> dict[str, Any] | None:
+        """The facts of an owner that lives, as far as can be told, else None."""
+        facts, alive = self.look()
+        return None if alive is False else facts
 
     def take(self, facts: dict[str, Any]) -> bool:
         """Take it if nobody live holds it; whether that succeeded."""
@@ -157,21 +203,26 @@ class Note:
         if facts is not None and facts["token"] == token:
             self.path.unlink(missing_ok=True)
 
+    def beat(self, token: str) -> None:
+        """Touch it if it is still ours: a sign of life for watchers on other hosts."""
+        facts = self.read()
+        if facts is not None and facts["token"] == token:
+            os.utime(self.path)
+
 
 class Lease:
-    """A note held with a heartbeat; a context manager."""
+    """A note held with a heartbeat, from :meth:`acquire` or :meth:`wait` to :meth:`release`."""
 
-    def __init__(self, path: Path, **facts: Any) -> None:
-        self.note, self.facts = Note(path), owner(**facts)
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+    def __init__(self, path: Path | Note, **facts: Any) -> None:
+        self.note, self.facts = path if isinstance(path, Note) else Note(path), owner(**facts)
+        self._held = False
 
     def acquire(self) -> bool:
         """Take the lease if it is free; whether that succeeded."""
         if not self.note.take(self.facts):
             return False
-        self._thread = threading.Thread(target=self._beat, name="lease-heartbeat", daemon=True)
-        self._thread.start()
+        self._held = True
+        pulse.PULSE.add(self.beat)
         return True
 
     def wait(self, on_wait: Callable[[dict[str, Any]], None], finished: Callable[[], bool]) -> bool:
@@ -184,20 +235,41 @@ class Lease:
             holder = self.note.live()
             if holder is not None:
                 on_wait(holder)
-            time.sleep(0.2)
+            time.sleep(LOOK_S)
 
-    def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_S):
-            try:
-                facts = self.note.read()
-                if facts is not None and facts["token"] == self.facts["token"]:
-                    os.utime(self.note.path)
-            except OSError:
-                continue  # a file system that is away for a moment must not end the heartbeat; publishing is safe without it
+    def beat(self) -> None:
+        """A sign of life, while it is still ours."""
+        self.note.beat(self.facts["token"])
 
     def release(self) -> None:
         """Stop the heartbeat and give the lease up."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        pulse.PULSE.remove(self.beat)
+        if self._held:
+            self._held = False
             self.note.drop(self.facts["token"])
+
+
+def settle(
+    notes: Sequence[Note], tell: Callable[[Note, dict[str, Any], bool | None], None], pause: Callable[[], None]
+) -> None:
+    """Look until it is known of every note whether its owner lives: for at most `pulse.STALE_S` seconds.
+
+    Args:
+        notes: leases and claims; kept by the caller, so that what was seen of them is remembered.
+        tell: told who is watched (None), once, and in the end whether they live.
+        pause: called between looks; may end it.
+    """
+    unsure: dict[Note, dict[str, Any]] = {}
+    while True:
+        for note in notes if not unsure else list(unsure):
+            facts, alive = note.look()
+            if facts is not None and alive is None:
+                if note not in unsure:
+                    tell(note, facts, None)
+                unsure[note] = facts
+            elif note in unsure:
+                tell(note, unsure.pop(note), bool(alive))
+        if not unsure:
+            return
+        pause()
+        time.sleep(LOOK_S)

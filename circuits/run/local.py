@@ -20,11 +20,11 @@ from types import FrameType
 
 from circuits import host
 from circuits.errors import CircuitsError
-from circuits.run import answers, cores, machine, status, terminal
+from circuits.run import answers, cores, machine, pulse, status, terminal
 from circuits.run import element as element_module
-from circuits.run.leases import HEARTBEAT_S, Note, owner
+from circuits.run.leases import Lease, Note, owner
 from circuits.run.packs import next_pack
-from circuits.run.places import CODE, LOG
+from circuits.run.places import CODE, LAUNCHER, LOG
 from circuits.run.plan import Element, Standing
 from circuits.run.running import KEPT
 from circuits.run.signals import PARENT_PIPE, SAME_SIGNAL_S, StopFlag, Stopped
@@ -63,7 +63,7 @@ class LocalLauncher:
         self.adopted = list(standing.adopted)
         self.workers: list[Worker] = []
         self.claims: dict[int, list[tuple[Note, str]]] = {}  # by element
-        self._beaten = self._looked = time.monotonic()
+        self._looked = time.monotonic()
         self.view = terminal.View(sweep, elements)
 
     def run(self) -> int:
@@ -117,7 +117,6 @@ class LocalLauncher:
                 self.workers.remove(worker)
                 self.waiting[:0] = self._ended(worker)
             self._look_at_adopted()
-            self._beat_claims()
             self.view.update()
             time.sleep(POLL_S)
 
@@ -212,7 +211,6 @@ class LocalLauncher:
             if stop.reason is not None:
                 raise Interrupted(stop.reason)
             self._look_at_adopted()
-            self._beat_claims()
             time.sleep(0 if self.waiting else POLL_S)
 
     def _stop_workers(self) -> None:
@@ -275,10 +273,11 @@ class LocalLauncher:
     def _claimed(self) -> Iterator[None]:
         """Claims on what this sweep will make, for other submitters to see; lost ones are theirs to make."""
         facts = owner(by=self.sweep.id)
+        launcher = Lease(self.sweep.path / LAUNCHER, by=self.sweep.id)
+        launcher.acquire()
+        pulse.PULSE.add(self._beat)
         for element in list(self.waiting):
-            notes = [
-                Note(self.store.beside(key, "claim")) for key in element.keys.values() if self.store.find(key) is None
-            ]
+            notes = [self.store.note(key, "claim") for key in element.keys.values() if self.store.find(key) is None]
             taken = [note for note in notes if note.take(facts)]
             self.claims[element.index] = [(note, facts["token"]) for note in taken]
             # What another element of this very sweep will make is not waited for here: the worker waits on its lease.
@@ -291,16 +290,15 @@ class LocalLauncher:
         finally:
             for index in list(self.claims):
                 self._drop_claims(index)
+            pulse.PULSE.remove(self._beat)
+            launcher.release()
 
-    def _beat_claims(self) -> None:
-        """Touch our claims, for watchers on other hosts."""
-        if time.monotonic() - self._beaten < HEARTBEAT_S:
-            return
-        self._beaten = time.monotonic()
-        for claimed in self.claims.values():
-            for note, _ in claimed:
+    def _beat(self) -> None:
+        """A sign of life of our claims, for watchers on other hosts."""
+        for claimed in list(self.claims.values()):
+            for note, token in claimed:
                 with contextlib.suppress(OSError):
-                    os.utime(note.path)
+                    note.beat(token)
 
     def _drop_claims(self, index: int) -> None:
         """An element that has ended claims nothing: if it failed, whoever waits for its artifact makes it."""

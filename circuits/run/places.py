@@ -29,7 +29,22 @@ def default_choice(group: str) -> str:
     return found[1] if found else "default"
 
 
-#: In an element's directory: what it is, its log; in a sweep's: what that is.
+#: In an element's directory: what it is, its log; in a sweep's: what that is, who runs it here.
 RECORD = "element.json"
 LOG = "run.log"
 SWEEP = "sweep.json"
+LAUNCHER = "launcher.lease"
+
+
+LONGEST = 120  # bytes of a name: file systems stop at 255, and a name gets a hash, a part and a suffix
+
+
+def safe_name(text: str, longest: int = LONGEST) -> str:
+    """`text` as one name of a file: whatever somebody called a model, a file or a sweep, it stays in the directory that it is for.
+
+    Letters of any alphabet, digits and ``. , = + -`` stay; a run of anything else (separators, spaces, signs) is ``_``. It never
+    begins with a dot, which would hide it, and is cut at `longest` bytes.
+    """
+    name = re.sub(r"[^\w.,=+-]+", "_", text)
+    name = re.sub(r"^\.+", "_", name)
+    return name.encode()[:longest].decode(errors="ignore") or "_"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from circuits.run import status
+from circuits.run.leases import Note, elsewhere
+from circuits.run.places import LAUNCHER
 from circuits.run.sweep import Sweep
 
 #: States of elements that may still change by themselves.
@@ -21,6 +24,25 @@ def facts_of(sweep: Sweep) -> dict[int, dict[str, Any]]:
     return {item["index"]: _local(sweep, item) for item in sweep.record["elements"]}
 
 
+def look_twice(sweeps: Iterable[Sweep], say: Callable[[str], None]) -> None:
+    """Before a single look at these sweeps: see of what runs on other machines whether it does."""
+    far = [sweep for sweep in sweeps if (far_cluster(sweep) if on_cluster(sweep) else _launcher_lives(sweep) is None)]
+    status.look_twice((sweep.directory(item) for sweep in far for item in sweep.record["elements"]), say)
+
+
+def _launcher_lives(sweep: Sweep) -> bool | None:
+    launcher = sweep.record["launcher"]
+    return status.process_alive(launcher["host"], launcher["pid"], launcher["started"], launcher.get("machine"))
+
+
+def far_cluster(sweep: Sweep) -> bool:
+    """Whether `sweep` was submitted to a cluster whose queue cannot be asked from here."""
+    from circuits.run.slurm.submission import read_record
+
+    record = read_record(sweep.path)
+    return record is not None and elsewhere(record)
+
+
 def on_cluster(sweep: Sweep) -> bool:
     """Whether a scheduler runs it."""
     return bool(sweep.record["launcher"]["backend"] != "local")
@@ -34,19 +56,25 @@ def ended(sweep: Sweep) -> None:
         record_accounting(sweep)
 
 
+_launchers: dict[Path, Note] = {}  # kept: silence on another host shows only to who looks twice
+
+
 def _local(sweep: Sweep, item: dict[str, Any]) -> dict[str, Any]:
     """An element's status; one that waits for a launcher that is gone waits for nobody."""
     facts = status.read(sweep.directory(item))
-    launcher = sweep.record["launcher"]
-    gone = status.process_alive(launcher["host"], launcher["pid"], launcher["started"]) is False
-    return {**facts, "state": "never started"} if facts.get("state") == "waiting" and gone else facts
+    if facts.get("state") != "waiting":
+        return facts
+    alive = _launcher_lives(sweep)
+    if alive is None:
+        alive = _launchers.setdefault(sweep.path, Note(sweep.path / LAUNCHER)).live() is not None
+    return facts if alive else {**facts, "state": "never started"}
 
 
 def hints(sweep: Sweep, known: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """The commands that help now: cancel, queue again, recover."""
     states = {index: facts.get("state", "waiting") for index, facts in known.items()}
     lines = []
-    if on_cluster(sweep):
+    if on_cluster(sweep) and not far_cluster(sweep):
         live = [
             str(known[index]["job"]) for index, state in states.items() if state in LIVE and known[index].get("job")
         ]

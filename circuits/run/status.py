@@ -1,21 +1,24 @@
 """``status.json``: what a run is doing, written by the run itself, read by whoever asks.
 
 States: waiting, running, done, cached, failed, gate (a gate said no; the measurement is kept), interrupted. A reader trusts
-"running" only while the process lives or its heartbeat is fresh; else the run was killed, and says so.
+"running" only while the process lives (on another host: until its heartbeat is silent, see :mod:`circuits.run.pulse`); else the
+run was killed, and says so.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.files import read_json, write_json
-from circuits.run.leases import owner, process_alive, worker_job
+from circuits.run import pulse
+from circuits.run.leases import LOOK_S, owner, process_alive, worker_job
 from circuits.run.pace import Pace
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 FILE = "status.json"
 FINISHED = ("done", "cached", "failed", "gate", "interrupted", "killed")
 WRITE_EVERY_S = 0.5
-SILENT_S = 120.0  # on another host: no change for so long means killed
+FRESH_S = 3 * pulse.HEARTBEAT_S  # a status this new, by whatever clock, is not looked at twice
 
 
 def now() -> str:
@@ -62,6 +65,7 @@ class Status:
             "task": task,
             "host": who["host"],
             "pid": who["pid"],
+            "machine": who["machine"],
             "process_started": who["started"],
             "restarts": before.get("restarts", 0) + (before.get("state") not in (None, "waiting")),
             "timeouts": before.get("timeouts", 0),
@@ -78,6 +82,11 @@ class Status:
             "artifacts": [],
         }
         self.write()
+        pulse.PULSE.add(self.beat)
+
+    def beat(self) -> None:
+        """A sign of life, also while the run has nothing to say."""
+        os.utime(self.path)
 
     def progress(self, phase: str, done: float, total: float | None, unit: str, metrics: dict[str, float]) -> None:
         """Where the run is; written at most every half second, a new phase at once: it may be long and say no more."""
@@ -100,6 +109,7 @@ class Status:
 
     def finish(self, state: str, exit_code: int, error: str | None = None, traceback: str | None = None) -> None:
         """The last word of the run."""
+        pulse.PULSE.remove(self.beat)
         self.facts.update(state=state, exit_code=exit_code, error=error, traceback=traceback, ended=now())
         self.write()
 
@@ -140,14 +150,51 @@ def read(run_dir: Path, trust_running: bool = False) -> dict[str, Any]:
         return {}
     except ValueError:
         return {"state": "failed", "error": f"{path}: not readable", "restarts": 0, "artifacts": []}
-    if facts["state"] == "running" and not trust_running:
-        alive = process_alive(facts["host"], facts["pid"], facts["process_started"])
-        if alive is None:
-            alive = time.time() - path.stat().st_mtime < SILENT_S
-        if not alive:
-            facts["state"] = "killed"
-            facts["error"] = facts["error"] or "its process is gone and left no word; what was saved is kept"
+    if facts["state"] == "running" and not trust_running and _alive(path, facts) is False:
+        facts["state"] = "killed"
+        facts["error"] = facts["error"] or "its process is gone and left no word; what was saved is kept"
     return facts
+
+
+_watches: dict[tuple[Path, int, float], pulse.Watch] = {}  # by file and process
+
+
+def _alive(path: Path, facts: Mapping[str, Any]) -> bool | None:
+    """Whether the process of a running element lives; None when that takes another look, a heartbeat later."""
+    alive = process_alive(facts["host"], facts["pid"], facts["process_started"], facts.get("machine"))
+    if alive is not None:
+        return alive
+    try:
+        beat = path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+    watch = _watches.setdefault((path, facts["pid"], facts["process_started"]), pulse.Watch())
+    return watch.look(beat)
+
+
+def look_twice(run_dirs: Iterable[Path], say: Callable[[str], None]) -> None:
+    """Look at elements that run on other hosts until it is known whether they do; what was written just now is believed.
+
+    Only then :func:`read` can tell which of them were killed.
+    """
+    unsure = {path: facts for path in run_dirs if (facts := _unsure(path))}
+    if unsure:
+        hosts = " ".join(sorted({str(facts["host"]) for facts in unsure.values()}))
+        say(f"waiting for a sign of life from {hosts}, up to {pulse.STALE_S:g} s")
+    while unsure:
+        time.sleep(LOOK_S)
+        unsure = {path: facts for path in unsure if (facts := _unsure(path))}
+
+
+def _unsure(run_dir: Path) -> dict[str, Any] | None:
+    """The status of an element of which one look more is needed, else None."""
+    try:
+        facts = read_json(run_dir / FILE)
+        if facts["state"] != "running" or _alive(run_dir / FILE, facts) is not None:
+            return None
+        return None if abs(time.time() - (run_dir / FILE).stat().st_mtime) < FRESH_S else dict(facts)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def last_error(log: Path, since: int = 0) -> str | None:

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,12 @@ from typing import Any
 
 from circuits.errors import Damaged
 from circuits.files import disk_errors, fsync_dir, fsync_file, read_json, sha256_file, sha256_text, write_json
+from circuits.run import pulse
 from circuits.run.keys import HASH_CHARACTERS, Key
-from circuits.run.leases import Lease, Note
+from circuits.run.leases import Lease, Note, settle
 
 MANIFEST = "manifest.json"
+NOTES = ("lease", "claim")
 HASHED_ON_READ = 32 << 20  # bytes: below this an artifact's hashes are checked on every read (well under 0.1 s)
 
 
@@ -121,7 +123,7 @@ class Store:
 
     def __init__(self, root: Path, say: Callable[[str], None] = lambda text: None) -> None:
         self.root, self._say = root, say
-        self._notes: dict[Path, Note] = {}  # kept: silence on another host shows only to who looks twice
+        self._notes: dict[Path, Note] = {}
 
     def path(self, key: Key) -> Path:
         """Where the artifact of `key` is or will be. Its hash decides: a label may name a copy of the same file."""
@@ -151,12 +153,46 @@ class Store:
 
     def holder(self, key: Key) -> dict[str, Any] | None:
         """Who is making the artifact now, or will: the live lease or claim."""
-        notes = [self._notes.setdefault(path, Note(path)) for path in map(self.beside, (key, key), ("lease", "claim"))]
-        return next(filter(None, (note.live() for note in notes)), None)
+        return next(filter(None, (self.note(key, suffix).live() for suffix in NOTES)), None)
+
+    def note(self, key: Key, suffix: str) -> Note:
+        """The lease or the claim of `key`. It is kept: silence on another host shows only to who looks twice."""
+        return self.note_at(self.beside(key, suffix))
+
+    def note_at(self, path: Path) -> Note:
+        """The lease or claim at `path`, kept."""
+        return self._notes.setdefault(path, Note(path))
+
+    def settle(
+        self,
+        keys: Iterable[Key],
+        pause: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] | None = None,
+        suffixes: Sequence[str] = NOTES,
+    ) -> None:
+        """Look at leases and claims until it is known which of their owners live; says what it waits for, and what it found.
+
+        A single look cannot tell a process on another host that was killed from one that works.
+        """
+        say = say or self._say
+        names: dict[Note, str] = {self.note(key, suffix): key.id for key in keys for suffix in suffixes}
+        shown: list[Note] = []
+
+        def tell(note: Note, facts: Mapping[str, Any], alive: bool | None) -> None:
+            who = f"pid {facts['pid']} on {facts['host']}" if facts["pid"] else "somebody who left no name"
+            if alive is None:
+                if not shown:
+                    limit = f"up to {pulse.STALE_S:g} s"
+                    say(f"{names[note]} is being made by {who}; waiting for a sign of life from there, {limit}")
+                shown.append(note)
+            elif not alive:
+                say(f"{names[note]}: no sign of life from {who}; it is taken over")
+
+        settle(list(names), tell, pause)
 
     def lease(self, key: Key, **facts: Any) -> Lease:
         """A lease on making the artifact of `key` (not yet acquired)."""
-        return Lease(self.beside(key, "lease"), key=key.id, **facts)
+        return Lease(self.note(key, "lease"), key=key.id, **facts)
 
     def partial(self, key: Key, owner: str | None = None) -> Path:
         """The directory of unfinished work of `key`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from circuits.errors import Damaged
 from circuits.run import sweep
 from circuits.run.console import Rows, Terminal, console, relative
-from circuits.run.states import LIVE, ended, facts_of, hints
+from circuits.run.states import LIVE, ended, facts_of, hints, look_twice
 from circuits.run.store import verify
 from circuits.run.terminal import done_of, speed
 from circuits.schema import BaseConfig
@@ -35,14 +36,20 @@ def run(cfg: BaseConfig) -> int:
     shown = console()
     while True:
         outputs, multirun = Path(cfg.outputs), Path(cfg.multirun)
+        sweeps = [sweep.find(cfg.of, outputs, multirun)] if cfg.of else sweep.every(outputs, multirun)
+        look_twice(sweeps if options.all else sweeps[:NEWEST], _say)
         if cfg.of is None:
-            live = _overview(shown, sweep.every(outputs, multirun), options.all)
+            live = _overview(shown, sweeps, options.all)
         else:
-            live = _one(shown, sweep.find(cfg.of, outputs, multirun))
+            live = _one(shown, sweeps[0])
         if not (options.watch and live):
             break
         time.sleep(2)
     return _verify(shown, cfg) if options.verify else 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _overview(shown: Terminal, sweeps: list[sweep.Sweep], everything: bool) -> bool:

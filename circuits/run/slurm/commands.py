@@ -25,6 +25,28 @@ def present() -> bool:
     return shutil.which("sbatch") is not None
 
 
+def asks() -> bool:
+    """Whether a queue can be asked from this machine."""
+    return shutil.which("squeue") is not None
+
+
+_clusters: dict[str | None, str] = {}
+
+
+def cluster() -> str | None:
+    """Which cluster's queue is asked here: its name and controller, as job numbers mean nothing on another; None if unknown."""
+    if given := os.environ.get("CIRCUITS_SLURM_CLUSTER"):  # in a job of ours
+        return given
+    conf = os.environ.get("SLURM_CONF")
+    if conf not in _clusters:
+        try:
+            facts = config_values("ClusterName", "SlurmctldHost[0]")
+        except (SlurmError, UserError):
+            return None
+        _clusters[conf] = "@".join(value.split("(")[0] for value in facts if value)
+    return _clusters[conf]
+
+
 def environment() -> dict[str, str]:
     """Ours without what an ``salloc`` or ``srun`` session around us set: it would shape the new job, or break it."""
     return {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
@@ -121,7 +143,7 @@ def element_alive(job: str, tag: str | None = None, uid: int | None = None) -> b
     One look at the queue serves for `MEMO_S` seconds: a store may hold a thousand claims.
     """
     global _seen
-    if not shutil.which("squeue"):
+    if not asks():
         return None
     if uid is not None and uid != os.getuid():
         try:
@@ -248,11 +270,14 @@ def numbers(text: str) -> list[int]:
 
 def config_value(name: str) -> str | None:
     """One value of the cluster's configuration (``MaxArraySize``)."""
-    for line in ask(["scontrol", "show", "config"]).splitlines():
-        key, _, value = line.partition("=")
-        if key.strip() == name:
-            return value.strip()
-    return None
+    return config_values(name)[0]
+
+
+def config_values(*names: str) -> list[str | None]:
+    """Values of the cluster's configuration; None for what it does not have."""
+    lines = (line.partition("=") for line in ask(["scontrol", "show", "config"]).splitlines())
+    known = {name.strip(): value.strip() for name, _, value in lines}
+    return [known.get(name) for name in names]
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,14 @@ from circuits.errors import CircuitsError, UserError
 from circuits.files import disk_errors
 from circuits.run import answers, status, terminal
 from circuits.run.layers import ranges
+from circuits.run.leases import elsewhere
 from circuits.run.packs import packs
 from circuits.run.places import CODE
 from circuits.run.plan import Element, Standing
-from circuits.run.slurm import preflight, script, states
+from circuits.run.slurm import commands, preflight, script, states
 from circuits.run.slurm.request import Request, cluster_environment, request_of, secret_environment
 from circuits.run.slurm.submission import Submission
+from circuits.run.store import NOTES as HELD
 from circuits.run.store import Store
 from circuits.run.sweep import Sweep
 from circuits.schema import ClusterConfig
@@ -101,6 +103,7 @@ class SlurmLauncher:
                 [*cluster.setup, *_modules(cluster, request)],
                 cluster_environment(self.cfg),
                 tuple(pack for pack in packed if len(pack) > 1 and pack[0] in members),
+                None if cluster.dry_run else commands.cluster(),
             )
             for request, members in groups.items()
         ]
@@ -141,13 +144,20 @@ class SlurmLauncher:
 
     def _adopt(self, element: Element, mine: set[str]) -> None:
         """Another job is making it: nothing to submit; status says whose it is. When recovered, it may be this sweep's own."""
-        holders = [self.store.holder(key) for key in element.keys.values() if self.store.find(key) is None]
-        names = sorted(
-            {str(h.get("job") or h.get("worker_job") or f"pid {h['pid']} on {h['host']}") for h in holders if h}
-        )
+        missing = [key for key in element.keys.values() if self.store.find(key) is None]
+        notes = [self.store.note(key, suffix) for key in missing for suffix in HELD]
+        held = {str(note.path): facts for note in notes if (facts := note.live()) is not None}
+        names = sorted({_named(holder) for holder in held.values()})
         if not mine & set(names):
             note = f"being made by {', '.join(names)}"
-            status.write_plain(self.sweep.directory(element), "adopted", task=self.cfg.task.name, note=note, by=names)
+            status.write_plain(
+                self.sweep.directory(element),
+                "adopted",
+                task=self.cfg.task.name,
+                note=note,
+                by=names,
+                held=sorted(held),
+            )
 
     def _header(self, requests: Mapping[int, Request]) -> None:
         first = next(iter(requests.values()), None)
@@ -198,6 +208,12 @@ class SlurmLauncher:
                     self.sweep.directory(element), "failed", task=self.cfg.task.name, error=error, exit_code=1
                 )
                 self.standing.adopted.remove(element)
+
+
+def _named(holder: dict[str, Any]) -> str:
+    """A maker as others find it: the job in this cluster's queue, else the process."""
+    job = holder.get("job") or holder.get("worker_job")
+    return str(job) if job and not elsewhere(holder) else f"pid {holder['pid']} on {holder['host']}"
 
 
 def _modules(cluster: ClusterConfig, request: Request) -> list[str]:

@@ -101,5 +101,5 @@ def _drop_claims(sweep: sweeps.Sweep, element: int) -> None:
     for path in record["claims"].get(str(element), []) if record else []:
         note = Note(Path(path))
         facts = note.read()
-        if facts is not None and facts.get("job") == job:
+        if facts is not None and facts.get("job") == job and facts.get("cluster") in (None, commands.cluster()):
             note.drop(facts["token"])

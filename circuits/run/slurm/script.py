@@ -69,6 +69,7 @@ class Array:
     setup: Sequence[str]
     environment: Mapping[str, str]
     packs: tuple[tuple[int, ...], ...] = ()  # of more than one element; each runs under the number of its first
+    cluster: str | None = None  # whose queue holds it, for notes in a store that several clusters share
 
     @property
     def tasks(self) -> list[int]:
@@ -112,6 +113,7 @@ class Array:
             "GOMP_SPINCOUNT": "10000",
             "CIRCUITS_MAX_TIMEOUTS": str(self.request.max_num_timeout),
             "CIRCUITS_SLURM_TAG": self.tag,
+            **({"CIRCUITS_SLURM_CLUSTER": self.cluster} if self.cluster else {}),
             **self.environment,
             "PYTHONPATH": str(self.code),
         }

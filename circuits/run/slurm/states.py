@@ -8,16 +8,18 @@ remembers of the job, else by the fact alone. One ``squeue`` and at most one ``s
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from circuits.errors import CircuitsError
 from circuits.files import read_json, write_json
 from circuits.run import status
+from circuits.run.leases import Note
 from circuits.run.places import LOG
 from circuits.run.slurm import commands
-from circuits.run.slurm.submission import NOTES, places_of, read_record
+from circuits.run.slurm.submission import NOTES, SUBMIT, places_of, read_record
+from circuits.run.states import far_cluster
 from circuits.run.sweep import Sweep
 
 _ENDED = {
@@ -48,7 +50,12 @@ def facts_of(sweep: Sweep) -> dict[int, dict[str, Any]]:
     A controller that does not answer is said in ``queue_error`` of every element that is not known to have ended.
     """
     jobs = jobs_of(sweep)
-    found = {item["index"]: status.read(sweep.directory(item), trust_running=True) for item in sweep.record["elements"]}
+    far = far_cluster(sweep)
+    found = {
+        item["index"]: status.read(sweep.directory(item), trust_running=not far) for item in sweep.record["elements"]
+    }
+    if far:
+        return _far(sweep, found, jobs)
     for index, job in jobs.items():
         found[index]["job"] = job
     adopted = {index for index, facts in found.items() if facts.get("state") == "adopted"}
@@ -77,19 +84,33 @@ def facts_of(sweep: Sweep) -> dict[int, dict[str, Any]]:
     return found
 
 
+def _far(sweep: Sweep, found: dict[int, dict[str, Any]], jobs: Mapping[int, str]) -> dict[int, dict[str, Any]]:
+    """Of a sweep in another cluster's queue only its own files tell."""
+    where = str((read_record(sweep.path) or {}).get("cluster"))
+    for index, job in jobs.items():
+        if not _final(found[index]):
+            found[index]["queue_error"] = f"{where}: its queue cannot be asked from here (job {job.split('_')[0]})"
+    return found
+
+
 def _jobs_in(facts: Mapping[str, Any]) -> list[str]:
     """The array elements that an adopted element waits for (others may be processes)."""
     return [name for name in facts.get("by", []) if "_" in name and " " not in name]
 
 
 def _unsubmitted(sweep: Sweep, left: Mapping[int, dict[str, Any]]) -> None:
-    """Elements that wait although nobody will submit them any more."""
+    """Elements that wait although nobody will submit them any more: their launcher has gone, or is not the one who submits."""
+    waiting = [facts for facts in left.values() if facts.get("state") == "waiting"]
+    notes = Path(sweep.record["store"]) / NOTES
+    if not waiting or (notes / f"{sweep.path.name}.json").exists():
+        return
     launcher = sweep.record["launcher"]
-    gone = status.process_alive(launcher["host"], launcher["pid"], launcher["started"]) is False
-    announced = (Path(sweep.record["store"]) / NOTES / f"{sweep.path.name}.json").exists()
-    for facts in left.values():
-        if facts.get("state") == "waiting" and gone and not announced:
-            facts["state"] = "never started"
+    alive = status.process_alive(launcher["host"], launcher["pid"], launcher["started"], launcher.get("machine"))
+    if alive is None:
+        submits = Note(notes / SUBMIT).read() or {}
+        alive = (submits.get("host"), submits.get("pid")) == (launcher["host"], launcher["pid"])
+    for facts in waiting if not alive else ():
+        facts["state"] = "never started"
 
 
 def _follow(sweep: Sweep, item: Mapping[str, Any], facts: dict[str, Any], queued: Mapping[str, commands.Job]) -> None:
@@ -99,10 +120,20 @@ def _follow(sweep: Sweep, item: Mapping[str, Any], facts: dict[str, Any], queued
         facts.update(state="cached", note=None)
         return
     makers = _jobs_in(facts)
-    if makers and not any(name in queued for name in makers):
+    known = makers or "held" in facts
+    if known and not any(name in queued for name in makers) and not _held(facts.get("held", ())):
         facts.update(
             state="killed", exit_code=1, error="whoever was making it ended without it; the same command submits it"
         )
+
+
+_notes: dict[Path, Note] = {}  # kept: silence on another host shows only to who looks twice
+
+
+def _held(paths: Iterable[str]) -> bool:
+    """Whether any of these leases and claims has an owner that lives, as far as can be told."""
+    notes = [_notes.setdefault(Path(path), Note(Path(path))) for path in paths]
+    return any(note.live() is not None for note in notes)
 
 
 def _final(facts: Mapping[str, Any]) -> bool:

@@ -29,13 +29,13 @@ import psutil
 from circuits.errors import CircuitsError, RunError
 from circuits.files import read_json, write_json
 from circuits.run import status
-from circuits.run.leases import Lease, Note, owner, process_alive
+from circuits.run.leases import Lease, owner, process_alive
 from circuits.run.slurm import commands
 from circuits.run.slurm.script import Array
 from circuits.run.store import Store
 
 RECORD = "jobs.json"
-NOTES = ".submissions"
+NOTES, SUBMIT = ".submissions", "submit.lease"
 INTERRUPTED = "its submission was interrupted; the same command submits it"
 STRAY_S = 20.0  # a client killed while sbatch ran: its job may appear this much later
 
@@ -45,7 +45,7 @@ def alone(store: Store, say: Callable[[str], None]) -> Iterator[None]:
     """The store-wide lease on submitting; what an interrupted submission left is settled first."""
     folder = store.root / NOTES
     folder.mkdir(parents=True, exist_ok=True)
-    lease = Lease(folder / "submit.lease")
+    lease = Lease(folder / SUBMIT)
     told: list[str] = []
 
     def waiting(holder: dict[str, Any]) -> None:
@@ -70,7 +70,9 @@ def settle(store: Store, say: Callable[[str], None]) -> None:
         except ValueError:
             path.unlink(missing_ok=True)  # it was never announced whole, so nothing was submitted
             continue
-        if process_alive(note["host"], note["pid"], note["started"]):
+        if note.get("cluster") not in (None, commands.cluster()):
+            continue  # another cluster's: only from there can its jobs be asked for, released or cancelled
+        if process_alive(note["host"], note["pid"], note["started"], note.get("machine")):
             continue  # cannot be: it would hold the lease
         if note.get("uid", os.getuid()) != os.getuid():
             continue  # a colleague's: only they may touch their jobs
@@ -199,6 +201,7 @@ class Submission:
         facts = {
             **owner(),
             "uid": os.getuid(),
+            "cluster": commands.cluster(),
             "announced": time.time(),
             "sweep": str(self.sweep),
             "tag": self.tag,
@@ -234,6 +237,7 @@ class Submission:
             self.sweep / RECORD,
             {
                 "tag": self.tag,
+                "cluster": commands.cluster(),
                 "submitted": status.now(),
                 "arrays": arrays,
                 "earlier": earlier,
@@ -298,5 +302,6 @@ def _claim(store: Store, record: Mapping[str, Any]) -> None:
             for path in record["claims"].get(str(element), []):
                 if commands.element_alive(job) is False:
                     continue  # rolled forward late: it has ended already
-                facts = owner(job=job, tag=record["tag"], by=f"Slurm job {job}", uid=os.getuid())
-                Note(Path(path)).take(facts)
+                where = record.get("cluster")
+                facts = owner(job=job, tag=record["tag"], by=f"Slurm job {job}", uid=os.getuid(), cluster=where)
+                store.note_at(Path(path)).take(facts)
