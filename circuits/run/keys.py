@@ -20,6 +20,7 @@ from circuits.files import sha256_text
 from circuits.run import registry
 from circuits.run.content import Contents
 from circuits.run.kinds import Kind
+from circuits.run.places import safe_name
 from circuits.schema import BaseConfig
 
 HASH_CHARACTERS = 12  # of the key, in a directory's name
@@ -27,7 +28,7 @@ HASH_CHARACTERS = 12  # of the key, in a directory's name
 
 @dataclass(frozen=True)
 class Key:
-    """The identity of one artifact."""
+    """The identity of one artifact. What is in its place's name is made safe here, whatever its kind says."""
 
     kind: str
     label: str
@@ -35,6 +36,11 @@ class Key:
     payload: str  # canonical JSON of everything that entered
     inputs: Mapping[str, Key]
     share: str = ""  # the part of its work that is meant, for leases and claims (Kind.share); no part of its identity
+
+    def __post_init__(self) -> None:
+        for name, longest in (("kind", 60), ("label", 120), ("share", 24)):
+            if (given := getattr(self, name)) or name != "share":
+                object.__setattr__(self, name, safe_name(given, longest))
 
     @cached_property
     def hash(self) -> str:

@@ -36,15 +36,15 @@ SWEEP = "sweep.json"
 LAUNCHER = "launcher.lease"
 
 
-LONGEST = 120  # bytes of a name: file systems stop at 255, and a name gets a hash, a part and a suffix
+NAME_BYTES = 120  # of a name: file systems stop at 255, and an artifact's gets a hash, a part and a suffix
 
 
-def safe_name(text: str, longest: int = LONGEST) -> str:
+def safe_name(text: str, letters: int = NAME_BYTES) -> str:
     """`text` as one name of a file: whatever somebody called a model, a file or a sweep, it stays in the directory that it is for.
 
     Letters of any alphabet, digits and ``. , = + -`` stay; a run of anything else (separators, spaces, signs) is ``_``. It never
-    begins with a dot, which would hide it, and is cut at `longest` bytes.
+    begins with a dot, which would hide it, and is cut at so many letters, and at `NAME_BYTES`.
     """
     name = re.sub(r"[^\w.,=+-]+", "_", text)
     name = re.sub(r"^\.+", "_", name)
-    return name.encode()[:longest].decode(errors="ignore") or "_"
+    return name[:letters].encode()[:NAME_BYTES].decode(errors="ignore") or "_"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from circuits.run.content import Contents
 from circuits.run.keys import Key, Unit, key_of_unit, units
 from circuits.run.kinds import Kind, Memory, ModelDims
 from circuits.run.layers import LayerOutOfRange, parse_layers, ranges
+from circuits.run.places import safe_name
 from circuits.schema import Backend, BaseConfig, Dtype, Reuse
 from circuits.words import size
 
@@ -33,7 +33,6 @@ ONE_VALUE = (
     "task",
 )  # of a whole sweep; task.resources.* may vary
 NAME_LENGTH = 80  # letters of an element's directory: file systems stop at 255 bytes, terminals long before
-NAME_BYTES = 200
 
 
 @dataclass
@@ -54,13 +53,8 @@ class Element:
     def name(self) -> str:
         """``003-layer=14``: number, then what was swept, made safe for file systems."""
         text = ",".join(f"{key}={value}" for key, value in self.swept.items())
-        safe = re.sub(r"[^\w.,=+-]+", "_", text).strip("_")
-        return shortened(f"{self.index:03d}-{safe}").rstrip("-,_") if safe else f"{self.index:03d}"
-
-
-def shortened(name: str, letters: int = NAME_LENGTH) -> str:
-    """`name`, no longer than a directory's may be."""
-    return name[:letters].encode()[:NAME_BYTES].decode(errors="ignore")
+        safe = safe_name(text, NAME_LENGTH).strip("_")
+        return safe_name(f"{self.index:03d}-{safe}", NAME_LENGTH).rstrip("-,_")
 
 
 def plan(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]], base: Path) -> list[Element]:

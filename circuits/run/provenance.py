@@ -21,12 +21,21 @@ PACKAGES = ("torch", "transformers", "numpy", "safetensors", "datasets", "tokeni
             "hydra-core", "omegaconf", "submitit", "hydra-submitit-launcher", "wandb")  # fmt: skip
 
 
+#: What runs: a file of these that nobody has committed is a change like any other.
+PLACES = ("circuits", "conf", "hydra_plugins", "launch.py")
+
+
 @lru_cache
 def code() -> dict[str, Any]:
-    """The commit of the checkout, whether it has uncommitted changes (None where there is no git), and a hash of what runs."""
+    """The commit of the checkout, whether what runs differs from it (None where there is no git), and a hash of what runs.
+
+    It differs by changes of tracked files, and by files among the code that are not tracked.
+    """
     commit = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no") if commit else None
-    return {"commit": commit, "dirty": bool(changed) if changed is not None else None, "hash": code_hash()}
+    added = _git("status", "--porcelain", "--untracked-files=all", "--", *PLACES) if commit else None
+    dirty = None if changed is None or added is None else bool(changed or added)
+    return {"commit": commit, "dirty": dirty, "hash": code_hash()}
 
 
 def code_files() -> list[Path]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-import re
 import secrets
 import shlex
 import sys
@@ -29,9 +28,9 @@ from circuits.run import config, private, provenance, registry, status
 from circuits.run.keys import unit
 from circuits.run.kinds import Kind
 from circuits.run.leases import owner
-from circuits.run.places import RECORD
+from circuits.run.places import RECORD, safe_name
 from circuits.run.places import SWEEP as FILE
-from circuits.run.plan import Element, shortened
+from circuits.run.plan import Element
 
 ID_LENGTH = 48  # letters of a name that stand in the sweep's id, which is typed and shown in tables
 
@@ -62,8 +61,7 @@ def create(elements: Sequence[Element], base: Path, launcher: Mapping[str, Any] 
     cfg = elements[0].cfg
     parent = Path(cfg.multirun) if len(elements) > 1 else Path(cfg.outputs) / "runs"
     day = parent / dt.date.today().isoformat()
-    safe = re.sub(r"[^\w.+-]+", "_", cfg.name or "").strip("_-.")
-    stem = shortened(safe, ID_LENGTH) or cfg.task.name
+    stem = safe_name(cfg.name or "", ID_LENGTH).strip("_-.") or cfg.task.name
     with disk_errors(day):
         day.mkdir(parents=True, exist_ok=True)
         while True:
