@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import shlex
 import shutil
 import sys
 import time
@@ -85,7 +87,8 @@ class SlurmLauncher:
 
     def arrays(self, requests: Mapping[int, Request]) -> list[script.Array]:
         """One array per distinct request, with the elements' original numbers."""
-        tag = f"circuits:{self.sweep.id}:{secrets.token_hex(4)}"
+        plain = re.sub(r"[^ -~]", "_", self.sweep.id)  # squeue pads its columns by bytes, and cuts long ones
+        tag = f"circuits:{plain[:80]}:{secrets.token_hex(4)}"
         folder = self.sweep.path / "slurm"
         groups: dict[Request, list[int]] = {}
         for index, request in requests.items():
@@ -218,7 +221,7 @@ def _named(holder: dict[str, Any]) -> str:
 
 def _modules(cluster: ClusterConfig, request: Request) -> list[str]:
     names = [*cluster.modules, *(cluster.gpu if request.gpus else cluster.cpu).modules]
-    return [f"module load {' '.join(names)}"] if names else []
+    return [f"load_modules {shlex.join(names)}"] if names else []
 
 
 def _again(fact: Mapping[str, Any]) -> bool:

@@ -7,7 +7,8 @@ command, ``python -m circuits.run.element DIR``, and hands on what Slurm tells t
   signal is ignored, so the first ones may be lost, never all of them; it is sent only once it is ignored or heard;
 * TERM is passed on once.
 
-The exit status is the element's.
+Module loads and the lines of ``cluster.setup`` come before it, and stop the element where one fails. The exit status is the
+element's.
 """
 
 from __future__ import annotations
@@ -23,13 +24,40 @@ from circuits.run.slurm.request import Request
 ELEMENTS = "elements.txt"  # in the sweep's slurm/ folder: line N+1 is the directory of element N
 # A pack's line holds the directories of all its elements, with tabs between them.
 
-BODY = r"""
-set -u
+ELEMENT = r"""
+# element
 IFS=$'\t' read -r -a dirs <<<"$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {elements})"
 dir=${dirs[0]:-}
 if [ -z "$dir" ] || ! cd "$dir"; then echo "error: element $SLURM_ARRAY_TASK_ID: its directory is gone"; exit 1; fi
 exec >>"$dir/run.log" 2>&1 </dev/null
 export CIRCUITS_STDOUT_IS_LOG="$dir/run.log"
+"""
+
+#: How the line begins that says what of the set-up failed.
+SETUP = "set-up on "
+CHECKED = r"""
+# setup: nothing is built upon a line that failed, by the rules of set -e; what a sourced file does inside is its own business
+failed() {
+  local code=$?
+  [ "${FUNCNAME[1]:-}" = source ] && return
+  echo "error: {setup}$(hostname) failed with exit code $code: $step"
+  exit 1
+}
+load_modules() {  # older versions of module complain and return 0
+  local said code=0
+  said=$(mktemp) || return 1
+  module load "$@" 2>"$said" || code=$?
+  grep -q ':ERROR:[0-9]' "$said" && code=1
+  cat "$said" >&2
+  rm -f "$said"
+  return $code
+}
+trap failed ERR
+""".replace("{setup}", SETUP)
+
+BODY = r"""
+trap - ERR
+set -u
 ( trap '' USR2; exec {python} -m circuits.run.element "${dirs[@]}" ) & child=$!
 deaf_or_listening() {  # a process that was forked just now would be ended by USR2
   [ -r /proc/$child/status ] || return 0
@@ -84,27 +112,16 @@ class Array:
 
     def text(self) -> str:
         """The whole script."""
-        head = header(self)
         lines = [f"export {name}={shlex.quote(value)}" for name, value in self._exports().items()]
-        body = BODY.replace("{elements}", shlex.quote(str(self.listing))).replace("{python}", shlex.quote(self.python))
-        return (
-            "\n".join(
-                [
-                    head,
-                    "",
-                    "asked=",
-                    "trap 'asked=1' USR2  # before anything that takes time",
-                    "",
-                    "# setup",
-                    *self.setup,
-                    *self.request.setup,
-                    *lines,
-                    "",
-                    "# run",
-                ]
-            )
-            + body
-        )
+        setup = [
+            line
+            for words in (*self.setup, *self.request.setup)
+            for line in (f"step={shlex.quote(words.replace('load_modules', 'module load', 1))}", words)
+        ]
+        early = ["asked=", "trap 'asked=1' USR2  # before anything that takes time"]
+        element = ELEMENT.replace("{elements}", shlex.quote(str(self.listing)))
+        body = BODY.replace("{python}", shlex.quote(self.python))
+        return "\n".join([header(self), "", *early, element, CHECKED, *setup, *lines, "", "# run"]) + body
 
     def _exports(self) -> dict[str, str]:
         return {
@@ -119,6 +136,11 @@ class Array:
         }
 
 
+def pattern(path: str) -> str:
+    """A path inside one of sbatch's file name patterns, where ``%j`` would be a job's number."""
+    return path.replace("%", "%%")
+
+
 def header(array: Array) -> str:
     """The ``#SBATCH`` lines, by submitit."""
     from submitit.slurm.slurm import _make_sbatch_string
@@ -127,7 +149,7 @@ def header(array: Array) -> str:
     more: dict[str, object] = {
         "array": ranges(array.tasks) + (f"%{request.parallelism}" if request.parallelism else ""),
         "chdir": str(array.folder),
-        "output": str(array.folder / "%A_%a.out"),
+        "output": f"{pattern(str(array.folder))}/%A_%a.out",
         "signal": f"B:USR2@{request.signal_s}",
         "kill-on-invalid-dep": "yes",
         **dict(request.more),

@@ -18,6 +18,7 @@ from circuits.run import status
 from circuits.run.leases import Note
 from circuits.run.places import LOG
 from circuits.run.slurm import commands
+from circuits.run.slurm.script import SETUP
 from circuits.run.slurm.submission import NOTES, SUBMIT, places_of, read_record
 from circuits.run.states import far_cluster
 from circuits.run.sweep import Sweep
@@ -165,14 +166,13 @@ def _explain(sweep: Sweep, gone: Mapping[int, dict[str, Any]], jobs: Mapping[int
         return
     arrays = sorted({jobs[index].split("_")[0] for index in left})
     known = {job: (facts.state, facts.exit_code) for job, facts in commands.accounting(arrays).items()}
-    if any(jobs[index] not in known for index in left):
-        known = {
-            job: (shown["JobState"], shown.get("ExitCode", ""))
-            for array in arrays
-            for job, shown in commands.remembered(array).items()
-        } | known
+    shown: dict[str, dict[str, str]] = {}
+    if any(known.get(jobs[index], ("FAILED",))[0] == "FAILED" for index in left):  # why, only the controller says
+        shown = {job: facts for array in arrays for job, facts in commands.remembered(array).items()}
     for index, facts in left.items():
-        _last_word(facts, *known.get(jobs[index], ("", "")), _directory(sweep, index))
+        mine = shown.get(jobs[index], {})
+        state, code = known.get(jobs[index], (mine.get("JobState", ""), mine.get("ExitCode", "")))
+        _last_word(facts, state, code, mine, _directory(sweep, index), sweep.path / "slurm")
 
 
 def _gone(state: str, code: str, begun: bool) -> str:
@@ -191,18 +191,32 @@ def _gone(state: str, code: str, begun: bool) -> str:
     return f"gone{when} without a word{said or ' (Slurm has forgotten the job)'}"
 
 
-def _last_word(facts: dict[str, Any], slurm: str, code: str, directory: Path) -> None:
-    """The state and the line of an element that left the queue as Slurm's state and exit code say ("" when nobody knows)."""
+def _last_word(
+    facts: dict[str, Any], slurm: str, code: str, shown: Mapping[str, str], directory: Path, folder: Path
+) -> None:
+    """The state and the line of an element that left the queue as Slurm's state and exit code say ("" when nobody knows).
+
+    Slurm's record `shown` of the job and what it wrote into `folder` tell what went wrong before the run could say anything.
+    """
     kept = "; what was saved is kept" if facts.get("state") == "running" else ""
-    spoke = facts.get("state") == "interrupted" and facts.get("error")
-    said = status.last_error(directory / LOG) if slurm == "FAILED" and facts.get("state") == "waiting" else None
-    error = (
-        facts["error"]
-        if spoke
-        else said or f"{_ENDED.get(slurm) or _gone(slurm, code, facts.get('state') == 'running')}{kept}"
-    )
-    state = "cancelled" if slurm == "CANCELLED" else "interrupted" if spoke else "killed"
+    said = status.last_error(directory / LOG) if slurm == "FAILED" and facts.get("state") != "running" else None
+    early = said is not None and said.startswith(SETUP)  # in this turn, whatever became of those before
+    spoke = facts.get("state") == "interrupted" and facts.get("error") and not early
+    begun = facts.get("state") != "waiting"
+    error = facts["error"] if spoke else said if early or not begun else None
+    if error is None and not begun and slurm == "FAILED":
+        error = status.last_error(folder / f"{facts.get('job')}.out") or _not_launched(shown)
+    error = error or f"{_ENDED.get(slurm) or _gone(slurm, code, facts.get('state') == 'running')}{kept}"
+    state = "cancelled" if slurm == "CANCELLED" else "interrupted" if spoke else "failed" if early else "killed"
     facts.update(state=state, error=error, slurm=slurm, exit_code=facts.get("exit_code") or 1)
+
+
+def _not_launched(shown: Mapping[str, str]) -> str | None:
+    """Of a job that ended although nothing of ours began: the controller's reason, where it has one of its own."""
+    node, reason = shown.get("NodeList") or shown.get("BatchHost") or "its node", shown.get("Reason", "None")
+    if reason in ("None", "NonZeroExitCode"):
+        return None
+    return f"its job ended on {node} before the run began ({reason}); scontrol show job {shown.get('JobId', '')} tells more"
 
 
 def _directory(sweep: Sweep, index: int) -> Path:
