@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import shutil
@@ -140,7 +141,12 @@ def test_a_failed_gate_keeps_the_measurement_and_says_no_each_time(warm: Cli) ->
     assert again.code == 3 and "running" not in again.out and again.errors == first.errors
     lower = warm(*words, "behaviour.success_threshold=0")
     assert lower.code == 0 and warm.artifacts("baseline") == [made], "a threshold is no part of the key"
-    assert "Target against foil" in next(warm.outputs.glob("runs/*/*/report.html")).read_text()
+    pages = [page.read_text() for page in warm.outputs.glob("runs/*/*/report.html")]
+    assert all("Target against foil" in page for page in pages)
+    failed = table[~(table["normalised_diff"] > 1)].sort_values("normalised_diff")
+    title = f"Failed: {len(failed)} of 16 prompts of ioi-tiny"
+    listed = [page for page in pages if title in page]
+    assert listed and all(html.escape(prompt) in listed[0] for prompt in failed["prompt"]), "which ones failed"
 
 
 TASK = '''

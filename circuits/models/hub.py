@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from circuits.errors import UserError, suggest
+from circuits.models import unread
 from circuits.models.weights import INDEX, WEIGHTS, check_weights, read_object
 
 Answer = TypeVar("Answer")
@@ -98,6 +99,8 @@ def _ask(name: str, revision: str | None, presets: Sequence[str]) -> str:
         # model_info makes one attempt; a download would retry a dead network for half a minute.
         info = HfApi().model_info(name, revision=revision, timeout=5)
         files = [sibling.rfilename for sibling in info.siblings or []]
+        if what := unread.named(files):
+            raise UserError(f"{_at(name, revision)} on the hub: {what}")
         if "config.json" not in files:
             raise UserError(f"{name} on the hub is no transformers model: no config.json")
         if WEIGHTS not in files and INDEX not in files:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import UserError
-from circuits.models import hub
+from circuits.models import hub, unread
 from circuits.models.sites import Dims, dims_of, family_of
 from circuits.models.weights import WEIGHTS, check_vocabulary, check_weights, complete, read_config
 
@@ -46,17 +46,24 @@ def inspect_model(
     if directory.is_dir():
         if revision is not None:
             raise UserError(f"model.revision={revision}: {name_or_dir} is a directory; only hub names have revisions")
+        unread.refuse(directory)
         config = read_config(directory)
+        if problem := unread.quantised(config):
+            raise UserError(f"{name_or_dir}: {problem}")
         check_weights(directory)
         check_vocabulary(directory)
         return _facts(name_or_dir, directory.resolve(), None, config)
     if directory.is_file():
+        if directory.suffix == ".gguf":
+            raise UserError(f"{unread.named([name_or_dir])}")
         raise UserError(
             f"{name_or_dir} is a file; a model is a directory with config.json and {WEIGHTS}, or a hub name"
         )
     if name_or_dir.startswith(("/", "./", "../", "~")):
         raise UserError(f"{name_or_dir}: no such model directory")
     commit, config = hub.config_of(name_or_dir, revision, presets, fresh)
+    if problem := unread.quantised(config):
+        raise UserError(f"{name_or_dir}: {problem}")
     return _facts(name_or_dir, None, commit, config)
 
 

@@ -30,8 +30,11 @@ def load_json(ref: ArtifactRef, name: str, problems: list[str]) -> dict[str, Any
     return {}
 
 
-def load_table(ref: ArtifactRef, name: str, columns: Sequence[str], problems: list[str]) -> pd.DataFrame | None:
-    """The numeric `columns` that the parquet table `name` has; None, with a line in `problems`, without any of it."""
+def load_table(
+    ref: ArtifactRef, name: str, columns: Sequence[str], problems: list[str], texts: Sequence[str] = ()
+) -> pd.DataFrame | None:
+    """The numeric `columns` that the parquet table `name` has, a line in `problems` where one is lacking, and those of `texts`
+    that it has; None without a table."""
     try:
         table = pd.read_parquet(ref.path / name)
     except FileNotFoundError:
@@ -44,7 +47,7 @@ def load_table(ref: ArtifactRef, name: str, columns: Sequence[str], problems: li
     if lacking:
         problems.append(f"{ref.label}: {name} lacks {', '.join(lacking)}")
     kept = table[[column for column in columns if column in table]]
-    return kept.apply(pd.to_numeric, errors="coerce")
+    return kept.apply(pd.to_numeric, errors="coerce").join(table[[column for column in texts if column in table]])
 
 
 def _reason(error: Exception) -> str:

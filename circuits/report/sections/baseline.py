@@ -15,10 +15,12 @@ from circuits.report.saved import load_json, load_table
 from circuits.report.sections.prompts import name
 from circuits.report.sheet import Sheet, drawing, label_axes, marks, stroke
 from circuits.report.style import INK, MUTED, PAPER, Looks
-from circuits.report.words import ABSENT, decimal, listed, percent, plural, plus_minus, span, whole
+from circuits.report.words import ABSENT, decimal, listed, percent, plural, plus_minus, span, visible, whole
 
+LISTED = 50  # prompts that failed, the worst first
 SPREAD = 0.22  # of the dots of one behaviour, up and down
 NAMED = ("behaviour", "model", "model.id", "behaviour.success_threshold", "behaviour.min_logit_diff")
+SHOWN = ("sample", "prompt", "target", "foil", "top_token", "top_probability", "normalised_diff")  # of a failed prompt
 NEEDED = ("n", "logit_diff", "pair_acc", "top1", "ece", "brier", "nll")
 
 
@@ -72,7 +74,7 @@ def baseline(view: View) -> Part:
     looks = Looks(r.series for r in records)
     figure = _differences(looks, records)
     first: list[Block] = [block for block in (figure, _table(records, gates)) if block]
-    blocks = [block for block in (_reliability(looks, records), _splits(records)) if block]
+    blocks = [block for block in (*map(_failed, gates), _reliability(looks, records), _splits(records)) if block]
     return Part(
         title="Baseline",
         lead=f"{plural(len(records), 'measurement')}, target against foil.",
@@ -89,7 +91,7 @@ def _read(entry: Entry, problems: list[str]) -> Record | None:
         problems.append(f"{entry.ref.label}: metrics.json lacks {', '.join(lacking)}")
     if lacking:
         return None
-    rows = load_table(entry.ref, "per_prompt.parquet", ("diff",), problems)
+    rows = load_table(entry.ref, "per_prompt.parquet", ("diff",), problems, SHOWN)
     return Record(entry, metrics, rows if rows is not None and "diff" in rows else None)
 
 
@@ -167,7 +169,7 @@ def _differences(looks: Looks, records: Sequence[Record]) -> Figure | None:
         f"Control: zero, where a model without the behaviour stands, since answers are balanced. "
         f"From {listed([r.entry.ref.label for r in shown])}."
     )
-    data = pd.concat([rows.assign(behaviour=r.series, artifact=r.entry.ref.label) for r, rows in drawn])
+    data = pd.concat([rows[["diff"]].assign(behaviour=r.series, artifact=r.entry.ref.label) for r, rows in drawn])
     alt = f"Difference between target and foil by prompt, {plural(len(drawn), 'behaviour')}, means {span(means, 2)}"
     return sheet.finish(title="Target against foil, prompt by prompt", caption=caption, alt=alt, data=data)
 
@@ -242,6 +244,40 @@ def _table(records: Sequence[Record], gates: Sequence[Gate]) -> Table:
     several = len(gates) > len(records)
     note = " One row for each set of thresholds that was asked of a measurement." if several else ""
     return Table("Baselines", columns, tuple(rows), _sample(records) + note if records else "")
+
+
+def _failed(gate: Gate) -> Table | None:
+    """The prompts that did not succeed under the gate's threshold, the worst first, with what the model would say."""
+    rows, record = gate.record.rows, gate.record
+    if rows is None or not set(SHOWN) <= set(rows):
+        return None
+    least = 0.0 if gate.least is None else gate.least
+    failed = rows[~(rows["normalised_diff"] > least)].sort_values("normalised_diff", kind="stable")
+    if not len(failed):
+        return None
+    columns = (
+        Column("id"),
+        Column("prompt"),
+        Column("target"),
+        Column("foil"),
+        Column("difference", True, "target − foil, a token"),
+        Column("the model says", False, "the most likely next token"),
+        Column("probability", True, "of that token"),
+    )
+    cells = tuple(
+        (
+            Cell(str(row["sample"]), code=True),
+            Cell(visible(str(row["prompt"]))),
+            *(Cell(visible(str(row[name])), code=True) for name in ("target", "foil")),
+            Cell(decimal(row["normalised_diff"], 2), row["normalised_diff"]),
+            Cell(visible(str(row["top_token"])), code=True),
+            Cell(percent(row["top_probability"]), row["top_probability"]),
+        )
+        for row in failed.head(LISTED).to_dict("records")
+    )
+    more = f" The {LISTED} worst are shown; per_prompt.parquet has all." if len(failed) > LISTED else ""
+    title = f"Failed: {len(failed)} of {len(rows)} prompts of {record.series}"
+    return Table(title, columns, cells, f"A difference a token of at most {least:g}.{more}", folded=True)
 
 
 def _splits(records: Sequence[Record]) -> Table | None:
