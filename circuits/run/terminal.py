@@ -176,7 +176,8 @@ class View:
         """What is kept, what did not come to a safe point, and how to go on."""
         rest = len(states) - kept
         for element, facts in states:
-            if facts.get("state") in ("interrupted", "failed", "killed") and facts.get("error"):
+            state, ((told, _), _) = facts.get("state"), self._told.get(element.index, ((None, None), 0.0))
+            if state in ("interrupted", "failed", "killed") and state != told and facts.get("error"):
                 label = f"  {element.index}  {_label(element)}  " if len(states) > 1 else "  "
                 self.say(f"{label}{facts['error']}")
         done = f"{kept} of {len(states)} done and kept" if kept else ""
