@@ -80,7 +80,7 @@ class LocalLauncher:
                         self._run_here()
                     else:
                         self._run_pool()
-            except Interrupted as e:
+            except (Interrupted, Stopped) as e:  # the latter: asked again, between two elements in this process
                 self._stop_workers()  # first: a terminal that is gone must not keep us from it
                 with contextlib.suppress(OSError):
                     self.view.close()
