@@ -235,3 +235,29 @@ def test_the_hint_on_quotes_is_what_a_shell_keeps(cli: Cli) -> None:
     ).stdout.strip()  # fmt: skip
     assert kept == "data.field='a (b'"
     assert "override grammar" not in cli("task=prompts", kept, QUICK).err
+
+
+# -- pages and notebooks -----------------------------------------------------------------------------------------
+
+
+def test_line_ends_in_a_page_are_signs(tmp_path: Path) -> None:
+    from circuits.report.content import Cell, Column, Part, Table
+    from circuits.report.page import write
+    from circuits.report.types import ReportInput
+
+    table = Table("t", (Column("prompt"),), ((Cell("one\ntwo\t<b>", code=True),),))
+    page = write(ReportInput("t", "q", "s", "c", "a", [], "now"), [Part("p", "", (table,))], tmp_path, [])
+    assert "one⏎two⇥&lt;b&gt;" in page.read_text(encoding="utf-8")
+
+
+def test_what_a_notebook_prints_is_short() -> None:
+    from circuits.data.prompts import Prompt, PromptSet
+    from circuits.run.store import Artifact
+
+    assert (
+        repr(Artifact(Path("outputs/artifacts/sae/x-1"), {"kind": "sae", "files": {str(i): {} for i in range(99)}}))
+        == "Artifact(sae/x-1)"
+    )
+    fields = dict.fromkeys(Prompt.__dataclass_fields__)
+    prompts = tuple(Prompt(**{**fields, "prompt": "The cat " * 99}) for _ in range(500))  # type: ignore[arg-type]
+    assert len(repr(PromptSet(prompts))) < 120 and "500 prompts" in repr(PromptSet(prompts))

@@ -60,6 +60,9 @@ class ActivationStore:
     def __len__(self) -> int:
         return self.n_rows
 
+    def __repr__(self) -> str:
+        return f"ActivationStore({self.site}, layer {self.layer}: {self.n_rows:,} rows of {self.width}, {self.dtype}; {self.path})"
+
     @property
     def norms(self) -> NDArray[np.float32]:
         """Each row's Euclidean norm."""

@@ -99,6 +99,9 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def __repr__(self) -> str:
+        return f"PromptSet({len(self)} prompts{f', the first {self.prompts[0].prompt[:60]!r}' if self.prompts else ''})"
+
     def __iter__(self) -> Iterator[Prompt]:
         return iter(self.prompts)
 

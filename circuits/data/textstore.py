@@ -229,6 +229,10 @@ class TextStore:
         self._documents = {side: open_npy(directory / f"{side}_documents.npy", shapes[side][:1]) for side in SIDES}
         self._orders: dict[int, NDArray[np.int64]] = {}
 
+    def __repr__(self) -> str:
+        sides = f"{len(self._train):,} training and {len(self._heldout):,} held-out contexts"
+        return f"TextStore({self.name}: {sides} of {self.context} tokens)"
+
     @property
     def context(self) -> int:
         return int(self.facts["context"])

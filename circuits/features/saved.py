@@ -48,6 +48,9 @@ class Interpretation:
         except (OSError, ValueError) as e:
             raise Damaged(f"{directory}: no whole description of features ({e})") from e
 
+    def __repr__(self) -> str:
+        return f"Interpretation({self.metrics.get('n_features', '?')} features; {self.path})"
+
     def _table(self, name: str) -> pd.DataFrame:
         import pandas as pd
         import pyarrow as pa

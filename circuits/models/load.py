@@ -35,6 +35,9 @@ class LM:
     device: torch.device
     dtype: torch.dtype
 
+    def __repr__(self) -> str:
+        return f"LM({self.name}: {self.dims.layers} layers of {self.dims.width}, {self.dtype}, {self.device})"
+
 
 def available_devices() -> list[str]:
     """The devices present, best first: every CUDA GPU, then mps, then cpu."""

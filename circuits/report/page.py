@@ -23,7 +23,7 @@ from circuits.report.provenance import provenance_blocks
 from circuits.report.registry import Entry, View, sections
 from circuits.report.style import Looks
 from circuits.report.types import ArtifactRef, Element, ReportInput
-from circuits.report.words import plural
+from circuits.report.words import plural, visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATES = ("done", "cached", "gate", "failed", "interrupted", "running", "waiting")
@@ -137,6 +137,7 @@ def _render(report: ReportInput, parts: Sequence[Part], first: dict[str, object]
     )
     environment.filters["data_uri"] = _data_uri
     environment.filters["svg"] = _svg
+    environment.filters["visible"] = visible
     environment.filters["ours"] = Markup  # the marks of a legend: no text is in them
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -22,10 +22,9 @@ SHORTEST = 8  # letters of a value that is hidden wherever it turns up: "true" o
 
 _PARTS = r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|APIKEY|KEY|CREDENTIALS?|PAT"
 _NAME = re.compile(rf"(?:.*_)?(?:{_PARTS})(?:_(?:ID|VALUE|\d+))?", re.IGNORECASE)
-# NAME=value, NAME: value and "NAME": "value"; a name of several words in capitals, or one of the words itself.
-_GIVEN = re.compile(
-    rf"""(?<![\w-])((?:[\w-]+\.)*(?:[A-Za-z0-9_]*_(?:{_PARTS})|{_PARTS}|password|passwd)["']?\s*[=:]\s*)(["']?)([^\s"',;}}\]]+)"""
-)
+_VALUE = r"""["']?\s*[=:]\s*)(?:(["'])(.*?)\2|([^\s"',;}\]]+))"""
+# NAME=value, NAME: value and "NAME": "value": a name in capitals that ends in one of the words, or any that ends in password.
+_GIVEN = re.compile(rf"(?<![\w-])((?:[\w-]+\.)*(?:\w*_(?:{_PARTS})|{_PARTS}|\w*passw(?:or)?d){_VALUE}")
 _LOOKS = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
     r"|\bxox[abprs]-[\w-]{10,}|\bAKIA[A-Z0-9]{16}\b|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+|\bwandb_v1_\w{20,}"
@@ -50,7 +49,9 @@ def hide(text: str) -> str:
     """`text` without secrets."""
     for value in _known():
         text = text.replace(value, HIDDEN)
-    text = _GIVEN.sub(lambda found: f"{found[1]}{found[2]}{found[3] if _harmless(found) else HIDDEN}", text)
+    patterns = [_GIVEN, *(re.compile(rf"(?<![\w-])({re.escape(name)}{_VALUE}") for name in _declared)]
+    for pattern in patterns:
+        text = pattern.sub(_without, text)
     text = _ADDRESS.sub(rf"\1:{HIDDEN}@", text)
     return _LOOKS.sub(HIDDEN, _BEARER.sub(rf"\1 {HIDDEN}", text))
 
@@ -76,10 +77,12 @@ def _under(name: Any, value: Any) -> Any:
     return HIDDEN if secret else hidden(value)
 
 
-def _harmless(found: re.Match[str]) -> bool:
-    """Options of ours that only sound like secrets hold numbers and plain words; an interpolation holds no secret itself."""
-    value, name = found[3], re.split(r"[\s=:\"']", found[1])[0].rpartition(".")[2]
-    return value in (HIDDEN, "null", "true", "false") or value.startswith("$") or value.isdigit() or not is_secret(name)
+def _without(found: re.Match[str]) -> str:
+    """``NAME=***``; an interpolation or a switch holds no secret itself."""
+    quote, value = found[2] or "", found[3] or found[4] or ""
+    if value in ("", HIDDEN, "null", "true", "false") or value.startswith("$"):
+        return found[0]
+    return f"{found[1]}{quote}{HIDDEN}{quote}"
 
 
 def _known() -> list[str]:

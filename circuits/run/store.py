@@ -41,6 +41,9 @@ class Artifact:
     path: Path
     manifest: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"Artifact({self.id})"
+
     @property
     def id(self) -> str:
         """``kind/label-hash``."""

@@ -73,7 +73,7 @@ def create(elements: Sequence[Element], base: Path, launcher: Mapping[str, Any] 
                 break
             except FileExistsError:
                 continue
-        record = {**_record(elements, path, base), "hydra_launcher": private.hidden(dict(launcher or {}))}
+        record = private.hidden({**_record(elements, path, base), "hydra_launcher": dict(launcher or {})})
         sweep = Sweep(path, record)
         for element in elements:
             _write_element(sweep, element)

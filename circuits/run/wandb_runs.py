@@ -13,6 +13,7 @@ import contextlib
 import netrc
 import os
 import queue
+import shlex
 import threading
 import urllib.error
 import urllib.parse
@@ -222,8 +223,10 @@ class Runs:
         """The directories for ``wandb sync``: one, or a pattern that the shell expands."""
         found = self._files if self._off or not self._offline_dirs else self._offline_dirs
         if len(found) == 1:
-            return os.path.relpath(found[0])
-        return os.path.relpath(self._dir / "wandb") + ("/offline-run-*" if found is self._offline_dirs else "/*run-*")
+            return shlex.quote(os.path.relpath(found[0]))
+        return shlex.quote(os.path.relpath(self._dir / "wandb")) + (
+            "/offline-run-*" if found is self._offline_dirs else "/*run-*"
+        )
 
 
 def _summarised(metrics: Mapping[str, Any]) -> dict[str, Any]:

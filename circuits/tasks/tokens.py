@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuits.files import exists
 from circuits.run.content import Contents
 from circuits.run.kinds import Kind, readable
-from circuits.schema import BaseConfig
+from circuits.schema import BaseConfig, DataConfig
 
 if TYPE_CHECKING:
     from circuits.run.context import Context, Work
@@ -39,6 +40,18 @@ KIND = Kind(
 )
 
 
+BYTES = 4  # of text that give a token, at least about
+
+
+def _total(data: DataConfig) -> int | None:
+    """How many tokens will be read; None where the text ends before ``data.max_tokens``: nobody knows where."""
+    path = Path(data.path or "")
+    if data.max_tokens is None or not exists(path):  # on the hub, or a pattern
+        return data.max_tokens
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return data.max_tokens if sum(file.stat().st_size for file in files) > BYTES * data.max_tokens else None
+
+
 def build(context: Context, work: Work) -> None:
     """Tokenise the corpus and publish it."""
     from circuits.data.corpora import documents
@@ -51,8 +64,10 @@ def build(context: Context, work: Work) -> None:
     with context.phase("loading the tokenizer"):
         tokenizer = load_tokenizer(local_files(model))
 
+    total = _total(data)
+
     def progress(count: int, tokens: int) -> None:
-        context.show("tokenising", tokens, data.max_tokens, "token")
+        context.show("tokenising", tokens, total, "token")
 
     # A hub dataset is read at the commit that is in the key, whatever its main branch has become since.
     _, pinned, commit = str(context.run.contents.corpus(data)).rpartition("@")
