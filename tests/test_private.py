@@ -8,7 +8,8 @@ import pytest
 from conftest import QUICK, Cli
 
 from circuits.run import private
-from circuits.run.config import load
+from circuits.run.config import load, save
+from circuits.schema import BaseConfig
 
 TOKEN, KEY, OWN = "hf_abcdefghijklmnopqrstuvwx", "it-is-no-known-form-42", "declared-by-me-only"
 
@@ -44,24 +45,36 @@ def test_one_rule_says_what_is_a_secret() -> None:
 
 
 def test_no_file_of_a_run_holds_a_secret(cli: Cli) -> None:
-    words = [
-        f"cluster.environment={{HF_TOKEN:{TOKEN},MY_API_KEY:{KEY},MINE:{OWN},HF_HOME:/x}}",
-        "cluster.secrets=[MINE]", f"note=with {TOKEN}", "cluster.mail=somebody@example.org",
-    ]  # fmt: skip
-    done = cli("task=prompts", "behaviour=induction", "seed=0,1", QUICK, *words, WANDB_API_KEY="w" * 40, MINE=OWN)
+    note = f"note=with {TOKEN}, MY_API_KEY={KEY} and {OWN}"
+    words = ["cluster.secrets=[MINE]", note, "cluster.mail=somebody@example.org", "tracking=off"]
+    done = cli("task=prompts", "behaviour=induction", QUICK, *words, WANDB_API_KEY="w" * 40, MINE=OWN)
     assert done.code == 0, done.err
     assert not [found for secret in (TOKEN, KEY, OWN, "w" * 40) for found in holding(cli.folder, secret)]
-    (sweep,) = (cli.folder / "multirun").glob("*/*")
-    page = (sweep / "report.html").read_text(encoding="utf-8")
-    assert "somebody@example.org" not in page and "hostname" not in page and "behaviour.n_samples" in page
-    assert load(sweep / "000-seed=0" / "config.yaml").cluster.environment["HF_TOKEN"] == private.HIDDEN
+    (run,) = (cli.outputs / "runs").glob("*/*")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "MY_API_KEY=***" in page and "somebody@example.org" not in page and "hostname" not in page
+    assert "behaviour.n_samples" in page, "what decides results"
+
+
+def test_a_config_on_disk_holds_no_secret_and_no_interpolation(tmp_path: Path) -> None:
+    cfg = BaseConfig()
+    cfg.task.name, cfg.task._target_, cfg.behaviour.name, cfg.model.id = (
+        "prompts",
+        "circuits.tasks.prompts.run",
+        "ioi",
+        "a ${x} b",
+    )
+    cfg.cluster.environment = {"HF_TOKEN": TOKEN, "HF_HOME": "/x"}
+    save(cfg, tmp_path / "config.yaml")
+    assert not holding(tmp_path, TOKEN)
+    read = load(tmp_path / "config.yaml")
+    assert read.cluster.environment == {"HF_TOKEN": private.HIDDEN, "HF_HOME": "/x"} and read.model.id == "a ${x} b"
 
 
 def test_a_job_gets_its_secrets_from_the_shell_and_its_script_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     from circuits.errors import UserError
     from circuits.run.slurm.preflight import secret_findings
     from circuits.run.slurm.request import cluster_environment, secret_environment
-    from circuits.schema import BaseConfig
 
     cfg = BaseConfig()
     cfg.cluster.environment = {"HF_TOKEN": TOKEN, "HF_HOME": "/x"}
