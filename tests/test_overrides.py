@@ -358,3 +358,22 @@ def test_preflight_names_every_bad_element_of_a_sweep_at_once(
         "layer=0,8: 2 of 4 elements are out of range for model=tiny, which has 4 layers (0-3): 8",
         "sae.k=9999: more than d_sae=1024 (sae.expansion=8 × width 128)",
     ]
+
+
+# -- names that a file or a folder here has, too -----------------------------------------------------------------
+
+
+def test_a_folder_or_a_file_here_takes_no_preset_s_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "ioi").write_text("not prompts")
+    cfg = compose("task=baseline", "model=gpt2", "behaviour=ioi")
+    assert (cfg.model.id, cfg.behaviour.name, cfg.behaviour.path) == ("gpt2", "ioi", None)
+    assert compose("task=baseline", "model=./gpt2").model.id == str(tmp_path / "gpt2")
+    words = ("task=baseline", "model=gpt2")
+    (line,) = launched(*words, folder=tmp_path, monkeypatch=monkeypatch, capsys=capsys)
+    assert "gpt2 is not in the local Hugging Face cache" in line and "task=prefetch model=gpt2" in line
+    assert "did you mean" not in line

@@ -42,8 +42,8 @@ def inspect_model(
 
     `fresh` asks the hub what `revision` is now although the cache knows what it was.
     """
-    directory = Path(name_or_dir).expanduser()
-    if directory.is_dir():
+    directory = directory_of(name_or_dir)
+    if directory is not None and directory.is_dir():
         if revision is not None:
             raise UserError(f"model.revision={revision}: {name_or_dir} is a directory; only hub names have revisions")
         unread.refuse(directory)
@@ -53,18 +53,34 @@ def inspect_model(
         check_weights(directory)
         check_vocabulary(directory)
         return _facts(name_or_dir, directory.resolve(), None, config)
-    if directory.is_file():
+    if directory is not None and directory.is_file():
         if directory.suffix == ".gguf":
             raise UserError(f"{unread.named([name_or_dir])}")
         raise UserError(
             f"{name_or_dir} is a file; a model is a directory with config.json and {WEIGHTS}, or a hub name"
         )
-    if name_or_dir.startswith(("/", "./", "../", "~")):
+    if directory is not None:
         raise UserError(f"{name_or_dir}: no such model directory")
-    commit, config = hub.config_of(name_or_dir, revision, presets, fresh)
+    try:
+        commit, config = hub.config_of(name_or_dir, revision, presets, fresh)
+    except UserError as e:
+        if (Path(name_or_dir) / "config.json").is_file():
+            raise UserError(f"{e}; for the model directory here write ./{name_or_dir}") from e
+        raise
     if problem := unread.quantised(config):
         raise UserError(f"{name_or_dir}: {problem}")
     return _facts(name_or_dir, None, commit, config)
+
+
+def directory_of(name: str) -> Path | None:
+    """The directory that `name` stands for, whether or not it is there; None where it is a hub name.
+
+    A single word is a hub name: a folder that happens to be called ``gpt2`` takes no model's place, ``./gpt2`` names it.
+    """
+    path = Path(name).expanduser()
+    if path.is_absolute() or name.startswith(("./", "../")) or name in (".", "..") or ("/" in name and path.exists()):
+        return path
+    return None
 
 
 def cached_weights(name_or_dir: str, revision: str | None = None) -> Path | None:
@@ -72,8 +88,7 @@ def cached_weights(name_or_dir: str, revision: str | None = None) -> Path | None
 
     For a hub name: its snapshot in the Hugging Face cache (``HF_HOME``) at `revision`, a branch, tag or commit.
     """
-    given = Path(name_or_dir).expanduser()
-    directory = given if given.is_dir() else hub.cached(name_or_dir, revision)
+    directory = directory_of(name_or_dir) or hub.cached(name_or_dir, revision)
     return directory if directory is not None and complete(directory) else None
 
 

@@ -60,7 +60,7 @@ def absolute(cfg: schema.BaseConfig, base: Path) -> schema.BaseConfig:
         (cfg.interpret, "labels"),
     ):
         value = getattr(section, name)
-        if not value or (name == "id" and cfg.model.embedded is not None):
+        if not value or (name == "id" and _is_name(cfg.model)):
             continue
         path = base / Path(value).expanduser()
         if path.exists():
@@ -68,6 +68,11 @@ def absolute(cfg: schema.BaseConfig, base: Path) -> schema.BaseConfig:
         elif name == "path" and set(value) & set("*?["):  # a pattern: its files are looked for where it was typed
             setattr(section, name, str(path))
     return cfg
+
+
+def _is_name(model: schema.ModelConfig) -> bool:
+    """Whether a model's id is a name, whatever folder of that name is here: the embedded model's, or a preset's on the hub."""
+    return model.embedded is not None or (model.family is not None and not model.id.startswith(("/", ".", "~")))
 
 
 def save(cfg: schema.BaseConfig, path: Path) -> None:

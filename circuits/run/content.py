@@ -55,15 +55,15 @@ class Contents:
 
     def model(self, model: Any) -> ModelIdentity:
         """The identity, depth and width of a hub model or a directory; see :mod:`circuits.models.identify`."""
-        from circuits.models.identify import inspect_model
+        from circuits.models.identify import directory_of, inspect_model
         from circuits.models.weights import TOKENIZER_FILES
         from circuits.run.places import choices
 
         memo = ("model", model.id, model.revision)
         if memo not in self._values:
             facts = inspect_model(model.id, revision=model.revision, presets=choices("model"))
-            directory = Path(model.id)
-            if directory.is_dir():
+            directory = directory_of(model.id)
+            if directory is not None:
                 identity = self.directory(directory, "*.safetensors", "config.json", "*.jinja", *TOKENIZER_FILES)
             else:
                 identity = f"{facts.name}@{facts.revision}"
@@ -73,10 +73,11 @@ class Contents:
     def tokenizer(self, model: Any) -> str:
         """The identity of a model's tokenizer: of a directory its files' hash, the family and how many ids it embeds, so that
         directories that agree in these share what is tokenised; of a hub model its name and commit, which need no file."""
+        from circuits.models.identify import directory_of
         from circuits.models.weights import TOKENIZER_FILES
 
         found = self.model(model)
-        if not Path(model.id).is_dir():
+        if directory_of(model.id) is None:
             return found.identity
         files = self.directory(Path(model.id), *TOKENIZER_FILES)
         return f"{files}:{found.facts.model_type}:{found.facts.dims.vocab}"

@@ -128,7 +128,7 @@ def _model(value: str) -> list[str]:
     if not value:
         return ["model="]  # refused with the choices, never taken for this directory
     names = [value] if Path(value).is_dir() else value.split(",")
-    unknown = [name for name in names if name not in presets]
+    unknown = [name for name in names if name not in presets]  # a preset's name is a preset, whatever folder is here
     if not unknown or value.startswith(("choice(", "glob(", "$", "'", '"')):
         return [f"model={value}"]
     if len(unknown) < len(names):
@@ -140,13 +140,18 @@ def _model(value: str) -> list[str]:
 
 def _behaviour(value: str) -> list[str]:
     """``behaviour=FILE.jsonl`` is short for ``behaviour=file behaviour.path=FILE.jsonl``."""
+    generators = places.choices("behaviour")  # a generator's name is a generator, whatever file is here
     names = [value] if Path(value).is_file() else value.split(",")
-    files = [name for name in names if ending(name.strip("'\"")) in RECORDS or Path(name).is_file()]
+    files = [
+        name
+        for name in names
+        if name not in generators and (ending(name.strip("'\"")) in RECORDS or Path(name).is_file())
+    ]
     if not files or value.startswith(("choice(", "glob(", "$")):
         return [f"behaviour={value}"]
     if len(files) < len(names):
         raise UserError(
-            f"behaviour={value}: a sweep is over behaviours ({' '.join(places.choices('behaviour'))}) or over files, "
+            f"behaviour={value}: a sweep is over behaviours ({' '.join(generators)}) or over files, "
             "not both at once"
         )
     return ["behaviour=file", "behaviour.path=" + ",".join(_quoted(name) for name in names)]

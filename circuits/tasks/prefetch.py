@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from circuits.errors import UserError
@@ -24,12 +23,13 @@ def run(cfg: BaseConfig) -> int:
     from huggingface_hub.utils import disable_progress_bars
 
     from circuits.data.prefetch import fetch_dataset
+    from circuits.models.identify import directory_of
     from circuits.models.prefetch import fetch_model
 
     if not sys.stderr.isatty():
         disable_progress_bars()
     from_hub = _dataset(cfg)
-    if cfg.model.embedded is None and not Path(cfg.model.id).is_dir():
+    if cfg.model.embedded is None and directory_of(cfg.model.id) is None:
         _show(fetch_model(cfg.model.id, cfg.model.revision, choices("model")))
     elif from_hub is None:
         raise UserError(

@@ -29,8 +29,10 @@ FINGERPRINT_DRAWS = 64
 
 def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
     """The tokenizer, the wording and the generator: what the prompts depend on besides the config."""
+    from circuits.models.identify import directory_of
+
     facts: dict[str, Any] = {"tokenizer": _tokenizer_identity(cfg, contents)}
-    if cfg.behaviour.chat and cfg.model.embedded is None and Path(cfg.model.id).is_dir():
+    if cfg.behaviour.chat and cfg.model.embedded is None and directory_of(cfg.model.id) is not None:
         facts["chat_template"] = contents.directory(Path(cfg.model.id), "*.jinja", "tokenizer_config.json")
     if cfg.behaviour.name != FILE:
         facts |= {"wording": wording(cfg), "generator": fingerprint(cfg.behaviour.name, wording(cfg))}

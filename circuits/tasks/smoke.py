@@ -150,14 +150,14 @@ def _forward(cfg: BaseConfig, device: torch.device) -> Line:
 
 
 def _model(cfg: BaseConfig) -> Line:
-    from circuits.models.identify import cached_weights, inspect_model
+    from circuits.models.identify import cached_weights, directory_of, inspect_model
     from circuits.models.sites import fp16_problem
 
     model = cfg.model
     if model.embedded is not None:
         return Line("model", "ok", f"{model.id}: trained here at first use")
     where = cached_weights(model.id, model.revision)
-    if where is None and not Path(model.id).is_dir():
+    if where is None and directory_of(model.id) is None:
         pinned = f" model.revision={model.revision}" if model.revision else ""
         mend = f"run: python launch.py task=prefetch model={model.id}{pinned}"
         return Line("model", "absent", f"{model.id} is not in the Hugging Face cache; where there is network {mend}")

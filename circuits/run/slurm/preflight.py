@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from circuits import words
@@ -213,10 +212,11 @@ def _fits(element: Element, request: Request, gpu_memory: str | None) -> list[st
 
 def _weights(element: Element) -> list[str]:
     """Nodes without a network need the model in the cache. A directory has its own, looked at with every element's config."""
+    from circuits.models.identify import cached_weights, directory_of
+
     model = element.cfg.model
-    if not element.cfg.cluster.offline or model.embedded is not None or Path(model.id).expanduser().is_dir():
+    if not element.cfg.cluster.offline or model.embedded is not None or directory_of(model.id) is not None:
         return []
-    from circuits.models.identify import cached_weights
 
     if cached_weights(model.id, model.revision):
         return []
