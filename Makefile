@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Waiting OpenMP threads soon sleep: on busy cores several times faster, on idle ones as fast.
 export GOMP_SPINCOUNT ?= 10000
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test real soak bench lint lock clean
+.PHONY: help setup demo test real soak bench lint lock docs clean
 
 help:
 	@echo "make demo    set up, then the main job on the embedded model: four SAEs, a table, a report (about 4 minutes)"
@@ -32,7 +32,7 @@ TEST_WORKERS ?= 3
 setup: .venv/.ready
 
 demo: setup
-	@$(BIN)/python launch.py task=sae 'layer=range(0,4)' name=demo
+	@CIRCUITS_USER=nobody $(BIN)/python launch.py task=sae 'layer=range(0,4)' name=demo
 
 test: lint
 	@CIRCUITS_TRAIN_FIRST=1 $(BIN)/python -m pytest -q --durations=40 -n $(TEST_WORKERS) --dist worksteal --reruns 1 --only-rerun TimeoutError --only-rerun TimeoutExpired -m "not soak and not gpu" tests
@@ -62,6 +62,10 @@ bench: .venv/.bench
 lock: setup
 	@$(BIN)/python -m pip install --quiet --upgrade --editable '.[dev]'
 	@$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[^+]+)\+.*/\1/' | sort -f > requirements.lock
+
+# What is generated from the code: docs/options.md.
+docs: setup
+	@$(BIN)/python -m circuits.run.options
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info

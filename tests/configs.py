@@ -29,8 +29,11 @@ def _default(conf: Path) -> BaseConfig:
 
 
 def key(*words: str, kind: str = "sae", layers: tuple[int, ...] = (1,), base: Path | None = None) -> Key:
-    """The key of `kind` under a command line."""
-    return key_of(registry.kind(kind), compose(*words, base=base), layers, Contents())
+    """The key of `kind` under a command line, also under one that a run would refuse since it does not read all of it."""
+    arguments = overrides.normalise(words)
+    overrides.check(arguments)
+    cfg = config.absolute(api.composed(arguments.overrides), base or Path.cwd()) if words else compose(base=base)
+    return key_of(registry.kind(kind), cfg, layers, Contents())
 
 
 def copy_conf(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

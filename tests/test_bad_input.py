@@ -147,13 +147,12 @@ def test_token_ids_beyond_the_models_embedding_are_told_where_text_is_tokenised(
     save_model(cli.folder / "model", bpe(), vocabulary=300)
     (cli.folder / "text.txt").write_text("\n\n".join(["The cats near the dog are"] * 40))
     words = ("layer=1", "model=model", "data.context=16", "tracking=off")
-    for data in (("data=text", "data.path=text.txt"), ("data=embedded",)):
-        done = cli(*words, *data)
-        assert done.code == 1 and len(done.errors) == 1, done.out + done.err
-        assert re.search(
-            r"token id \d+.* embeds only 300 ids \(0-299\); its tokenizer is not the model's own", done.err
-        )
-        assert ("document 0 has" in done.err) == (data[0] == "data=text") and "Traceback" not in done.err + done.out
+    done = cli(*words, "data=text", "data.path=text.txt")
+    assert done.code == 1 and len(done.errors) == 1, done.out + done.err
+    assert re.search(r"token id \d+.* embeds only 300 ids \(0-299\); its tokenizer is not the model's own", done.err)
+    assert "document 0 has" in done.err and "Traceback" not in done.err + done.out
+    toy = cli(*words, "data=embedded")
+    assert toy.code == 2 and "choose data=text, jsonl or datasets" in toy.errors[0]
 
 
 def test_a_loss_that_is_no_number_names_step_and_last_good_checkpoint(warm: Cli) -> None:

@@ -72,5 +72,11 @@ def test_a_new_task_is_one_module_and_one_yaml(warm: Cli, tmp_path: Path) -> Non
     assert json.loads((warm.artifacts("norms")[0] / "metrics.json").read_text())["norm"] > 0
     assert "2 cached" in launch("task=norms", "layer=1,2", QUICK, "tracking=off").stdout
     assert "norms" in launch("--help").stdout
+    assert "  norms.order=2.0 " in launch("task=norms", "--help").stdout
+    wrong = launch("task=norms", "layer=1,2", "norms.order=-1", QUICK)
+    assert wrong.returncode == 2 and wrong.stderr == "error: norms.order=-1.0: more than 0\n"
+    (model,) = warm.artifacts("tiny")
+    other = launch("task=norms", "layer=1", f"model={model}", "norms.order=1", "tracking=off")
+    assert other.returncode == 0 and len(warm.artifacts("norms")) == 3, other.stdout + other.stderr
     refused = launch("task=norms", "sae.k=3")
     assert refused.returncode == 2 and "sae.k: task=norms does not read it; " in refused.stderr

@@ -47,6 +47,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return cache
 
 
+def text(folder: Path) -> tuple[str, str]:
+    """The words for a small corpus."""
+    (folder / "corpus.txt").write_text("one two three\n\nfour five six\n")
+    return "data=text", f"data.path={folder / 'corpus.txt'}"
+
+
 def refused(*words: str, base: Path) -> list[str]:
     """What preflight says of a command line."""
     with pytest.raises(UserError) as caught:
@@ -60,11 +66,16 @@ def refused(*words: str, base: Path) -> list[str]:
 
 def test_a_site_that_a_family_lacks_is_refused_before_anything_runs(tmp_path: Path) -> None:
     model = save("gpt_neox", tmp_path / "pythia")
-    (message,) = refused(
-        "task=sae", f"model={model}", "sae.site=resid_mid", "layer=0", "data.context=16", base=tmp_path
-    )
+    words = ("task=sae", f"model={model}", *text(tmp_path), "sae.site=resid_mid", "layer=0", "data.context=16")
+    (message,) = refused(*words, base=tmp_path)
     assert message.startswith("resid_mid: this model has none: its attention and MLP read the same stream")
-    capture = ("task=activations", "activations.source=data", f"model={model}", "activations.site=[resid_mid,mlp_in]")
+    capture = (
+        "task=activations",
+        "activations.source=data",
+        f"model={model}",
+        *text(tmp_path),
+        "activations.site=[resid_mid,mlp_in]",
+    )
     site, context = refused(*capture, "layer=0", "data.context=4096", base=tmp_path)
     assert site.startswith(
         "activations.site=resid_mid: this model has none: its attention and MLP read the same stream"
@@ -74,7 +85,7 @@ def test_a_site_that_a_family_lacks_is_refused_before_anything_runs(tmp_path: Pa
 
 def test_float16_is_refused_for_gemma_3_before_anything_runs(tmp_path: Path) -> None:
     model = save("gemma3", tmp_path / "gemma")
-    words = ("task=sae", f"model={model}", "precision=fp16", "layer=0", "data.context=16")
+    words = ("task=sae", f"model={model}", "precision=fp16", *text(tmp_path), "layer=0", "data.context=16")
     (message,) = refused(*words, base=tmp_path)
     assert message.startswith("precision=fp16: activations of gemma3 exceed float16's largest number (65504)")
     assert plan(*words[:2], "precision=bf16", *words[3:], f"outputs={tmp_path}/outputs", base=tmp_path)

@@ -359,7 +359,12 @@ def test_from_the_sae_to_the_page_and_back_with_labels(warm: Cli) -> None:
     (error,) = missing.errors
     assert missing.code == 1 and "make it with: python launch.py task=sae layer=2" in error
 
+    assert "there is no artifact of kind sae in" in error
+
     assert warm("task=sae", "layer=2", *QUICKLY).code == 0
+    (other,) = warm("task=interpret", "layer=2", "sae.k=16", *SHORT).errors
+    (there,) = warm.artifacts("sae")
+    assert f"which does not exist; nearest there: sae/{there.name} (sae.k=32, not 16); make it with: " in other
     done = warm("task=interpret", "layer=2", *SHORT)
     assert done.code == 0, done.out + done.err
     (artifact,) = warm.artifacts("interpret")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from configs import compose, copy_conf, edit
+from test_load import make
 
 from circuits import schema
 from circuits.errors import UserError
@@ -98,7 +99,10 @@ def test_the_cards_literal_command_is_expanded_to_fifteen_elements(
 ) -> None:
     words = ("task=sae", "layer=range(10,25)", "-m", "cluster=local")
     (line,) = launched(*words, folder=tmp_path, monkeypatch=monkeypatch, capsys=capsys)
-    assert line == "layer=10-24: 15 of 15 elements are out of range for model=tiny, which has 4 layers (0-3): 10 … 24"
+    assert line.startswith(
+        "layer=10-24: 15 of 15 elements are out of range for model=tiny, which has 4 layers (0-3): 10 … 24; no model was named: "
+    )
+    assert "conf/user/local.yaml (default: model: NAME)" in line
 
 
 @pytest.mark.parametrize(
@@ -304,9 +308,13 @@ def test_an_override_that_the_task_does_not_read_names_the_tasks_that_do(words: 
 @pytest.mark.parametrize(
     "key", ["name=x", "note=x", "reuse=readonly", "outputs=x", "multirun=x", "cluster=local", "tracking=off"]
 )
-def test_run_level_keys_are_read_by_every_task(key: str) -> None:
+def test_run_level_keys_are_read_by_every_task_that_makes_something(key: str) -> None:
     for task in places.choices("task"):
-        assert checked(f"task={task}", key)
+        if hasattr(registry.modules()[task], "KIND") or key in ("outputs=x", "multirun=x"):
+            assert checked(f"task={task}", key)
+        elif task not in ("smoke", "prefetch"):
+            (message,) = refused(f"task={task}", key)
+            assert message.startswith(f"{key.split('=')[0]}: task={task} does not read it; task=activations or ")
 
 
 def test_an_input_of_a_task_lends_it_its_sections() -> None:
@@ -353,7 +361,7 @@ def test_preflight_names_every_bad_element_of_a_sweep_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["sae.k=32,9999", "layer=0,8"]
-    lines = launched(*words, folder=tmp_path, monkeypatch=monkeypatch, capsys=capsys)
+    lines = launched(*words, "model=tiny", folder=tmp_path, monkeypatch=monkeypatch, capsys=capsys)
     assert lines == [
         "layer=0,8: 2 of 4 elements are out of range for model=tiny, which has 4 layers (0-3): 8",
         "sae.k=9999: more than d_sae=1024 (sae.expansion=8 × width 128)",
@@ -377,3 +385,129 @@ def test_a_folder_or_a_file_here_takes_no_preset_s_place(
     (line,) = launched(*words, folder=tmp_path, monkeypatch=monkeypatch, capsys=capsys)
     assert "gpt2 is not in the local Hugging Face cache" in line and "task=prefetch model=gpt2" in line
     assert "did you mean" not in line
+
+
+# -- a person's defaults ------------------------------------------------------------------------------------------
+
+MINE = """default:
+  model: gemma-3-4b-it
+  data: text
+  data.path: {text}
+  behaviour: cf
+  cluster: csd3
+csd3: {{account: P-SL3-GPU}}
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of conf/ with a person's own values; where their text is."""
+    text = tmp_path / "corpus.txt"
+    text.write_text("one two three\n\nfour five\n")
+    conf = copy_conf(tmp_path, monkeypatch)
+    (conf / "user" / "me.yaml").write_text(MINE.format(text=text))
+    monkeypatch.setenv("CIRCUITS_USER", "me")
+    return text
+
+
+def test_a_person_s_defaults_stand_as_if_typed_and_what_is_typed_wins(mine: Path) -> None:
+    cfg = compose("task=sae", "layer=12")
+    assert (cfg.model.id, cfg.data.path, cfg.cluster.name) == ("google/gemma-3-4b-it", str(mine), "csd3")
+    assert cfg.user.csd3.account == "P-SL3-GPU" and cfg.behaviour.name == "cf"
+    typed = compose("task=sae", "layer=1", "model=tiny", "data=embedded", "cluster=local")
+    assert (typed.model.id, typed.data.path, typed.cluster.name) == ("tiny", None, "local")
+    assert compose("task=sae", "data.path=/etc/hostname").data.path == "/etc/hostname"
+    assert compose("task=status").model.id, "a default is no override of a task that does not read it"
+
+
+def test_the_literal_command_of_the_cluster_works_with_a_person_s_defaults(mine: Path) -> None:
+    words = overrides.normalise(["task=sae", "layer=range(10,25)", "-m", "cluster=csd3"])
+    overrides.check(words)
+    assert words.overrides[0] == "model=gemma-3-4b-it" and words.overrides[-1] == "cluster=csd3"
+    assert "cluster=csd3" not in words.overrides[:-1]
+
+
+def test_a_default_gives_way_to_what_a_study_sets(mine: Path) -> None:
+    study = places.CONF / "experiment" / "mine.yaml"
+    study.write_text("# @package _global_\ndefaults: [override /model: tiny]\ndata: {path: /etc/hostname}\n")
+    cfg = compose("task=sae", "experiment=mine", "layer=1")
+    assert cfg.model.id == "tiny" and cfg.data.path == "/etc/hostname"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("default: {sae.k: 3}", "conf/user/me.yaml: default: sae.k cannot have a default; keys of model data"),
+        ("default: [model=gpt2]", "conf/user/me.yaml: default holds lines key: value"),
+        ("default: {model: [a, b]}", "conf/user/me.yaml: default: model: one value is expected"),
+        ("default: {model: a", "conf/user/me.yaml: not readable as yaml"),
+    ],
+)
+def test_a_default_that_cannot_be_is_one_line(text: str, says: str, mine: Path) -> None:
+    (places.CONF / "user" / "me.yaml").write_text(text)
+    (message,) = refused("task=sae")
+    assert message.startswith(says)
+
+
+# -- --cfg job ----------------------------------------------------------------------------------------------------
+
+
+def test_the_resolved_config_says_where_each_value_came_from(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["task=sae", "sae=relu", "sae.lr=3e-4", "experiment=sae_canary", "--cfg", "job"]) == 0
+    lines = [line.split(" # ") for line in capsys.readouterr().out.splitlines()]
+    told = {line[0].strip(): line[1] for line in lines if len(line) == 2}
+    assert told["sae:"] == "sae=relu: command line" and told["lr: 0.0003"] == "command line"
+    assert told["min_r2: 0.7"] == "conf/experiment/sae_canary.yaml" and told["l1: 0.12"] == "conf/sae/relu.yaml"
+    assert told["model:"] == "model=gemma-3-4b-it: conf/user/me.yaml" and told[f"path: {mine}"] == "conf/user/me.yaml"
+    assert told["layer: all"] == "conf/config.yaml" and told["clip: 1.0"] == "built in"
+
+
+def test_a_config_that_would_be_refused_is_shown_and_the_refusal_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["task=sae", "sae.ram=3", "--cfg", "job"]) == 2
+    shown = capsys.readouterr()
+    assert "ram: 3" in shown.out and "error: sae.ram=3" in shown.err
+    assert cli.main(["layer=8,20", "--cfg", "job"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --cfg shows one element, and layer=8,20 makes a sweep; write one value: layer=8\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["k=16"], "k: no such key; did you mean sae.k?"),
+        (["steps=16"], "steps: no such key; did you mean sae.steps or model.embedded.steps?"),
+        (["sae", "layer=8"], "sae: not an override; did you mean task=sae?"),
+        (["gpt2"], "gpt2: not an override; did you mean model=gpt2?"),
+    ],
+)
+def test_a_key_or_a_choice_without_its_section_is_named_with_it(words: list[str], says: str) -> None:
+    assert refused(*words) == [says]
+
+
+def test_what_is_wrong_beside_the_model_is_told_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for words in (["model=nobody/x", "layer=3"], ["sae.from=nobody/x/y", "layer=3"]):
+        given = ["task=sae", *words, "data=text", "data.path=nowhere.txt"]
+        lines = launched(*given, folder=tmp_path, monkeypatch=monkeypatch, capsys=capsys)
+        assert len(lines) == 2 and "nobody/x" in lines[0] and lines[1].startswith("nowhere.txt: no such file")
+
+
+def test_a_model_reads_no_toy_sentences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "small", "gpt2")
+    capsys.readouterr()
+    for task in ("sae", "interpret", "activations"):
+        words = [
+            f"task={task}",
+            "model=small",
+            "layer=0",
+            *(["activations.source=data"] if task == "activations" else []),
+        ]
+        lines = launched(*words, "data.context=16", folder=tmp_path, monkeypatch=monkeypatch, capsys=capsys)
+        assert any("choose data=text, jsonl or datasets" in line for line in lines), lines

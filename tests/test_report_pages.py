@@ -78,7 +78,7 @@ def test_gates_of_baselines_are_those_of_each_element(warm: Cli) -> None:
 
 def test_prompts_show_their_lint_and_some_of_themselves(warm: Cli) -> None:
     words = ["behaviour=ioi,facts", "behaviour.n_samples=12", "behaviour.n_test=4", "cluster.workers=0", "tracking=off"]
-    done = warm("task=prompts", QUICK, *words)
+    done = warm("task=prompts", *words)
     assert done.code == 0, done.out + done.err
     shown = page(warm)
     assert "2 prompt sets of 32 prompts in all;" in shown.text

@@ -25,7 +25,7 @@ REFUSED = [
     ),
     (["sae.target_site=resid_post"], "sae.target_site=resid_post: the site itself; leave it out for an SAE"),
     (["sae.accumulate=3"], "sae.accumulate=3: sae.batch_size=256 is not divisible by it"),
-    (["sae.validate_every=10"], "sae.validate_every=10: read only with early stopping; add sae.patience=N"),
+    (["sae.validate_every=10"], "sae.validate_every=10: sae.patience=null does not read it; sae.patience=N does"),
     (["sae=jumprelu", "sae.bandwidth=0"], "sae.bandwidth=0.0: more than 0"),
     (["sae=jumprelu", "sae.l0_coefficient=null"], "sae.l0_coefficient is needed by sae=jumprelu"),
     (["sae=batchtopk", "sae.threshold_rate=2"], "sae.threshold_rate=2.0: the weight of one batch"),

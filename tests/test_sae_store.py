@@ -256,7 +256,7 @@ def test_the_default_source_keeps_its_keys_and_a_store_enters_as_an_input() -> N
 
 REFUSED = [
     (["sae.source=disk"], "sae.source=disk: no such choice; choices: store stream"),
-    (["activations.dtype=bf16"], "activations.dtype: sae.source=stream does not read it; sae.source=store does"),
+    (["activations.dtype=bf16"], "activations.dtype=bf16: sae.source=stream does not read it; sae.source=store does"),
     (["sae.ram=1"], "sae.ram=1.0: sae.source=stream does not read it; sae.source=store does"),
     (["cluster.stage=fast"], "cluster.stage=fast: a whole path on the node's own disk, or a variable such as $TMPDIR"),
     (["sae.source=store", "sae.block_rows=999"], "sae.block_rows=999: sae.source=store does not read it"),

@@ -15,7 +15,7 @@ from circuits.run.layers import ranges as written
 from circuits.run.plan import Element
 from circuits.run.slurm import preflight
 from circuits.run.slurm.commands import numbers
-from circuits.run.slurm.request import clock, minutes, request_of
+from circuits.run.slurm.request import clock, minutes, missing_personal, placeholder, request_of
 from circuits.run.slurm.script import BODY
 
 DRY = ["task=sae", "layer=0", "cluster.dry_run=true"]
@@ -83,7 +83,7 @@ def test_a_personal_value_gives_way_to_the_command_line_and_beats_the_environmen
             "cluster.sbatch=--comment=mine: this launcher needs that option itself",
         ),
         (["cluster.sbatch=['constraint=x']"], "cluster.sbatch=constraint=x: an option as sbatch takes it is expected"),
-        (["cluster.workers=2"], "cluster.workers=2: only cluster=local reads it"),
+        (["cluster.workers=2"], "cluster.parallelism bounds an array"),
         (["user.csd4.account=x"], "user.csd4.account: no such key in user; did you mean user.csd3?"),
         (["model=org/nothing-here"], "org/nothing-here"),
     ],
@@ -150,6 +150,22 @@ def test_conf_user_local_yaml_says_what_is_yours(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("CIRCUITS_USER")
     request = request_of(compose(*words, base=tmp_path), {})
     assert (request.account, request.mail) == ("MYPROJECT-SL3-CPU", "me@example.org")
+    assert [line.split(" in conf")[0] for line in missing_personal(compose(*words, base=tmp_path), {})] == [
+        "csd3: the account MYPROJECT-SL3-CPU is an example's; set yours, user.csd3.account",
+        "csd3: the mail me@example.org is an example's; set yours, user.csd3.mail",
+        "csd3: the scratch /rds/user/me/hpc-work is an example's; set yours, user.csd3.scratch",
+    ]
+
+
+@pytest.mark.parametrize(
+    "value", ["MYPROJECT-SL3-GPU", "<account>", "<PROJECT>-SL3-GPU", "your-project-gpu", "CHANGEME"]
+)
+def test_a_value_to_be_filled_in_is_no_account(value: str, tmp_path: Path) -> None:
+    cfg = compose("task=sae", "cluster=slurm", f"cluster.gpu.account='{value}'", base=tmp_path)
+    assert missing_personal(cfg, {}) == [
+        f"slurm: the account {value} is an example's; set yours, user.slurm.account in conf/user/local.yaml"
+    ]
+    assert not placeholder("MYPROJ-SL3-GPU") and not placeholder("GELLER-SL2-GPU")
 
 
 def test_a_dataset_of_the_hub_has_to_be_in_the_cache_of_a_cluster_without_a_network(

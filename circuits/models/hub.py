@@ -153,7 +153,9 @@ def within(seconds: float, ask: Callable[[], Answer]) -> Answer:
 
 def not_reached(name: str, revision: str | None, why: Exception, presets: Sequence[str] = ()) -> str:
     """One line for a hub that did not answer: what is missing, why, what to run."""
-    if "/" not in name and revision is None and name not in presets:  # nearly always a mistyped preset, so say that first
+    if (
+        "/" not in name and revision is None and name not in presets
+    ):  # nearly always a mistyped preset, so say that first
         unknown = f"unknown model {name!r}: no preset, directory or cached model"
         return f"{unknown}, and {_unreachable(name, why)}{_choices(name, presets)}"
     return f"{_at(name, revision)} is not in the local Hugging Face cache and {_unreachable(name, why, revision)}"

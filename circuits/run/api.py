@@ -10,7 +10,7 @@ from typing import Any
 
 from circuits import schema
 from circuits.errors import UserError
-from circuits.run import config, foreign, overrides, places, registry
+from circuits.run import config, foreign, nearest, overrides, places, reading, registry
 from circuits.run.content import Contents
 from circuits.run.keys import key_of
 from circuits.run.kinds import Kind
@@ -37,8 +37,9 @@ def find_artifact(kind_name: str, given: Mapping[str, Any]) -> tuple[Kind, Artif
     artifact = Store(Path(cfg.outputs) / "artifacts").find(key)
     if artifact is None:
         maker = f"task={kind.name}" if kind.name in places.choices("task") else "task=sae"
+        near = nearest.told(Path(cfg.outputs) / "artifacts", key)
         raise UserError(
-            f"{key.id} does not exist in {cfg.outputs}; make it with: python launch.py {maker} {' '.join(words)}"
+            f"{key.id} does not exist in {cfg.outputs}{near}; make it with: python launch.py {maker} {' '.join(words)}"
         )
     return kind, artifact
 
@@ -58,25 +59,30 @@ def compose(words: list[str]) -> schema.BaseConfig:
     Raises:
         UserError: anything that the command line would refuse.
     """
+    arguments = overrides.normalise(words)
+    overrides.check(arguments)
+    cfg = composed(arguments.overrides)
+    errors = reading.joined(schema.check(cfg), reading.unread([arguments.overrides], [cfg]))
+    if errors:
+        raise UserError(errors)
+    return cfg
+
+
+def composed(words: list[str]) -> schema.BaseConfig:
+    """The config of these canonical overrides, not checked."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    arguments = overrides.normalise(words)
-    overrides.check(arguments)
     config.register()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(places.CONF)):
-            cfg = config.to_object(hydra_compose("config", overrides=arguments.overrides))
+            return config.to_object(hydra_compose("config", overrides=words))
     except (HydraException, OmegaConfBaseException) as e:
         raise UserError(config.one_line(e)) from e
-    errors = schema.check(cfg)
-    if errors:
-        raise UserError(errors)
-    return cfg
 
 
 def _layer(kind: Kind, cfg: schema.BaseConfig) -> tuple[int, ...]:

@@ -25,14 +25,12 @@ def main(argv: list[str]) -> int:
             raise UserError(refused)
         arguments = overrides.normalise(argv)
         if any(flag in ("--help", "-h") for flag in arguments.flags):
-            from circuits.run.help import page
-
-            print(page(), flush=True)
+            print(_help(arguments), flush=True)
             return 0
         if any(flag in ("-sc", "--shell-completion") for flag in arguments.flags):
             return _hydra(arguments)
         overrides.check(arguments)
-        return _hydra(arguments)
+        return _shown(arguments) if arguments.shows_job else _hydra(arguments)
     except CircuitsError as e:
         return _fail(e)
     except KeyboardInterrupt:
@@ -73,6 +71,33 @@ def _of_files(error: OSError, argv: list[str]) -> UserError:
     last = Path(error.filename).name
     key = next((word.partition("=")[0] for word in argv if "=" in word and last and last in word), None)
     return UserError(f"{f'{key}: ' if key else ''}{name}: {reason}")
+
+
+def _help(arguments: overrides.Arguments) -> str:
+    """The one screen, or with ``task=X`` that task's options."""
+    from circuits.run import help as overview
+
+    tasks = [word.partition("=")[2] for word in arguments.overrides if word.startswith("task=")]
+    if not tasks:
+        return overview.page()
+    from circuits.run import options
+
+    overrides.check(overrides.Arguments(overrides=[f"task={tasks[-1]}"]))
+    return options.page(tasks[-1])
+
+
+def _shown(arguments: overrides.Arguments) -> int:
+    """Show the resolved config of one element."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from circuits.run import config, origins
+
+    config.register()
+    try:
+        return origins.show(arguments)
+    except (HydraException, OmegaConfBaseException) as e:
+        raise UserError(config.one_line(e)) from e
 
 
 def _hydra(arguments: overrides.Arguments) -> int:

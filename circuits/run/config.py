@@ -101,7 +101,7 @@ def _yaml(name: str, text: str, value: Any) -> str:
             _written.clear()
         _written[name, text] = yaml.dump(
             private.hidden({name: value}),
-            Dumper=_dumper(),
+            Dumper=dumper(),
             default_flow_style=False,
             allow_unicode=True,
             sort_keys=False,
@@ -110,7 +110,7 @@ def _yaml(name: str, text: str, value: Any) -> str:
 
 
 @lru_cache
-def _dumper() -> Any:
+def dumper() -> Any:
     """libyaml's writer where there is one, with OmegaConf's rule for texts that look like numbers or truth values."""
     dumper: Any = type("Dumper", (getattr(yaml, "CDumper", yaml.Dumper),), {"ignore_aliases": lambda self, data: True})
     dumper.add_representer(str, get_omega_conf_dumper().str_representer)

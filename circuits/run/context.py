@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from circuits.errors import Damaged, GateError, UserError
 from circuits.files import disk_errors, read_json
-from circuits.run import cores, gates, provenance, registry, tracked
+from circuits.run import cores, gates, nearest, provenance, registry, tracked
 from circuits.run.content import Contents
 from circuits.run.keys import Key, Unit, key_of_unit, units
 from circuits.run.kinds import Kind, Scope
@@ -236,8 +236,7 @@ class Context:
         if not self.run.cfg.force:
             if asked.measured:
                 raise GateError(f"{asked.refusal}; {gates.FORCE}")
-            command = self._command(registry.kind(name))
-            raise UserError(f"{self.kind.name} needs {asked.key.id}, which does not exist; make it with: {command}")
+            raise self._absent(asked.key, registry.kind(name))
         reason = f"{asked.key.id}: {asked.refusal}"
         if reason not in self.run.tainted:
             self.run.tainted.append(reason)
@@ -306,9 +305,7 @@ class Context:
         if found is not None:
             return found
         if not kind.inline or self.run.cfg.reuse is Reuse.readonly:
-            raise UserError(
-                f"{self.kind.name} needs {key.id}, which does not exist; make it with: {self._command(kind)}"
-            )
+            raise self._absent(key, kind)
         lease = store.lease(key, by=self.run.name)
         if lease.wait(lambda holder: self._waiting(key, holder), lambda: store.find(key) is not None):
             try:
@@ -320,6 +317,13 @@ class Context:
         if artifact is None:
             return self._require(kind, key)  # its maker published and somebody removed or damaged it: once more
         return artifact
+
+    def _absent(self, key: Key, kind: Kind) -> UserError:
+        """What to say of an input that does not exist: what is nearest to it, and the command that makes it."""
+        near = nearest.told(self.run.store.root, key)
+        return UserError(
+            f"{self.kind.name} needs {key.id}, which does not exist{near}; make it with: {self._command(kind)}"
+        )
 
     def _waiting(self, key: Key, holder: Mapping[str, Any]) -> None:
         self.progress(f"waiting for {key.id}, made by {holder.get('by', 'pid ' + str(holder['pid']))}", 0, None)

@@ -6,7 +6,7 @@ from circuits.run import places
 
 _TEXT = """circuits: mechanistic-interpretability experiments from one command line
 
-usage: python launch.py task=TASK [key=value …] [--cfg job]
+usage: python launch.py task=TASK [key=value …] [--cfg job | --help]
 
   python launch.py task=sae layer=2                                  one SAE on layer 2 of the embedded model
   python launch.py task=sae layer=all sae.k=64 sae.lr=1e-4           four SAEs from one forward pass, in one run
@@ -19,7 +19,8 @@ usage: python launch.py task=TASK [key=value …] [--cfg job]
 
 layer    15 · [10,12] · [0-8,14] · 10-24 · all: one run.   'layer=range(10,25)' · layer=0-8,9-16: a sweep
 run      name= note= seed= reuse=cached|force|readonly outputs= multirun=
-show     --cfg job (the resolved config)   -sc install=bash (tab completion: eval "$(python launch.py -sc install=bash)")
+show     task=TASK --help (its options)   --cfg job (the resolved config, and where each value came from)
+         -sc install=bash (tab completion: eval "$(python launch.py -sc install=bash)")
 again    the same command is always safe: what is done answers from the store, what is not resumes
 exit     0 done · 1 failed · 2 wrong input, nothing started · 3 a gate said no
 

@@ -22,6 +22,7 @@ from circuits.run.content import Contents
 from circuits.run.kinds import Kind
 from circuits.run.places import safe_name
 from circuits.schema import BaseConfig
+from circuits.schema.reading import lookup
 
 HASH_CHARACTERS = 12  # of the key, in a directory's name
 
@@ -108,13 +109,6 @@ def key_of_unit(kind: Kind, cfg: BaseConfig, one: Unit, contents: Contents) -> K
     if isinstance(one, tuple):
         return key_of(kind, kind.variants(cfg)[one[1]], (one[0],), contents)
     return key_of(kind, cfg, () if one is None else (one,), contents)
-
-
-def lookup(cfg: Any, path: str) -> Any:
-    """``lookup(cfg, "model.embedded")``."""
-    for name in path.split("."):
-        cfg = getattr(cfg, name, None)
-    return cfg
 
 
 def canonical(path: str, value: Any, contents: Contents) -> Any:

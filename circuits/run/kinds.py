@@ -6,7 +6,7 @@ Their keys are computed in :mod:`circuits.run.keys`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from circuits.data.opening import stem
 from circuits.errors import UserError
 from circuits.run.content import Contents
 from circuits.schema import BaseConfig
+from circuits.schema.reading import When
 from circuits.words import number
 
 
@@ -83,6 +84,8 @@ class Kind:
         name: as in ``outputs/artifacts/<name>/``.
         version: raised when the same inputs give another result.
         sections: config sections that it reads (``sae``, ``model.embedded``); code sees no other.
+        when: on what else it depends whether a section, or a field of one, is read, by its dotted name.
+        gated: fields that only its `gate` reads, of whatever section; they are read where that gate is asked.
         label: a short readable name from the config and the layer; the directory's name begins with it.
         layers: ``none``; ``each`` = one artifact per layer, with inputs of the same layer; ``set`` = one over the chosen layers.
         inputs: the names of the kinds that it is made from under this config; ``kind:part`` where it needs a further one.
@@ -120,6 +123,8 @@ class Kind:
     version: int
     sections: tuple[str, ...]
     label: Callable[[BaseConfig, tuple[int, ...]], str]
+    when: Mapping[str, Sequence[When]] = field(default_factory=dict)
+    gated: tuple[str, ...] = ()
     layers: Literal["none", "each", "set"] = "none"
     inputs: Callable[[BaseConfig], tuple[str, ...]] = lambda cfg: ()
     part: Callable[[BaseConfig, str], BaseConfig] = lambda cfg, part: cfg

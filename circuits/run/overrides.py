@@ -13,7 +13,7 @@ import dataclasses
 import re
 import shlex
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -23,13 +23,16 @@ from circuits import schema
 from circuits.data.opening import RECORDS, ending
 from circuits.errors import UserError, suggest
 from circuits.files import exists
-from circuits.run import config, places, registry
+from circuits.run import config, personal, places, registry
 
 _WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-dir", "-cd"}
 _PLAIN = {"--multirun", "-m", "--run", "-r", "--help", "-h", "--resolve", "--version", "--hydra-help",
           "--shell-completion", "-sc", "--info", "-i"}  # fmt: skip
 _NOT_A_RUN = {"--cfg", "-c", "--help", "-h", "--version", "--hydra-help", "--shell-completion", "-sc", "--info", "-i"}
 
+
+#: What a preset's yaml knows of a model, so that bounds are checked without a network.
+FACTS = ("model.family", "model.layers", "model.width")
 
 #: Hydra's own way to Slurm; it blocks, recomposes on the node and pickles, but whoever asks for it gets it.
 STOCK_LAUNCHERS = ("submitit_slurm", "submitit_local")
@@ -56,11 +59,19 @@ class Arguments:
 
     flags: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
+    own: set[str] = field(default_factory=set)  # keys that were not typed: a person's defaults
 
     @property
     def runs(self) -> bool:
         """Whether something is to be run (not only shown)."""
         return not any(flag.split("=")[0] in _NOT_A_RUN for flag in self.flags)
+
+    @property
+    def shows_job(self) -> bool:
+        """Whether the resolved config is asked for, and no part of it by Hydra's own flags."""
+        kind = [flag.partition("=")[2] for flag in self.flags if flag.startswith(("--cfg=", "-c="))]
+        words = [flag for flag in self.flags if flag != "--resolve"]
+        return (kind == ["job"] and len(words) == 1) or words in (["--cfg", "job"], ["-c", "job"])
 
     def argv(self) -> list[str]:
         """For Hydra's parser: flags first; a plain run is a sweep of one."""
@@ -97,11 +108,14 @@ def normalise(argv: Sequence[str]) -> Arguments:
     if errors:
         raise UserError(errors)
     if not any(flag in ("--shell-completion", "-sc") for flag in arguments.flags):
-        arguments.overrides = _canonical(arguments.overrides)
+        own = personal.beside(arguments.overrides)
+        arguments.own = {word.partition("=")[0] for word in canonical(own)}
+        arguments.overrides = canonical([*own, *arguments.overrides])
     return arguments
 
 
-def _canonical(overrides: Iterable[str]) -> list[str]:
+def canonical(overrides: Iterable[str]) -> list[str]:
+    """Each override in the form that the schema knows."""
     result: list[str] = []
     for word in overrides:
         key, equals, value = word.partition("=")
@@ -151,8 +165,7 @@ def _behaviour(value: str) -> list[str]:
         return [f"behaviour={value}"]
     if len(files) < len(names):
         raise UserError(
-            f"behaviour={value}: a sweep is over behaviours ({' '.join(generators)}) or over files, "
-            "not both at once"
+            f"behaviour={value}: a sweep is over behaviours ({' '.join(generators)}) or over files, not both at once"
         )
     return ["behaviour=file", "behaviour.path=" + ",".join(_quoted(name) for name in names)]
 
@@ -207,7 +220,9 @@ def check(arguments: Arguments) -> None:
             )
             continue
         if "=" not in word:
-            errors.append(f"{word}: not an override; write key=value (keys: {' '.join(_root_keys())})")
+            errors.append(
+                f"{word}: not an override; {_meant(word) or f'write key=value (keys: {chr(32).join(_root_keys())})'}"
+            )
             continue
         try:
             parsed.append(parser.parse_override(word))
@@ -220,9 +235,26 @@ def check(arguments: Arguments) -> None:
             errors.append(error)
     if errors:
         raise UserError(errors)
-    errors += _unread([o.key_or_group for o in parsed], _tasks(parsed))
+    typed = [o.key_or_group for o in parsed if o.key_or_group not in arguments.own]
+    errors += _unread(typed, _tasks(parsed))
+    errors += _embedded(parsed)
     if errors:
         raise UserError(errors)
+
+
+def _meant(word: str) -> str:
+    """The choice that a bare word is: ``sae`` is ``task=sae``, ``gpt2`` is ``model=gpt2``."""
+    groups = ["task", *(group for group in places.config_groups() if group != "task")]
+    found = [f"{group}={word}" for group in groups if word in places.choices(group)]
+    return f"did you mean {' or '.join(found)}?" if found else ""
+
+
+def _embedded(parsed: Sequence[Any]) -> list[str]:
+    """Settings of the embedded model beside a model that is none: Hydra would make it one, or fail on it."""
+    keys = [o.key_or_group for o in parsed if o.key_or_group.startswith("model.embedded.")]
+    chosen = [str(name) for o in parsed if o.key_or_group == "model" for name in _plain(o)]
+    others = [name for name in chosen if "embedded" not in places.keys_of("model", name)]
+    return [f"{key}: model={','.join(others)} does not read it; model=tiny does" for key in keys if others]
 
 
 def _grammar_error(word: str, message: str) -> str:
@@ -269,7 +301,7 @@ def _check_key(override: Any, known: dict[str, Any]) -> str | None:
     if head == "experiment" and not rest:
         return _check_choice(override, "experiment")
     if head not in known:
-        return f"{key}: no such key" + suggest(head, [*known, "experiment"], "keys")
+        return f"{key}: no such key" + (_elsewhere(key, known) or suggest(head, [*known, "experiment"], "keys"))
     section = known[head]
     if not rest:
         if section is None:
@@ -294,7 +326,20 @@ def _check_key(override: Any, known: dict[str, Any]) -> str | None:
             return None
     if head == "task" and rest[0] != "resources":
         return f"{key}: fixed by the task's yaml; task.resources.* can be set"
+    if key in FACTS:
+        return f"{key}: a fact of the model, not a choice: its config.json (or conf/model/NAME.yaml) says it" + (
+            f"; the embedded model's is model.embedded.{rest[0]}" if rest[0] in ("layers", "width") else ""
+        )
     return _check_value(override, hint) if section is None else f"{key}: a section; set one of its keys"
+
+
+def _elsewhere(key: str, known: Mapping[str, Any]) -> str:
+    """The sections that have a key of this name: ``k`` is ``sae.k``."""
+    name = "from_" if key == "from" else key
+    found = [f"{head}.{key}" for head, section in known.items() if section is not None and name in _names(section)]
+    inner = [f"model.embedded.{key}"] if key in _names(schema.EmbeddedConfig) else []
+    inner += [f"task.resources.{key}"] if key in _names(schema.Resources) else []
+    return f"; did you mean {' or '.join([*found, *inner])}?" if found or inner else ""
 
 
 def _check_launcher(key: str) -> str | None:
@@ -383,11 +428,13 @@ def _unread(keys: Sequence[str], tasks: Sequence[str]) -> list[str]:
     errors = []
     for key in keys:
         head = key.split(".")[0].split("/")[0]
-        if head in ("hydra", "experiment") or head in schema.RUN_KEYS:
+        if head in ("hydra", "experiment"):
             continue
-        if any(head in registry.reads(task) for task in tasks):
+        readers = [
+            task for task in places.choices("task") if head in registry.reads(task) or head in registry.run_keys(task)
+        ]
+        if set(readers) & set(tasks):
             continue
-        readers = [task for task in places.choices("task") if head in registry.reads(task)]
         others = f"; task={' or task='.join(readers)} does" if readers else ""
         errors.append(f"{key}: task={','.join(tasks)} does not read it{others}")
     return errors

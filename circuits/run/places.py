@@ -17,6 +17,13 @@ def choices(group: str) -> tuple[str, ...]:
 
 
 @lru_cache
+def keys_of(group: str, choice: str) -> tuple[str, ...]:
+    """The keys at the root of a choice's yaml."""
+    text = (CONF / group / f"{choice}.yaml").read_text(encoding="utf-8")
+    return tuple(re.findall(r"^(\w+):", text, re.MULTILINE))
+
+
+@lru_cache
 def config_groups() -> tuple[str, ...]:
     """The config groups under conf/."""
     return tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir() and choices(path.name)))

@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from circuits import schema
 from circuits.errors import CircuitsError, UserError
 from circuits.files import REASONS
-from circuits.run import config, foreign, machine, private, registry
+from circuits.run import config, foreign, machine, private, reading, registry
 from circuits.run.compose import Composer
 from circuits.run.content import Contents
 from circuits.run.keys import Key, Unit, key_of_unit, units
 from circuits.run.kinds import Kind, Memory, ModelDims
 from circuits.run.layers import LayerOutOfRange, parse_layers, ranges
 from circuits.run.places import safe_name
-from circuits.schema import Backend, BaseConfig, Dtype, Reuse
+from circuits.schema import Backend, BaseConfig, DataSource, Dtype, Reuse
 from circuits.words import size
 
 ONE_VALUE = (
@@ -87,9 +87,11 @@ def plan(compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]]
             errors.append(f"{key}: one sweep is over one {noun}; start one after the other")
     for element in elements:
         errors += schema.check(element.cfg)
+    unread = reading.unread([element.overrides for element in elements], [element.cfg for element in elements])
+    errors = reading.joined(errors, unread)
     if not errors:
         _cluster_caches(elements[0].cfg)
-        checker = _Checker(len(lists), _written(lists))
+        checker = _Checker(len(lists), _written(lists), _named(lists))
         for element in elements:
             checker.check(element)
         errors += checker.findings()
@@ -126,11 +128,16 @@ def _written(lists: Sequence[Sequence[str]]) -> str:
     return ",".join(dict.fromkeys(given)) or "all"
 
 
+def _named(lists: Sequence[Sequence[str]]) -> bool:
+    """Whether somebody chose the model."""
+    return any(word.startswith(("model=", "model.id=")) for overrides in lists for word in overrides)
+
+
 class _Checker:
     """Checks elements one by one, and says what is common once."""
 
-    def __init__(self, count: int, written: str) -> None:
-        self.count, self.written = count, written
+    def __init__(self, count: int, written: str, named: bool) -> None:
+        self.count, self.written, self.named = count, written, named
         self.errors: list[str] = []
         self.outside: dict[tuple[str, int], list[list[int]]] = {}
         self._contents: dict[str, Contents] = {}
@@ -145,14 +152,13 @@ class _Checker:
         except UserError as e:
             self._absent.add(name)
             self.errors += e.messages
-        if name in self._absent:
-            return
         kind: Kind | None = getattr(registry.modules().get(element.cfg.task.name), "KIND", None)
         if kind is None:
             return
         cfg = element.cfg
         dims = self._dims(cfg)
-        if dims is None:
+        if dims is None or name in self._absent:  # what can be told without it is told all the same
+            self.errors += _without(kind, cfg, dims or UNKNOWN, located=name not in self._absent)
             return
         if dims.revision is not None:
             cfg.model.revision = dims.revision  # an element loads this commit, whatever the branch is by then
@@ -174,6 +180,7 @@ class _Checker:
             _writable("outputs", cfg.outputs),
             _writable("multirun", cfg.multirun) if self.count > 1 else None,
             _precision(cfg, dims),
+            text_problem(cfg),
             *_checked(kind, cfg, dims, element.layers),
         ]
         self.errors += [error for error in found if error]
@@ -218,8 +225,33 @@ class _Checker:
             lines.append(
                 f"layer={self.written}: {which} for model={model}, which has {depth} layers (0-{depth - 1})"
                 + (f": {_short(bad)}" if self.count > 1 else "")
+                + ("" if self.named else NO_MODEL)
             )
         return lines + self.errors
+
+
+UNKNOWN = ModelDims(None, lambda site: None)
+"""A model that cannot be looked at."""
+NO_MODEL = "; no model was named: add model=NAME or model=DIRECTORY, or set yours in conf/user/local.yaml (default: model: NAME)"
+
+
+def _without(kind: Kind, cfg: BaseConfig, dims: ModelDims, located: bool) -> list[str]:
+    """What is wrong with a config besides its model, or besides the SAE that ``sae.from`` names in vain."""
+    known = cfg if located else replace(cfg, sae=replace(cfg.sae, from_=None, k=None, groups=None))
+    return _checked(kind, known, dims, ())
+
+
+def text_problem(cfg: BaseConfig) -> str | None:
+    """Why a model cannot read the embedded model's sentences, where this config has it read any."""
+    model = cfg.model
+    if cfg.data.source is not DataSource.embedded or model.embedded is not None:
+        return None
+    if reading.why("data=embedded", cfg) is not None:
+        return None
+    return (
+        f"data=embedded: the toy sentences that model=tiny is trained on, no text for model={model.id}; choose data=text, jsonl or "
+        "datasets with data.path=FILE, a directory or a hub name"
+    )
 
 
 def model_dims(cfg: BaseConfig) -> ModelDims:

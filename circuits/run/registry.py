@@ -1,8 +1,9 @@
 """Which tasks and kinds there are, from the files alone: conf/task/*.yaml and circuits/tasks/*.py.
 
-A module of ``circuits/tasks`` may declare ``KIND`` (what it makes), ``READS`` (root keys and sections that a service task
-reads), ``Options`` (a dataclass of its own options, at the root under the task's name). Importing one costs no torch: tasks
-import their library inside functions.
+A module of ``circuits/tasks`` may declare ``KIND`` (what it makes), ``READS`` (keys, sections and fields that it reads besides),
+``NAMES`` (the kind whose artifacts it finds by the config), ``Options`` (a dataclass of its own options, at the root under the
+task's name) and ``READ_WHEN`` (on what else it depends whether one of these is read). Importing one costs no torch: tasks import
+their library inside functions.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from functools import lru_cache
 from types import ModuleType
 
 import circuits.tasks
+from circuits import schema
 from circuits.errors import UserError, suggest
 from circuits.run.kinds import Kind
 from circuits.schema import BaseConfig
+from circuits.schema.reading import failing
 
 
 @lru_cache
@@ -48,31 +51,61 @@ def options() -> dict[str, type]:
     return {name: module.Options for name, module in modules().items() if hasattr(module, "Options")}
 
 
+def start_of(task: str) -> Kind | None:
+    """The kind that `task` makes, or whose artifacts it names by its config (``NAMES``)."""
+    module = modules().get(task)
+    made: Kind | None = getattr(module, "KIND", None)
+    named: str | None = getattr(module, "NAMES", None)
+    return made if made is not None or named is None else kind(named)
+
+
+#: Run-level keys that a task without a kind reads, whatever its module names.
+ALWAYS = ("outputs", "multirun", "task")
+
+
+@lru_cache
+def own(task: str) -> frozenset[str]:
+    """What `task` reads beside what its kind and that one's inputs do: keys, sections and fields, dotted."""
+    module = modules().get(task)
+    return frozenset((*getattr(module, "READS", ()), *([task] if hasattr(module, "Options") else [])))
+
+
+def run_keys(task: str) -> tuple[str, ...]:
+    """The run-level keys that `task` reads: all, where it makes something."""
+    found = schema.RUN_KEYS if hasattr(modules().get(task), "KIND") else ALWAYS
+    return (*found, *(key for key in own(task) if key in schema.RUN_KEYS))
+
+
 @lru_cache
 def reads(task: str) -> frozenset[str]:
-    """The root keys and sections that `task` or its inputs read."""
-    module = modules().get(task)
-    own = set(getattr(module, "READS", ()))
-    if hasattr(module, "Options"):
-        own.add(task)
-    start: Kind | None = getattr(module, "KIND", None)
+    """The root keys and sections that `task` or its inputs may read."""
+    found = {name.split(".")[0] for name in own(task)}
+    for current, _ in chain(task):
+        found.update(section.split(".")[0] for section in current.sections)
+        if current.layers != "none":
+            found.add("layer")
+    return frozenset(found)
+
+
+def chain(task: str) -> list[tuple[Kind, bool]]:
+    """The task's kind and all that it may need under some config, each with whether it is made in the task's runs."""
+    start, makes, found = start_of(task), hasattr(modules().get(task), "KIND"), []
     waiting, seen = ([(start, start.may_need)] if start else []), set()
     while waiting:
         current, needs = waiting.pop()
         if (current.name, needs) in seen:
             continue
         seen.add((current.name, needs))
-        own.update(current.sections)
-        if current.layers != "none":
-            own.add("layer")
+        found.append((current, makes if current is start else current.inline))
         waiting += [(kind(name), current.through.get(name, kind(name).may_need)) for name in needs]
-    return frozenset(own)
+    return found
 
 
 def sections(of: Kind, cfg: BaseConfig) -> frozenset[str]:
     """The config sections (``sae``, ``model.embedded``) that `of`, its inputs and its gates read under this very config."""
+    found = {name for name in of.sections if failing(of.when, name, cfg) is None}
+    found |= set(getattr(modules()[of.name], "READS", ()))
     cfg = of.normal(cfg)
-    found = {*of.sections, *getattr(modules()[of.name], "READS", ())}
     for name in (*of.inputs(cfg), *of.gates(cfg)):
         other, _, part = name.partition(":")
         found |= sections(kind(other), of.part(cfg, part) if part else cfg)

@@ -294,7 +294,7 @@ def _explain(error: Exception, cfg: Any) -> str:
     kind = type(error).__name__
     if kind == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in first:
         from circuits.run import registry
-        from circuits.run.keys import lookup
+        from circuits.schema.reading import lookup
 
         keys = registry.kind(cfg.task.name).memory_keys
         named = " or ".join(f"{key} ({lookup(cfg, key)})" for key in keys)

@@ -25,8 +25,9 @@ from circuits.schema import behaviour as behaviour_rules
 from circuits.schema import cluster as cluster_rules
 from circuits.schema import data as data_rules
 from circuits.schema import interpret as interpret_rules
+from circuits.schema import model as model_rules
+from circuits.schema import reading, stored
 from circuits.schema import sae as sae_rules
-from circuits.schema import stored
 from circuits.schema.activations import ActivationsConfig, ActivationSource
 from circuits.schema.behaviour import BehaviourConfig, Bos, MultiToken
 from circuits.schema.cluster import (
@@ -61,16 +62,20 @@ class BaseConfig:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     user: Any = None  # one PersonalConfig per cluster; typed by root_schema
-    layer: Any = "all"
-    seed: int = 0
+    layer: Any = (
+        "all"  # 15 · [10,12] · [0-8,14] · 10-24 · all: one run; 'layer=range(10,25)' or layer=0-8,9-16: a sweep
+    )
+    seed: int = 0  # every purpose and layer derives its own generator from it
     name: str | None = None  # part of the run directory's name
     note: str | None = None  # kept with the run, shown by status and report
     of: str | None = None  # the sweep or run that a service task is about
-    reuse: Reuse = Reuse.cached
+    reuse: Reuse = (
+        Reuse.cached
+    )  # what is in the store: cached (use it), force (make it anew), readonly (only what exists)
     pack: int = 1  # elements of a sweep that share one process, one after the other
     force: bool = False  # go on although a gate said no; what is made is marked as tainted
-    outputs: str = "outputs"
-    multirun: str = "multirun"
+    outputs: str = "outputs"  # where runs/ and artifacts/ (the store) are
+    multirun: str = "multirun"  # where sweeps are
 
 
 #: Root keys that every task reads.
@@ -87,9 +92,23 @@ def root_schema(options: dict[str, type], clusters: Iterable[str] = ()) -> type:
     return dataclasses.make_dataclass("Config", extra, bases=(BaseConfig,))
 
 
+#: On what else it depends whether a field is read, by its dotted name. Tasks add theirs (``Kind.when``, ``READ_WHEN``).
+READ_WHEN: dict[str, tuple[reading.When, ...]] = {
+    **activations_rules.READ_WHEN,
+    **behaviour_rules.READ_WHEN,
+    **cluster_rules.READ_WHEN,
+    **data_rules.READ_WHEN,
+    **interpret_rules.READ_WHEN,
+    **model_rules.READ_WHEN,
+    **sae_rules.READ_WHEN,
+}
+_DEFAULT = BaseConfig()
+
+
 def check(cfg: BaseConfig) -> list[str]:
     """Every cross-field rule that `cfg` breaks, one line each. Reads plain values only: no file, no model."""
     return [
+        *reading.problems(READ_WHEN, cfg, _DEFAULT),
         *cluster_rules.check(cfg.cluster),
         *behaviour_rules.check(cfg.behaviour),
         *data_rules.check(cfg.data),

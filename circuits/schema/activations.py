@@ -8,6 +8,7 @@ from typing import Any
 
 from circuits.schema.fields import free
 from circuits.schema.model import Dtype, Site
+from circuits.schema.reading import When
 from circuits.schema.sae import NonFinitePolicy
 
 
@@ -25,18 +26,26 @@ SEQUENCES = 2000  # of the training stream, where neither activations.n_sequence
 class ActivationsConfig:
     """Which activations are kept, and how. One section describes one artifact, for each site and layer."""
 
-    source: ActivationSource = ActivationSource.behaviour
+    source: ActivationSource = (
+        ActivationSource.behaviour
+    )  # what is captured: the behaviour's prompts or the text stream
     site: Any = Site.resid_post.value  # one site, or a list of them (one artifact each, from one forward pass)
     last_n: int | None = None  # the last so many tokens of each sequence; null: all
     skip_first: int | None = None  # leading tokens left out; null: 1 for data (as SAEs are trained), 0 for prompts
     dtype: Dtype = Dtype.fp32  # how values are stored
     batch_size: int = 16  # sequences a forward pass
-    nonfinite: NonFinitePolicy = NonFinitePolicy.fail  # drop: leave out the sample, at every layer
-    n_sequences: int | None = None  # source=data: how many sequences
-    tokens: int | None = None  # source=data, instead of n_sequences: as many sequences as give so many rows
+    nonfinite: NonFinitePolicy = NonFinitePolicy.fail  # a NaN or infinity: fail, or drop the sample at every layer
+    n_sequences: int | None = None  # how many sequences of the text; null: 2,000, unless tokens is given
+    tokens: int | None = None  # instead of n_sequences: as many sequences as give so many rows
     world_size: int = free(1)  # processes that share the work
     shard: int = free(0)  # which of them this is: 'activations.shard=range(0,4)' activations.world_size=4
     chunk: int = free(1024)  # samples between moments at which the work done is safe from a kill
+
+
+_OF_DATA = When(
+    "activations.source", ("data",), hint="behaviour.n_samples says how many prompts; activations.source=data does"
+)
+READ_WHEN = {"activations.n_sequences": (_OF_DATA,), "activations.tokens": (_OF_DATA,)}
 
 
 def sites(activations: ActivationsConfig) -> tuple[str, ...]:
@@ -69,11 +78,4 @@ def check(activations: ActivationsConfig) -> list[str]:
         errors.append(
             f"activations.n_sequences={activations.n_sequences} and activations.tokens={activations.tokens}: one of the two"
         )
-    if activations.source is ActivationSource.behaviour:
-        for name in ("n_sequences", "tokens"):
-            if (value := getattr(activations, name)) is not None:
-                errors.append(
-                    f"activations.{name}={value}: activations.source=behaviour does not read it (behaviour.n_samples "
-                    "says how many prompts); activations.source=data does"
-                )
     return errors

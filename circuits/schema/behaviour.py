@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from circuits.schema.fields import MISSING, file, free
+from circuits.schema.reading import When
 
 FILE = "file"  # the behaviour whose prompts are the user's own JSON lines
 
@@ -34,14 +35,15 @@ class BehaviourConfig:
     path: str | None = file(None)  # JSON lines: prompt, target, foil; corrupt, id, split, group and factors where known
     n_samples: int | None = None  # training prompts; null: all of a file
     n_test: int | None = None  # test prompts; their groups and clean prompts are in no training prompt
-    multi_token: MultiToken | None = (
-        None  # null: fail for a file, drop for a generator, whose words nobody chose for this tokenizer
-    )
-    bos: Bos = Bos.auto
+    multi_token: MultiToken | None = None  # answers of several tokens; null: fail for a file, drop for a generator
+    bos: Bos = Bos.auto  # whether a prompt begins with the tokenizer's BOS token; auto: as the tokenizer does it
     chat: bool = False  # put each prompt into the tokenizer's chat template; the answer opens the model's turn
     allow_small: bool = False  # take what there is when there are fewer different prompts than asked for
     min_logit_diff: float = free(0.0)  # the gate: a prompt succeeds when its difference a token exceeds it …
     success_threshold: float = free(0.8)  # … and the behaviour passes when this share of all prompts succeeds
+
+
+READ_WHEN = {"behaviour.path": (When("behaviour.name", (FILE,)),)}
 
 
 def multi_token(behaviour: BehaviourConfig) -> MultiToken:
@@ -51,12 +53,8 @@ def multi_token(behaviour: BehaviourConfig) -> MultiToken:
 
 def check(behaviour: BehaviourConfig) -> list[str]:
     errors = []
-    if (behaviour.name == FILE) != (behaviour.path is not None):
-        errors.append(
-            "behaviour=file needs behaviour.path=FILE.jsonl (behaviour=FILE.jsonl is short for both)"
-            if behaviour.path is None
-            else f"behaviour.path={behaviour.path}: behaviour={behaviour.name} does not read it; behaviour=file does"
-        )
+    if behaviour.name == FILE and behaviour.path is None:
+        errors.append("behaviour=file needs behaviour.path=FILE.jsonl (behaviour=FILE.jsonl is short for both)")
     if behaviour.name != FILE and behaviour.multi_token is MultiToken.fail:
         errors.append(
             f"behaviour.multi_token=fail: a file of prompts reads it; the generator {behaviour.name} draws others and says "

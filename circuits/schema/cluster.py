@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
+
+from circuits.schema.reading import SOME, When
 
 
 class Backend(Enum):
@@ -19,9 +22,9 @@ class Backend(Enum):
 class QueueConfig:
     """Where jobs with (or without) a GPU go, and that queue's limits."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
+    partition: str | None = None  # --partition
+    account: str | None = None  # --account
+    qos: str | None = None  # --qos
     max_time: str | None = None  # the longest job it takes
     max_time_of: dict[str, str] = field(default_factory=dict)  # and of accounts that get less, by pattern: "*-SL3-*"
     cpus_per_gpu: int | None = None  # cores that come with each GPU
@@ -35,11 +38,11 @@ class ClusterConfig:
     """Who runs the elements."""
 
     name: str = "local"
-    backend: Backend = Backend.local
+    backend: Backend = Backend.local  # worker processes here, or one Slurm array
     workers: int | None = None  # worker processes; null: as many as cores and GPUs carry; 0: in this process, for pdb
     grace_s: int = 30  # seconds that a worker gets for its last checkpoint
-    gpu: QueueConfig = field(default_factory=QueueConfig)
-    cpu: QueueConfig = field(default_factory=QueueConfig)
+    gpu: QueueConfig = field(default_factory=QueueConfig)  # the queue of jobs with a GPU
+    cpu: QueueConfig = field(default_factory=QueueConfig)  # the queue of jobs without one
     parallelism: int | None = None  # elements of one array at a time
     wait: bool = False  # stay, and show the sweep until it ends
     dry_run: bool = False  # print the script, submit nothing
@@ -52,8 +55,8 @@ class ClusterConfig:
         default_factory=list
     )  # variables whose values are never written, whatever their names look like
     offline: bool = False  # nodes reach no network: hub and W&B stay offline, whatever tracking.mode says
-    mail: str | None = None
-    mail_type: str = "END,FAIL"
+    mail: str | None = None  # --mail-user
+    mail_type: str = "END,FAIL"  # --mail-type
     signal_s: int = 120  # seconds before the time limit at which a run saves and is queued again
     max_num_timeout: int = 3  # times that a run may reach its time limit and go on
     sbatch: list[str] = field(default_factory=list)  # further options: ["--constraint=x"]
@@ -76,8 +79,11 @@ class PersonalConfig:
 
 
 def personal_schema(clusters: Iterable[str]) -> type:
-    """The ``user`` section: one :class:`PersonalConfig` per cluster."""
-    fields = [(name, PersonalConfig, field(default_factory=PersonalConfig)) for name in clusters]
+    """The ``user`` section: one :class:`PersonalConfig` per cluster, and the person's defaults (``circuits.run.personal``)."""
+    fields: list[tuple[str, Any, Any]] = [
+        (name, PersonalConfig, field(default_factory=PersonalConfig)) for name in clusters
+    ]
+    fields.append(("default", dict[str, Any], field(default_factory=dict)))
     return dataclasses.make_dataclass("UserConfig", fields)
 
 
@@ -93,9 +99,29 @@ class TrackingMode(Enum):
 class TrackingConfig:
     """Weights & Biases."""
 
-    mode: TrackingMode = TrackingMode.offline
-    project: str = "circuits"
-    entity: str | None = None
+    mode: TrackingMode = TrackingMode.offline  # what is sent to Weights & Biases; the local JSONL is always written
+    project: str = "circuits"  # of the runs in W&B
+    entity: str | None = None  # of the runs in W&B; null: the account's default
+
+
+_SLURM = When("cluster.backend", ("slurm",), strict=False)
+_HERE = When("cluster.backend", ("slurm",), hint="it runs here and waits")
+READ_WHEN = {
+    **{f"cluster.{name}": (_HERE,) for name in ("wait", "dry_run", "snapshot")},
+    **{
+        f"cluster.{name}": (_SLURM,)
+        for name in ("needs", "modules", "setup", "environment", "offline", "mail", "mail_type", "signal_s", "max_num_timeout",
+                     "sbatch", "python")
+    },
+    "cluster.parallelism": (When("cluster.backend", ("slurm",), False, "cluster.workers says how many at a time"),),
+    "cluster.gpu": (_SLURM, When("task.resources.gpus", (SOME,), False, "cluster.cpu is where jobs without a GPU go")),
+    "cluster.cpu": (_SLURM, When("task.resources.gpus", (0,), False, "cluster.gpu is where jobs with a GPU go")),
+    "cluster.workers": (When("cluster.backend", ("local",), hint="cluster.parallelism bounds an array"),),
+    "cluster.grace_s": (When("cluster.backend", ("local",), False, "cluster.signal_s is Slurm's"),),
+    "task.resources.memory": (_SLURM,),
+    "task.resources.time": (_SLURM,),
+    **{f"tracking.{name}": (When("tracking.mode", ("offline", "online"), strict=False),) for name in ("project", "entity")},
+}  # fmt: skip
 
 
 def check(cluster: ClusterConfig) -> list[str]:
@@ -111,14 +137,6 @@ def check(cluster: ClusterConfig) -> list[str]:
         errors.append(f"cluster.parallelism={cluster.parallelism}: at least 1")
     if cluster.signal_s < 1:
         errors.append(f"cluster.signal_s={cluster.signal_s}: at least 1 second")
-    if cluster.backend is Backend.local:
-        for name in ("wait", "dry_run", "snapshot"):
-            if getattr(cluster, name):
-                errors.append(f"cluster.{name}=true: cluster=local does not read it; it runs here and waits")
-    elif cluster.workers is not None:
-        errors.append(
-            f"cluster.workers={cluster.workers}: only cluster=local reads it; cluster.parallelism bounds an array"
-        )
     if cluster.stage is not None and not cluster.stage.startswith(("/", "~", "$")):
         errors.append(
             f"cluster.stage={cluster.stage}: a whole path on the node's own disk, or a variable such as $TMPDIR"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from circuits.schema.fields import file
+from circuits.schema.reading import When
 
 
 class DataSource(Enum):
@@ -21,33 +22,30 @@ class DataSource(Enum):
 class DataConfig:
     """The text stream that SAEs are trained on; never the behaviour's prompts."""
 
-    source: DataSource = DataSource.embedded
-    path: str | None = file(None)
+    source: DataSource = DataSource.embedded  # where the text comes from
+    path: str | None = file(None)  # file, directory, pattern or (datasets) hub name
     field: str | None = None  # the JSON key or the dataset column that holds the text
-    split: str | None = None
+    split: str | None = None  # of a hub dataset
     context: int = 64  # tokens a sequence
     heldout: float | None = None  # share of the documents kept for evaluation
-    max_tokens: int | None = None
+    max_tokens: int | None = None  # tokenise no more than so many
+
+
+_FILES = tuple(source.value for source in DataSource if source is not DataSource.embedded)
+READ_WHEN = {
+    **{f"data.{name}": (When("data.source", _FILES),) for name in ("path", "heldout", "max_tokens")},
+    "data.field": (When("data.source", ("jsonl", "datasets")),),
+    "data.split": (When("data.source", ("datasets",)),),
+}
 
 
 def check(data: DataConfig) -> list[str]:
     errors = []
     source = data.source.value
-    if data.source is DataSource.embedded:
-        for name in ("path", "field", "split", "heldout", "max_tokens"):
-            if getattr(data, name) is not None:
-                value = getattr(data, name)
-                errors.append(
-                    f"data.{name}={value}: data=embedded does not read it; choose data=text, jsonl or datasets"
-                )
-    elif data.path is None:
+    if data.source is not DataSource.embedded and data.path is None:
         errors.append(
             f"data={source} needs data.path=FILE or a directory" + (" or hub name" if source == "datasets" else "")
         )
-    if data.source is DataSource.text and data.field is not None:
-        errors.append(f"data.field={data.field}: data=text does not read it; for JSON lines choose data=jsonl")
-    if data.source is not DataSource.datasets and data.split is not None and data.source is not DataSource.embedded:
-        errors.append(f"data.split={data.split}: only data=datasets reads it")
     if data.context < 2:
         errors.append(f"data.context={data.context}: at least 2 tokens")
     if data.heldout is not None and not 0 < data.heldout < 1:

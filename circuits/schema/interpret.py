@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 from circuits.schema.fields import free
+from circuits.schema.reading import When
 
 
 class Pool(Enum):
@@ -23,17 +24,25 @@ class InterpretConfig:
 
     n_sequences: int = 2048  # held-out sequences of `data`
     features: Any = None  # a list of feature numbers; null: the most often active ones, at most max_features
-    max_features: int = 2000
+    max_features: int = 2000  # most features that are described
     top_k: int = 10  # examples of a feature, each from another sequence
     window: int = 12  # tokens kept before and after an example's peak
     n_tokens: int = 10  # promoted and suppressed tokens
     associate: bool = True  # test features on the prompts of `behaviour`
-    pool: Pool = Pool.max
+    pool: Pool = Pool.max  # how a feature's activations over a prompt become one number
     min_prompts: int = 5  # training prompts that a factor's level needs in order to be tested
     shuffles: int = 20  # of the labels: the control
     fdr: float = 0.05  # q below which an association counts
     batch_size: int = free(32)  # sequences (or prompts) a forward pass; results agree to rounding
     labels: str | None = free(None)  # CSV with columns feature,label (and layer), edited by people; shown in reports
+
+
+#: Settings of the test of features on the behaviour's prompts.
+OF_ASSOCIATION = ("pool", "fdr", "shuffles", "min_prompts")
+READ_WHEN = {
+    **{f"interpret.{name}": (When("interpret.associate", (True,), strict=False),) for name in OF_ASSOCIATION},
+    "interpret.max_features": (When("interpret.features", (None,), strict=False),),
+}
 
 
 def chosen(interpret: InterpretConfig) -> tuple[int, ...] | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from circuits.schema.fields import MISSING, file, free
+from circuits.schema.reading import SET, When
 
 
 class Site(Enum):
@@ -41,19 +42,19 @@ class Matmul(Enum):
 class EmbeddedConfig:
     """How the embedded model is trained (circuits/models/tiny)."""
 
-    layers: int = 4
-    width: int = 128
+    layers: int = 4  # its depth
+    width: int = 128  # its residual stream
     steps: int = 1500  # at most: training ends soon after every behaviour is learned
-    batch: int = 64
-    lr: float = 1e-3
-    seed: int = 0
+    batch: int = 64  # sequences a step
+    lr: float = 1e-3  # learning rate at its peak
+    seed: int = 0  # of its training; another seed is another model
 
 
 @dataclass
 class ModelConfig:
     """A causal language model: the embedded one, a hub name or a directory."""
 
-    id: str = file(MISSING)
+    id: str = file(MISSING)  # hub name or directory; model=NAME and model=DIRECTORY are short for it
     revision: str | None = free(None)  # hub branch, tag or commit; the commit it resolves to is in the key through `id`
     embedded: EmbeddedConfig | None = None
     family: str | None = free(
@@ -66,9 +67,12 @@ class ModelConfig:
     allow_fallback: bool = free(False)  # use the next device when the named one is absent
 
 
+READ_WHEN = {"model.embedded": (When("model.embedded", (SET,), False, "model=tiny does"),)}
+
+
 @dataclass
 class PrecisionConfig:
     """Number formats; they enter the key of whatever is computed under them."""
 
-    dtype: Dtype = Dtype.fp32
-    matmul: Matmul = Matmul.highest
+    dtype: Dtype = Dtype.fp32  # number format that the model computes in
+    matmul: Matmul = Matmul.highest  # products of float32 numbers: in float32, in TF32 or in bfloat16 inside

@@ -7,6 +7,7 @@ from enum import Enum
 
 from circuits.schema.fields import added, file, free
 from circuits.schema.model import Site
+from circuits.schema.reading import SET, When
 
 
 class Architecture(Enum):
@@ -46,56 +47,54 @@ class SaeSource(Enum):
 class SaeConfig:
     """A sparse autoencoder and how it is trained. A value of null is one that this architecture does not have."""
 
-    architecture: Architecture = Architecture.topk
-    site: Site = Site.resid_post
+    architecture: Architecture = Architecture.topk  # what sae= chooses
+    site: Site = Site.resid_post  # capture point whose activations are reconstructed
     expansion: int = 8  # d_sae = expansion × the site's width
-    k: int | None = None
-    l1: float | None = None
-    lr: float = 1e-3
+    k: int | None = None  # features that are active on a row
+    l1: float | None = None  # weight of the L1 penalty
+    lr: float = 1e-3  # learning rate at its peak
     batch_size: int = 256  # rows (activation vectors) a step
-    steps: int = 1000
+    steps: int = 1000  # training steps of the whole schedule
     max_steps: int | None = added(None)  # stop there although the schedule goes on to `steps`
     warmup: int = 50  # steps of linear learning-rate warm-up
     decay: float = 0.2  # last share of the steps, in which the rate falls linearly to zero
-    l1_warmup: int | None = None
+    l1_warmup: int | None = None  # steps over which the L1 penalty rises
     clip: float = 1.0  # gradient norm
     dead_after: int = 25600  # rows without firing after which a feature counts as dead
-    aux: float | None = None  # weight of the auxiliary loss on dead features (topk, batchtopk, matryoshka)
-    resample_every: int | None = None  # steps between resamplings of dead features (relu, gated, jumprelu)
-    source: SaeSource = SaeSource.stream
+    aux: float | None = None  # weight of the auxiliary loss on dead features
+    resample_every: int | None = None  # steps between resamplings of dead features
+    source: SaeSource = SaeSource.stream  # rows straight from the model, or from an activations artifact of data
     block_rows: int = 16384  # rows shuffled together
     forward_batch: int = 64  # sequences per model forward
     skip_first: int = 1  # leading positions left out: attention sinks would dominate the loss and explained variance
-    heldout_sequences: int = 512
-    nonfinite: NonFinitePolicy = NonFinitePolicy.fail
-    from_: str | None = file(None)  # taken instead of training: directory, artifact or hub name (sae.from=…)
-    target_site: Site | None = added(None)  # noqa: RUF009 (another site to reconstruct: a transcoder)
-    k_anneal: int | None = added(
-        None
-    )  # steps over which k falls from four times its value (topk, batchtopk, matryoshka)
-    threshold_rate: float | None = added(None)  # weight of a batch in the inference threshold (batchtopk, matryoshka)
-    threshold_warmup: int | None = added(None)  # steps before that average begins (batchtopk, matryoshka)
-    groups: int | None = added(None)  # nested dictionaries, each twice the one before (matryoshka)
-    l0_coefficient: float | None = added(None)  # weight of the L0 penalty (jumprelu)
-    l0_warmup: int | None = added(None)  # steps over which it rises (jumprelu)
-    threshold: float | None = added(None)  # thresholds at the start (jumprelu)
-    bandwidth: float | None = added(None)  # of the kernel that thresholds are trained by (jumprelu)
+    heldout_sequences: int = 512  # sequences of the final measurement
+    nonfinite: NonFinitePolicy = NonFinitePolicy.fail  # a NaN or infinity: fail, or drop the row (one layer a run)
+    from_: str | None = file(None)  # an SAE to measure instead of training one: directory, artifact or hub name
+    target_site: Site | None = added(None)  # another site to reconstruct: a transcoder  # noqa: RUF009
+    k_anneal: int | None = added(None)  # steps over which k falls from four times its value
+    threshold_rate: float | None = added(None)  # weight of a batch in the inference threshold
+    threshold_warmup: int | None = added(None)  # steps before that average begins
+    groups: int | None = added(None)  # nested dictionaries, each twice the one before
+    l0_coefficient: float | None = added(None)  # weight of the L0 penalty
+    l0_warmup: int | None = added(None)  # steps over which the L0 penalty rises
+    threshold: float | None = added(None)  # thresholds at the start
+    bandwidth: float | None = added(None)  # of the kernel that thresholds are trained by
     sparsity_decay: float | None = added(None)  # last share of the steps, in which the penalty falls to zero
     sparsity: float = added(1.0)  # one measure for all architectures: k is divided, penalties are multiplied by it
-    normalize: Normalize = added(Normalize.standard)  # noqa: RUF009
+    normalize: Normalize = added(Normalize.standard)  # units of rows: centred and scaled, scaled, or as is  # noqa: RUF009
     accumulate: int = added(1)  # parts that a batch is processed in, for less memory
     patience: int | None = added(None)  # stop after so many validations without improvement, take the best weights
     min_delta: float = added(1e-5)  # improvement that counts, as a share of the variance
     validate_every: int = added(250)  # steps between validations
     validation_sequences: int = added(64)  # held-out sequences beyond those of the final measurement
-    ram: float = added(2.0)  # source=store: GB a layer in which rows are shuffled; another budget is another order
+    ram: float = added(2.0)  # GB a layer in which rows are shuffled; another budget is another order
     compile: bool = added(False)  # fuse the optimiser's passes by torch.compile: pays on accelerators, needs a compiler
     allow_small: bool = free(False)  # train although there are fewer distinct rows than 100 × the site's width
     min_r2: float | None = free(None)  # gate: exit 3 when the held-out explained variance stays below it
     checkpoint_every: int | None = free(5000)  # steps between checkpoints; whichever of the two comes first
-    checkpoint_minutes: float | None = free(10.0)
-    checkpoint_keep: int = free(2)
-    log_every: int = free(20)  # steps
+    checkpoint_minutes: float | None = free(10.0)  # minutes between checkpoints
+    checkpoint_keep: int = free(2)  # checkpoints that are kept
+    log_every: int = free(20)  # steps between points of the training curves
 
 
 def check(sae: SaeConfig) -> list[str]:
@@ -121,20 +120,7 @@ def check(sae: SaeConfig) -> list[str]:
         errors.append(f"sae.min_r2={sae.min_r2}: explained variance is at most 1")
     if sae.source is SaeSource.stream and 2 * sae.batch_size > sae.block_rows:
         errors.append(f"sae.batch_size={sae.batch_size}: more than half of sae.block_rows={sae.block_rows}; raise that")
-    return errors + _sources(sae) + _stopping(sae) + _options(sae)
-
-
-def _sources(sae: SaeConfig) -> list[str]:
-    """Options that belong to the other source, and what a store cannot serve."""
-    read_by = {"block_rows": SaeSource.stream, "ram": SaeSource.store}
-    errors = []
-    for name, reader in read_by.items():
-        value = getattr(sae, name)
-        if sae.source is not reader and value != getattr(SaeConfig, name):
-            errors.append(
-                f"sae.{name}={value}: sae.source={sae.source.value} does not read it; sae.source={reader.value} does"
-            )
-    return errors
+    return errors + _stopping(sae) + _options(sae)
 
 
 def _stopping(sae: SaeConfig) -> list[str]:
@@ -142,11 +128,6 @@ def _stopping(sae: SaeConfig) -> list[str]:
     errors = []
     if sae.accumulate >= 1 and sae.batch_size % sae.accumulate:
         errors.append(f"sae.accumulate={sae.accumulate}: sae.batch_size={sae.batch_size} is not divisible by it")
-    if sae.patience is None:
-        for field in fields(sae):
-            value = getattr(sae, field.name)
-            if field.name in ("min_delta", "validate_every", "validation_sequences") and value != field.default:
-                errors.append(f"sae.{field.name}={value}: read only with early stopping; add sae.patience=N")
     if sae.target_site is not None and sae.target_site is sae.site:
         errors.append(f"sae.target_site={sae.target_site.value}: the site itself; leave it out for an SAE")
     elif sae.target_site is not None:
@@ -181,20 +162,40 @@ READ_BY = {
     "bandwidth": (A.jumprelu,), "resample_every": PENALISED, "sparsity_decay": PENALISED,
 }  # fmt: skip
 NEEDED = {"k", "l1", "groups", "l0_coefficient"}
+#: What is read of an SAE that is taken over (sae.from) and only measured.
+MEASURED = (
+    "site",
+    "target_site",
+    "from_",
+    "block_rows",
+    "forward_batch",
+    "skip_first",
+    "heldout_sequences",
+    "nonfinite",
+    "min_r2",
+)
+READ_WHEN = {
+    f"sae.{field.name}": (
+        *([] if field.name in MEASURED else [When("sae.from_", (None,), strict=False)]),
+        *([When("sae.architecture", tuple(a.value for a in READ_BY[field.name]))] if field.name in READ_BY else []),
+        *([When("sae.source", ("stream",))] if field.name == "block_rows" else []),
+        *([When("sae.source", ("store",))] if field.name == "ram" else []),
+        *(
+            [When("sae.patience", (SET,))]
+            if field.name in ("min_delta", "validate_every", "validation_sequences")
+            else []
+        ),
+    )
+    for field in fields(SaeConfig)
+}
 
 
 def _options(sae: SaeConfig) -> list[str]:
-    """Options that the architecture needs or does not read."""
+    """Options that the architecture needs, and their bounds."""
     errors = []
     for name, readers in READ_BY.items():
-        value = getattr(sae, name)
-        if sae.architecture in readers:
-            if value is None and name in NEEDED:
-                errors.append(f"sae.{name} is needed by sae={sae.architecture.value}")
-        elif value is not None:
-            others = ", ".join(reader.value for reader in readers)
-            verb = "does" if len(readers) == 1 else "do"
-            errors.append(f"sae.{name}={value}: sae={sae.architecture.value} does not read it; sae={others} {verb}")
+        if name in NEEDED and sae.architecture in readers and getattr(sae, name) is None:
+            errors.append(f"sae.{name} is needed by sae={sae.architecture.value}")
     if sae.groups is not None and sae.groups < 2:
         errors.append(f"sae.groups={sae.groups}: at least 2 nested dictionaries, or choose sae=batchtopk")
     if sae.threshold_rate is not None and not 0 < sae.threshold_rate <= 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from circuits.schema.activations import ActivationsConfig, ActivationSource
@@ -62,10 +62,3 @@ def few(rows: int | None, width: int, sae: SaeConfig) -> list[str]:
         f"sae.source={sae.source.value}: {rows:,} rows are fewer than {ROWS_A_DIMENSION} × the site's width {width} "
         f"({ROWS_A_DIMENSION * width:,}); {more}, or go on with sae.allow_small=true"
     ]
-
-
-def unread(cfg: BaseConfig) -> list[str]:
-    """Settings of a store that is not read."""
-    changed = [f.name for f in fields(ActivationsConfig) if getattr(cfg.activations, f.name) != f.default]
-    source = "sae.from" if cfg.sae.from_ is not None else "sae.source=stream"
-    return [f"activations.{name}: {source} does not read it; sae.source=store does" for name in changed]

@@ -27,12 +27,10 @@ class Reuse(Enum):
 class Resources:
     """What one element needs; the launcher joins it with the cluster's limits."""
 
-    gpus: int = 0
-    cpus: int | None = (
-        None  # threads; results depend on them bit by bit. null: settled at the plan (circuits/run/cores.py)
-    )
-    memory: str = "4G"
-    time: str = "12:00:00"
+    gpus: int = 0  # GPUs of one element
+    cpus: int | None = None  # threads; results depend on them bit by bit; null: settled at the plan (cores.py)
+    memory: str = "4G"  # of one element
+    time: str = "12:00:00"  # of one element: minutes, HH:MM:SS or D-HH:MM:SS
 
 
 @dataclass

@@ -30,6 +30,7 @@ from circuits.schema import (
     Reuse,
 )
 from circuits.schema.activations import SEQUENCES, sites
+from circuits.schema.reading import When
 from circuits.words import size
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ KIND = Kind(
     name="activations",
     version=1,
     sections=("model", "data", "activations", "precision", "seed"),
+    when={"data": (When("activations.source", ("data",)),)},
     label=label,
     layers="each",
     inputs=inputs,

@@ -47,8 +47,10 @@ class Cluster(Enum):
 class Options:
     """Options of the baseline."""
 
-    metric: Metric = Metric.first_token
-    cluster: Cluster = Cluster.prompt
+    metric: Metric = (
+        Metric.first_token
+    )  # compare the logits of the answers' first tokens, or the log-probabilities of whole answers
+    cluster: Cluster = Cluster.prompt  # the unit that is drawn for an interval: a prompt, or all about the same thing
     resamples: int = 5000  # of the bootstrap
     batch_size: int = free(64)  # prompts per forward pass; results agree to 1e-5
 
@@ -109,6 +111,7 @@ KIND = Kind(
     name="baseline",
     version=1,
     sections=("model", "baseline", "precision", "seed"),
+    gated=("behaviour.min_logit_diff", "behaviour.success_threshold"),
     label=behaviour_and_model,
     inputs=lambda cfg: ("prompts", "tiny") if cfg.model.embedded is not None else ("prompts",),
     may_need=("prompts", "tiny"),

@@ -18,7 +18,7 @@ from circuits.schema import BaseConfig
 if TYPE_CHECKING:
     from circuits.run.store import Artifact
 
-READS = ("layer", "model", "data", "activations", "sae", "precision", "seed")
+NAMES = "sae"  # the kind whose artifacts the config names
 FORMATS = ("saelens", "sparsify")
 
 
@@ -26,7 +26,7 @@ FORMATS = ("saelens", "sparsify")
 class Options:
     """Options of the export."""
 
-    format: str = "saelens"  # saelens | sparsify
+    format: str = "saelens"  # saelens or sparsify
     path: str | None = None  # the directory to write; it must not exist, or be empty
 
 
@@ -47,7 +47,7 @@ def _find(cfg: BaseConfig) -> dict[int, Artifact]:
     Raises:
         UserError: one does not exist; the message is the command that trains it.
     """
-    from circuits.run import registry
+    from circuits.run import nearest, registry
     from circuits.run.content import Contents
     from circuits.run.keys import key_of
     from circuits.run.layers import parse_layers
@@ -60,7 +60,8 @@ def _find(cfg: BaseConfig) -> dict[int, Artifact]:
     keys = {layer: key_of(kind, cfg, (layer,), contents) for layer in layers}
     found = {layer: store.find(key) for layer, key in keys.items()}
     missing = [
-        f"{keys[layer].id} does not exist in {cfg.outputs}; train it with the same words and task=sae, without export.…"
+        f"{keys[layer].id} does not exist in {cfg.outputs}{nearest.told(store.root, keys[layer])}; train it with the same words "
+        "and task=sae, without export.…"
         for layer, artifact in found.items()
         if artifact is None
     ]

@@ -17,7 +17,7 @@ from circuits.files import write_json
 from circuits.run import registry
 from circuits.run.kinds import Column, Kind, ModelDims, behaviour_name, readable
 from circuits.schema import BaseConfig, DataSource, InterpretConfig
-from circuits.schema.interpret import chosen
+from circuits.schema.interpret import OF_ASSOCIATION, chosen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from circuits.run.context import Context, Work
     from circuits.sae.modules import SAE
 
-OF_ASSOCIATION = ("pool", "fdr", "shuffles", "min_prompts")
 BYTES_A_TOKEN = 8  # of an example in the compressed tables, about
 
 

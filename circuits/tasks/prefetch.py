@@ -13,7 +13,7 @@ from circuits.words import size
 if TYPE_CHECKING:
     from circuits.models.prefetch import Fetched
 
-READS = ("model", "data")
+READS = ("model.id", "model.revision", "data", "cluster", "user")  # of the cluster: where its nodes look for models
 
 
 def run(cfg: BaseConfig) -> int:

@@ -23,7 +23,7 @@ from circuits.schema.behaviour import FILE, MultiToken, multi_token
 if TYPE_CHECKING:
     from circuits.run.context import Context, Work
 
-READS = ("model",)  # its tokenizer, which enters the key by its own content
+READS = ("model.id", "model.revision")  # its tokenizer, which enters the key by its own content
 FINGERPRINT_DRAWS = 64
 
 

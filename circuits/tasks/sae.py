@@ -18,7 +18,7 @@ from circuits.run import registry
 from circuits.run.content import Contents
 from circuits.run.kinds import Column, Kind, Memory, ModelDims, readable, text_remarks
 from circuits.schema import BaseConfig, DataSource, Dtype, NonFinitePolicy, SaeConfig, stored
-from circuits.schema.sae import at_sparsity
+from circuits.schema.sae import MEASURED, at_sparsity
 from circuits.tasks import _sae
 
 if TYPE_CHECKING:
@@ -76,17 +76,7 @@ def normal(cfg: BaseConfig) -> BaseConfig:
     if sae.max_steps is not None and sae.max_steps >= sae.steps:
         sae = replace(sae, max_steps=None)
     if sae.from_ is not None:
-        kept = (
-            "site",
-            "target_site",
-            "from_",
-            "block_rows",
-            "forward_batch",
-            "skip_first",
-            "heldout_sequences",
-            "nonfinite",
-        )
-        sae = replace(SaeConfig(), **{name: getattr(sae, name) for name in kept})
+        sae = replace(SaeConfig(), **{name: getattr(sae, name) for name in MEASURED})
     return replace(cfg, sae=sae)
 
 
@@ -113,7 +103,7 @@ def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str
         from circuits.data.corpora import problems as corpus_problems
 
         errors += corpus_problems(cfg.data.source.value, cfg.data.path, cfg.data.field or "text", cfg.data.split)
-    return errors + (_store_problems(cfg, dims, width, layers) if stored.read(cfg) else stored.unread(cfg))
+    return errors + (_store_problems(cfg, dims, width, layers) if stored.read(cfg) else [])
 
 
 def remarks(cfg: BaseConfig, layers: tuple[int, ...]) -> list[str]:
@@ -221,6 +211,7 @@ KIND = Kind(
     name="sae",
     version=2,
     sections=("model", "data", "sae", "precision", "seed"),
+    gated=("sae.min_r2",),
     label=label,
     layers="each",
     inputs=inputs,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from circuits.models.selfcheck import Memory
 
-READS = ("model", "precision")
+READS = ("model", "precision", "cluster", "tracking", "user")
 SCHEDULER = ("sbatch", "squeue", "sacct", "scancel", "scontrol")
 _SECONDS = 10  # a scheduler's controller that has not answered by then is out of reach
 

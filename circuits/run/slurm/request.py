@@ -137,12 +137,32 @@ def missing_personal(cfg: BaseConfig, launcher: Mapping[str, Any]) -> list[str]:
     """One line per personal value that this cluster needs and nobody gave."""
     asked = request_of(cfg, launcher)
     name = cfg.cluster.name
+    left = {
+        what: value
+        for what in ("account", "partition", "qos", "mail")
+        if (value := getattr(asked, what)) and placeholder(value)
+    }
+    if (scratch := personal(cfg, "scratch")) and placeholder(scratch):
+        left["scratch"] = scratch
     return [
+        f"{name}: the {what} {value} is an example's; set yours, user.{name}.{what} in conf/user/local.yaml"
+        for what, value in left.items()
+    ] + [
         f"{name} needs {'an' if value[0] in 'aeiou' else 'a'} {value}: set user.{name}.{value} in conf/user/local.yaml (see "
         f"local.yaml.example) or CIRCUITS_{name.upper()}_{value.upper()}"
         for value in cfg.cluster.needs
         if getattr(asked, value, None) is None and personal(cfg, value) is None
     ]
+
+
+_EXAMPLE = re.compile(
+    r"(?i:^(MY|YOUR)[_-]?PROJECT|<.*>|CHANGE_?ME|@example\.(org|com)$)|^(me|CRSID)@|^/(rds/user|home)/(me|USER|CRSID)(/|$)"
+)
+
+
+def placeholder(value: str) -> bool:
+    """Whether a value is one to be filled in, as in local.yaml.example: ``MYPROJECT-SL3-GPU``, ``<account>``."""
+    return bool(_EXAMPLE.search(value))
 
 
 def cluster_environment(cfg: BaseConfig) -> dict[str, str]:
