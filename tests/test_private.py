@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import QUICK, Cli
 
 from circuits.run import private
-from circuits.run.config import load, save
+from circuits.run.config import load, root, save
 from circuits.schema import BaseConfig
 
 TOKEN, KEY, OWN = "hf_abcdefghijklmnopqrstuvwx", "it-is-no-known-form-42", "declared-by-me-only"
@@ -57,7 +58,7 @@ def test_no_file_of_a_run_holds_a_secret(cli: Cli) -> None:
 
 
 def test_a_config_on_disk_holds_no_secret_and_no_interpolation(tmp_path: Path) -> None:
-    cfg = BaseConfig()
+    cfg: Any = root()()
     cfg.task.name, cfg.task._target_, cfg.behaviour.name, cfg.model.id = (
         "prompts",
         "circuits.tasks.prompts.run",

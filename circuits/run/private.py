@@ -32,6 +32,8 @@ _LOOKS = re.compile(
 _ADDRESS = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@]*):[^\s/@]+@")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._-]{16,}")
 
+_PERSONAL = re.compile(r"\b(cluster\.mail|cluster\.[cg]pu\.account|hydra\.launcher\.account|user\.[\w.]+)=([^\s'\"]+)")
+
 _declared: set[str] = set()
 
 
@@ -61,6 +63,15 @@ def word(text: str) -> str:
     name, equals, _ = text.partition("=")
     last = name.rpartition(".")[2]
     return f"{name}={HIDDEN}" if equals and last.upper() == last and is_secret(last) else hide(text)
+
+
+def public(value: Any) -> Any:
+    """A record for a page that is passed on: without secrets, and without the personal values on a command line."""
+    if isinstance(value, str):
+        return _PERSONAL.sub(rf"\1={HIDDEN}", hide(value))
+    if isinstance(value, Mapping):
+        return {key: public(member) for key, member in hidden(value).items()}
+    return [public(member) for member in value] if isinstance(value, (list, tuple)) else value
 
 
 def hidden(value: Any) -> Any:

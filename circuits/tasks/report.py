@@ -43,7 +43,7 @@ def make(path: Path, out: Path | None = None) -> Path:
             title=record["name"] or record["id"],
             question=_question(found),
             sweep_id=record["id"],
-            command=private.hide(record["command"]),
+            command=private.public(record["command"]),
             again=f"python launch.py task=report of={record['id']}",
             elements=elements,
             created=record["created"],
