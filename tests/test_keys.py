@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -282,7 +283,10 @@ def test_a_crlf_copy_of_a_corpus_has_the_same_key_and_an_edited_one_another(tmp_
     assert of(edited) != original
 
 
-def test_editing_a_corpus_in_place_changes_its_key_although_hashes_are_remembered(tmp_path: Path) -> None:
+def test_editing_a_corpus_in_place_changes_its_key_although_hashes_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circuits.run.content.SETTLED_NS", -1)  # what was just written is remembered too
     file, memory = corpus(tmp_path / "a.txt"), tmp_path / "store" / ".hashes.json"
     cfg = compose("data=text", f"data.path={file}")
     first = key_of(SAE, cfg, (1,), Contents(memory)).hash
@@ -292,7 +296,24 @@ def test_editing_a_corpus_in_place_changes_its_key_although_hashes_are_remembere
     assert key_of(SAE, cfg, (1,), Contents(memory)).hash != first
 
 
-def test_a_broken_memory_of_hashes_is_only_forgotten(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settled", [True, False])
+def test_another_content_of_the_same_size_and_time_is_another_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: bool
+) -> None:
+    """As ``cp -p``, ``rsync -t`` and ``touch -r`` leave it; and written in the same tick of the clock as what was hashed."""
+    monkeypatch.setattr("circuits.run.content.SETTLED_NS", -1 if settled else 60_000_000_000)
+    file, memory = tmp_path / "a.jsonl", tmp_path / ".hashes.json"
+    file.write_text('{"id": 1}\n')
+    before = file.stat()
+    first = Contents(memory).records(file)
+    assert memory.exists() is settled and Contents(memory).records(file) == first
+    file.write_text('{"id": 2}\n')
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size and Contents(memory).records(file) != first
+
+
+def test_a_broken_memory_of_hashes_is_only_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circuits.run.content.SETTLED_NS", -1)  # what was just written is remembered too
     file, memory = corpus(tmp_path / "a.txt"), tmp_path / ".hashes.json"
     cfg = compose("data=text", f"data.path={file}")
     first = key_of(SAE, cfg, (1,), Contents(memory)).hash

@@ -22,7 +22,8 @@ from test_stream import RandomSource
 
 from circuits.data.activations import ActivationStore
 from circuits.data.stored import StoredStream
-from circuits.errors import UserError
+from circuits.errors import Damaged, UserError
+from circuits.files import sha256_file
 from circuits.models.load import LM
 from circuits.models.sites import site_width
 from circuits.run import registry, staging
@@ -164,7 +165,9 @@ def test_a_staged_copy_is_made_once_and_made_again_when_it_was_cut(
     (source / "norms.npy").write_bytes(b"not asked for")
 
     def staged(stage: str = "$FAST/here") -> Path:
-        return staging.staged(source, "c0ffee", ["values.npy"], stage, lambda holder: None)
+        return staging.staged(
+            source, "c0ffee", {"values.npy": sha256_file(source / "values.npy")}, stage, lambda holder: None
+        )
 
     with pytest.raises(
         UserError, match=r"cluster.stage=\$FAST/here: FAST is not set on this machine; leave cluster.stage out"
@@ -177,6 +180,11 @@ def test_a_staged_copy_is_made_once_and_made_again_when_it_was_cut(
     assert staged().stat().st_ino == made
     (found / "values.npy").write_bytes(b"x" * 99)
     assert (staged() / "values.npy").stat().st_size == 100
+    (found / "values.npy").write_bytes(b"x" * 99 + b"y")
+    assert (staged() / "values.npy").read_bytes() == b"x" * 100, "a copy of the same size is not trusted for that"
+    with pytest.raises(Damaged, match=r"values.npy: its content is not what was written"):
+        staging.staged(source, "decade", {"values.npy": "0" * 64}, "$FAST/here", lambda holder: None)
+    assert not (fast / "here" / "decade").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50))
     with pytest.raises(UserError, match=r"B are needed and .*B are free in .*; leave cluster.stage out"):
         staged(str(tmp_path / "small"))

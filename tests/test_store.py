@@ -307,6 +307,60 @@ def test_a_large_artifact_is_sized_on_read_and_hashed_on_demand(
     assert store.find(key()) is None
 
 
+def test_of_a_file_that_is_too_large_to_hash_blocks_are_compared_on_read(
+    store: Store, said: Said, tmp_path: Path
+) -> None:
+    size = store_module.HASHED_ON_READ + (1 << 20)
+    with store.writing(key()) as place:
+        (place / "values.npy").write_bytes(bytes(range(256)) * (size // 256))
+        (place / "small.bin").write_bytes(b"small")
+        path = store.publish(key(), place, FACTS).path
+    assert (
+        store.find(key()) is not None
+        and "sample" not in json.loads((path / MANIFEST).read_text())["files"]["small.bin"]
+    )
+    for at in (0, size // 2, size - (3 << 20)):  # a stretch that came back as zeros, as after a crash of a file server
+        with (path / "values.npy").open("r+b") as f:
+            f.seek(at)
+            lost = f.read(3 << 20)
+            f.seek(at)
+            f.write(bytes(len(lost)))
+        assert store.find(key()) is None and "values.npy: its content is not what was written" in said[-1]
+        with (path / "values.npy").open("r+b") as f:
+            f.seek(at)
+            f.write(lost)
+        assert store.find(key(), deep=True) is not None
+    manifest = json.loads((path / MANIFEST).read_text())
+    del manifest["files"]["values.npy"]["sample"]  # as artifacts were once made
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    assert store.find(key()) is not None and store.find(key(), deep=True) is not None
+
+
+def test_what_was_asked_beside_the_key_is_no_content(store: Store) -> None:
+    """A device or a checkpoint interval in config.yaml does not make another build; a changed file does."""
+    contents = []
+    for config, data in (("device: cpu", "a"), ("device: cuda", "a"), ("device: cpu", "b")):
+        with store.writing(key()) as place:
+            (place / "config.yaml").write_text(config)
+            (place / "data.bin").write_text(data)
+            contents.append(store.publish(key(), place, FACTS, replace=True).content)
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_a_lookup_costs_the_same_among_twenty_thousand_artifacts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = publish(store).path
+    for number in range(20_000):
+        (made.parent / f"other-{number:012x}").mkdir()
+    listings, listdir = [], os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: listings.append(path) or listdir(path))
+    absent = [key(payload=f'{{"n": {number}}}') for number in range(500)]
+    assert all(store.find(one) is None and store.holder(one) is None for one in absent)
+    copy = key(label="a-copy-of-the-same-model")
+    found = store.find(copy)
+    assert found is not None and found.path == made, "a label may name a copy of the same file"
+    assert len(listings) < 20, "one for all of them, and one more a second"
+
+
 def test_no_flipped_bit_of_a_manifest_breaks_its_reader(store: Store) -> None:
     path = publish(store).path
     whole = (path / MANIFEST).read_bytes()

@@ -52,6 +52,7 @@ class Plan:
         nonfinite: ``fail`` raises at the first NaN or infinity; ``drop`` leaves out every sample that has one at any layer of
             the model, so that the same ones are left out whichever layers a run is about.
         shard, world_size: this process's number and how many share the work.
+        writer: who writes, where others may at the same time: each has unfinished work of its own.
         save_every: samples between moments at which work is made durable.
     """
 
@@ -63,11 +64,17 @@ class Plan:
     shard: int = 0
     world_size: int = 1
     save_every: int = 1024
+    writer: str = ""
+
+    @property
+    def share(self) -> str:
+        """The name of this process's part of the work."""
+        return f"shard-{self.shard}-of-{self.world_size}"
 
     @property
     def piece(self) -> str:
         """The name of this process's directory of unfinished work."""
-        return f"shard-{self.shard}-of-{self.world_size}"
+        return f"{self.share}.{self.writer}" if self.writer else self.share
 
 
 @dataclass
@@ -113,7 +120,7 @@ def capture(
     """
     disk, widths = ON_DISK[plan.dtype], {key: site_width(lm.dims, key[0]) for key in partials}
     pieces = {key: Piece(partial / plan.piece, disk, widths[key]) for key, partial in partials.items()}
-    elsewhere = {key: set(Pieces(partial, disk, widths[key]).held) for key, partial in partials.items()}
+    elsewhere = {key: Pieces(partial, disk, widths[key]).names for key, partial in partials.items()}
     tally, began = Tally(), time.monotonic()
     try:
         for start, tokens, batches in _windows(samples, plan):
@@ -164,12 +171,15 @@ def _windows(samples: Samples, plan: Plan) -> Iterator[tuple[int, Tokens, list[T
         yield start, tokens, [order[b * plan.batch_size : (b + 1) * plan.batch_size].sort().values for b in mine]
 
 
-def _unknown(piece: Piece, elsewhere: set[int], numbers: Sequence[int], names: Sequence[str], start: int) -> bool:
+def _unknown(
+    piece: Piece, elsewhere: Mapping[int, str], numbers: Sequence[int], names: Sequence[str], start: int
+) -> bool:
     """Whether a batch is still to be captured; what was captured must have been of these very samples."""
     for number in numbers:
-        if number in piece.done and piece.done[number] != names[number - start]:
+        before = piece.done.get(number, elsewhere.get(number))
+        if before is not None and before != names[number - start]:
             raise Damaged(
-                f"{piece.directory}: sample {number} was {piece.done[number]} and is {names[number - start]} now; "
+                f"{piece.directory.parent}: sample {number} was {before} and is {names[number - start]} now; "
                 "remove that directory and run the same command again"
             )
     return any(number not in piece.done and number not in elsewhere for number in numbers)

@@ -1,15 +1,16 @@
 """Activations while they are being captured: growing files that survive a kill, and their merge in sample order.
 
 Beside an artifact, in ``<key>.partial/``, every process that works on it has a directory of its own, a *piece*
-(``shard-1-of-4/``), so that no two write one file::
+(``shard-1-of-4.<writer>/``), so that no two write one file; beside it, ``….json`` says who that is. A piece whose writer is known
+to be gone is renamed and continued (:func:`take_over`); of any other one only what its journal counts is read::
 
     values.npy      [rows, width], grows at its end          norms.npy      the Euclidean norm of every row
     journal.jsonl   one line a window of samples: their numbers and names, rows of each, those dropped
 
 Values are forced to the disk before the journal line that counts them, so after a kill the journal says what is whole and
 the rest is cut off. Which samples are done is read from the journals' sample numbers, of all pieces, whatever `world_size`
-they were made under. Within a piece samples ascend; one piece that holds them all is the result itself (a hard link), several
-are merged sample by sample. Either way the result is the same bytes.
+they were made under. Within a piece samples ascend; a piece of one's own that holds them all is the result itself (a hard link),
+several, or another's, which may still be written to, are copied sample by sample. Either way the result is the same bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from circuits.data.npy import HEADER, GrowingNpy, NpyWriter
 from circuits.errors import Damaged
-from circuits.files import disk_errors, fsync_dir
+from circuits.files import disk_errors, fsync_dir, read_json, write_json
 
 VALUES, NORMS, JOURNAL = "values.npy", "norms.npy", "journal.jsonl"
 FLOAT = np.dtype(np.float32)
@@ -54,6 +55,29 @@ class Held:
     piece: Path
     start: int
     rows: int
+
+
+def take_over(
+    partial: Path, share: str, own: str, writer: Mapping[str, Any], gone: Callable[[Mapping[str, Any]], bool]
+) -> None:
+    """Continue, as the piece `own` of `writer`, a piece of the same share whose writer is gone, where there is one.
+
+    `gone` has to be sure: a writer that is only silent might still write into the files that it has open.
+    """
+    with disk_errors(partial):
+        write_json(
+            partial / f"{own}.json", dict(writer)
+        )  # first: from the rename on the piece is of somebody who lives
+        for note in sorted(partial.glob(f"{share}.*.json")):
+            piece = note.with_suffix("")
+            try:
+                if note.stem == own or not gone(read_json(note)):
+                    continue
+                piece.rename(partial / own)
+            except (OSError, ValueError):  # without a piece, or another process was first
+                continue
+            note.unlink(missing_ok=True)
+            return
 
 
 class Piece:
@@ -163,11 +187,14 @@ class Pieces:
         """Rows of all samples together."""
         return sum(held.rows for held in self.held.values())
 
-    def write(self, out: Path) -> None:
-        """``values.npy`` and ``norms.npy`` of all samples, in sample order, into the directory `out`."""
+    def write(self, out: Path, own: str | None = None) -> None:
+        """``values.npy`` and ``norms.npy`` of all samples, in sample order, into the directory `out`.
+
+        `own` is the name of a piece that nobody but the caller writes to, and the caller no more.
+        """
         runs = list(self._runs())
         for name, kind, shape in ((VALUES, self.dtype, (self.width,)), (NORMS, FLOAT, ())):
-            if len(runs) == 1 and runs[0][1:] == (0, self._rows_of[runs[0][0]]):
+            if len(runs) == 1 and runs[0][0].name == own and runs[0][1:] == (0, self._rows_of[runs[0][0]]):
                 _link(runs[0][0] / name, kind, shape, runs[0][2], out / name)
             else:
                 _merge(name, kind, shape, runs, out / name)

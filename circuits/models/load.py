@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from circuits.errors import Damaged, UserError
+from circuits.files import fingerprint
 from circuits.models.identify import inspect_model, local_files
 from circuits.models.modules import module_at
 from circuits.models.sites import Dims, Family, dims_of, family_of, fp16_problem, site_width
@@ -105,7 +106,7 @@ def kept_model(
     must leave it as it was, as hooks do.
     """
     directory = local_files(inspect_model(name_or_dir, revision)).resolve()
-    files = sorted((str(path.resolve()), *_stamp(path)) for path in directory.iterdir() if path.is_file())
+    files = sorted((str(path.resolve()), *fingerprint(path)) for path in directory.iterdir() if path.is_file())
     known = (name_or_dir, revision, tuple(files), dtype, str(device))
     if known not in _kept:
         _kept.clear()  # first: two may not fit
@@ -134,11 +135,6 @@ def asked_model(
     torch.set_float32_matmul_precision(matmul)
     chosen = pick_device(device, allow_fallback)
     return kept_model(name_or_dir, revision=revision, dtype=DTYPES[precision], device=chosen, say=say)
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    facts = path.stat()
-    return facts.st_size, facts.st_mtime_ns
 
 
 def wrap(model: nn.Module, tokenizer: Any = None, name: str = "") -> LM:

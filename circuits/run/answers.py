@@ -59,7 +59,8 @@ def _note_provenance(sweep: Sweep, artifact: Artifact, store: Store, note: Say) 
         if manifest.exists() and facts["content"]:
             found = read_json(manifest)
             now = content_hash(found["files"], found.get("measured", ()))
-            if now != facts["content"]:
+            before = content_hash(found["files"], found.get("measured", ()), besides=())  # as it was once counted
+            if facts["content"] not in (now, before):
                 note(
                     f"{artifact.id} was made from another build of its input {name} ({facts['id']}: content "
                     f"{facts['content'][:10]} then, {now[:10]} now); reuse=force makes it anew"

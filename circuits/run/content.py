@@ -1,22 +1,27 @@
 """Content hashes of what a config names: a model, a corpus, a foreign SAE. No torch.
 
-A hash is remembered by path, size and modification time in the store, so that a 15 GB model is read once and not once per
-element. Hub names are pinned: the commit that a revision resolves to is what enters a key.
+A hash is remembered in the store by path and by what changes with a file's content (:func:`circuits.files.fingerprint`), so that a
+15 GB model is read once and not once per element. Hub names are pinned: the commit that a revision resolves to is what enters a
+key.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.errors import DiskFull, UserError
-from circuits.files import read_json, sha256_file, sha256_text, write_json
+from circuits.files import fingerprint, read_json, sha256_file, sha256_text, write_json
 
 if TYPE_CHECKING:
     from circuits.models.identify import ModelFacts
+
+
+SETTLED_NS = 2_000_000_000  # the coarsest clock of file systems in use
 
 
 class Contents:
@@ -128,11 +133,18 @@ class Contents:
         return self._remembered("directory", files, compute)
 
     def _remembered(self, what: str, files: Iterable[Path], compute: Callable[[], str]) -> str:
-        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        memo = sha256_text(json.dumps([what, stats]))
+        files = list(files)
+        found = [fingerprint(path) for path in files]
+        memo = sha256_text(
+            json.dumps([what, [(str(p.resolve()), *facts) for p, facts in zip(files, found, strict=True)]])
+        )
         if memo not in self._hashes:
-            self._hashes[memo] = compute()
-            if self._memory is not None:
+            value = compute()
+            if [fingerprint(path) for path in files] != found:
+                return value  # written while it was read
+            self._hashes[memo] = value
+            # A write in the same tick of the clock as the last one would leave no trace: what is that new is not kept.
+            if self._memory is not None and all(time.time_ns() - facts[-1] > SETTLED_NS for facts in found):
                 with contextlib.suppress(
                     OSError, DiskFull
                 ):  # only a memory; who needs the place will say what is wrong

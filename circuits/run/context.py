@@ -293,7 +293,8 @@ class Context:
         def waiting(holder: Mapping[str, Any]) -> None:
             self.progress(f"waiting for {artifact.id}, copied by pid {holder['pid']}", 0, None)
 
-        found = staged(artifact.path, artifact.content, files, stage, waiting, self.stop_here)
+        hashes = {name: artifact.manifest["files"][name]["sha256"] for name in files}
+        found = staged(artifact.path, artifact.content, hashes, stage, waiting, self.stop_here)
         self.say(f"{artifact.id} is read from {found}")
         return found
 

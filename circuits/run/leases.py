@@ -14,7 +14,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def _worker_job() -> dict[str, Any]:
     }
 
 
-def elsewhere(facts: dict[str, Any]) -> bool:
+def elsewhere(facts: Mapping[str, Any]) -> bool:
     """Whether `facts` are of a job of another cluster than the one whose queue is asked here (or of any, where there is none)."""
     from circuits.run.slurm import commands
 
@@ -79,7 +79,7 @@ def elsewhere(facts: dict[str, Any]) -> bool:
     return theirs is not None and ours is not None and theirs != ours
 
 
-def _job_ended(facts: dict[str, Any]) -> bool:
+def _job_ended(facts: Mapping[str, Any]) -> bool:
     """Whether the owner ran inside a job (or a turn of a requeued job) that is known to have ended."""
     job = facts.get("worker_job")
     if job is None:
@@ -105,7 +105,13 @@ def process_alive(host: str, pid: int, started: float, on: str | None = None) ->
         return False
 
 
-def certainly_gone(facts: dict[str, Any]) -> bool:
+def is_me(facts: Mapping[str, Any]) -> bool:
+    """Whether `facts` are of this very process."""
+    mine = owner()
+    return all(facts.get(name) == mine[name] for name in ("host", "machine", "pid", "started"))
+
+
+def certainly_gone(facts: Mapping[str, Any]) -> bool:
     """Whether the owner is known to be gone, and not only silent: it will never write again."""
     here = process_alive(facts["host"], facts["pid"], facts["started"], facts.get("machine"))
     return not here if here is not None else _job_ended(facts)

@@ -2,8 +2,8 @@
 
 An artifact is complete when its ``manifest.json`` exists; it is written last, into a temporary sibling directory that is
 then renamed into place, so a reader never sees half of one. Of several writers the first rename wins and the others verify
-and adopt it. Sizes are checked on every read (and hashes while the files are small), all hashes on demand; a damaged
-artifact is named, moved aside and made again, never trusted.
+and adopt it. On every read hashes are checked while the artifact is small, else sizes and blocks of its files; all hashes on
+demand. A damaged artifact is named, moved aside and made again, never trusted.
 
 Beside an artifact ``D`` stand, while it is being made: ``D.partial/`` (unfinished work, resumed by whoever comes),
 ``D.lease`` (who is making it now) and ``D.claim`` (which live sweep will).
@@ -24,13 +24,25 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import Damaged
-from circuits.files import disk_errors, fsync_dir, fsync_file, read_json, sha256_file, sha256_text, write_json
+from circuits.files import (
+    SAMPLE_BYTES,
+    SAMPLES,
+    disk_errors,
+    fsync_dir,
+    fsync_file,
+    read_json,
+    sample_sha256,
+    sha256_file,
+    sha256_text,
+    write_json,
+)
 from circuits.run import pulse
 from circuits.run.keys import HASH_CHARACTERS, Key
 from circuits.run.leases import Lease, Note, settle
 
-MANIFEST = "manifest.json"
+MANIFEST, CONFIG = "manifest.json", "config.yaml"
 NOTES = ("lease", "claim")
+LISTED_S = 1.0  # a listing of a kind's artifacts serves for so long
 HASHED_ON_READ = 32 << 20  # bytes: below this an artifact's hashes are checked on every read (well under 0.1 s)
 
 
@@ -64,9 +76,13 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return facts.st_ino, facts.st_ctime_ns
 
 
-def content_hash(files: dict[str, Any], measured: Sequence[str] = ()) -> str:
-    """SHA-256 over names and hashes of the files of a manifest, but for those that hold times and memory (`measured`)."""
-    kept = sorted((name, facts) for name, facts in files.items() if name not in measured)
+def content_hash(files: dict[str, Any], measured: Sequence[str] = (), besides: Sequence[str] = (CONFIG,)) -> str:
+    """SHA-256 over names and hashes of the files of a manifest that are content.
+
+    Those are none that hold times and memory (`measured`), and not the config: what of it decides the content is in the key, and
+    the rest (device, checkpoints, logging) may differ.
+    """
+    kept = sorted((name, facts) for name, facts in files.items() if name not in (*measured, *besides))
     return sha256_text("\n".join(f"{name} {facts['sha256']}" for name, facts in kept))
 
 
@@ -75,7 +91,7 @@ def verify(path: Path, deep: bool | None = None) -> dict[str, Any]:
 
     Args:
         path: the artifact's directory.
-        deep: check all hashes; None: only while the artifact is small.
+        deep: check all hashes; None: only while the artifact is small, else blocks of its files; False: only sizes.
 
     Raises:
         Damaged: the manifest or a file is missing, truncated or altered; the message names it.
@@ -96,22 +112,33 @@ def verify(path: Path, deep: bool | None = None) -> dict[str, Any]:
     if missing:
         raise Damaged(f"{path / MANIFEST}: not a manifest (without {' '.join(sorted(missing))})")
     try:
-        _verify_files(path, files, deep or (deep is None and total <= HASHED_ON_READ))
+        _verify_files(path, files, deep or (deep is None and total <= HASHED_ON_READ), sampled=deep is None)
     except OSError as e:
         raise Damaged(f"{e.filename}: cannot be read ({e.strerror})") from e
     return manifest
 
 
-def _verify_files(path: Path, files: dict[str, Any], deep: bool) -> None:
+def _verify_files(path: Path, files: dict[str, Any], deep: bool, sampled: bool) -> None:
     for name, facts in files.items():
         file = path / name
         if not file.is_file():
             raise Damaged(f"{file}: missing")
         if file.stat().st_size != facts["bytes"]:
             raise Damaged(f"{file}: {file.stat().st_size} bytes, {facts['bytes']} were written")
-    for name, facts in files.items() if deep else ():
-        if sha256_file(path / name) != facts["sha256"]:
+    for name, facts in files.items() if deep or sampled else ():
+        if "sample" in facts and not deep:
+            whole = sample_sha256(path / name) == facts["sample"]
+        else:
+            whole = not deep or sha256_file(path / name) == facts["sha256"]
+        if not whole:
             raise Damaged(f"{path / name}: its content is not what was written")
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    size = file.stat().st_size
+    sampled = {"sample": sample_sha256(file)} if size > SAMPLES * SAMPLE_BYTES else {}
+    return {"bytes": size, "sha256": sha256_file(file), **sampled}
 
 
 def _umask() -> int:
@@ -127,13 +154,33 @@ class Store:
     def __init__(self, root: Path, say: Callable[[str], None] = lambda text: None) -> None:
         self.root, self._say = root, say
         self._notes: dict[Path, Note] = {}
+        self._listed: dict[str, tuple[float, int, dict[str, str]]] = {}
 
     def path(self, key: Key) -> Path:
         """Where the artifact of `key` is or will be. Its hash decides: a label may name a copy of the same file."""
         path = self.root / key.kind / key.dirname
-        if not path.exists():
-            return min(path.parent.glob(f"*-{key.hash[:HASH_CHARACTERS]}"), default=path)
-        return path
+        if path.exists():
+            return path
+        return path.with_name(self._names(path.parent).get(key.hash[:HASH_CHARACTERS], path.name))
+
+    def _names(self, folder: Path) -> dict[str, str]:
+        """The artifacts of a kind by their hashes. Listed when the folder has changed, and then not for a while.
+
+        A store of many thousand artifacts is asked for thousands of keys; a name that is missed for a second is only a copy's.
+        """
+        moment = time.monotonic()
+        listed = self._listed.get(folder.name)
+        if listed is not None and moment - listed[0] < LISTED_S:
+            return listed[2]
+        try:
+            changed = folder.stat().st_mtime_ns
+            if listed is None or listed[1] != changed:
+                names = sorted((name for name in os.listdir(folder) if not name.startswith(".")), reverse=True)  # noqa: PTH208
+                listed = (moment, changed, {name.rpartition("-")[2]: name for name in names})
+        except FileNotFoundError:
+            listed = (moment, 0, {})
+        self._listed[folder.name] = (moment, *listed[1:])
+        return listed[2]
 
     def beside(self, key: Key, suffix: str) -> Path:
         """``D.partial``, ``D.lease`` or ``D.claim`` of `key`."""
@@ -253,7 +300,7 @@ class Store:
             for file in sorted(p for p in written.rglob("*") if p.is_file()):
                 file.chmod(0o666 & ~_umask())  # some libraries write files that only their owner may read
                 fsync_file(file)
-                files[str(file.relative_to(written))] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+                files[str(file.relative_to(written))] = _facts(file)
             manifest = {
                 "kind": key.kind,
                 "label": key.label,

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.errors import UserError
+from circuits.errors import RunError, UserError
 from circuits.files import write_json
 from circuits.run import registry, status
 from circuits.run.content import Contents
 from circuits.run.keys import Unit
 from circuits.run.kinds import Column, Kind, ModelDims, behaviour_name, readable, text_remarks
+from circuits.run.leases import certainly_gone, is_me, owner
 from circuits.schema import (
     ActivationsConfig,
     ActivationSource,
@@ -206,22 +207,32 @@ KIND = Kind(
 
 def run(context: Context) -> None:
     """Capture what is missing of the run's layers and sites, then show all of them."""
-    waiting = None
-    while waiting is None and (missing := context.missing()):
-        with context.making(missing) as works:
+    waiting, left = None, context.missing()
+    while waiting is None and left:
+        with context.making(left) as works:
             if works:
                 waiting = _make(context, works)
+        before, left = left, context.missing()
+        if works and waiting is None and left == before:
+            raise RunError(
+                f"{context.key(left[0]).id}: captured, and not whole: its unfinished work was altered; run it again"
+            )
     context.conclude(waiting)
 
 
 def _make(context: Context, works: Mapping[Unit, Work]) -> str | None:
     """Do this run's share of these artifacts; why they are not whole yet when others' shares are missing, or None."""
     from circuits.data.capture import capture
+    from circuits.data.pieces import take_over
 
     given = resolved(context.cfg.activations)
     made = _prepare(context, given)
     keys = {one: _site_and_layer(one, given) for one in works}
     partials = {keys[one]: work.partial for one, work in works.items()}
+    me = owner()
+    made.plan = replace(made.plan, writer=me["token"][:12])
+    for partial in partials.values():
+        take_over(partial, made.plan.share, made.plan.piece, me, lambda facts: certainly_gone(facts) or is_me(facts))
 
     def progress(done: int, total: int, tally: Tally) -> None:
         rate = tally.rows / tally.seconds if tally.seconds else 0.0
@@ -243,14 +254,16 @@ def _make(context: Context, works: Mapping[Unit, Work]) -> str | None:
         "peak_gigabytes": round(peak, 3),
     }
     left = _put_together(context, works, keys, made, measured)
-    if not left:
-        return None
+    if not left or given.world_size == 1:
+        return (
+            None  # what is still missing then, because another process removed the work of this one, is captured anew
+        )
     note = f"shard {given.shard + 1}/{given.world_size} done, waiting for the rest ({left:,} of {len(made.samples):,} samples)"
     context.say(note)
     return note
 
 
-@dataclass(frozen=True)
+@dataclass
 class Capture:
     """What is captured, and how."""
 
@@ -324,6 +337,9 @@ def _put_together(
                 pieces = Pieces(work.partial, ON_DISK[made.plan.dtype], site_width(made.lm.dims, keys[one][0]))
                 if missing := pieces.missing(len(made.samples)):
                     left = max(left, missing)
+                    lost = not (work.partial / made.plan.piece).exists() and context.run.store.find(work.key) is None
+                    if lost:
+                        raise RunError(f"{work.partial}: removed while it was written to; run the same command again")
                     continue
                 _publish(context, work, keys[one], pieces, made, measured, Path(folder))
     return left
@@ -384,7 +400,7 @@ def _publish(
     found: dict[str, Any] = {}
 
     def write(out: Path) -> None:
-        pieces.write(out)
+        pieces.write(out, own=made.plan.piece)
         shutil.copyfile(index, out / rowtable.ROWS)
         write_json(out / "meta.json", facts)
         found.update(rowtable.summary(out, facts), **measured)
