@@ -64,6 +64,7 @@ class LocalLauncher:
         self.workers: list[Worker] = []
         self.claims: dict[int, list[tuple[Note, str]]] = {}  # by element
         self._looked = time.monotonic()
+        self._gpu_memory = machine.gpu_memory()
         self.view = terminal.View(sweep, elements)
 
     def run(self) -> int:
@@ -153,6 +154,8 @@ class LocalLauncher:
             "CIRCUITS_GRACE_S": str(self.cfg.cluster.grace_s),
             "CIRCUITS_STDOUT_IS_LOG": str(log),
         }
+        if machine.gpus():  # by the numbers that nvidia-smi shows, and not the fastest first
+            extra["CUDA_DEVICE_ORDER"] = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         if gpus:
             extra["CUDA_VISIBLE_DEVICES"] = self._visible(gpus)
         return {**os.environ, **extra}
@@ -164,11 +167,14 @@ class LocalLauncher:
         return ",".join(names.split(",")[gpu].strip() if names else str(gpu) for gpu in gpus)
 
     def _free_gpus(self, element: Element) -> list[int]:
-        """The GPUs of a worker, those that fewest others use; none when there are none, or the config names a device itself."""
-        if element.cfg.model.device != "auto":
+        """The GPUs of a worker: those that fewest others of ours use, and of these the ones with the most free memory. None when
+        there are none, or the config names one by its number: the worker finds that itself."""
+        if element.cfg.model.device not in ("auto", "cuda"):
             return []
-        used = [gpu for worker in self.workers for gpu in worker.gpus]
-        return sorted(range(machine.gpus()), key=used.count)[: element.cfg.task.resources.gpus]
+        used, known = [gpu for worker in self.workers for gpu in worker.gpus], self._gpu_memory
+        numbers = machine.gpus_for(element.cfg.model.device)
+        numbers.sort(key=lambda gpu: (used.count(gpu), -known[gpu].free if gpu in known else 0))
+        return numbers[: element.cfg.task.resources.gpus]
 
     def _ended(self, worker: Worker) -> list[Element]:
         """Close a finished worker; say on its behalf how it ended if it could not. The elements that it never began."""
@@ -309,8 +315,8 @@ class LocalLauncher:
 def pool_size(cfg: BaseConfig, elements: int) -> int:
     """Worker processes: what ``cluster.workers`` says, else as many as cores and GPUs carry and elements need."""
     fits = max(1, machine.cores() // (cfg.task.resources.cpus or 1))
-    if cfg.task.resources.gpus and machine.gpus():
-        fits = max(1, machine.gpus() // cfg.task.resources.gpus)
+    if cfg.task.resources.gpus and (numbers := machine.gpus_for(cfg.model.device)):
+        fits = max(1, len(numbers) // cfg.task.resources.gpus)
     return cores.workers(elements, cfg.pack, cfg.cluster.workers, fits)
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,18 +39,43 @@ def gpus() -> int:
     return sum(1 for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
 
 
-@lru_cache
-def gpu_memory() -> int | None:
-    """Bytes of the smallest CUDA device's memory, as ``nvidia-smi`` tells; None where there is none, or it is not known."""
+def gpus_for(device: str) -> list[int]:
+    """Of the CUDA devices that we may see, by number: those that a run with this ``model.device`` may be given."""
+    match = re.fullmatch(r"(?:auto|cuda)(?::(\d+))?", device)
+    if match is None:
+        return []
+    return [i for i in range(gpus()) if match[1] is None or i == int(match[1])]
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """Bytes of one CUDA device: in all, and not in use by anybody."""
+
+    total: int
+    free: int
+
+
+def gpu_memory() -> dict[int, GpuMemory]:
+    """The memory of the CUDA devices that we may see, by number, as ``nvidia-smi`` tells it now; those that it does not know (a part
+    of a card, no such program) are left out."""
     if not gpus():
-        return None
-    words = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        return {}
+    words = ["nvidia-smi", "--query-gpu=index,uuid,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         text = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return None
-    sizes = [int(line) << 20 for line in text.split() if line.isdigit()]
-    return min(sizes, default=None)
+        return {}
+    cards = [[word.strip() for word in line.split(",")] for line in text.splitlines()]
+    known = [(card[0], card[1], GpuMemory(int(card[2]) << 20, int(card[3]) << 20)) for card in cards
+             if len(card) == 4 and card[2].isdigit() and card[3].isdigit()]  # fmt: skip
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = [str(i) for i in range(gpus())] if names is None else [name.strip() for name in names.split(",")]
+    return {
+        number: memory
+        for number, name in enumerate(visible)
+        for index, uuid, memory in known
+        if name == index or (name.startswith("GPU-") and uuid.startswith(name))
+    }
 
 
 def device_error(device: str) -> str | None:

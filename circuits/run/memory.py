@@ -27,13 +27,18 @@ def here(element: Element, pool: int) -> Room:
     """This machine's room for each of `pool` processes at a time."""
     main = free_memory() // max(1, pool)
     called = f"{size(main)} of memory are free here" + (f" for each of {pool} workers" if pool > 1 else "")
-    on_gpu = (
-        element.cfg.model.device in ("auto", "cuda") and bool(element.cfg.task.resources.gpus) and machine.gpus() > 0
-    )
-    if not on_gpu:
+    each, numbers = element.cfg.task.resources.gpus, machine.gpus_for(element.cfg.model.device)
+    if not (each and numbers):
         return Room(None, main, main_called=called)
-    gpu = machine.gpu_memory()
-    return Room(gpu or 1 << 62, main, f"a GPU here has {size(gpu or 0)}", called)
+    known = machine.gpu_memory()
+    if not all(number in known for number in numbers):
+        return Room(1 << 62, main, main_called=called)
+    # Workers go to the GPUs with the most free memory; once each has one they share them.
+    taken = sorted((known[number] for number in numbers), key=lambda gpu: -gpu.free)[: max(1, pool) * each]
+    worst, share = taken[-1], -(-max(1, pool) * each // len(taken))
+    told = f"a GPU here has {size(worst.total)}, of which {size(worst.free)} are free"
+    told += f", for {share} workers" if share > 1 else ""
+    return Room(worst.free // share, main, told, called)
 
 
 def problems(pack: Sequence[Element], room: Room) -> list[str]:

@@ -43,11 +43,11 @@ def peak_rss() -> int:
 
 
 def peak_gpu() -> int | None:
-    """Peak accelerator memory allocated by this process, bytes; None when torch is not loaded or has no accelerator."""
+    """Peak memory that this process allocated of a CUDA device (of several: the most), bytes; None where it used none."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return None
-    return int(torch.cuda.max_memory_allocated())
+    return max((int(torch.cuda.max_memory_allocated(i)) for i in range(torch.cuda.device_count())), default=0) or None
 
 
 class Status:
