@@ -15,13 +15,13 @@ from circuits.sae.memory import training
 
 def test_the_figures_are_those_of_the_largest_tensors() -> None:
     """3584 → 14336 (a 7B model's stream, fourfold): 102.8 M parameters, as the source study has it."""
-    need = training(3584, 14336, 256, block_rows=16384, row_bytes=2)
+    need = training(3584, 14336, 256, architecture="topk", block_rows=16384, row_bytes=2)
     assert need.parameters == 2 * 3584 * 14336 + 14336 + 3584
     assert need.each == 16 * need.parameters + 16384 * 3584 * 2
-    assert training(3584, 14336, 256, best=True).each == 20 * need.parameters
-    both = training(8, 32, 4, d_out=6, block_rows=100, row_bytes=4)
+    assert training(3584, 14336, 256, architecture="topk", best=True, parts=2).each == 24 * need.parameters
+    both = training(8, 32, 4, architecture="relu", d_out=6, block_rows=100, row_bytes=4)
     assert both.parameters == (8 + 6) * 32 + 32 + 6 and both.each == 16 * both.parameters + 100 * 14 * 4
-    stored = training(8, 32, 4, ram=1e9)
+    stored = training(8, 32, 4, architecture="relu", ram=1e9)
     assert (stored.beside, stored.beside_each) == (24 * stored.parameters, 1_000_000_000)
 
 

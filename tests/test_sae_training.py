@@ -323,6 +323,19 @@ def test_the_inference_threshold_keeps_k_features_a_row_on_average(name: str) ->
     assert torch.allclose(sae.encode(x)[:32], sae.encode(x[:32])), "what a row gives does not depend on its batch"
 
 
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])
+def test_the_threshold_moves_once_a_step_however_many_parts_its_batch_has(name: str) -> None:
+    found = {}
+    for parts in (1, 4):
+        trainer = trained(small(name, threshold_rate=0.05, accumulate=parts), 3)
+        trainer.objective.state["threshold"].fill_(10.0)
+        trainer.train_step(rows(3))
+        found[parts] = float(trainer.objective.state["threshold"])
+    assert found[4] == pytest.approx(found[1], abs=0.02) and 9.5 < found[1] < 9.6, (
+        "towards the least that was kept, by a twentieth"
+    )
+
+
 def test_metrics_report_the_window_and_then_start_anew() -> None:
     trainer = trained(small("relu"), 30)
     found = trainer.metrics()

@@ -31,6 +31,7 @@ from circuits.errors import Damaged, NonFinite, OutOfMemory
 from circuits.models.hooks import Key, forward
 from circuits.models.load import DTYPES, LM
 from circuits.models.sites import site_width
+from circuits.models.transfer import sent
 
 WINDOW = 4  # batches that are sorted by length together
 ON_DISK: dict[str, np.dtype[Any]] = {
@@ -205,9 +206,9 @@ def _run(
         ) from e
     chosen = keep if last_n is None else _among_last(keep, tokens, last_n)
     counts = keep.sum(dim=1).tolist()
-    chosen = chosen.to(lm.device)
+    at = sent(chosen.flatten().nonzero().squeeze(1), lm.device)
     for key in keys:
-        values = found.sites[key].flatten(2)[chosen].to(DTYPES[plan.dtype])
+        values = found.sites[key].flatten(2).flatten(0, 1).index_select(0, at).to(DTYPES[plan.dtype])
         bad = _bad_samples(values, counts)
         if bad and plan.nonfinite == "fail":
             raise NonFinite(_nonfinite(key, [numbers[i] for i in bad], plan, samples))

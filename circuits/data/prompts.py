@@ -85,7 +85,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
-        moved = (t.to(device) for t in (self.ids, self.mask, self.positions, self.last))
+        from circuits.models.transfer import sent
+
+        moved = (sent(t, device) for t in (self.ids, self.mask, self.positions, self.last))
         return Batch(self.samples, self.index, *moved)
 
 

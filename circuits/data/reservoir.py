@@ -33,6 +33,7 @@ from circuits.data.seeds import derive_seed
 from circuits.data.stream import Batch, Position
 from circuits.errors import Damaged, UserError
 from circuits.models.load import DTYPES
+from circuits.models.transfer import locked
 from circuits.words import size
 
 CHUNK_BYTES = 16 << 20
@@ -192,8 +193,7 @@ class Reservoir:
         for layer, stores in self.stores.items():
             if layer not in buffers:
                 most = min(self.chunks_per_block * self.chunk_rows, self.n_rows)
-                pinned = self.device.type == "cuda"
-                buffers[layer] = torch.empty(most, self.width, dtype=DTYPES[self.dtype], pin_memory=pinned)
+                buffers[layer] = locked(most, self.width, DTYPES[self.dtype], self.device)
             for store, columns in zip(stores, buffers[layer].split([s.width for s in stores], dim=1), strict=True):
                 work += [
                     (store, start, at, columns) for (start, _), at in zip(spans, np.split(places, ends), strict=True)
@@ -209,7 +209,7 @@ class Reservoir:
         if self.device.type == "cpu":
             return rows.to(torch.float32, copy=self.own)
         # Widened there: half the bytes to move. Only from page-locked memory may the copy be under way when we go on.
-        return rows.to(self.device, non_blocking=self.device.type == "cuda").to(torch.float32)
+        return rows.to(self.device, non_blocking=rows.is_pinned()).to(torch.float32)
 
 
 def _check_alike(stores: Mapping[int, tuple[ActivationStore, ...]]) -> None:

@@ -30,6 +30,7 @@ from circuits.errors import NonFinite, OutOfMemory, RunError, UserError
 from circuits.models.hooks import forward
 from circuits.models.load import LM
 from circuits.models.sites import check_layer, check_site, site_width
+from circuits.models.transfer import pinned, sent
 
 _PROBE = 256
 """Sequences of the source's first block by whose mean length a block is sized."""
@@ -65,11 +66,11 @@ class Heldout:
     """A chunk of held-out sequences, in order."""
 
     tokens: Tokens
-    """On the model's device."""
+    """In main memory, where it can be looked at without waiting for a device."""
     keep: Bool[Tensor, "n pos"]
-    """Positions that count: valid, not among the skipped first ones, finite where non-finite ones are dropped."""
+    """Positions that count: valid, not among the skipped first ones, finite where non-finite ones are dropped. In main memory."""
     sites: dict[int, Float[Tensor, "n pos width"]]
-    """By layer, in float32; whatever stands where `keep` is False is to be ignored."""
+    """By layer, in float32 on the model's device; whatever stands where `keep` is False is to be ignored."""
 
 
 @dataclass(frozen=True)
@@ -200,10 +201,10 @@ class ActivationStream:
         for start in range(first, len(tokens), chunk):
             part = tokens.take(slice(start, start + chunk))
             sites = {layer: values.float() for layer, values in self._capture(part).items()}
-            keep, part = self._keep(part).to(self.lm.device), part.to(self.lm.device)
-            bad = _bad_rows(list(sites.values())) & keep
+            keep = self._keep(part)
+            bad = _bad_rows(list(sites.values())) & sent(keep, self.lm.device)
             if bool(bad.any()):
-                owners = part.samples[:, None].expand_as(keep)
+                bad, owners = bad.cpu(), part.samples[:, None].expand_as(keep)
                 self._refuse(bad.flatten(1), owners.flatten())
                 self.heldout_dropped += int(bad.any(dim=0).sum())
                 keep = keep & ~bad.any(dim=0)
@@ -237,9 +238,8 @@ class ActivationStream:
         return _Block(index, rows, chunks)
 
     def _pinned(self, chunk: _Chunk) -> _Chunk:
-        if self.lm.device.type != "cuda":
-            return chunk
-        return _Chunk(chunk.tokens.pin(), chunk.source_rows.pin_memory(), chunk.places.pin_memory())
+        device = self.lm.device
+        return _Chunk(chunk.tokens.pinned(device), pinned(chunk.source_rows, device), pinned(chunk.places, device))
 
     @torch.no_grad()
     def _fill(self, block: _Block, buffers: dict[int, Tensor], stopping: Callable[[], bool]) -> bool:
@@ -256,8 +256,7 @@ class ActivationStream:
             for chunk in block.chunks:
                 if stopping():
                     return False
-                from_rows = chunk.source_rows.to(device, non_blocking=True)
-                places = chunk.places.to(device, non_blocking=True)
+                from_rows, places = sent(chunk.source_rows, device), sent(chunk.places, device)
                 for layer, values in self._capture(chunk.tokens).items():
                     rows = values.flatten(0, 1).index_select(0, from_rows)
                     buffers[layer].index_copy_(0, places, rows.to(self.dtype))

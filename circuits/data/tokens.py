@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from circuits.models.transfer import pinned, sent
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -45,13 +47,12 @@ class Tokens:
         return Tokens(self.ids[index, :width], mask[:, :width], self.samples[index])
 
     def to(self, device: torch.device) -> Tokens:
-        """The same block on `device`; on CUDA without waiting, when it comes from pinned memory."""
-        free = device.type == "cuda"
-        return Tokens(*(t.to(device, non_blocking=free) for t in (self.ids, self.mask, self.samples)))
+        """The same block on `device`, without waiting where that can be."""
+        return Tokens(*(sent(t, device) for t in (self.ids, self.mask, self.samples)))
 
-    def pin(self) -> Tokens:
-        """The same block in page-locked memory, from which a CUDA device copies without blocking the host."""
-        return Tokens(self.ids.pin_memory(), self.mask.pin_memory(), self.samples.pin_memory())
+    def pinned(self, device: torch.device) -> Tokens:
+        """The same block, ids and mask where `device` copies from without the host."""
+        return Tokens(pinned(self.ids, device), pinned(self.mask, device), self.samples)
 
 
 def pad_right(sequences: list[list[int]], samples: list[int], pad: int = 0) -> Tokens:

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from circuits.data.keeper import State
 from circuits.errors import UserError
+from circuits.models.transfer import sent, widest
+from circuits.sae.memory import FEATURES_AT_ONCE
 from circuits.sae.modules import SAE
 
-FEATURES_AT_ONCE = 1 << 26
-"""Feature activations held in memory at a time."""
 LOWEST, PER_OCTAVE, BINS = -10, 2, 48
 EDGES: NDArray[np.float64] = 2.0 ** (LOWEST + np.arange(BINS + 1) / PER_OCTAVE)
 """Bins of activations, from 1/1024 to 16,384; what lies outside counts in the first or the last."""
@@ -75,7 +75,7 @@ class Collector:
         self._rows = self._sequences = self._repeated = 0
         self._n_active = torch.zeros(f, dtype=torch.int64, device=device)
         self._n_sequences = torch.zeros_like(self._n_active)
-        self._total = torch.zeros(f, dtype=torch.float64, device=device)
+        self._total = torch.zeros(f, dtype=widest(device), device=device)
         self._maximum = torch.zeros(f, device=device)
         self._histogram = torch.zeros(f * BINS, dtype=torch.int64, device=device)
         self._values = torch.zeros(f, top_k, device=device)
@@ -91,7 +91,7 @@ class Collector:
             part = slice(start, start + at_once)
             active = feature_activations(self.sae, self.features, x[part], keep[part])
             self._count(active, keep[part])
-            self._examples(active, fresh[part].to(active.device))
+            self._examples(active, sent(fresh[part], active.device))
             self._sequences += len(active)
         self._repeated += int((~fresh).sum())
 
@@ -100,7 +100,7 @@ class Collector:
         self._rows += int(keep.sum())
         self._n_active += on.sum((0, 1))
         self._n_sequences += on.any(1).sum(0)
-        self._total += active.sum((0, 1), dtype=torch.float64)
+        self._total += active.sum((0, 1), dtype=self._total.dtype)
         self._maximum = torch.maximum(self._maximum, active.amax((0, 1)))
         _, _, feature = on.nonzero(as_tuple=True)
         bins = ((active[on].log2() - LOWEST) * PER_OCTAVE).floor().clamp(0, BINS - 1).long()
@@ -160,8 +160,8 @@ class Collector:
             repeated=self._repeated,
             n_active=self._n_active.cpu().numpy(),
             n_sequences=self._n_sequences.cpu().numpy(),
-            mean=mean.cpu().numpy(),
-            maximum=self._maximum.double().cpu().numpy(),
+            mean=mean.cpu().double().numpy(),
+            maximum=self._maximum.cpu().double().numpy(),
             histogram=self._histogram.view(-1, BINS).cpu().numpy(),
             values=self._values.cpu().numpy(),
             sequence=self._sequence.cpu().numpy(),
@@ -174,7 +174,7 @@ def feature_activations(
     sae: SAE, features: Int[Tensor, " f"], x: Float[Tensor, "n pos d"], keep: Bool[Tensor, "n pos"]
 ) -> Float[Tensor, "n pos f"]:
     """Activations of some features; 0 at positions that do not count. Of a transcoder's rows [x | y], x is read."""
-    keep = keep.to(sae.W_enc.device)[..., None]
+    keep = sent(keep, sae.W_enc.device)[..., None]
     # `where`, not a product: what stands at a padded position may be NaN.
     x = torch.where(keep, x.to(sae.W_enc.device, torch.float32)[..., : sae.cfg.d_in], 0.0)
     return torch.where(keep, sae.encode(x)[..., features], 0.0)

@@ -14,9 +14,11 @@ from torch import Tensor
 from circuits.data.keeper import Keeper
 from circuits.data.prompts import PromptSet
 from circuits.errors import UserError
-from circuits.features.collect import FEATURES_AT_ONCE, feature_activations
+from circuits.features.collect import feature_activations
 from circuits.models.hooks import check_finite, forward
 from circuits.models.load import LM
+from circuits.models.transfer import sent
+from circuits.sae.memory import FEATURES_AT_ONCE
 from circuits.sae.modules import SAE
 
 How = Literal["max", "mean", "last"]
@@ -59,7 +61,7 @@ def pooled(
         keep = batch.mask & (batch.positions >= skip_first)
         for layer, sae in ((layer, saes[layer]) for layer in going):
             x = sites[site, layer].flatten(2)
-            counted = keep.to(x.device)[..., None]
+            counted = sent(keep, x.device)[..., None]
             check_finite(torch.where(counted, x, 0.0), site, layer, batch.index)  # a prompt's number in the set
             found[layer][list(batch.index)] = _pool(sae, features[layer], x, keep, batch.last, how)
         done += len(batch)
@@ -84,7 +86,7 @@ def _pool(
         if how == "max":
             parts.append(active.amax(1))
         elif how == "mean":
-            parts.append(active.sum(1) / keep[part].sum(1, keepdim=True).to(active.device))
+            parts.append(active.sum(1) / sent(keep[part].sum(1, keepdim=True), active.device))
         else:
-            parts.append(active[torch.arange(len(active)), last[part]])
+            parts.append(active[torch.arange(len(active), device=active.device), sent(last[part], active.device)])
     return torch.cat(parts).cpu().numpy()

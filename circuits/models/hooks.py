@@ -27,6 +27,7 @@ from circuits.models.load import LM
 from circuits.models.modules import hooked, module_at, only_at, restarted
 from circuits.models.positions import Kept, last_positions, position_ids
 from circuits.models.sites import Tap, check_layer, check_site
+from circuits.models.transfer import sent
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -92,8 +93,8 @@ def forward(
         _check_ids(lm, ids)
     mask = mask.bool()
     kept = None if positions is None else last_positions(mask, positions).to(lm.device)
-    last = last_positions(mask, 1).index[:, 0].to(lm.device) if logits == "last" else None
-    ids, mask = ids.to(lm.device), mask.to(lm.device)
+    last = sent(last_positions(mask, 1).index[:, 0], lm.device) if logits == "last" else None
+    ids, mask = sent(ids, lm.device), sent(mask, lm.device)
     run = _Pass(lm, wanted, kept, detach, stop=logits is None)
     with torch.set_grad_enabled(not detach), contextlib.ExitStack() as hooks:
         if prefix is not None:

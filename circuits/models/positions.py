@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from circuits.models.transfer import sent
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
 
@@ -25,7 +27,7 @@ class Kept:
 
     def to(self, device: torch.device) -> Kept:
         """The same on `device`."""
-        return Kept(self.index.to(device), self.valid.to(device), self.all_valid)
+        return Kept(sent(self.index, device), sent(self.valid, device), self.all_valid)
 
 
 def position_ids(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:

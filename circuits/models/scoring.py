@@ -21,9 +21,10 @@ from circuits.data.prompts import Batch, PromptSet, Side, batches
 from circuits.errors import NonFinite, UserError
 from circuits.models.load import LM
 from circuits.models.modules import module_at, only_at
+from circuits.models.transfer import sent
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
 
 
 @dataclass(frozen=True)
@@ -108,25 +109,49 @@ def _check(lm: LM, prompts: PromptSet) -> None:
 
 @torch.inference_mode()
 def _score_batch(lm: LM, prompts: PromptSet, rows: Sequence[_Row], batch: Batch, found: dict[str, list[float]]) -> None:
-    spans = [1 if row.answer == "both" else len(row.tokens) for row in rows]
-    logits = answer_logits(lm, batch, max(spans)).float()
-    bad = ~torch.isfinite(logits.sum(dim=-1)).all(dim=1)
-    if bool(bad.any()):
-        raise NonFinite(
-            f"non-finite logits, prompt {batch.samples[int(bad.nonzero()[0, 0])]}; use precision=fp32 or precision=bf16"
-        )
-    logp = logits.log_softmax(dim=-1)
-    for r, (row, span) in enumerate(zip(rows, spans, strict=True)):
-        start = logits.shape[1] - span
-        i, first_logits, first = row.prompt, logits[r, start], logp[r, start]
+    answers = [_answers(row) for row in rows]
+    spans = [max(len(tokens) for _, tokens in given) for given in answers]
+    # Of every token of every answer: the row, the column of the logits at which it is predicted, and its id.
+    read = [
+        (r, max(spans) - span + j, token)
+        for r, (given, span) in enumerate(zip(answers, spans, strict=True))
+        for _, tokens in given
+        for j, token in enumerate(tokens)
+    ]
+    starts = [(r, max(spans) - span) for r, span in enumerate(spans)]
+    sound, table, best = _looked_up(answer_logits(lm, batch, max(spans)).float(), read, starts)
+    if not bool(sound.all()):
+        sample = batch.samples[int((~sound).nonzero()[0, 0])]
+        raise NonFinite(f"non-finite logits, prompt {sample}; use precision=fp32 or precision=bf16")
+    at = 0
+    for row, given, (top, probability) in zip(rows, answers, best.tolist(), strict=True):
+        i = row.prompt
         if row.answer in ("both", "target"):
-            best = int(first.argmax())
-            found["top"][i], found["top_probability"][i] = best, float(first[best].exp())
-        for name, tokens in _answers(row):
-            found[f"logit_{name}"][i] = float(first_logits[tokens[0]])
-            found[f"logp_first_{name}"][i] = float(first[tokens[0]])
-            steps = [logp[r, start + j, token] for j, token in enumerate(tokens)]
-            found[f"logp_{name}"][i] = float(torch.stack(steps).sum())
+            found["top"][i], found["top_probability"][i] = top, probability
+        for name, tokens in given:
+            logit, logp = table[at : at + len(tokens)].unbind(1)
+            found[f"logit_{name}"][i], found[f"logp_first_{name}"][i] = float(logit[0]), float(logp[0])
+            found[f"logp_{name}"][i] = float(logp.contiguous().sum())
+            at += len(tokens)
+
+
+def _looked_up(
+    logits: Float[Tensor, "batch n vocab"], read: Sequence[tuple[int, int, int]], starts: Sequence[tuple[int, int]]
+) -> tuple[Bool[Tensor, " batch"], Float[Tensor, "read 2"], Float[Tensor, "batch 2"]]:
+    """In main memory: whether a row's logits are finite; logit and log-probability of what is to be `read`; the most likely token
+    at each row's start and its probability. The host waits once a batch, whatever the number of prompts."""
+    device, vocab = logits.device, logits.shape[-1]
+    sound = torch.isfinite(logits.sum(dim=-1)).all(dim=1)
+    flat_logits, logp = logits.view(-1, vocab), logits.log_softmax(dim=-1).view(-1, vocab)
+    row, column, token = sent(torch.tensor(read), device).unbind(1)
+    place = row * logits.shape[1] + column
+    first_row, first_column = sent(torch.tensor(starts), device).unbind(1)
+    probability, top = logp.index_select(0, first_row * logits.shape[1] + first_column).max(dim=1)
+    numbers = [sound.float(), flat_logits[place, token], logp[place, token], probability.exp()]
+    sizes = [len(part) for part in numbers]
+    # Token ids are whole numbers below 2^24 and so exact in float32: one copy brings everything.
+    found = torch.cat([*numbers, top.float()]).cpu().split([*sizes, len(top)])
+    return found[0] > 0, torch.stack(found[1:3], dim=1), torch.stack([found[4], found[3]], dim=1).double()
 
 
 def _answers(row: _Row) -> list[tuple[str, tuple[int, ...]]]:

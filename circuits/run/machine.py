@@ -56,8 +56,8 @@ class GpuMemory:
 
 
 def gpu_memory() -> dict[int, GpuMemory]:
-    """The memory of the CUDA devices that we may see, by number, as ``nvidia-smi`` tells it now; those that it does not know (a part
-    of a card, no such program) are left out."""
+    """The memory of the CUDA devices that we may see, by number, as ``nvidia-smi`` tells it now; those that it does not know
+    (a part of a card, no such program) are left out."""
     if not gpus():
         return {}
     words = ["nvidia-smi", "--query-gpu=index,uuid,memory.total,memory.free", "--format=csv,noheader,nounits"]

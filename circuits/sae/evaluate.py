@@ -68,7 +68,7 @@ def measure(
         tokens, keep, mine = part.tokens, part.keep, {layer: saes[layer] for layer in going}
         sums = splice_sums(stream.lm, mine, tokens.ids, tokens.mask, keep, site=stream.site, target=stream.target)
         for layer in going:
-            _require_finite(sums[layer], tokens.samples, layer)
+            require_finite(sums[layer], tokens.samples, layer)
             evaluators[layer].add_splice(sums[layer])
         done += len(tokens)
         keeper.step(done, n_sequences, state)
@@ -102,12 +102,17 @@ def _sequences(stream: ActivationStream) -> int:
     return max(1, min(stream.forward_batch, LOGIT_BYTES // one))
 
 
-def _require_finite(sums: SpliceSums, samples: Int[Tensor, " n"], layer: int) -> None:
-    """A loss that is no number stops the measurement; it names which forward pass and which sample."""
+def require_finite(sums: SpliceSums, samples: Int[Tensor, " n"], layer: int) -> None:
+    """A loss or a divergence that is no number stops the measurement.
+
+    Raises:
+        NonFinite: with which forward pass and which sample.
+    """
     passes = {
         "ce_clean": "the model itself",
         "ce_spliced": f"the reconstruction of layer {layer}",
         "ce_zero": f"layer {layer} at zero",
+        "kl": f"the reconstruction of layer {layer}, which excludes what the model itself does not",
     }
     for name, what in passes.items():
         bad = ~getattr(sums, name).isfinite()

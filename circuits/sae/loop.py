@@ -22,6 +22,7 @@ import torch
 
 from circuits.data.stream import ActivationStream, Batch, Position
 from circuits.errors import NonFinite, UserError
+from circuits.models.transfer import sent
 from circuits.sae.spec import TrainSpec
 from circuits.sae.training import Trainer
 
@@ -73,6 +74,9 @@ def train(
         until: steps after which each stops; the schedules are by ``spec.steps``.
         validation: rows by layer for early stopping (:func:`validation_rows`), where the specs have a patience.
 
+    Returns:
+        The trainers at their end (:meth:`Trainer.finish`): to be exported, not to be trained further.
+
     Raises:
         NonFinite: a loss is not a number, and `hooks` do not take such; the message names the last good checkpoint.
     """
@@ -105,7 +109,7 @@ class _Training(Generic[Name]):
         if start is not None and not self._through(start):
             return None
         for trainer in self.trainers.values():
-            trainer.take_best()
+            trainer.finish()
         return self.trainers
 
     def _going(self, name: Name) -> bool:
@@ -243,10 +247,11 @@ def validation_rows(stream: ActivationStream, skip: int, n_sequences: int) -> di
     found: dict[int, list[torch.Tensor]] = {layer: [] for layer in stream.layers}
     seen = 0
     for chunk in stream.heldout(skip + n_sequences):
-        later = torch.arange(seen, seen + len(chunk.tokens), device=chunk.keep.device) >= skip
+        later = torch.arange(seen, seen + len(chunk.tokens)) >= skip
         seen += len(chunk.tokens)
+        at = sent((chunk.keep & later[:, None]).flatten().nonzero().squeeze(1), stream.lm.device)
         for layer, values in chunk.sites.items():
-            found[layer].append(values[chunk.keep & later[:, None]])
+            found[layer].append(values.flatten(0, 1).index_select(0, at))
     if seen < skip + n_sequences:
         raise UserError(
             f"sae.patience: {skip + n_sequences} held-out sequences are needed (sae.heldout_sequences={skip} and "

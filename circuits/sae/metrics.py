@@ -30,11 +30,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuits.errors import RunError
+from circuits.sae.memory import FEATURES_AT_ONCE
 from circuits.sae.modules import SAE
 from circuits.stats.bootstrap import ratio_interval
 
-FEATURES_AT_ONCE = 1 << 26
-"""Feature activations held in memory at a time."""
 DENSITY_EDGES = np.linspace(-6.0, 0.0, 25)
 """Bins of log10 firing rate; rarer features count in the first bin."""
 DENSE_RATE = 0.1
@@ -80,7 +79,7 @@ def decoder_cosine(W_dec: Float[Tensor, "d_sae d_out"]) -> dict[str, float | Non
         cosine[torch.arange(len(index), device=rows.device), index] = -1.0
         largest.append(cosine.amax(1))
     found = torch.cat(largest)
-    return {"decoder_cosine": float(found.mean()), "twin_fraction": float((found > TWIN_COSINE).double().mean())}
+    return {"decoder_cosine": float(found.mean()), "twin_fraction": float((found > TWIN_COSINE).sum()) / len(found)}
 
 
 class Evaluator:
@@ -89,7 +88,7 @@ class Evaluator:
     def __init__(self, sae: SAE, *, seed: int = 0, resamples: int = 1000) -> None:
         self.sae, self.seed, self.resamples = sae, seed, resamples
         self.fired = torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
-        self._sums: list[tuple[Tensor, ...]] = []
+        self._sums: list[Float[Tensor, "n 8_plus_d"]] = []
         self._splices: list[SpliceSums] = []
 
     @torch.no_grad()
@@ -116,14 +115,14 @@ class Evaluator:
             keep.sum((1, 2)),
             error.square().sum((1, 2)),
             on.sum((1, 2)),
-            centred.sum(1),
             centred.square().sum((1, 2)),
             found.norm(dim=2).sum(1),
             centred.norm(dim=2).sum(1),
             found.square().sum((1, 2)),
             (found * centred).sum((1, 2)),
         )
-        self._sums.append(tuple(s.cpu().double() for s in sums))
+        # In one piece: the host waits once. (Float32 holds the counts of a sequence exactly.)
+        self._sums.append(torch.cat([torch.stack(sums, dim=1), centred.sum(1)], dim=1).cpu().double())
 
     def add_splice(self, sums: SpliceSums) -> None:
         """Losses with the reconstruction spliced into the model, for the same or other held-out sequences."""
@@ -133,7 +132,7 @@ class Evaluator:
         """What :meth:`load` takes: all that was added so far."""
         found = {"fired": self.fired}
         if self._sums:
-            found |= {f"sums.{i}": torch.cat(column) for i, column in enumerate(zip(*self._sums, strict=True))}
+            found["sums"] = torch.cat(self._sums)
         if self._splices:
             found |= {f"splice.{name}": column for name, column in join(self._splices)._asdict().items()}
         return found, {}
@@ -141,22 +140,22 @@ class Evaluator:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from a :meth:`state`."""
         self.fired = tensors["fired"]
-        columns = [tensors[f"sums.{i}"] for i in range(sum(name.startswith("sums.") for name in tensors))]
-        self._sums = [tuple(columns)] if columns else []
+        self._sums = [tensors["sums"]] if "sums" in tensors else []
         splices = [tensors[f"splice.{name}"] for name in SpliceSums._fields if f"splice.{name}" in tensors]
         self._splices = [SpliceSums(*splices)] if splices else []
 
     def firing_rate(self) -> Float[Tensor, " d_sae"]:
         """For each feature the fraction of held-out rows on which it was active."""
-        rows = sum(float(s[0].sum()) for s in self._sums)
+        rows = sum(float(s[:, 0].sum()) for s in self._sums)
         return (self.fired / max(rows, 1.0)).float()
 
     def result(self) -> dict[str, Any]:
         """All measures as JSON-able values; those of the spliced model are None when it was not run."""
         if not self._sums:
             raise RunError("no held-out activations were given to the evaluation")
-        columns = [torch.cat(column) for column in zip(*self._sums, strict=True)]
-        rows, error, active, total, squares, *lengths = columns
+        columns = torch.cat(self._sums)
+        rows, error, active, squares, *lengths = columns[:, :8].T
+        total = columns[:, 8:]
         n = rows.sum()
         if n == 0:
             raise RunError(f"none of the {len(rows)} held-out sequences has a row to evaluate; give longer ones")

@@ -3,7 +3,7 @@
 The part of ∂W_dec parallel to W_dec is removed (Bricken et al. 2023: a unit row can only turn). Memory bandwidth is what these
 steps cost on a CPU. So the parallel part is taken from the step that wrote the gradient, where it falls out of it; passes over the
 decoder go by blocks of rows that stay in the cache; and clipping is done by Adam's fused kernel, which divides gradients by
-`grad_scale` as it reads them.
+`grad_scale` as it reads them. (Of MPS that kernel takes the argument and does not read it: there they are divided before.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim.adam import adam
 
 from circuits.errors import UserError
 from circuits.sae.modules import Weights
@@ -23,6 +22,7 @@ from circuits.sae.modules.gradients import buffer
 BETAS, EPS = (0.9, 0.999), 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BLOCK_BYTES = 4 << 20
+SCALED = ("cpu", "cuda")  # devices whose fused Adam divides gradients by `grad_scale`
 
 
 def _norm(rows: Tensor) -> Tensor:
@@ -95,8 +95,12 @@ class Optimiser:
         scale = (torch.linalg.vector_norm(torch.stack(norms)) / self.clip).clamp_(min=1.0)
         moments, variances = (list(found.values()) for found in self.moments.values())
         parameters, steps = [p.data for p in self.weights.values()], list(self.steps.values())
-        adam(
-            parameters, list(grads.values()), moments, variances, [], steps, fused=True, grad_scale=scale, amsgrad=False,
+        read = parameters[0].device.type in SCALED
+        if not read:
+            torch._foreach_div_(list(grads.values()), scale)
+        torch._foreach_add_(steps, 1)
+        torch._fused_adam_(  # what torch.optim.Adam(fused=True) calls, after it has sorted its tensors by device
+            parameters, list(grads.values()), moments, variances, [], steps, grad_scale=scale if read else None, amsgrad=False,
             beta1=BETAS[0], beta2=BETAS[1], lr=lr, weight_decay=0.0, eps=EPS, maximize=False,
         )  # fmt: skip
         for block in rows:
@@ -105,7 +109,9 @@ class Optimiser:
     def _blocks(self, tensor: Tensor) -> Sequence[Tensor]:
         """A tensor of the decoder's features in parts whose rows of the decoder stay in the cache."""
         decoder = self.weights["W_dec"]
-        return tensor.split(len(decoder) if decoder.is_cuda else max(1, BLOCK_BYTES // (4 * decoder.shape[1])))
+        return tensor.split(
+            len(decoder) if decoder.device.type != "cpu" else max(1, BLOCK_BYTES // (4 * decoder.shape[1]))
+        )
 
     def reset(self, keep: Tensor) -> None:
         """Zero the moments of the features where `keep` is False."""

@@ -37,7 +37,7 @@ class TrainSpec:
     clip: float = 1.0
     """Largest global norm of the gradient."""
     dead_after: int = 25_600
-    """A feature that was not active on this many rows in a row is dead."""
+    """A feature that was not active on this many rows in a row is dead. (The task's default grows with the training.)"""
     aux: float = 1 / 32
     """TopK family: coefficient of the auxiliary loss on dead features; 0 turns it off."""
     resample_every: int = 250

@@ -3,6 +3,9 @@
 At the kept positions of one site the activation x is replaced by x̂ (spliced), or by zero (the floor of the CE score).
 The prediction of token t+1 at position t counts when both are valid; sums are per sequence, in float32 from
 log-softmax. A transcoder's estimate of another site, made from what the same pass has at its own site, replaces that one.
+
+Which rows count is looked up once a chunk, where possible on the host: an accelerator that is asked for a mask's True entries
+makes the host wait, here for each sequence, pass and layer.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from circuits.models.hooks import Edit, Prefix, forward
 from circuits.models.load import LM
+from circuits.models.transfer import sent
 from circuits.sae.metrics import SpliceSums
 from circuits.sae.modules import SAE
 
@@ -29,25 +33,35 @@ def splice_losses(
     """Next-token cross-entropies and KL(clean ‖ spliced), one sequence at a time: float32 logits of a large vocabulary
     are the largest tensors of the whole evaluation."""
     counted = mask[:, 1:] & mask[:, :-1]
+    counts, device = counted.sum(1).tolist(), logits_clean.device
+    ids, places = sent(ids, device), sent(counted.nonzero()[:, 1], device)
     rows = []
-    for row, target, valid in zip(range(len(ids)), ids[:, 1:], counted, strict=True):
+    for row, at in enumerate(places.split(counts)):
         clean, spliced, zero = (
-            torch.log_softmax(logits[row, :-1][valid].float(), dim=-1)
+            torch.log_softmax(logits[row].index_select(0, at).float(), dim=-1)
             for logits in (logits_clean, logits_spliced, logits_zero)
         )
-        at = target[valid][:, None]
-        ce = [-log_p.gather(1, at).sum() for log_p in (clean, spliced, zero)]
-        rows.append(torch.stack([valid.sum().float(), *ce, (clean.exp() * (clean - spliced)).sum()]))
-    return SpliceSums(*torch.stack(rows).double().cpu().T) if rows else SpliceSums(*torch.zeros(5, 0))
+        target = ids[row, 1:].index_select(0, at)[:, None]
+        ce = [-log_p.gather(1, target).sum() for log_p in (clean, spliced, zero)]
+        # What the model itself excludes (log p = −∞) adds nothing; logits that are no numbers show in the cross-entropies.
+        rows.append(torch.stack([*ce, (clean.exp() * (clean - spliced)).nansum()]))
+    sums = torch.stack(rows).cpu().double().T if rows else torch.zeros(4, 0, dtype=torch.float64)
+    return SpliceSums(torch.tensor(counts, dtype=torch.float64), *sums)
 
 
-def replaced(fn: Callable[[Tensor], Tensor], keep: Bool[Tensor, "n pos"]) -> Callable[[Tensor], Tensor]:
-    """An edit function that puts ``fn(x)`` at kept positions; `fn` sees rows [rows, width], heads side by side."""
+def kept_rows(keep: Bool[Tensor, "n pos"], device: torch.device) -> Int[Tensor, " rows"]:
+    """Kept positions, as numbers into the flattened ``[n · pos]``."""
+    return sent(keep.flatten().nonzero().squeeze(1), device)
+
+
+def replaced(fn: Callable[[Tensor], Tensor], at: Int[Tensor, " rows"]) -> Callable[[Tensor], Tensor]:
+    """An edit function that puts ``fn(x)`` at kept positions (:func:`kept_rows`); `fn` sees rows [rows, width], heads side by
+    side."""
 
     def edit(x: Tensor) -> Tensor:
-        where = keep.to(x.device)
-        rows = fn(x[where].flatten(1))
-        return x.masked_scatter(where.reshape(*where.shape, *[1] * (x.dim() - 2)), rows.to(x.dtype))
+        flat = x.flatten(0, 1)
+        rows = fn(flat.index_select(0, at).flatten(1))
+        return flat.index_copy(0, at, rows.view(len(at), *flat.shape[1:]).to(x.dtype)).view(x.shape)
 
     return edit
 
@@ -61,18 +75,18 @@ def reconstruct(sae: SAE) -> Callable[[Tensor], Tensor]:
     return fn
 
 
-def transcode(sae: SAE, site: str, target: str, layer: int, keep: Bool[Tensor, "n pos"]) -> tuple[Edit, Edit]:
+def transcode(sae: SAE, site: str, target: str, layer: int, at: Int[Tensor, " rows"]) -> tuple[Edit, Edit]:
     """Two edits: one that changes nothing and reads the transcoder's site, one that puts its estimate at the other."""
     seen: list[Tensor] = []
 
     def read(x: Tensor) -> Tensor:
-        seen[:] = [x[keep.to(x.device)].flatten(1)]
+        seen[:] = [x.flatten(0, 1).index_select(0, at).flatten(1)]
         return x
 
     def write(rows: Tensor) -> Tensor:
         return reconstruct(sae)(seen[0]).to(rows.device)
 
-    return Edit(site, layer, read), Edit(target, layer, replaced(write, keep))
+    return Edit(site, layer, read), Edit(target, layer, replaced(write, at))
 
 
 @torch.no_grad()
@@ -95,14 +109,13 @@ def splice_sums(
 
     whole = forward(lm, ids, mask, capture={"resid_pre": saes}, logits="all")
     clean = torch.empty(0) if whole.logits is None else whole.logits
-    ids, mask = ids.to(clean.device), mask.to(clean.device)
-    sums = {}
+    at, sums = kept_rows(keep, clean.device), {}
     for layer, sae in saes.items():
         before = Prefix(layer, whole.sites["resid_pre", layer])
         if target is None:
-            spliced = logits(Edit(site, layer, replaced(reconstruct(sae), keep)), prefix=before)
+            spliced = logits(Edit(site, layer, replaced(reconstruct(sae), at)), prefix=before)
         else:
-            spliced = logits(*transcode(sae, site, target, layer, keep), prefix=before)
-        zero = logits(Edit(target or site, layer, replaced(torch.zeros_like, keep)), prefix=before)
+            spliced = logits(*transcode(sae, site, target, layer, at), prefix=before)
+        zero = logits(Edit(target or site, layer, replaced(torch.zeros_like, at)), prefix=before)
         sums[layer] = splice_losses(clean, spliced, zero, ids, mask)
     return sums

@@ -34,14 +34,18 @@ class Best:
             self.waited += 1
             return
         self.loss, self.step, self.waited = loss, step, 0
-        live = {**weights, **{f"state.{name}": value for name, value in state.items()}}
-        self._copies = {name: value.detach().clone() for name, value in live.items()}
+        for name, value in {**weights, **{f"state.{name}": value for name, value in state.items()}}.items():
+            if name in self._copies:
+                self._copies[name].copy_(value.detach())
+            else:
+                self._copies[name] = value.detach().clone()
 
     @torch.no_grad()
     def restore(self, weights: Weights, state: Mapping[str, Tensor]) -> None:
-        """Put the best weights back, where there are any."""
+        """Put the best weights back, where there are any; the copies go."""
         for name, value in self._copies.items():
             (state[name.removeprefix("state.")] if name.startswith("state.") else weights[name]).copy_(value)
+        self._copies = {}
 
     def tensors(self) -> dict[str, Tensor]:
         """The copies, for a checkpoint."""

@@ -102,14 +102,14 @@ def score(sae: SAE, world: World, sample: Sample | None = None) -> Scores:
     cosine = rows @ truth.T
     mine, true = (torch.as_tensor(i, device=device) for i in linear_sum_assignment(-cosine.abs().cpu().numpy()))
     on, wanted = f[:, mine] > 0, held.activations.to(device)[:, true] > 0
-    both, fired, needed = ((a.sum(0).double()) for a in (on & wanted, on, wanted))
+    both, fired, needed = ((a.sum(0).cpu().double()) for a in (on & wanted, on, wanted))
     return Scores(
         explained_variance=float(1 - error.square().sum() / (x - x.mean(0)).square().sum()),
-        l0=float((f > 0).sum(1).double().mean()),
+        l0=float((f > 0).sum(1).float().mean()),
         mcc=float(cosine.abs()[mine, true].mean()),
         mmcs=float(cosine.amax(0).mean()),
         precision=float((both / fired.clamp(min=1)).mean()),
         recall=float((both / needed.clamp(min=1)).mean()),
         f1=float((2 * both / (fired + needed).clamp(min=1)).mean()),
-        dead_fraction=float((~(f > 0).any(0)).double().mean()),
+        dead_fraction=float((~(f > 0).any(0)).float().mean()),
     )

@@ -19,14 +19,18 @@ from torch import Tensor, nn
 
 from circuits.data.seeds import derive_seed
 from circuits.errors import Damaged, NonFinite, UserError
+from circuits.models.transfer import sent
 from circuits.sae import normalise
-from circuits.sae.modules import SAE, Outcome, SAEConfig, Weights, architecture
+from circuits.sae.memory import FEATURES_AT_ONCE
+from circuits.sae.modules import SAE, Objective, Outcome, SAEConfig, Weights, architecture
+from circuits.sae.modules.gradients import buffer
 from circuits.sae.normalise import Units
 from circuits.sae.optimiser import Optimiser
 from circuits.sae.spec import TrainSpec
 from circuits.sae.stopping import Best
 
 DEAD_EVERY = 32
+VALIDATED = 4096  # rows at a time, at most
 
 
 def check(spec: TrainSpec) -> None:
@@ -39,6 +43,13 @@ def check(spec: TrainSpec) -> None:
         )
     if wrong:
         raise UserError(wrong)
+
+
+def _finite_mean(values: list[Tensor]) -> Tensor:
+    """Of those that are finite; NaN where none is."""
+    found = torch.stack(values)
+    known = found.isfinite()
+    return torch.where(known, found, 0.0).sum() / known.sum()
 
 
 class Trainer:
@@ -74,6 +85,7 @@ class Trainer:
         """Rows seen since each feature was last active."""
         self.dead_index = torch.zeros(0, dtype=torch.int64, device=device)
         self.sums: dict[str, Tensor] = {}
+        self._totals: list[Tensor] = []  # gradients of the parts of a batch, summed
 
     def _generator(self, purpose: str) -> torch.Generator:
         seed = derive_seed(self.spec.seed, "sae", purpose, self.spec.layer)
@@ -91,6 +103,7 @@ class Trainer:
         """One optimiser step on a batch of activation rows, of any dtype."""
         x, y = self._rows(rows)
         outcome = self._gradients(x, y)
+        self.objective.follow(outcome, self.step)
         self.optimiser.step(self.spec.lr_at(self.step), outcome.along)
         self.objective.project(self.weights)
         self._count(y, outcome)
@@ -103,17 +116,27 @@ class Trainer:
         dead, parts = self._dead(), self.spec.accumulate
         if parts == 1:
             return self.objective.gradients(self.weights, x, y, self.step, dead)
-        outcomes, total = [], [torch.zeros_like(p) for p in self.weights.values()]
+        outcomes, weights = [], self.weights.values()
+        self._totals = self._totals or [torch.empty_like(p, requires_grad=False) for p in weights]
+        torch._foreach_zero_(self._totals)
         for part in zip(x.chunk(parts), y.chunk(parts), strict=True):
             outcomes.append(self.objective.gradients(self.weights, *part, self.step, dead))
-            torch._foreach_add_(total, [p.grad for p in self.weights.values() if p.grad is not None], alpha=1 / parts)
-        for p, grad in zip(self.weights.values(), total, strict=True):
-            p.grad = grad
+            torch._foreach_add_(self._totals, [buffer(p) for p in weights], alpha=1 / parts)
+        for i, p in enumerate(weights):  # each is the other's buffer in the next step
+            p.grad, self._totals[i] = self._totals[i], buffer(p)
         terms = {name: torch.stack([o.parts[name] for o in outcomes]).mean() for name in outcomes[0].parts}
         fired, active = (torch.stack([getattr(o, name) for o in outcomes]).sum(0) for name in ("fired", "active"))
         known = [o.along for o in outcomes if o.along is not None]
         along = torch.stack(known).mean(0) if len(known) == parts else None
-        return Outcome(torch.cat([o.error for o in outcomes]), fired, active, terms, along)
+        smallest = [o.smallest for o in outcomes if o.smallest is not None]
+        return Outcome(
+            torch.cat([o.error for o in outcomes]),
+            fired,
+            active,
+            terms,
+            along,
+            _finite_mean(smallest) if smallest else None,
+        )
 
     def _dead(self) -> Tensor | None:
         """Dead features for the auxiliary loss; None when there are none."""
@@ -145,7 +168,7 @@ class Trainer:
 
     def _revive(self, x: Tensor, outcome: Outcome) -> None:
         dead = self.since_fired >= self.spec.dead_after
-        noise = torch.rand(len(x), generator=self.generator).to(self.device, non_blocking=True)
+        noise = sent(torch.rand(len(x), generator=self.generator), self.device)
         keep = ~self.objective.revive(self.weights, x, outcome.error, dead, noise)
         self.optimiser.reset(keep)
         self.since_fired.mul_(keep)
@@ -159,14 +182,15 @@ class Trainer:
         """
         if self.best is None:
             return False
-        sae, error, squares = self.export(), 0.0, 0.0
-        y = rows[:, self.spec.d_in :] if self.spec.d_out is not None else rows
+        sae, spec, sums = self.export(), self.spec, []
+        y = rows[:, spec.d_in :] if spec.d_out is not None else rows
         mean = y.to(self.device, torch.float32).mean(0)
-        for part in rows.split(4096):
+        for part in rows.split(max(1, min(VALIDATED, FEATURES_AT_ONCE // spec.d_sae))):
             x = part.to(self.device, torch.float32)
-            y = x[:, self.spec.d_in :] if self.spec.d_out is not None else x
-            error += (sae(x[:, : self.spec.d_in]) - y).double().square().sum().item()
-            squares += (y - mean).double().square().sum().item()
+            y = x[:, spec.d_in :] if spec.d_out is not None else x
+            missing, centred = (sae(x[:, : spec.d_in]) - y), y - mean
+            sums.append(torch.stack([missing.square().sum(1), centred.square().sum(1)]))
+        error, squares = (float(total) for total in torch.cat(sums, dim=1).cpu().double().sum(1))
         loss = error / squares if squares else math.nan
         if not math.isfinite(loss):
             raise NonFinite(f"the validation loss is {loss}: layer {self.spec.layer}, step {self.step}; lower the rate")
@@ -178,10 +202,19 @@ class Trainer:
         """Whether it has stopped early."""
         return self.best is not None and self.best.exhausted
 
-    def take_best(self) -> None:
-        """Put the best validated weights in place, where validations were made."""
+    @property
+    def kept_step(self) -> int:
+        """Steps after which the weights were as :meth:`finish` leaves them: the best validated ones, where there are such."""
+        return self.step if self.best is None or self.best.loss is None else self.best.step
+
+    def finish(self) -> None:
+        """End the training: the best validated weights come into their place, and what only training needs (gradients, moments,
+        copies: three quarters of the memory) goes. What is left can be exported."""
         if self.best is not None:
             self.best.restore(self.weights, self.objective.state)
+        for p in self.weights.values():
+            p.grad = None
+        self.optimiser.moments, self._totals = {}, []
 
     # ── what others read ──
 
@@ -213,18 +246,26 @@ class Trainer:
 
     @torch.no_grad()
     def export(self) -> SAE:
-        """The SAE as it stands, on raw activations; a copy. Before any step: the control."""
-        spec = self.spec
-        sae = self.architecture.sae(SAEConfig(spec.d_in, spec.d_sae, spec.k, spec.d_out)).to(self.device)
-        self.objective.export(sae, self.weights, self.read, self.write)
-        return sae.eval()
+        """The SAE as it stands, on raw activations; a copy."""
+        return self._exported(self.objective, self.weights, self.device)
 
-    def untrained(self) -> Trainer:
-        """This trainer before its first step, with the same normalisation and start: the control of its measurements. What is
-        learned without a gradient (a threshold) is taken over: at its start it would let everything pass."""
-        fresh = Trainer(self.spec, self.device, None, (self.read, self.write))
-        fresh.objective.state = {name: value.clone() for name, value in self.objective.state.items()}
-        return fresh
+    @torch.no_grad()
+    def untrained(self) -> SAE:
+        """The SAE before its first step, with the same normalisation and start: the control of its measurements. What is
+        learned without a gradient (a threshold) is taken over: at its start it would let everything pass.
+
+        Made in main memory, so that an accelerator holds nothing of it but the SAE.
+        """
+        cpu = torch.device("cpu")
+        objective = self.architecture.objective(self.spec)
+        objective.state = {name: value.to(cpu) for name, value in self.objective.state.items()}
+        return self._exported(objective, objective.init(self._generator("init")), cpu).to(self.device)
+
+    def _exported(self, objective: Objective, weights: Weights, device: torch.device) -> SAE:
+        spec = self.spec
+        sae = self.architecture.sae(SAEConfig(spec.d_in, spec.d_sae, spec.k, spec.d_out)).to(device)
+        objective.export(sae, weights, self.read.to(device), self.write.to(device))
+        return sae.eval()
 
     # ── checkpoints ──
 

@@ -60,7 +60,7 @@ class SaeConfig:
     decay: float = 0.2  # last share of the steps, in which the rate falls linearly to zero
     l1_warmup: int | None = None  # steps over which the L1 penalty rises
     clip: float = 1.0  # gradient norm
-    dead_after: int = 25600  # rows without firing after which a feature counts as dead
+    dead_after: int | None = None  # rows without firing that make a feature dead; null: a tenth of all, at most 1e7
     aux: float | None = None  # weight of the auxiliary loss on dead features
     resample_every: int | None = None  # steps between resamplings of dead features
     source: SaeSource = SaeSource.stream  # rows straight from the model, or from an activations artifact of data
@@ -146,11 +146,18 @@ def _stopping(sae: SaeConfig) -> list[str]:
     return errors
 
 
-def at_sparsity(sae: SaeConfig) -> SaeConfig:
-    """The same SAE with `sparsity` worked into k and the penalties."""
+def settled(sae: SaeConfig) -> SaeConfig:
+    """The same SAE with `sparsity` worked into k and the penalties, and the number of rows that `dead_after` stands for."""
     k = sae.k and max(1, round(sae.k / sae.sparsity))
     l1, l0 = (value and value * sae.sparsity for value in (sae.l1, sae.l0_coefficient))
-    return replace(sae, k=k, l1=l1, l0_coefficient=l0, sparsity=1.0)
+    dead = dead_rows(sae.steps, sae.batch_size) if sae.dead_after is None else sae.dead_after
+    return replace(sae, k=k, l1=l1, l0_coefficient=l0, sparsity=1.0, dead_after=dead)
+
+
+def dead_rows(steps: int, batch_size: int) -> int:
+    """Rows without firing after which a feature is dead, where nobody says otherwise: a tenth of the training's, so that it does
+    not depend on how they are cut into batches, and at most the 10 million of Gao et al. 2024 and sparsify."""
+    return max(1, min(10_000_000, steps * batch_size // 10))
 
 
 A = Architecture  # short, for the table

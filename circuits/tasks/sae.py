@@ -18,7 +18,7 @@ from circuits.run import registry
 from circuits.run.content import Contents
 from circuits.run.kinds import Column, Kind, Memory, ModelDims, readable, text_remarks
 from circuits.schema import BaseConfig, DataSource, Dtype, NonFinitePolicy, SaeConfig, stored
-from circuits.schema.sae import MEASURED, at_sparsity
+from circuits.schema.sae import MEASURED, settled
 from circuits.tasks import _sae
 
 if TYPE_CHECKING:
@@ -70,13 +70,13 @@ def normal(cfg: BaseConfig) -> BaseConfig:
 
     An SAE from a store has that store as its input, whatever site and source the section ``activations`` names.
     """
-    sae = at_sparsity(cfg.sae)
+    sae = settled(cfg.sae)
     if stored.read(cfg):
         cfg = replace(cfg, activations=stored.section(cfg))
     if sae.max_steps is not None and sae.max_steps >= sae.steps:
         sae = replace(sae, max_steps=None)
     if sae.from_ is not None:
-        sae = replace(SaeConfig(), **{name: getattr(sae, name) for name in MEASURED})
+        sae = settled(replace(SaeConfig(), **{name: getattr(sae, name) for name in MEASURED}))
     return replace(cfg, sae=sae)
 
 
@@ -130,7 +130,7 @@ def _store_problems(cfg: BaseConfig, dims: ModelDims, width: int | None, layers:
 
 def _size_problems(sae: SaeConfig, width: int) -> list[str]:
     """Options that do not fit the dictionary's size."""
-    sae = at_sparsity(sae)
+    sae = settled(sae)
     d_sae, errors = sae.expansion * width, []
     made = f"d_sae={d_sae} (sae.expansion={sae.expansion} × width {width})"
     if sae.k is not None and sae.k > d_sae:
@@ -185,7 +185,16 @@ def memory(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> Memory 
     model = None if cfg.model.embedded is not None else parameters(cfg.model.id, cfg.model.revision)
     rows = {"ram": 1e9 * sae.ram} if stored.read(cfg) else {"block_rows": sae.block_rows, "row_bytes": wide}
     need = training(
-        width, sae.expansion * width, sae.batch_size // sae.accumulate, d_out=out, best=sae.patience is not None, **rows
+        width,
+        sae.expansion * width,
+        sae.batch_size,
+        architecture=sae.architecture.value,
+        d_out=out,
+        best=sae.patience is not None,
+        parts=sae.accumulate,
+        count=len(layers),
+        measured=sae.forward_batch * cfg.data.context,
+        **rows,
     )
     what = f"SAE{'s' if len(layers) > 1 else ''} of {need.parameters / 1e6:.1f} M parameters"
     return Memory(need.fixed + wide * (model or 0), need.each, need.beside, need.beside_each, len(layers), what)

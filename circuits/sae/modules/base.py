@@ -130,6 +130,8 @@ class Outcome:
     """Terms of the loss beside ‖error‖², each already a mean over the batch."""
     along: Float[Tensor, " d_sae"] | None = None
     """⟨∂W_dec[i], W_dec[i]⟩ of every feature, where it falls out of the step: Σ_b f ∂L/∂f."""
+    smallest: Float[Tensor, ""] | None = None
+    """Of a selection over the batch the smallest activation that was kept; not finite where none was."""
 
 
 class Objective(ABC):
@@ -205,6 +207,9 @@ class Objective(ABC):
     ) -> Bool[Tensor, " d_sae"]:
         """Give dead features new weights; True for those that got them (their optimiser moments are then zeroed)."""
         return torch.zeros_like(dead)
+
+    def follow(self, outcome: Outcome, step: int) -> None:  # noqa: B027 (most have nothing to do)
+        """Once a step, whatever the number of parts that its batch is processed in: move what is learned without a gradient."""
 
     def project(self, w: Weights) -> None:  # noqa: B027 (most have nothing to do)
         """After each optimiser step: bring parameters back to where they have a meaning."""

@@ -37,7 +37,6 @@ class BatchTopKObjective(TopKObjective):
         pre = encode(w, c, w["b_enc"])
         f, index = self.select(pre, self.spec.k_at(step) * len(x))
         support = Support.flat(index, len(x), self.spec.d_sae)
-        self._follow(f, step)
         on = (f > 0).to(f.dtype)
         error, nested, h, through = self._gradients(w, c, y, support, f, on)
         buffer(w["b_enc"]).copy_(support.feature_sums(h))
@@ -45,7 +44,8 @@ class BatchTopKObjective(TopKObjective):
         along = support.feature_sums(f * h)
         if dead is not None:
             nested["aux"] = self._auxiliary(w, c, pre, error, dead, along)
-        return Outcome(error, support.feature_sums(on), on.sum(), nested, along)
+        smallest = torch.where(f > 0, f, torch.inf).min() if len(f) else torch.full((), torch.inf, device=f.device)
+        return Outcome(error, support.feature_sums(on), on.sum(), nested, along, smallest)
 
     def _gradients(
         self, w: Weights, c: Tensor, y: Tensor, support: Support, f: Tensor, on: Tensor
@@ -59,12 +59,10 @@ class BatchTopKObjective(TopKObjective):
         error, whole = self._dense(w, c, y, support, f)
         return error, {}, whole[support.rows, support.features].mul_(on), error * (2 / len(y))
 
-    def _follow(self, f: Float[Tensor, " n"], step: int) -> None:
+    def follow(self, outcome: Outcome, step: int) -> None:
         """Move the threshold towards this batch's smallest positive activation."""
-        if not len(f):
-            return
-        smallest = torch.where(f > 0, f, torch.inf).min()
-        threshold = self.state["threshold"]
+        threshold, smallest = self.state["threshold"], outcome.smallest
+        assert smallest is not None  # `gradients` always says it
         weight = self.spec.threshold_rate if step > self.spec.threshold_warmup else 1.0
         threshold.copy_(torch.where(smallest.isfinite(), threshold + weight * (smallest - threshold), threshold))
 

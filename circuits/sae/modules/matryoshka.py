@@ -54,7 +54,7 @@ class MatryoshkaObjective(BatchTopKObjective):
         self, w: Weights, c: Tensor, y: Tensor, support: Support, f: Tensor, on: Tensor
     ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
         sparse = sparse_pays(self.spec.k_at(0) * len(y), len(y), self.spec.d_sae, y.device)
-        errors = self._slots(w, support, f, len(y)) if sparse else self._banded(w, support, f, len(y))
+        errors, found = self._slots(w, support, f, len(y)) if sparse else self._banded(w, support, f, len(y))
         for band in range(1, len(self.bands)):
             errors[:, band] += errors[:, band - 1]
         errors += (w["b_dec"] - y)[:, None]
@@ -64,7 +64,10 @@ class MatryoshkaObjective(BatchTopKObjective):
         for band in reversed(range(len(self.bands) - 1)):
             errors[:, band] += errors[:, band + 1]
         g = errors.mul_(2 / (len(y) * len(self.bands)))
-        h = (self._sparse_weights if sparse else self._dense_weights)(w, c, support, f, on, g)
+        if isinstance(found, Support):
+            h = self._sparse_weights(w, c, support, f, on, g, found)
+        else:
+            h = self._dense_weights(w, c, support, g, found)
         return error, nested, h, g[:, 0]
 
     def _slot(self, support: Support) -> Tensor:
@@ -72,31 +75,41 @@ class MatryoshkaObjective(BatchTopKObjective):
         self._bounds = self._bounds.to(support.features.device)
         return support.rows * len(self.ends) + torch.bucketize(support.features, self._bounds, right=True)
 
-    def _slots(self, w: Weights, support: Support, f: Tensor, batch: int) -> Float[Tensor, "batch bands d_out"]:
+    def _slots(
+        self, w: Weights, support: Support, f: Tensor, batch: int
+    ) -> tuple[Float[Tensor, "batch bands d_out"], Support]:
         count = batch * len(self.bands)
         slots = self._slot(support)
         starts = torch.searchsorted(slots, torch.arange(count + 1, device=slots.device))
-        self._by_slot = Support(slots, support.features, starts, self.spec.d_sae)
-        return self._by_slot.decode(f, w["W_dec"]).view(batch, len(self.bands), -1)
+        by_slot = Support(slots, support.features, starts, self.spec.d_sae)
+        return by_slot.decode(f, w["W_dec"]).view(batch, len(self.bands), -1), by_slot
 
     def _sparse_weights(
-        self, w: Weights, c: Tensor, support: Support, f: Tensor, on: Tensor, g: Float[Tensor, "batch bands d_out"]
+        self,
+        w: Weights,
+        c: Tensor,
+        support: Support,
+        f: Tensor,
+        on: Tensor,
+        g: Float[Tensor, "batch bands d_out"],
+        by_slot: Support,
     ) -> Tensor:
         flat = g.view(-1, g.shape[-1])
-        h = self._by_slot.dots(flat, w["W_dec"]).mul_(on)
-        support.weight_gradient(f, flat, buffer(w["W_dec"]), rows=self._by_slot.rows)
+        h = by_slot.dots(flat, w["W_dec"]).mul_(on)
+        support.weight_gradient(f, flat, buffer(w["W_dec"]), rows=by_slot.rows)
         support.weight_gradient(h, c, buffer(w["W_enc"]))
         return h
 
-    def _banded(self, w: Weights, support: Support, f: Tensor, batch: int) -> Float[Tensor, "batch bands d_out"]:
+    def _banded(
+        self, w: Weights, support: Support, f: Tensor, batch: int
+    ) -> tuple[Float[Tensor, "batch bands d_out"], Float[Tensor, "batch d_sae"]]:
         whole = scratch("f", (batch, self.spec.d_sae), f).zero_().index_put_((support.rows, support.features), f)
-        self._whole = whole
-        return torch.stack([whole[:, a:b] @ w["W_dec"][a:b] for a, b in self.bands], dim=1)
+        return torch.stack([whole[:, a:b] @ w["W_dec"][a:b] for a, b in self.bands], dim=1), whole
 
     def _dense_weights(
-        self, w: Weights, c: Tensor, support: Support, f: Tensor, on: Tensor, g: Float[Tensor, "batch bands d_out"]
+        self, w: Weights, c: Tensor, support: Support, g: Float[Tensor, "batch bands d_out"], whole: Tensor
     ) -> Tensor:
-        whole, h = self._whole, scratch("h", tuple(self._whole.shape), f)
+        h = scratch("h", tuple(whole.shape), whole)
         for band, (a, b) in enumerate(self.bands):
             h[:, a:b] = g[:, band] @ w["W_dec"][a:b].T
             buffer(w["W_dec"])[a:b] = whole[:, a:b].T @ g[:, band]

@@ -18,8 +18,17 @@ if TYPE_CHECKING:
     from circuits.sae.modules import SAE
 
 
-def publish(member: Member, saes: Mapping[int, SAE], untrained: Mapping[int, SAE], stream: ActivationStream) -> None:
-    """Measure on held-out text, all layers in one pass, and publish one artifact per layer."""
+def publish(
+    member: Member,
+    saes: Mapping[int, SAE],
+    untrained: Mapping[int, SAE],
+    stream: ActivationStream,
+    steps: Mapping[int, tuple[int, int]],
+) -> None:
+    """Measure on held-out text, all layers in one pass, and publish one artifact per layer.
+
+    `steps`: after how many the weights of a layer were as they are, and after how many its training ended.
+    """
     from circuits.sae.evaluate import measure
 
     context, histories = member.context, member.histories
@@ -33,16 +42,17 @@ def publish(member: Member, saes: Mapping[int, SAE], untrained: Mapping[int, SAE
     }
     for layer, work in ((layer, member.works[layer]) for layer in saes):
         metrics, sae = measured[layer][0], saes[layer]
-        steps = histories[layer].steps
+        kept, trained = steps[layer]
         metrics |= {
             "architecture": sae.architecture if cfg.sae.from_ else cfg.sae.architecture.value,
             "site": cfg.sae.site.value,
             "target_site": cfg.sae.target_site.value if cfg.sae.target_site else None,
             "layer": layer,
-            "steps": steps,
+            "steps": kept,
+            **({"steps_trained": trained} if trained != kept else {}),
             "d_in": sae.cfg.d_in,
             "d_sae": sae.cfg.d_sae,
-            "passes": stream.passes(steps),
+            "passes": stream.passes(trained),
         }
 
         def write(out: Path, layer: int = layer) -> None:

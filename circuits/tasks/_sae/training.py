@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import Damaged, NonFinite
 from circuits.run import tracked
-from circuits.schema.sae import READ_BY, at_sparsity
+from circuits.schema.sae import READ_BY, settled
 from circuits.tasks._sae.member import Member, Name
 from circuits.tasks._sae.publish import publish
 from circuits.tasks._sae.source import open_stream, too_few
@@ -37,7 +37,7 @@ def make(context: Context, works: dict[int, Work]) -> None:
     member.histories = {layer: History(work.partial, context.cfg.sae.batch_size) for layer, work in works.items()}
     with context.phase("loading the SAE"):
         taken = {layer: foreign.load(Path(context.cfg.sae.from_)).to(stream.lm.device) for layer in works}
-    publish(member, taken, {}, stream)
+    publish(member, taken, {}, stream, dict.fromkeys(taken, (0, 0)))
 
 
 def make_together(members: Mapping[int, Member]) -> dict[int, Exception]:
@@ -76,6 +76,7 @@ def _train(members: Mapping[int, Member]) -> dict[int, Exception]:
     with Writer() as writer:
         trained = train(stream, specs, resumed, _hooks(members, stream, writer, diverged), until, validation)
     release()
+    resumed.clear()  # else their weights would stay to the end
     if trained is None:
         first.stop_here()
         raise RuntimeError("the training ended without its SAEs")  # unreachable: a stop was asked for
@@ -123,25 +124,28 @@ def _finish(member: Member, trained: dict[int, Trainer], stream: ActivationStrea
     """Measure and publish what was trained of one member's SAEs."""
     if not trained:
         return
-    for layer, trainer in trained.items():
-        if trainer.finished and trainer.best is not None:
-            best = trainer.best
+    steps = {layer: (trainer.kept_step, trainer.step) for layer, trainer in trained.items()}
+    saes, untrained = {}, {}
+    for layer in sorted(trained):
+        trainer = trained.pop(layer)  # one by one: its weights go when the next one's turn comes
+        if (best := trainer.best) is not None and best.loss is not None:
+            ended = "stopped" if trainer.finished else "ended"
             member.context.say(
-                f"layer {layer}: stopped at step {trainer.step}; best at {best.step} (unexplained {best.loss:.5f})"
+                f"layer {layer}: {ended} at step {trainer.step}; the weights of step {best.step} are kept "
+                f"(unexplained {best.loss:.5f})"
             )
-    with member.context.phase("exporting"):
-        saes = {layer: trainer.export() for layer, trainer in trained.items()}
-        untrained = {layer: trainer.untrained().export() for layer, trainer in trained.items()}
-    trained.clear()  # gradients and moments are three quarters of the memory
+        with member.context.phase("exporting"):
+            saes[layer], untrained[layer] = trainer.export(), trainer.untrained()
     own = copy.copy(stream)
     own.layers = tuple(sorted(saes))  # the measurement reads no other layers
-    publish(member, saes, untrained, own)
+    publish(member, saes, untrained, own, steps)
 
 
 def _spec(context: Context, stream: ActivationStream, layer: int) -> TrainSpec:
     from circuits.sae.spec import TrainSpec
 
-    sae = at_sparsity(context.cfg.sae)
+    sae = settled(context.cfg.sae)
+    assert sae.dead_after is not None  # settled
     given = {name: getattr(sae, name) for name in (*READ_BY, "patience")}
     return TrainSpec(
         architecture=sae.architecture.value,
