@@ -149,10 +149,14 @@ def test_a_closed_terminal_costs_no_last_checkpoint_in_this_process(warm: Cli, w
     assert list((warm.outputs / "artifacts" / "sae").glob("*.partial/step-*.safetensors"))
 
 
-def test_a_worker_sees_as_many_gpus_as_its_task_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_worker_sees_as_many_gpus_as_its_task_asks_for(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 5,7")
     monkeypatch.setattr(machine, "gpus", machine.gpus.__wrapped__)
-    elements = plan("task=sae", "layer=0,1", "task.resources.gpus=2", base=tmp_path)
+    words = ["task=sae", "layer=0,1", "task.resources.gpus=2", f"model.device={device}", "model.allow_fallback=true"]
+    elements = plan(*words, base=tmp_path)
     launcher = LocalLauncher(sweeps.create(elements, tmp_path), elements, Standing(), Store(tmp_path))
     seen = []
     for element in elements:

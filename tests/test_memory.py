@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from configs import plan
 from conftest import Cli
 
 from circuits.host import free_memory
-from circuits.run.memory import Room, problems
+from circuits.run import machine
+from circuits.run.local import pool_size
+from circuits.run.memory import Room, here, problems
 from circuits.sae.memory import training
 
 
@@ -59,6 +62,45 @@ def test_what_does_not_fit_is_told_with_what_would(room: Room, said: str | None)
     assert len(found) == (said is not None)
     if said is not None:
         assert "memory: 6 SAEs of 0.3 M parameters take at least" in found[0] and said in found[0], found
+
+
+@pytest.fixture
+def three_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three cards as nvidia-smi shows them, of which we may see two, by their names; the second has less memory left."""
+    cards = ["0, GPU-a0, 40000, 40000", "1, GPU-b1, 24000, 23000", "2, GPU-c2, 24000, 9000"]
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '{card}'\n" for card in cards))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b1, 2")
+    monkeypatch.setattr(machine, "gpus", machine.gpus.__wrapped__)
+
+
+@pytest.mark.parametrize(
+    ("device", "pool", "free", "said"),
+    [
+        ("auto", 1, 23000, "24.1 GB are free"),
+        ("cuda", 2, 9000, "9.4 GB are free"),
+        ("cuda", 4, 4500, "9.4 GB are free, for 2 workers"),
+        ("cuda:1", 1, 9000, "9.4 GB are free"),
+        ("cuda:0", 2, 11500, "24.1 GB are free, for 2 workers"),
+    ],
+)
+def test_workers_have_what_is_free_of_the_gpus_that_they_go_to(
+    device: str, pool: int, free: int, said: str, three_gpus: None
+) -> None:
+    (element,) = plan("task=sae", "layer=0", f"model.device={device}", "task.resources.gpus=1")
+    room = here(element, pool)
+    assert room.gpu == free << 20 and said in room.gpu_called
+
+
+def test_a_device_that_is_named_gets_one_worker_and_the_processor_as_many_as_there_are_cores(three_gpus: None) -> None:
+    sizes = {}
+    for device in ("auto", "cuda", "cuda:1", "cpu"):
+        elements = plan("task=sae", "layer=0,1,2,3", f"model.device={device}", "task.resources.gpus=1")
+        sizes[device] = pool_size(elements[0].cfg, 4)
+    assert sizes == {"auto": 2, "cuda": 2, "cuda:1": 1, "cpu": min(4, machine.cores())}
 
 
 def test_a_sweep_that_does_not_fit_starts_nothing(cli: Cli) -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuits.errors import RunError
+from circuits.errors import NonFinite, RunError
 from circuits.models.hooks import forward
 from circuits.models.load import LM, wrap
+from circuits.sae.evaluate import require_finite
 from circuits.sae.metrics import Evaluator
 from circuits.sae.modules import SAE, SAEConfig, architectures
 from circuits.sae.splice import splice_losses, splice_sums
@@ -140,6 +141,20 @@ def test_splice_losses_equal_cross_entropy_and_kl() -> None:
     )
     assert float(found.kl[0]) == pytest.approx(float(kl.sum()), rel=1e-5)
     assert splice_losses(clean, clean, zero, ids, mask).kl.abs().max() < 1e-6
+
+
+def test_tokens_that_the_model_excludes_add_nothing_and_a_divergence_that_is_no_number_is_told() -> None:
+    clean, ids, mask = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)
+    clean[..., 3] = -torch.inf  # padded rows of a vocabulary, as some models mask them
+    found = splice_losses(clean, clean.clone(), clean, ids, mask)
+    assert found.kl.tolist() == [0, 0]
+    require_finite(found, torch.tensor([7, 8]), 1)
+    spliced = clean.clone()
+    spliced[1, 0, 2] = -torch.inf  # which the model itself does not exclude; the cross-entropies are finite
+    lost = splice_losses(clean, spliced, clean, ids, mask)
+    assert lost.ce_spliced.isfinite().all()
+    with pytest.raises(NonFinite, match="layer 1, which excludes what the model itself does not, held-out sample 8"):
+        require_finite(lost, torch.tensor([7, 8]), 1)
 
 
 @pytest.fixture(scope="module")

@@ -67,5 +67,5 @@ def training(
     weights = TRAINED + BEST * best + PARTS * (parts > 1)
     step = 4 * WORK[architecture] * (batch_size // parts) * d_sae
     looking = 4 * LOOKED_AT * min(FEATURES_AT_ONCE, measured * d_sae)
-    fixed = max(step, 4 * parameters * best, looking - count * (weights - MEASURED) * parameters)
+    fixed = max(step + 4 * parameters * best, looking - count * (weights - MEASURED) * parameters)
     return Need(parameters, weights * parameters + rows, fixed, round(ram), SAVED * parameters)

@@ -116,8 +116,8 @@ class Evaluator:
             error.square().sum((1, 2)),
             on.sum((1, 2)),
             centred.square().sum((1, 2)),
-            found.norm(dim=2).sum(1),
-            centred.norm(dim=2).sum(1),
+            torch.linalg.vector_norm(found, dim=2).sum(1),
+            torch.linalg.vector_norm(centred, dim=2).sum(1),
             found.square().sum((1, 2)),
             (found * centred).sum((1, 2)),
         )

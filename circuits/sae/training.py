@@ -11,7 +11,8 @@ Generators are derived from (seed, purpose, layer), so a layer is trained alike 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,6 @@ from circuits.data.seeds import derive_seed
 from circuits.errors import Damaged, NonFinite, UserError
 from circuits.models.transfer import sent
 from circuits.sae import normalise
-from circuits.sae.memory import FEATURES_AT_ONCE
 from circuits.sae.modules import SAE, Objective, Outcome, SAEConfig, Weights, architecture
 from circuits.sae.modules.gradients import buffer
 from circuits.sae.normalise import Units
@@ -29,8 +29,8 @@ from circuits.sae.optimiser import Optimiser
 from circuits.sae.spec import TrainSpec
 from circuits.sae.stopping import Best
 
+Name = TypeVar("Name", bound=Hashable)
 DEAD_EVERY = 32
-VALIDATED = 4096  # rows at a time, at most
 
 
 def check(spec: TrainSpec) -> None:
@@ -185,7 +185,7 @@ class Trainer:
         sae, spec, sums = self.export(), self.spec, []
         y = rows[:, spec.d_in :] if spec.d_out is not None else rows
         mean = y.to(self.device, torch.float32).mean(0)
-        for part in rows.split(max(1, min(VALIDATED, FEATURES_AT_ONCE // spec.d_sae))):
+        for part in rows.split(spec.batch_size // spec.accumulate):  # no more work space than a step has
             x = part.to(self.device, torch.float32)
             y = x[:, spec.d_in :] if spec.d_out is not None else x
             missing, centred = (sae(x[:, : spec.d_in]) - y), y - mean
@@ -310,3 +310,15 @@ class Trainer:
         self.sums = {name: tensors[f"sums.{name}"].to(self.device) for name in names}
         if self.best is not None:
             self.best.load(tensors, meta["best"], self.device)
+
+
+def hand_over(trainers: dict[Name, Trainer]) -> tuple[dict[Name, SAE], dict[Name, SAE]]:
+    """The SAEs of finished trainers, and their controls before training.
+
+    One by one, and `trainers` is emptied: where nobody else holds a trainer, its weights have gone when the next one's turn comes.
+    """
+    saes, untrained = {}, {}
+    for name in list(trainers):
+        trainer = trainers.pop(name)
+        saes[name], untrained[name] = trainer.export(), trainer.untrained()
+    return saes, untrained

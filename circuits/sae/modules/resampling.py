@@ -40,7 +40,7 @@ def resample(
     drawn = order[place.clamp(0, len(c) - 1)]
     read = F.normalize(c[drawn], dim=1)
     write = read if w["W_dec"].shape == w["W_enc"].shape else F.normalize(-error[drawn], dim=1)
-    norms = w["W_enc"].norm(dim=1)
+    norms = torch.linalg.vector_norm(w["W_enc"], dim=1)
     alive = (~dead).to(norms.dtype)
     norm = REVIVED_NORM * (norms * alive).sum() / alive.sum().clamp(min=1)
     w["W_dec"].copy_(torch.where(taken[:, None], write, w["W_dec"]))

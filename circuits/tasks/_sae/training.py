@@ -124,18 +124,19 @@ def _finish(member: Member, trained: dict[int, Trainer], stream: ActivationStrea
     """Measure and publish what was trained of one member's SAEs."""
     if not trained:
         return
-    steps = {layer: (trainer.kept_step, trainer.step) for layer, trainer in trained.items()}
-    saes, untrained = {}, {}
-    for layer in sorted(trained):
-        trainer = trained.pop(layer)  # one by one: its weights go when the next one's turn comes
+    from circuits.sae.training import hand_over
+
+    steps = {layer: (trainer.kept_step, trainer.step) for layer, trainer in sorted(trained.items())}
+    for layer, trainer in sorted(trained.items()):
         if (best := trainer.best) is not None and best.loss is not None:
             ended = "stopped" if trainer.finished else "ended"
             member.context.say(
                 f"layer {layer}: {ended} at step {trainer.step}; the weights of step {best.step} are kept "
                 f"(unexplained {best.loss:.5f})"
             )
-        with member.context.phase("exporting"):
-            saes[layer], untrained[layer] = trainer.export(), trainer.untrained()
+    del trainer  # `hand_over` lets each go
+    with member.context.phase("exporting"):
+        saes, untrained = hand_over(trained)
     own = copy.copy(stream)
     own.layers = tuple(sorted(saes))  # the measurement reads no other layers
     publish(member, saes, untrained, own, steps)
