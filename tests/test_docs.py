@@ -80,3 +80,54 @@ def test_a_new_task_is_one_module_and_one_yaml(warm: Cli, tmp_path: Path) -> Non
     assert other.returncode == 0 and len(warm.artifacts("norms")) == 3, other.stdout + other.stderr
     refused = launch("task=norms", "sae.k=3")
     assert refused.returncode == 2 and "sae.k: task=norms does not read it; " in refused.stderr
+
+
+def test_the_python_page_runs_as_it_stands(warm: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks, one after the other, on small artifacts: the options that made them small are added to every kind's own."""
+    from circuits.run import api
+
+    text = [QUICK, "sae.heldout_sequences=16"]
+    sae = [
+        *text,
+        "sae.steps=6",
+        "sae.batch_size=64",
+        "sae.block_rows=1024",
+        "sae.forward_batch=16",
+        "sae.dead_after=64",
+        "sae.warmup=2",
+    ]
+    small = {
+        "tiny": [QUICK],
+        "prompts": ["behaviour.n_samples=40", "behaviour.n_test=10"],
+        "baseline": [QUICK, "behaviour.n_samples=40", "behaviour.n_test=10", "behaviour.success_threshold=0"],
+        "sae": sae,
+        "activations": [QUICK, "activations.n_sequences=32"],
+        "interpret": [*sae, "interpret.n_sequences=16", "interpret.max_features=8", "interpret.shuffles=2",
+                      "behaviour.n_samples=40", "behaviour.n_test=10"],
+    }  # fmt: skip
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    for line in re.findall(r"^\$ python launch\.py (.+)$", page, re.MULTILINE):
+        words = shlex.split(line)
+        done = warm(*words, *small[words[0].removeprefix("task=")], "tracking=off", "cluster.workers=0")
+        assert done.code == 0, done.out + done.err
+    (made,) = (path for path in warm.artifacts("sae"))
+    original = api.find_artifact
+
+    def found(kind: str, given: dict[str, object]) -> object:
+        extra = dict(word.replace(".", "__").split("=") for word in small[kind])
+        return original(kind, {**extra, **given})
+
+    monkeypatch.setattr(api, "find_artifact", found)
+    monkeypatch.chdir(warm.folder)
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(re.sub(r"sae/tiny-L2-topk-\w{12}", f"sae/{made.name}", block), "docs/python.md", "exec"), names)
+    assert repr(names["sae"]) == "SAE(topk: 128 → 1,024 features → 128, k=32, cpu)"
+    assert len(blocks) >= 5 and names["f"].min() >= 0  # type: ignore[attr-defined]
+    assert names["sae"].W_dec.norm(dim=1).allclose(names["sae"].W_dec.new_ones(1024), atol=1e-4)  # type: ignore[attr-defined]
+    assert "".join(names["rows"]["token"].head(5)).startswith(" ")  # type: ignore[index]
+    for name in ("lm", "found", "store", "measured", "prompts"):
+        assert len(repr(names[name])) < 300, name
+    with pytest.raises(UserError, match=f"no such artifact in outputs/artifacts; nearest: sae/{made.name}"):
+        names["circuits"].open(f"sae/{made.name[:-1]}x")  # type: ignore[attr-defined]

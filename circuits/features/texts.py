@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
@@ -21,6 +24,15 @@ def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
         both = _decode(tokenizer, [anchor, token])
         texts[token] = both.removeprefix(before) if both.startswith(before) else _decode(tokenizer, [token])
     return texts
+
+
+def with_text(rows: pd.DataFrame, tokenizer: Any) -> pd.DataFrame:
+    """A row index (``store.rows``) with the text of each ``token_id`` beside it, as column ``token``."""
+    texts = token_texts(tokenizer, rows["token_id"].tolist())
+    place = list(rows.columns).index("token_id") + 1
+    found = rows.copy()
+    found.insert(place, "token", [texts[token] for token in rows["token_id"]])
+    return found
 
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:

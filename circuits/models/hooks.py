@@ -55,7 +55,7 @@ class Prefix(NamedTuple):
     resid: Float[Tensor, "batch pos width"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a pass was asked for. `index` and `valid` are set when `positions` were given (see positions.Kept)."""
 
@@ -63,6 +63,11 @@ class Result:
     sites: dict[Key, Tensor]
     index: Int[Tensor, "batch n"] | None = None
     valid: Bool[Tensor, "batch n"] | None = None
+
+    def __repr__(self) -> str:
+        parts = [f"{site} {layer}: {list(value.shape)}" for (site, layer), value in self.sites.items()]
+        parts += [] if self.logits is None else [f"logits: {list(self.logits.shape)}"]
+        return f"Result({', '.join(parts)})"
 
 
 def forward(

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from circuits import schema
 from circuits.errors import UserError
+from circuits.files import read_json
 from circuits.run import config, foreign, nearest, overrides, places, reading, registry
 from circuits.run.content import Contents
 from circuits.run.keys import key_of
 from circuits.run.kinds import Kind
 from circuits.run.layers import parse_layers
 from circuits.run.plan import model_dims
-from circuits.run.store import Artifact, Store
+from circuits.run.store import Artifact, Store, verify
+
+if TYPE_CHECKING:
+    from circuits.models.load import LM
 
 
 def find_artifact(kind_name: str, given: Mapping[str, Any]) -> tuple[Kind, Artifact]:
@@ -26,7 +32,7 @@ def find_artifact(kind_name: str, given: Mapping[str, Any]) -> tuple[Kind, Artif
         UserError: the config is wrong, names several layers, or the artifact does not exist.
     """
     kind = registry.kind(kind_name)
-    words = [f"{name.replace('__', '.')}={_written(value)}" for name, value in given.items()]
+    words = _words(given)
     own = [f"task={kind.name}"] if kind.name in places.choices("task") else []  # the task that reads these keys
     cfg = config.absolute(compose([*own, *words]), Path.cwd())
     foreign.locate(cfg)
@@ -39,18 +45,67 @@ def find_artifact(kind_name: str, given: Mapping[str, Any]) -> tuple[Kind, Artif
         maker = f"task={kind.name}" if kind.name in places.choices("task") else "task=sae"
         near = nearest.told(Path(cfg.outputs) / "artifacts", key)
         raise UserError(
-            f"{key.id} does not exist in {cfg.outputs}{near}; make it with: python launch.py {maker} {' '.join(words)}"
+            f"{key.id} does not exist in {cfg.outputs}{near}; make it with: python launch.py {maker} {shlex.join(words)}"
         )
     return kind, artifact
 
 
-def open_artifact(kind_name: str, given: Mapping[str, Any]) -> Any:
+def by_id(what: str, given: Mapping[str, Any]) -> tuple[Kind, Path]:
+    """The artifact that an id (``sae/tiny-L3-topk-9c41d2a81f3e``) or a directory names, verified.
+
+    Raises:
+        UserError: there is none; the message names those of its kind whose names are nearest.
+    """
+    if beside := sorted(set(given) - {"outputs"}):
+        raise UserError(f"{what}: an id names one artifact; leave {' '.join(beside)} out, or give the kind and options")
+    store = Path(given.get("outputs", "outputs")).expanduser() / "artifacts"
+    place = next((p for p in (store / what, Path(what).expanduser()) if (p / "manifest.json").is_file()), None)
+    if place is None:
+        kind, _, name = what.partition("/")
+        there = [f"{kind}/{p.parent.name}" for p in sorted((store / kind).glob("[!.]*/manifest.json"))]
+        near = difflib.get_close_matches(what, there, n=4, cutoff=0.0) if there else []
+        told = f"; nearest: {' '.join(near)}" if near else f"; there is nothing of kind {kind}" if name else ""
+        raise UserError(f"{what}: no such artifact in {store}{told}")
+    verify(place)
+    return registry.kind(read_json(place / "manifest.json")["kind"]), place
+
+
+def open_artifact(what: str, given: Mapping[str, Any]) -> Any:
     """See :func:`circuits.open`."""
-    kind, artifact = find_artifact(kind_name, given)
+    if "/" in what or "\\" in what:
+        kind, path = by_id(what, given)
+    else:
+        kind, artifact = find_artifact(what, given)
+        path = artifact.path
     if kind.load is None:
-        return artifact
+        return path
     module, function = kind.load.split(":")
-    return getattr(importlib.import_module(module), function)(artifact.path)
+    return getattr(importlib.import_module(module), function)(path)
+
+
+def open_model(given: Mapping[str, Any]) -> LM:
+    """See :func:`circuits.open_model`."""
+    from circuits.models.load import asked_model
+
+    cfg = config.absolute(compose(_words(given)), Path.cwd())
+    if cfg.model.embedded is not None:
+        own = {name: value for name, value in given.items() if re.match(r"outputs|model(__embedded__|$)", name)}
+        files: tuple[str, str | None] = str(find_artifact("tiny", own)[1].path), None
+    else:
+        contents = Contents(Path(cfg.outputs) / "artifacts" / ".hashes.json")
+        files = cfg.model.id, contents.model(cfg.model).facts.revision
+    return asked_model(
+        *files,
+        precision=cfg.precision.dtype.value,
+        matmul=cfg.precision.matmul.value,
+        device=cfg.model.device,
+        allow_fallback=cfg.model.allow_fallback,
+    )
+
+
+def _words(given: Mapping[str, Any]) -> list[str]:
+    """Python's keywords as the command line has them."""
+    return [f"{name.replace('__', '.')}={_written(value)}" for name, value in given.items()]
 
 
 def compose(words: list[str]) -> schema.BaseConfig:

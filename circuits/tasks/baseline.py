@@ -120,6 +120,7 @@ KIND = Kind(
     gate=gate,
     derived=derived,
     asks=("behaviour.min_logit_diff",),
+    load="circuits.stats.saved:Measurement",
     question=question,
     memory_keys=("baseline.batch_size",),
     columns=(

@@ -70,6 +70,12 @@ class SAE(nn.Module, ABC):
         if cfg.skip:
             self.W_skip = nn.Parameter(torch.zeros(cfg.width_out, cfg.d_in), requires_grad=False)
 
+    def __repr__(self) -> str:
+        kind = "SAE" if self.cfg.d_out is None else "transcoder"
+        sparsity = "" if self.cfg.k is None else f", k={self.cfg.k}"
+        widths = f"{self.cfg.d_in} → {self.cfg.d_sae:,} features → {self.cfg.width_out}"
+        return f"{kind}({self.architecture}: {widths}{sparsity}, {self.W_enc.device})"
+
     @abstractmethod
     def activate(self, pre: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_sae"]:
         """Feature activations from pre-activations."""

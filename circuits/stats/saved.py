@@ -1,0 +1,44 @@
+"""A baseline's measurement as a notebook reads it::
+
+measured = circuits.open("baseline", behaviour="ioi")
+measured.metrics["logit_diff"], measured.metrics["logit_diff_ci"]
+measured.rows.query("not pair_right")[["prompt", "target", "top_token"]]
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.errors import Damaged
+from circuits.files import read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Measurement:
+    """The summary of a measurement over prompts (`metrics`), and its values prompt by prompt (`rows`)."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = Path(directory)
+        try:
+            self.metrics: dict[str, Any] = read_json(self.path / "metrics.json")
+        except (OSError, ValueError) as e:
+            raise Damaged(f"{directory}: no whole measurement ({e})") from e
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """One row a prompt: its texts, split, group and factors, the answers' scores and what the model would say."""
+        import pandas as pd
+
+        return pd.read_parquet(self.path / "per_prompt.parquet")
+
+    def __len__(self) -> int:
+        return int(self.metrics["n"])
+
+    def __repr__(self) -> str:
+        m = self.metrics
+        found = f"{m['metric']} {m['logit_diff']:.2f}, right {m['pair_acc']:.1%}"
+        return f"Measurement({len(self):,} prompts, {found}; {self.path})"
