@@ -487,6 +487,7 @@ def test_a_gate_has_measured_and_is_still_named(tmp_path: Path) -> None:
     gated = dataclasses.replace(report.elements[0], state="gate", error="explained variance 0.62 < sae.min_r2=0.7")
     page = Page(build(dataclasses.replace(report, elements=[gated, report.elements[1]]), tmp_path))
     assert "stopped at a gate explained variance 0.62 < sae.min_r2=0.7" in page.text
+    assert "The same command again" not in page.text, "it would say no again"
     assert gated.artifacts[0].label in page.downloads["sae-explained-variance.csv"]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from test_report import Page
 
 from circuits.files import write_json
+from circuits.report import build
 from circuits.report.charts import Point, by_layer
 from circuits.report.style import Looks
+from circuits.report.types import ArtifactRef, Element, ReportInput
 
 ODD = "§"  # in no other prompt: the broken token
 
@@ -137,3 +141,59 @@ def test_activations_of_two_sites_with_a_dropped_sample(cli: Cli) -> None:
         series = set(re.findall(r"activations\.last_n=\w+", shown.downloads[name]))
         assert series == {f"activations.last_n={value}"}, "zero is another place in each: never in one panel"
     assert shown.downloads["activations-norm.csv"].count("\n") == 1 + 8
+
+
+def interpreted(folder: Path, meta: dict[str, Any], **metrics: Any) -> ArtifactRef:
+    """An interpretation of one feature, whose tokens hold what would break a line."""
+    folder.mkdir(parents=True)
+    numbers = {"layer": 2, "site": "resid_post", "n_features": 1, "n_alive": 1, "n_rows": 9, "n_sequences": 3, "n_train": 30,
+               "top_k": 1, "single_token": 1.0, "tested": 0, "significant": 0, "significant_features": 0, "significant_share": None,
+               "shuffled_share": None, "shuffled_any": None, "replicated": None, "fdr": 0.05, "shuffles": 0}  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(numbers | metrics))
+    (folder / "meta.json").write_text(json.dumps({"edges": [1.0, 2.0], "no_token_effects": None, **meta}))
+    (folder / "manifest.json").write_text("{}")
+    words = {"promoted": [["\n\n"]], "promoted_effect": [[1.0]], "suppressed": [["\t"]], "suppressed_effect": [[-1.0]]}
+    pd.DataFrame(
+        {
+            "feature": [7],
+            "density": [0.1],
+            "sequence_share": [0.5],
+            "mean": [1.0],
+            "maximum": [2.0],
+            "suggestion": [""],
+            "histogram": [[3]],
+        }
+        | words
+    ).to_parquet(folder / "features.parquet")
+    example = {"tokens": [["a\u202e", "\n", " b"]], "activations": [[0.0, 2.0, 0.0]], "peak": [1], "first": [0]}
+    place = {"feature": [7], "activation": [2.0], "sample": [4], "position": [1]}
+    pd.DataFrame(place | example).to_parquet(folder / "examples.parquet")
+    columns = ("feature", "factor", "level", "n", "difference", "auc", "q", "significant", "difference_test")
+    pd.DataFrame({name: [] for name in columns}).to_parquet(folder / "associations.parquet")
+    return ArtifactRef("interpret", folder.name, folder, 2, f"interpret/{folder.name}")
+
+
+@pytest.mark.parametrize(
+    ("meta", "metrics", "says"),
+    [
+        ({"pool": None}, {}, "Not tested on a behaviour's factors: none asked for (interpret.associate=false)."),
+        ({"pool": "max", "left_out": {"group": "fewer than two levels with 20 training prompts"}}, {},
+         "Not tested on a behaviour's factors: group: fewer than two levels with 20 training prompts."),
+        ({"pool": "max", "left_out": {}}, {}, "Not tested on a behaviour's factors: the prompts have no factor."),
+        ({"pool": "max", "left_out": {"target": "divides the prompts as number does"}},
+         {"tested": 10, "significant_share": 0.0, "shuffled_share": 0.0},
+         "Not tested at layer 2: target: divides the prompts as number does."),
+    ],
+)  # fmt: skip
+def test_an_interpretation_says_why_no_factor_was_tested(tmp_path: Path, meta: Any, metrics: Any, says: str) -> None:
+    ref = interpreted(tmp_path / "store" / "interpret" / "one", meta, **metrics)
+    element = Element(0, "000", [], {}, "done", artifacts=[ref])
+    page = build(ReportInput("t", "q", "s", "c", "a", [element], "2026"), tmp_path / "out").read_text()
+    assert says in html.unescape(page)
+
+
+def test_ends_of_lines_in_model_text_are_signs(tmp_path: Path) -> None:
+    ref = interpreted(tmp_path / "store" / "interpret" / "one", {"pool": None})
+    element = Element(0, "000", [], {}, "done", artifacts=[ref])
+    page = build(ReportInput("t", "q", "s", "c", "a", [element], "2026"), tmp_path / "out").read_text()
+    assert ">⏎</span> b" in page and ">⏎⏎</code>" in page and ">⇥</code>" in page and "a\\u202e" in page

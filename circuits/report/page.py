@@ -114,6 +114,7 @@ def _first_screen(report: ReportInput, problems: list[str], repeated: int) -> di
     return {
         "states": [(STATE_WORDS.get(state, state), len(found)) for state, found in by_state.items() if found],
         "failures": failures,
+        "again": any(e.state in ("failed", "interrupted") for e in report.elements),  # a gate would say no again
         "unfinished": [(e.index, _what(e), e.state) for e in report.elements if e.state in ("running", "waiting")],
         "finished": sum(e.finished for e in report.elements),
         "problems": problems,

@@ -57,6 +57,6 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
 
 
-def listed(names: Sequence[str], at_most: int = 2) -> str:
+def listed(names: Sequence[str], at_most: int = 2, noun: str = "artifact") -> str:
     """Names joined, or how many there are when they are too many to read."""
-    return ", ".join(names) if len(names) <= at_most else f"{len(names)} artifacts, named in the table and in the CSV"
+    return ", ".join(names) if len(names) <= at_most else f"{len(names)} {noun}s, named in the table and in the CSV"

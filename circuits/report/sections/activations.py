@@ -70,7 +70,7 @@ def activations(view: View) -> Part:
     blocks: list[Block] = [figure for by in ("position", "from_end") for figure in _positions(looks, drawn, by)]
     if dropped := [r for r in records if r.metrics["dropped"]]:
         blocks.append(_dropped(dropped, problems))
-    sites = listed(sorted({str(r.metrics["site"]) for r in records}))
+    sites = listed(sorted({str(r.metrics["site"]) for r in records}), 8, "site")
     lead = " · ".join(filter(None, [plural(len(records), "store"), _layers(records), f"at {sites}" if records else ""]))
     return Part("Activations", f"{lead}.", tuple(blocks), Answer(_sentence(records), tuple(first)), tuple(problems))
 

@@ -119,7 +119,7 @@ def _sentence(records: Sequence[Record], gates: Sequence[Gate]) -> str:
         for g in gates
         if g.state == "below"
     ]
-    gate = f"; below its gate: {listed(below)}" if below else "; every gate is passed"
+    gate = f"; below its gate: {listed(below, 6, 'measurement')}" if below else "; every gate is passed"
     return f"{text} ({plural(len(records), 'measurement')}){gate}."
 
 

@@ -18,7 +18,7 @@ from circuits.report.content import Answer, Block, Cell, Column, Figure, Note, P
 from circuits.report.registry import Entry, View, section
 from circuits.report.saved import load_json
 from circuits.report.style import Looks
-from circuits.report.words import ABSENT, counts, decimal, listed, percent, plural, ranges, short, whole
+from circuits.report.words import ABSENT, counts, decimal, listed, percent, plural, ranges, short, visible, whole
 
 SHOWN = 120  # features on a page, over all its layers: about 5 kB each
 A_LAYER = 12  # at most
@@ -60,6 +60,16 @@ class Record:
         best = table.sort_values("size", ascending=False, kind="stable").drop_duplicates(["feature", "factor"])
         return best.sort_values(["q", "size"], ascending=[True, False], kind="stable")
 
+    @property
+    def untested(self) -> str:
+        """Which factors were not tested, and why; empty where all were."""
+        if self.meta.get("pool") is None:
+            return "none asked for (interpret.associate=false)"
+        left: Mapping[str, str] = self.meta.get("left_out") or {}
+        if left:
+            return "; ".join(f"{name}: {why}" for name, why in left.items())
+        return "" if self.metrics["tested"] else "the prompts have no factor"
+
 
 @section("interpret", order=50)
 def interpret(view: View) -> Part:
@@ -79,6 +89,7 @@ def interpret(view: View) -> Part:
             Note(f"Features of the first {SHOWN} artifacts are shown; of {len(records) - SHOWN} more, only numbers.")
         )
     blocks += [_associations(record) for record in shown if len(record.found)]
+    blocks += [Note(text) for text in _untested(records)]
     tested = [r for r in records if r.metrics["tested"]]
     first: list[Block] = [_shares(view.looks, tested)] if tested else []
     first.append(_table(records))
@@ -129,13 +140,22 @@ def _sentence(records: list[Record]) -> str:
     text = f"{plural(n, 'feature')} described"
     tested = sum(int(r.metrics["tested"]) for r in records)
     if not tested:
-        return f"{text}; none was tested on a behaviour's prompts."
+        return f"{text}. Not tested on a behaviour's factors: {' · '.join(dict.fromkeys(r.untested for r in records))}."
     hits, features = (sum(int(r.metrics[name]) for r in records) for name in ("significant", "significant_features"))
     control = sum(float(r.metrics["shuffled_share"] or 0) * int(r.metrics["tested"]) for r in records) / tested
     return (
         f"{text}; {features:,} tell a factor of the prompts apart: {percent(hits / tested)} of {tested:,} tests have "
         f"q < {records[0].metrics['fdr']:g}, {100 * control:.2f}% with shuffled labels."
     )
+
+
+def _untested(records: list[Record]) -> list[str]:
+    """Of what some factors were not tested although others were, and why: a reason once, with the layers that it is of."""
+    reasons: dict[str, list[int]] = {}
+    for r in records:
+        if r.metrics["tested"] and r.untested:
+            reasons.setdefault(r.untested, []).append(r.layer)
+    return [f"Not tested at layer{'s' * (len(at) > 1)} {ranges(at)}: {why}." for why, at in reasons.items()]
 
 
 def _shares(looks: Looks, records: list[Record]) -> Figure:
@@ -241,14 +261,17 @@ def _card(record: Record, row: Mapping[Any, Any], examples: pd.DataFrame, associ
     words = [
         Words(
             side,
-            tuple((str(text), f"{effect:+.3g}") for text, effect in zip(row[side], row[f"{side}_effect"], strict=True)),
+            tuple(
+                (visible(str(text)), f"{effect:+.3g}")
+                for text, effect in zip(row[side], row[f"{side}_effect"], strict=True)
+            ),
         )
         for side in ("promoted", "suppressed")
         if len(row[side])
     ]
     lines = [
-        f"{a['factor']}: {a['level']} {float(a['difference']):+.3g} (AUC {float(a['auc']):.2f}, q {float(a['q']):.1e}, "
-        f"test {_signed(a['difference_test'])})"
+        f"{a['factor']}: {visible(str(a['level']))} {float(a['difference']):+.3g} "
+        f"(AUC {float(a['auc']):.2f}, q {float(a['q']):.1e}, test {_signed(a['difference_test'])})"
         for a in associations.head(4).to_dict("records")
     ]
     return Card(
@@ -268,7 +291,12 @@ def _signed(value: Any) -> str:
 
 def _example(row: Mapping[Any, Any], largest: float) -> Example:
     tokens = tuple(
-        Token(str(text), round(min(1.0, float(a) / largest), 2), f"{float(a):.3g}" if a > 0 else "", i == row["peak"])
+        Token(
+            visible(str(text)),
+            round(min(1.0, float(a) / largest), 2),
+            f"{float(a):.3g}" if a > 0 else "",
+            i == row["peak"],
+        )
         for i, (text, a) in enumerate(zip(row["tokens"], row["activations"], strict=True))
     )
     hint = f"sample {row['sample']}, position {row['position']}"
@@ -288,7 +316,7 @@ def _associations(record: Record) -> Table:
             Cell(str(a["feature"]), int(a["feature"])),
             Cell(record.labels.get(int(a["feature"])) or str(suggestions.get(a["feature"], ""))),
             Cell(str(a["factor"])),
-            Cell(str(a["level"])),
+            Cell(visible(str(a["level"]))),
             Cell(whole(a["n"]), float(a["n"])),
             Cell(f"{float(a['difference']):+.3g}", float(a["difference"])),
             Cell(f"{float(a['auc']):.2f}", float(a["auc"])),
@@ -297,7 +325,5 @@ def _associations(record: Record) -> Table:
         )
         for a in record.found.head(TESTS).to_dict("records")
     )
-    left = record.meta.get("left_out") or {}
     caption = f"The {len(rows)} surest of {plural(len(record.found), 'association')}; all: associations.parquet."
-    caption += "".join(f" Not tested: {name} ({why})." for name, why in left.items())
     return Table(f"Associations at {record.who}", columns, rows, caption, folded=True)

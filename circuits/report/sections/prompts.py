@@ -9,7 +9,7 @@ from typing import Any
 from circuits.report.content import Answer, Block, Cell, Column, Listing, Note, Part, Table
 from circuits.report.registry import Entry, View, section
 from circuits.report.saved import load_json
-from circuits.report.words import ABSENT, percent, plural, whole
+from circuits.report.words import ABSENT, percent, plural, visible, whole
 
 EXAMPLES = 6  # prompts shown of a set
 
@@ -90,7 +90,7 @@ def _examples(entry: Entry, problems: list[str]) -> Table:
             records = [json.loads(line) for line in lines]
         for r in [*records[: EXAMPLES // 2], *records[-EXAMPLES // 2 :]]:
             texts = (r["id"], r["prompt"], r["target"], r["corrupt"] or ABSENT, r["foil"], r["group"])
-            rows.append(tuple(Cell(text, code=i in (2, 4)) for i, text in enumerate(texts)))
+            rows.append(tuple(Cell(visible(str(text)), code=i in (2, 4)) for i, text in enumerate(texts)))
     except (OSError, ValueError, KeyError) as e:
         problems.append(f"{entry.ref.label}: prompts.jsonl cannot be read ({type(e).__name__})")
     return Table(f"Examples of {name(entry)}", columns, tuple(rows), "The first and the last prompts.", folded=True)
@@ -103,4 +103,5 @@ def _left_out(entry: Entry, lint: Mapping[str, Any]) -> Listing:
     lines += [
         f"{row['prompt']} |{row['target']} |{row['foil']}   {', '.join(row['faults'])}" for row in left.get("rows", [])
     ]
+    lines = [visible(line) for line in lines]
     return Listing(f"Left out of {name(entry)}: {left['n']}", tuple(lines))

@@ -176,7 +176,7 @@ def frontier(view: View, records: Sequence[Record]) -> Figure | None:
             _frontier_series(sheet, looks[label], mine)
         if labelled:
             ends = np.array([r.intervals.get("l0", (0, r.numbers["l0"]))[1] for r in drawn])
-            _label_points(axes, ends, ys, ["" if r.layer is None else str(r.layer) for r in drawn])
+            labelled = _label_points(axes, ends, ys, ["" if r.layer is None else str(r.layer) for r in drawn])
     sunk = int(sum(r.numbers["explained_variance"] < EV_FLOOR for r in drawn))
     caption = [
         f"One point per SAE{', its layer beside it' if labelled else ''}; hover names it.",
@@ -250,25 +250,24 @@ def _frontier_series(sheet: Sheet, look: Look, mine: Sequence[tuple[Record, floa
     )
 
 
-def _label_points(axes: Axes, xs: np.ndarray, ys: np.ndarray, labels: Sequence[str]) -> None:
-    """Write each label right of its point; labels above one another are moved apart just enough to be read."""
+def _label_points(axes: Axes, xs: np.ndarray, ys: np.ndarray, labels: Sequence[str]) -> bool:
+    """Write each label right of its point; labels above one another are moved apart just enough to be read.
+
+    Whether it was done: where labels would have to move away from their points, nobody could tell whose they are.
+    """
     at = axes.transData.transform(np.column_stack([xs, ys])) * 72 / axes.figure.dpi
     column = np.round(at[:, 0] / 12)
+    shifts = np.zeros(len(at))
     for c in np.unique(column):
         members = np.flatnonzero(column == c)
         members = members[np.argsort(at[members, 1], kind="stable")]
-        wanted = at[members, 1]
-        moved = _apart(wanted, LABEL_HEIGHT)
-        for i, shift in zip(members, moved - wanted, strict=True):
-            axes.annotate(
-                labels[int(i)],
-                (xs[i], ys[i]),
-                (6, shift),
-                textcoords="offset points",
-                va="center",
-                fontsize=7,
-                color=INK,
-            )
+        shifts[members] = _apart(at[members, 1], LABEL_HEIGHT) - at[members, 1]
+    if np.abs(shifts).max(initial=0.0) > LABEL_HEIGHT:
+        return False
+    for label, x, y, shift in zip(labels, xs, ys, shifts, strict=True):
+        style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 7, "color": INK}
+        axes.annotate(label, (x, y), (6, shift), **style)
+    return True
 
 
 def _apart(sorted_values: np.ndarray, gap: float) -> np.ndarray:
