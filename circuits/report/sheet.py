@@ -77,7 +77,7 @@ class Sheet:
                 "right": 1 - RIGHT / width,
                 "bottom": bottom / total,
                 "top": top,
-                "wspace": 0.1,
+                "wspace": 0.15,
                 "hspace": 0.34,
             },
         )
