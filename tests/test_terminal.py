@@ -124,7 +124,7 @@ def test_markup_in_a_prompt_id_fails_one_element_in_one_line(cli: Cli) -> None:
     (cli.folder / "p.jsonl").write_text(
         json.dumps({"id": "[/x]", "prompt": "The cat", "target": " sits", "foil": " sits"}) + "\n"
     )
-    done = cli("task=prompts", "behaviour=p.jsonl", "seed=0,1", QUICK, "tracking=off", COLUMNS="80")
+    done = cli("task=prompts", "behaviour=p.jsonl", "seed=0,1", "tracking=off", COLUMNS="80")
     assert done.code == 1 and "Traceback" not in done.err + done.out
     assert (
         done.err.count("target and foil are the same") == 1 and "2 of 2 failed" in done.out and "again:" not in done.out
@@ -164,7 +164,7 @@ def test_a_dumb_terminal_gets_plain_lines(cli: Cli) -> None:
 def test_a_poor_encoding_loses_signs_and_nothing_else(cli: Cli, encoding: str) -> None:
     extra = {"PYTHONIOENCODING": encoding, "MPLBACKEND": "module://no_such.backend"}
     done = subprocess.run(
-        cli.command("task=prompts", "behaviour=induction", QUICK, "tracking=off", "note=ünï → 字"), cwd=cli.folder,
+        cli.command("task=prompts", "behaviour=induction", "tracking=off", "note=ünï → 字"), cwd=cli.folder,
         env=cli.environment(**extra), capture_output=True, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
@@ -209,7 +209,7 @@ def test_names_that_file_systems_refuse_are_one_line(cli: Cli) -> None:
 
 def test_a_long_name_makes_a_short_id(cli: Cli) -> None:
     name, note = "字" * 150 + "n" * 150, "it's (done): ${5}, [/x] \\ 50%"
-    done = cli("task=prompts", "behaviour=induction", QUICK, "tracking=off", f"name={name}", f"note={note}")
+    done = cli("task=prompts", "behaviour=induction", "tracking=off", f"name={name}", f"note={note}")
     assert done.code == 0, done.err
     (run,) = (cli.outputs / "runs").glob("*/*")
     assert len(os.fsencode(run.name)) <= 200 and json.loads((run / "sweep.json").read_text())["note"] == note
@@ -221,20 +221,20 @@ def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
     folder = tmp_path / "a ${x} [b] 50%j {0} 字"
     folder.mkdir()
     made = Cli(folder)
-    done = made("task=prompts", "behaviour=induction", "seed=0,1", QUICK, "tracking=off")
+    done = made("task=prompts", "behaviour=induction", "seed=0,1", "tracking=off")
     assert done.code == 0 and len(made.artifacts("prompts")) == 2, done.err
     made.end()
 
 
 def test_the_hint_on_quotes_is_what_a_shell_keeps(cli: Cli) -> None:
-    done = cli("task=prompts", "behaviour=file", "behaviour.path=null", "data.field=a (b", QUICK)
+    done = cli("task=prompts", "behaviour=file", "behaviour.path=null", "data.field=a (b")
     assert done.code == 2 and """"data.field='a (b'\"""" in done.errors[0]
     kept = subprocess.run(
         ["bash", "-c", f"{sys.executable} -c 'import sys; print(sys.argv[1])' {done.errors[0].rpartition('shell: ')[2]}"],
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
     assert kept == "data.field='a (b'"
-    assert "override grammar" not in cli("task=prompts", kept, QUICK).err
+    assert "override grammar" not in cli("task=prompts", kept).err
 
 
 # -- pages and notebooks -----------------------------------------------------------------------------------------
