@@ -301,6 +301,7 @@ PUBLISHED = {
     "mistral-7b": ("mistralai/Mistral-7B-v0.1", "mistral", 32, 4096),
     "gemma-3-4b-it": ("google/gemma-3-4b-it", "gemma3", 34, 2560),
     "pythia-160m": ("EleutherAI/pythia-160m", "gpt_neox", 12, 768),
+    "smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "llama", 30, 576),
 }
 
 

@@ -114,6 +114,7 @@ EXPLAINED = {
     "activations.tokens": "instead of n_sequences",
     "activations.source": "which of the two is told by the inputs",
     "behaviour.path": "its content enters, whatever its name",
+    "behaviour.multi_token": "null stands for fail, and fail for drop where the words are a generator's own",
 }
 
 

@@ -74,7 +74,7 @@ def test_a_foreign_sae_is_checked_before_anything_is_loaded(tmp_path: Path) -> N
     assert "its d_in=64 is not the site's width 128" in error()
     config = {"architecture": "standard", "d_in": 128, "d_sae": 256}
     (foreign / "cfg.json").write_text(json.dumps({**config, "architecture": "temporal"}))
-    assert "architecture temporal is not supported; supported: gated" in error()
+    assert "architecture temporal is not supported: its features depend on the tokens before" in error()
     (foreign / "cfg.json").write_text(json.dumps(config))
     assert "lacks the tensor W_dec b_dec b_enc; a standard SAE has W_dec W_enc b_dec b_enc" in error()
     tensors = {"W_enc": (128, 256), "b_enc": (256,), "W_dec": (256, 128), "b_dec": (128,)}

@@ -246,7 +246,7 @@ def test_every_task_tells_its_whole_config_so_that_runs_are_found_by_what_was_ty
         [*trained, "pack=2", "name=first"],
         [*trained, "name=second"],
         seen,
-        ["task=prompts", "behaviour=grammar_agreement", QUICK],
+        ["task=prompts", "behaviour=grammar_agreement"],
     ):
         done = warm(*run)
         assert done.code == 0, done.out + done.err

@@ -177,8 +177,8 @@ class _Checker:
             else [machine.device_error(cfg.model.device)]
         )
         found += [
-            _writable("outputs", cfg.outputs),
-            _writable("multirun", cfg.multirun) if self.count > 1 else None,
+            _writable("outputs", cfg.outputs, make=True),
+            _writable("multirun", cfg.multirun, make=False) if self.count > 1 else None,
             _precision(cfg, dims),
             text_problem(cfg),
             *_checked(kind, cfg, dims, element.layers),
@@ -298,11 +298,16 @@ def _short(layers: list[int]) -> str:
     return " ".join(map(str, layers)) if len(layers) < 4 else f"{layers[0]} … {layers[-1]}"
 
 
-def _writable(key: str, given: str) -> str | None:
-    """Why nothing can be written below the directory that `key` names, or None; it is made."""
+def _writable(key: str, given: str, make: bool) -> str | None:
+    """Why nothing can be written below the directory that `key` names, or None. Whether it is made (free space is asked of it)."""
     place, mend = Path(given), f"choose another place with {key}=DIR"
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        if make:
+            place.mkdir(parents=True, exist_ok=True)
+        while not place.exists():  # raises where the name is too long
+            place = place.parent
+        if not place.is_dir():
+            raise FileExistsError
     except FileExistsError:
         return f"{key}={given}: a file, no directory; {mend}"
     except OSError as e:

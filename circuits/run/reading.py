@@ -179,8 +179,8 @@ def _read_by(reader: Reader, path: str, cfg: BaseConfig) -> str | None:
     unmet = failing(kind.when, path, reader.cfg)
     if unmet is not None:
         return unmet.says(reader.cfg)
-    taken = lookup(reader.cfg, path)
-    if taken != lookup(cfg, path) and not dataclasses.is_dataclass(taken):
+    taken, given = lookup(reader.cfg, path), lookup(cfg, path)
+    if taken != given and taken == taken and not dataclasses.is_dataclass(taken):  # nan is unlike itself
         shown = plain(taken)
         return f"{path.removesuffix('_')}={str(shown).lower() if isinstance(shown, bool) else shown} is taken here; leave it out"
     return None
