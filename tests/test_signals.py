@@ -23,7 +23,7 @@ from circuits import host
 from circuits.run import local, status, terminal
 from circuits.run import sweep as sweeps
 from circuits.run.signals import Stopped
-from circuits.run.slurm.script import BODY
+from circuits.run.slurm.script import BODY, CHECKED, ELEMENT
 from circuits.run.states import facts_of as facts_of_sweep
 
 
@@ -127,7 +127,7 @@ def at_a_moment(folder: Path, when: Callable[[Path], None]) -> tuple[int, dict]:
     directory = sweep.directory(element)
     status.wait_again(directory, "prompts")
     (folder / "elements.txt").write_text(f"{directory}\n")
-    body = BODY.replace("{elements}", str(folder / "elements.txt")).replace("{python}", sys.executable)
+    body = ELEMENT.replace("{elements}", str(folder / "elements.txt")) + CHECKED + BODY.replace("{python}", sys.executable)
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     script = subprocess.Popen(
         ["bash", "-c", f"asked=\ntrap 'asked=1' USR2\n{body}"],
@@ -154,7 +154,10 @@ def until(directory: Path, state: str) -> None:
 
 def begun(directory: Path) -> None:
     """Wait until the script has begun: before that Slurm itself would end it."""
+    end = time.monotonic() + 60
     while not (directory / "run.log").exists():
+        if time.monotonic() > end:
+            raise TimeoutError("the script has not begun for 60 s")
         time.sleep(0.002)
 
 
