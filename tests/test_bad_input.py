@@ -227,9 +227,7 @@ def test_a_full_disk_in_the_middle_is_one_line_and_the_last_checkpoint_is_kept(w
 
 
 def test_out_of_memory_names_the_keys_to_lower(warm: Cli) -> None:
-    directory = _element(
-        warm, "layer=1", "sae.expansion=8000", *SHORT
-    )  # 4 GB and more, beside what the programs take
+    directory = _element(warm, "layer=1", "sae.expansion=8000", *SHORT)  # 4 GB and more, beside what the programs take
     done = _by_hand(warm, directory, (resource.RLIMIT_AS, 3 << 30))
     assert done.returncode == 1
     assert "error: out of memory: lower sae.block_rows (4096)" in done.stdout, done.stdout[-2000:]

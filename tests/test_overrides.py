@@ -387,68 +387,6 @@ def test_a_folder_or_a_file_here_takes_no_preset_s_place(
     assert "did you mean" not in line
 
 
-# -- a person's defaults ------------------------------------------------------------------------------------------
-
-MINE = """default:
-  model: gemma-3-4b-it
-  data: text
-  data.path: {text}
-  behaviour: cf
-  cluster: csd3
-csd3: {{account: P-SL3-GPU}}
-"""
-
-
-@pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of conf/ with a person's own values; where their text is."""
-    text = tmp_path / "corpus.txt"
-    text.write_text("one two three\n\nfour five\n")
-    conf = copy_conf(tmp_path, monkeypatch)
-    (conf / "user" / "me.yaml").write_text(MINE.format(text=text))
-    monkeypatch.setenv("CIRCUITS_USER", "me")
-    return text
-
-
-def test_a_person_s_defaults_stand_as_if_typed_and_what_is_typed_wins(mine: Path) -> None:
-    cfg = compose("task=sae", "layer=12")
-    assert (cfg.model.id, cfg.data.path, cfg.cluster.name) == ("google/gemma-3-4b-it", str(mine), "csd3")
-    assert cfg.user.csd3.account == "P-SL3-GPU" and cfg.behaviour.name == "cf"
-    typed = compose("task=sae", "layer=1", "model=tiny", "data=embedded", "cluster=local")
-    assert (typed.model.id, typed.data.path, typed.cluster.name) == ("tiny", None, "local")
-    assert compose("task=sae", "data.path=/etc/hostname").data.path == "/etc/hostname"
-    assert compose("task=status").model.id, "a default is no override of a task that does not read it"
-
-
-def test_the_literal_command_of_the_cluster_works_with_a_person_s_defaults(mine: Path) -> None:
-    words = overrides.normalise(["task=sae", "layer=range(10,25)", "-m", "cluster=csd3"])
-    overrides.check(words)
-    assert words.overrides[0] == "model=gemma-3-4b-it" and words.overrides[-1] == "cluster=csd3"
-    assert "cluster=csd3" not in words.overrides[:-1]
-
-
-def test_a_default_gives_way_to_what_a_study_sets(mine: Path) -> None:
-    study = places.CONF / "experiment" / "mine.yaml"
-    study.write_text("# @package _global_\ndefaults: [override /model: tiny]\ndata: {path: /etc/hostname}\n")
-    cfg = compose("task=sae", "experiment=mine", "layer=1")
-    assert cfg.model.id == "tiny" and cfg.data.path == "/etc/hostname"
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("default: {sae.k: 3}", "conf/user/me.yaml: default: sae.k cannot have a default; keys of model data"),
-        ("default: [model=gpt2]", "conf/user/me.yaml: default holds lines key: value"),
-        ("default: {model: [a, b]}", "conf/user/me.yaml: default: model: one value is expected"),
-        ("default: {model: a", "conf/user/me.yaml: not readable as yaml"),
-    ],
-)
-def test_a_default_that_cannot_be_is_one_line(text: str, says: str, mine: Path) -> None:
-    (places.CONF / "user" / "me.yaml").write_text(text)
-    (message,) = refused("task=sae")
-    assert message.startswith(says)
-
-
 # -- --cfg job ----------------------------------------------------------------------------------------------------
 
 

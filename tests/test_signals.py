@@ -127,7 +127,9 @@ def at_a_moment(folder: Path, when: Callable[[Path], None]) -> tuple[int, dict]:
     directory = sweep.directory(element)
     status.wait_again(directory, "prompts")
     (folder / "elements.txt").write_text(f"{directory}\n")
-    body = ELEMENT.replace("{elements}", str(folder / "elements.txt")) + CHECKED + BODY.replace("{python}", sys.executable)
+    body = (
+        ELEMENT.replace("{elements}", str(folder / "elements.txt")) + CHECKED + BODY.replace("{python}", sys.executable)
+    )
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     script = subprocess.Popen(
         ["bash", "-c", f"asked=\ntrap 'asked=1' USR2\n{body}"],

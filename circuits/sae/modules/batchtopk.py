@@ -62,7 +62,8 @@ class BatchTopKObjective(TopKObjective):
     def follow(self, outcome: Outcome, step: int) -> None:
         """Move the threshold towards this batch's smallest positive activation."""
         threshold, smallest = self.state["threshold"], outcome.smallest
-        assert smallest is not None  # `gradients` always says it
+        if smallest is None:
+            raise TypeError("a step of BatchTopK tells its smallest positive activation")
         weight = self.spec.threshold_rate if step > self.spec.threshold_warmup else 1.0
         threshold.copy_(torch.where(smallest.isfinite(), threshold + weight * (smallest - threshold), threshold))
 
