@@ -222,7 +222,6 @@ def sharing(store: Path, folder: Path) -> Cli:
 def quick_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store whose embedded model was trained for a few steps only: enough wherever quality does not matter."""
     cli = shared(tmp_path_factory, "quick")
-    borrow(cli)
     done = cli("task=sae", "layer=0", "sae.steps=4", QUICK, "tracking=off")
     assert done.code == 0, done.err + done.out
     return cli.outputs / "artifacts"

@@ -248,7 +248,7 @@ def test_what_cannot_be_captured_is_refused_before_the_start(words: list[str], m
 
 def test_what_does_not_fit_the_disk_is_refused(cli: Cli) -> None:
     done = cli(*DATA, "layer=all", "activations.tokens=1_000_000_000_000")
-    assert done.code == 2 and "GB are needed and" in done.err and not cli.artifacts("tiny")
+    assert done.code == 2 and "TB are needed and" in done.err and not cli.artifacts("tiny")
 
 
 def test_the_disk_estimate_is_what_is_written() -> None:

@@ -50,8 +50,8 @@ def test_a_job_has_what_its_control_groups_leave_it(tmp_path: Path, version: int
 @pytest.mark.parametrize(
     ("room", "said"),
     [
-        (Room(None, 40_000_000, main_called="40 MB are free"), "40 MB are free; 2 fit: take fewer layers"),
-        (Room(30_000_000, 1 << 40, "a GPU has 30 MB", ""), "a GPU has 30 MB; 2 fit"),
+        (Room(None, 100_000_000, main_called="100 MB are free"), "100 MB are free; 2 fit: take fewer layers"),
+        (Room(100_000_000, 1 << 40, "a GPU has 100 MB", ""), "a GPU has 100 MB; 2 fit"),
         (Room(1 << 40, 1_000, "", "1 kB is free"), "1 kB is free; not even one fits; or lower sae.block_rows"),
         (Room(1 << 40, None), None),
         (Room(None, 1 << 40), None),

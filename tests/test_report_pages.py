@@ -129,7 +129,7 @@ def test_activations_of_two_sites_with_a_dropped_sample(cli: Cli) -> None:
     assert "activations.last_n rows samples dropped" in rows
     for site in ("mlp_out", "resid_post"):
         for layer in (0, 1):
-            assert f"{layer} {site} 2 78 39 1 32 fp32" in rows and f"{layer} {site} null 266 39 1 32 fp32" in rows
+            assert f"{layer} {site} 2 78 39 1 32 fp32" in rows and f"{layer} {site} null 263 39 1 32 fp32" in rows
     assert "Samples left out" in shown.text and re.search(r"mlp_out odd 0–1 .*resid_post odd 0–1", shown.text)
     assert "Bars: 95% intervals with whole samples as the unit" in shown.text
     for series in ("mlp_out, activations.last_n=null", "resid_post, activations.last_n=2"):

@@ -24,7 +24,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def test_an_sae_of_the_store_is_measured_by_its_name_its_hash_and_its_exports(warm: Cli) -> None:
     assert warm("task=sae", "layer=1", "sae.k=16", *SHORT).code == 0
     (trained,) = warm.artifacts("sae")
-    export = ["task=export", "layer=1", "sae.k=16", "export.format=sparsify", "export.path=out", *SHORT]
+    export = ["task=export", "layer=1", "sae.k=16", "export.format=sparsify", "export.path=out", *SHORT[:-1]]
     assert warm(*export).code == 0
     weights = load_file(warm.folder / "out" / "sae.safetensors")
     names = [f"sae/{trained.name}", trained.name.rsplit("-", 1)[1], "out"]

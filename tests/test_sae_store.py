@@ -108,7 +108,7 @@ def test_layers_trained_from_their_stores_together_alone_and_after_a_kill_are_eq
 
 
 def test_a_missing_store_is_one_line_with_the_command_that_makes_it(warm: Cli) -> None:
-    done = warm("task=sae", "layer=3", "activations.site=mlp_out", "sae.skip_first=2", *SAE, "sae.site=resid_mid")
+    done = warm("task=sae", "layer=3", "sae.skip_first=2", *SAE, "sae.site=resid_mid")
     assert done.code == 1 and len(done.errors) == 1, done.err
     line = done.errors[0]
     assert "sae needs activations/tiny-L3-resid_mid-data-" in line and "which does not exist" in line
@@ -152,7 +152,7 @@ def test_too_few_rows_are_refused_unless_they_are_allowed(stores: Cli, tmp_path:
     (copy,) = (tmp_path / "fast").iterdir()
     assert sorted(path.name for path in copy.iterdir()) == ["meta.json", "values.npy"]
     assert (copy / "values.npy").read_bytes() == (used / "values.npy").read_bytes()
-    done = cli("task=export", "export.path=out", *words)
+    done = cli("task=export", "export.path=out", *(w for w in words if w not in SAE[-2:]))
     assert done.code == 0 and (cli.folder / "out" / "sae_weights.safetensors").exists(), done.err
 
 

@@ -216,7 +216,7 @@ def test_an_exported_sae_is_named_by_its_config_and_loads_in_saelens(warm: Cli) 
     from circuits.sae import formats, sparsify
 
     assert warm("task=sae", "layer=[0,1]", "sae.k=16", *SHORT).code == 0
-    done = warm("task=export", "layer=1", "sae.k=16", "export.path=out/one", *SHORT)
+    done = warm("task=export", "layer=1", "sae.k=16", "export.path=out/one", *SHORT[:-1])
     assert done.code == 0 and "sae/tiny-L1-topk-" in done.out, done.err
     artifact = by_layer(warm)[1]
     theirs, ours = SAELens.load_from_disk(str(warm.folder / "out/one")), formats.load(artifact)
@@ -255,9 +255,10 @@ def test_a_transcoder_is_trained_measured_spliced_and_read_back(warm: Cli) -> No
         assert metrics["ce_zero"] != metrics["ce_spliced"]
         sae = formats.load(path)
         assert sae.cfg.d_out == 128
-    taken = warm("task=sae", "layer=1", f"sae.from={path}", *words, *SHORT)
+    untrained = [QUICK, "sae.heldout_sequences=64", "tracking=off"]
+    taken = warm("task=sae", "layer=1", f"sae.from={path}", *words, *untrained)
     assert taken.code == 0, taken.err
-    refused = warm("task=sae", "layer=1", f"sae.from={path}", *SHORT)
+    refused = warm("task=sae", "layer=1", f"sae.from={path}", *untrained)
     assert refused.code == 2 and "a transcoder; name the site that it reconstructs with sae.target_site=" in refused.err
 
 

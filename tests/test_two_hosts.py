@@ -65,7 +65,7 @@ def elsewhere(path: Path, **changed: Any) -> Path:
 def test_a_launcher_that_leaves_tells_the_dead_of_another_host_from_the_living(
     tmp_path: Path, quick: None, beating: list[Path]
 ) -> None:
-    dead, living, free = plan("task=prompts", "behaviour=ioi,facts,logic", "model.embedded.steps=1", base=tmp_path)
+    dead, living, free = plan("task=prompts", "behaviour=ioi,facts,logic", base=tmp_path)
     said: list[str] = []
     store = Store(tmp_path / "outputs" / "artifacts", say=said.append)
     keys = [next(iter(element.keys.values())) for element in (dead, living, free)]
@@ -81,7 +81,7 @@ def test_a_launcher_that_leaves_tells_the_dead_of_another_host_from_the_living(
 
 
 def test_a_slurm_submission_takes_over_what_a_dead_process_of_another_host_holds(slurm: Queue, cli: Cli) -> None:
-    words = [*PROMPTS, "behaviour=ioi", "seed=7"]
+    words = [*PROMPTS, "behaviour=ioi", "seed=7", SLURM]
     (element,) = plan(*words, base=cli.folder)
     elsewhere(Store(cli.outputs / "artifacts").beside(element.keys[None], "lease"), pid=1234)
     code = """import sys
@@ -90,7 +90,7 @@ from circuits.run.cli import main
 pulse.STALE_S = 1
 sys.exit(main(sys.argv[1:]))"""
     done = subprocess.run(
-        [sys.executable, "-c", code, *words, SLURM], cwd=cli.folder, capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, "-c", code, *words], cwd=cli.folder, capture_output=True, text=True, timeout=300, check=False,
         env={**cli.environment(), "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0 and "submitted" in done.stdout, done.stdout + done.stderr
@@ -123,7 +123,7 @@ def test_jobs_of_another_cluster_are_neither_dead_nor_ours_because_their_number_
 
 def test_an_interrupted_submission_to_another_cluster_is_left_to_that_cluster(slurm: Queue, tmp_path: Path) -> None:
     store = Store(tmp_path / "artifacts")
-    found = sweep.create(plan(*PROMPTS, base=tmp_path), tmp_path)
+    found = sweep.create(plan("task=prompts", "tracking=off", base=tmp_path), tmp_path)
     note = store.root / submission.NOTES / f"{found.id}.json"
     note.parent.mkdir(parents=True)
     facts = {**owner(), "uid": os.getuid(), "announced": 0.0, "sweep": str(found.path), "tag": "t", "task": "prompts",
@@ -149,7 +149,7 @@ def test_an_interrupted_submission_to_another_cluster_is_left_to_that_cluster(sl
 def test_elements_that_wait_for_a_launcher_on_another_host_wait_while_its_heart_beats(
     tmp_path: Path, quick: None, beating: list[Path]
 ) -> None:
-    found = sweep.create(plan(*PROMPTS, "behaviour=ioi,facts", base=tmp_path), tmp_path)
+    found = sweep.create(plan("task=prompts", "behaviour=ioi,facts", "tracking=off", base=tmp_path), tmp_path)
     found.record["launcher"] |= {"host": "node7", "machine": "another"}
     note = elsewhere(found.path / "launcher.lease")
     beating.append(note)

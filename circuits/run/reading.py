@@ -23,7 +23,7 @@ from circuits import schema
 from circuits.run import config, overrides, personal, places, registry
 from circuits.run.kinds import Kind
 from circuits.schema import BaseConfig
-from circuits.schema.reading import CHOICE_OF, failing, lookup, plain, wanted
+from circuits.schema.reading import CHOICE_OF, Table, When, failing, lookup, plain, wanted
 from circuits.schema.task import Where
 
 _NUMBERS = re.compile(r"layer=.*|(?!task\.)[\w.]+=[-+\d.eE_]+")
@@ -126,9 +126,11 @@ def _reason(path: str, cfg: BaseConfig) -> str | None:
     task = cfg.task.name
     module = registry.modules().get(task)
     tables = [schema.READ_WHEN, getattr(module, "READ_WHEN", {})]
-    unmet = next((found for table in tables if (found := failing(table, path, cfg))), None)
+    unmet = _unmet(tables, path, cfg)
     if unmet is not None:
-        return unmet.says(cfg)
+        # An input may be made under another config than was written: an SAE's store is one of data, whatever `activations` says.
+        others = (reader for reader in readers(task, cfg) if _unmet(tables, path, reader.cfg) is None)
+        return None if any(_read_by(reader, path, cfg) is None for reader in others) else unmet.says(cfg)
     head = path.split(".")[0]
     if head == "user" and "." in path:
         cluster = path.split(".")[1]
@@ -143,6 +145,11 @@ def _reason(path: str, cfg: BaseConfig) -> str | None:
         return None
     answers = [_read_by(reader, path, cfg) for reader in readers(task, cfg)]
     return None if None in answers else next((answer for answer in answers if answer), "")
+
+
+def _unmet(tables: Sequence[Table], path: str, cfg: BaseConfig) -> When | None:
+    """The first condition on `path` that does not hold under `cfg`."""
+    return next((found for table in tables if (found := failing(table, path, cfg))), None)
 
 
 def readers(task: str, cfg: BaseConfig) -> list[Reader]:

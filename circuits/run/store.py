@@ -313,6 +313,7 @@ class Store:
             for directory in (written, *(p for p in written.rglob("*") if p.is_dir())):
                 fsync_dir(directory)
             with whole():
+                self._listed.pop(key.kind, None)  # ours is to be found at once, under whatever label
                 artifact = self._rename(key, written, path, manifest, replace)
                 fsync_dir(path.parent)
                 shutil.rmtree(self.beside(key, "partial"), ignore_errors=True)

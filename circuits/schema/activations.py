@@ -42,8 +42,11 @@ class ActivationsConfig:
     chunk: int = free(1024)  # samples between moments at which the work done is safe from a kill
 
 
-_OF_DATA = When(
-    "activations.source", ("data",), hint="behaviour.n_samples says how many prompts; activations.source=data does"
+_OF_DATA = When(  # not strict: an SAE's store is one of data, whatever stands here
+    "activations.source",
+    ("data",),
+    strict=False,
+    hint="behaviour.n_samples says how many prompts; activations.source=data does",
 )
 READ_WHEN = {"activations.n_sequences": (_OF_DATA,), "activations.tokens": (_OF_DATA,)}
 
