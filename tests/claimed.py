@@ -189,6 +189,9 @@ class _Device(TorchDispatchMode):
         name, leaves = func.overloadpacket.__name__, tree_leaves((args, kwargs))
         mine = [x for x in leaves if isinstance(x, Claimed)]
         others = [x for x in leaves if isinstance(x, Tensor) and not isinstance(x, Claimed)]
+        if name == "to":  # under inference mode it comes whole: its parts are looked at
+            with self:
+                return func.decompose(*args, **kwargs)
         if name == "copy_":
             return self._copied_into(func, *args, **kwargs)
         if name == "_to_copy":

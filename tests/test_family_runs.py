@@ -120,7 +120,7 @@ def test_a_revision_of_what_has_none_is_refused(words: tuple[str, ...], says: st
 
 
 def test_a_branch_becomes_a_commit_that_the_element_keeps(hub: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("one two three four\n")
+    (tmp_path / "text.txt").write_text("one two three four\nfive six seven eight\n")
     words = ("task=sae", "model=someone/small", "layer=0", "data=text", f"data.path={tmp_path}/text.txt", "data.context=16",
              f"outputs={tmp_path}/outputs")  # fmt: skip
     (element,) = plan(*words, base=tmp_path)

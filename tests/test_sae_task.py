@@ -228,7 +228,7 @@ def test_an_exported_sae_is_named_by_its_config_and_loads_in_saelens(warm: Cli) 
     assert (
         f"{metrics['explained_variance']:.4f}" in card and "blocks.1.hook_resid_post" in card and artifact.name in card
     )
-    done = warm("task=export", "layer=[0,1]", "sae.k=16", "export.format=sparsify", "export.path=out/both", *SHORT)
+    done = warm("task=export", "layer=[0,1]", "sae.k=16", "export.format=sparsify", "export.path=out/both", *SHORT[:-1])
     assert done.code == 0, done.err
     assert torch.equal(sparsify.load(warm.folder / "out/both/layers.1")(x), ours(x))
     for words, message in (
@@ -237,7 +237,7 @@ def test_an_exported_sae_is_named_by_its_config_and_loads_in_saelens(warm: Cli) 
         (["export.path=a", "export.format=saelen"], "did you mean saelens?"),
         (["export.path=a", "sae.k=17"], "does not exist in"),
     ):
-        refused = warm("task=export", "layer=1", *(["sae.k=16"] if "sae.k=17" not in words else []), *words, *SHORT)
+        refused = warm("task=export", "layer=1", *(["sae.k=16"] if "sae.k=17" not in words else []), *words, *SHORT[:-1])
         assert refused.code == 2 and message in refused.err and len(refused.errors) == 1, refused.err
 
 

@@ -95,7 +95,8 @@ def test_a_bad_night(slurm: Queue, warm: Cli, tmp_path: Path) -> None:
     alone = Cli(tmp_path / "alone")
     (alone.outputs / "artifacts").mkdir(parents=True)
     (alone.outputs / "artifacts" / "tiny").symlink_to(warm.outputs / "artifacts" / "tiny")
-    assert alone(*[w.replace("1e38,", "") for w in words], *SMALL, "sae.checkpoint_every=50").code == 0
+    here = [w for w in SMALL if "memory" not in w]  # no scheduler reads it
+    assert alone(*[w.replace("1e38,", "") for w in words], *here, "sae.checkpoint_every=50").code == 0
     assert weights(warm) == weights(alone), "bit-identical to an undisturbed run"
 
 
