@@ -304,14 +304,14 @@ def test_a_dry_run_prints_the_script_and_submits_nothing(cli: Cli) -> None:
     own = [
         "user.csd3.account=P-SL3-GPU",
         "user.csd3.scratch=/scratch/me",
-        "user.csd3.mail=me@university.edu",
+        "user.csd3.mail=ab12@cam.ac.uk",
         "hydra.launcher.timeout_min=90",
         "hydra.launcher.array_parallelism=2",
     ]
     done = cli(*words, *own)
     assert done.code == 0, done.err
     for line in ("--array=0-2%2", "--account=P-SL3-GPU", "--partition=ampere", "--time=90", "--cpus-per-task=32", "--gres=gpu:1",
-                 "--constraint=a b", "--requeue", "--hold", "--signal=B:USR2@120", "--mail-user=me@university.edu",
+                 "--constraint=a b", "--requeue", "--hold", "--signal=B:USR2@120", "--mail-user=ab12@cam.ac.uk",
                  "--mail-type=END,FAIL"):  # fmt: skip
         assert f"#SBATCH {line}" in done.out, line
     assert "wckey" not in done.out
