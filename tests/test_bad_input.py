@@ -135,9 +135,13 @@ def test_non_finite_activations_name_layer_and_sample_and_exit_1(warm: Cli) -> N
     weights = load_file(model / "model.safetensors")
     weights["model.layers.2.mlp.down_proj.weight"][0, 0] = float("nan")
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    below = warm("layer=1", "model=model", *SHORT[1:])
+    (warm.folder / "text.txt").write_text(
+        "\n".join(f"the cat is near {n % 7} dogs and the bird ." for n in range(2000))
+    )
+    words = ["model=model", "data=text", "data.path=text.txt", "data.context=16", *SHORT[1:]]
+    below = warm("layer=1", *words)
     assert below.code == 1 and "non-finite logits with the model itself, held-out sample" in below.err, below.err
-    done = warm("layer=2", "model=model", *SHORT[1:])
+    done = warm("layer=2", *words)
     assert done.code == 1
     assert len(done.errors) == 1 and "non-finite activation at resid_post, layer 2, sample" in done.err, done.err
     assert "Traceback" not in done.err + done.out

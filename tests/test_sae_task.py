@@ -237,7 +237,9 @@ def test_an_exported_sae_is_named_by_its_config_and_loads_in_saelens(warm: Cli) 
         (["export.path=a", "export.format=saelen"], "did you mean saelens?"),
         (["export.path=a", "sae.k=17"], "does not exist in"),
     ):
-        refused = warm("task=export", "layer=1", *(["sae.k=16"] if "sae.k=17" not in words else []), *words, *SHORT[:-1])
+        refused = warm(
+            "task=export", "layer=1", *(["sae.k=16"] if "sae.k=17" not in words else []), *words, *SHORT[:-1]
+        )
         assert refused.code == 2 and message in refused.err and len(refused.errors) == 1, refused.err
 
 
