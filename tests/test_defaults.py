@@ -8,7 +8,7 @@ import pytest
 from configs import compose, copy_conf
 from test_overrides import fresh_choices, refused
 
-from circuits.run import overrides, places
+from circuits.run import cli, overrides, places
 
 __all__ = ["fresh_choices"]  # a fixture that every test uses
 
@@ -70,3 +70,15 @@ def test_a_default_that_cannot_be_is_one_line(text: str, says: str, mine: Path) 
     (places.CONF / "user" / "me.yaml").write_text(text)
     (message,) = refused("task=sae")
     assert message.startswith(says)
+
+
+def test_the_resolved_config_says_where_each_value_came_from(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["task=sae", "sae=relu", "sae.lr=3e-4", "experiment=sae_canary", "--cfg", "job"]) == 0
+    lines = [line.split(" # ") for line in capsys.readouterr().out.splitlines()]
+    told = {line[0].strip(): line[1] for line in lines if len(line) == 2}
+    assert told["sae:"] == "sae=relu: command line" and told["lr: 0.0003"] == "command line"
+    assert told["min_r2: 0.7"] == "conf/experiment/sae_canary.yaml" and told["l1: 0.12"] == "conf/sae/relu.yaml"
+    assert told["model:"] == "model=gemma-3-4b-it: conf/user/me.yaml" and told[f"path: {mine}"] == "conf/user/me.yaml"
+    assert told["layer: all"] == "conf/config.yaml" and told["clip: 1.0"] == "built in"
