@@ -150,7 +150,9 @@ def told(code: int, facts: dict) -> str:
 def until(directory: Path, state: str) -> None:
     """Wait for a state, closely."""
     end = time.monotonic() + 120
-    while json.loads((directory / "status.json").read_text())["state"] != state and time.monotonic() < end:
+    while json.loads((directory / "status.json").read_text())["state"] != state:
+        if time.monotonic() > end:
+            raise TimeoutError(f"the run is not {state} after 120 s")
         time.sleep(0.002)
 
 
