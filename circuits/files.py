@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,33 +72,59 @@ def exists(path: Path) -> bool:
         return False
 
 
-def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
+AGAIN = 5
+
+
+def write_atomic(path: Path, data: bytes, durable: bool = True, make: bool = False) -> None:
     """Write `data` so that a reader of `path` sees the old content or the new one, never a part.
 
     Args:
         path: the file.
         data: its new content.
         durable: also force it to the disk; not needed for what is only shown (progress).
+        make: see :func:`put`.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    put(path, lambda temporary: temporary.write_bytes(data), durable, make)
+
+
+def put(path: Path, write: Callable[[Path], object], durable: bool = True, make: bool = False) -> None:
+    """Let `write` make a file beside `path`, and rename it there.
+
+    Another process may clear away what it takes for a leftover, or the whole directory: then the file is written again.
+
+    Args:
+        path: the file.
+        write: writes the file that it is given.
+        durable: also force it to the disk.
+        make: make the directory where it is missing.
+
+    Raises:
+        FileNotFoundError: there is no directory (without `make`), or it goes away again and again.
+    """
     with disk_errors(path):
-        try:
-            with temporary.open("wb") as f:
-                f.write(data)
-                f.flush()
+        for left in reversed(range(AGAIN)):
+            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+            try:
+                if make:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                write(temporary)
                 if durable:
-                    os.fsync(f.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        if durable:
-            fsync_dir(path.parent)
+                    fsync_file(temporary)
+                temporary.replace(path)
+                if durable:
+                    fsync_dir(path.parent)
+                return
+            except FileNotFoundError:
+                if not left or not (make or path.parent.is_dir()):
+                    raise
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
 
 
-def write_json(path: Path, value: Any, durable: bool = True) -> None:
+def write_json(path: Path, value: Any, durable: bool = True, make: bool = False) -> None:
     """`write_atomic` of readable JSON (NaN is refused: it would not be JSON)."""
-    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), durable)
+    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), durable, make)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from circuits import files
 from circuits.data import tensorfile
 from circuits.errors import Damaged, DiskFull
 from circuits.sae import checkpoint
@@ -80,7 +84,11 @@ def test_prune_keeps_the_newest_and_clears_leftovers(tmp_path: Path) -> None:
     leftover = tmp_path / ".step-000000012.safetensors.0a1b2c3d.tmp"
     leftover.write_bytes(b"half")
     checkpoint.prune(tmp_path, 2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint.path_for(tmp_path, s).name for s in (10, 11)]
+    newest = [checkpoint.path_for(tmp_path, s).name for s in (10, 11)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [leftover.name, *newest], "another process may be writing it"
+    os.utime(leftover, (time.time() - 2 * checkpoint.LEFT_S,) * 2)
+    checkpoint.prune(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == newest
     checkpoint.prune(tmp_path, 5)
     assert len(checkpoint.paths(tmp_path)) == 2
 
@@ -92,7 +100,44 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_no_rest(tmp_path: Path, mo
     def full(_: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tensorfile, "fsync_file", full)
+    monkeypatch.setattr(files, "fsync_file", full)
     with pytest.raises(DiskFull, match="no space left"):
         checkpoint.save(path, tensors(2), {})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("what", ["the unfinished file", "the directory"])
+def test_what_another_process_clears_while_it_is_written_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    written, cleared = files.fsync_file, []
+
+    def late(path: Path) -> None:
+        if not cleared:
+            cleared.append(path)
+            path.unlink() if what == "the unfinished file" else shutil.rmtree(path.parent)
+        written(path)
+
+    monkeypatch.setattr(files, "fsync_file", late)
+    path = write(tmp_path / "a.partial", 1)
+    assert checkpoint.load(path)[1]["step"] == 1 and cleared and list(path.parent.iterdir()) == [path]
+
+
+def test_a_checkpoint_that_another_process_has_pruned_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        write(tmp_path, step)
+    listed = checkpoint.paths(tmp_path)
+    monkeypatch.setattr(checkpoint, "paths", lambda _: listed)
+    listed[1].unlink()
+    found = checkpoint.latest(tmp_path)
+    assert found is not None and found.meta["step"] == 1
+
+
+def test_a_file_is_put_nowhere_where_its_directory_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.write_atomic(tmp_path / "gone" / "x", b"")
+    tensorfile.save(tmp_path / "made" / "x.safetensors", tensors(1), {})
+    with pytest.raises(FileNotFoundError):
+        tensorfile.load(tmp_path / "made" / "y.safetensors")

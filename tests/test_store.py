@@ -165,8 +165,16 @@ def test_leftovers_of_dead_writers_go_after_a_day_and_nothing_else(store: Store)
         place.mkdir()
         (place / "x").write_text("x")
         os.utime(place, (time.time() - age,) * 2)
-    assert sorted(path.name for path in store.sweep_leftovers()) == [".b.2.tmp", ".c.3.damaged", ".d.4.old"]
-    assert names(store.root / "sae") == [".a.1.tmp", made.path.name]
+    old = time.time() - 90_000
+    kept, overtaken = store.partial(key("other payload")), store.partial(key())  # the second's artifact is there
+    for place in (kept, overtaken):
+        os.utime(place, (old, old))
+    removed = [".b.2.tmp", ".c.3.damaged", ".d.4.old", overtaken.name]
+    assert sorted(path.name for path in store.sweep_leftovers()) == removed
+    assert names(store.root / "sae") == sorted([".a.1.tmp", made.path.name, kept.name])
+    forced = store.partial(key(), owner="somebody")
+    os.utime(forced, (old, old))
+    assert store.sweep_leftovers() == [], "what is made in its place goes on"
 
 
 # -- collisions --------------------------------------------------------------------------------------------------

@@ -79,10 +79,12 @@ class Keeper(Generic[Name]):
 
     def _read(self, name: Name) -> State | None:
         path = self.paths.get(name)
-        if path is None or not path.exists():
+        if path is None:
             return None
         try:
             tensors, meta = tensorfile.load(path)
+        except FileNotFoundError:
+            return None
         except Damaged as e:
             self._say(f"damaged: {e}; its part of the pass is done again")
             path.unlink(missing_ok=True)

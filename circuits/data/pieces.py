@@ -65,9 +65,8 @@ def take_over(
     `gone` has to be sure: a writer that is only silent might still write into the files that it has open.
     """
     with disk_errors(partial):
-        write_json(
-            partial / f"{own}.json", dict(writer)
-        )  # first: from the rename on the piece is of somebody who lives
+        # First: from the rename on the piece is of somebody who lives.
+        write_json(partial / f"{own}.json", dict(writer), make=True)
         for note in sorted(partial.glob(f"{share}.*.json")):
             piece = note.with_suffix("")
             try:

@@ -6,9 +6,9 @@ place, synced and renamed, so a crash leaves the old one as it was. A file that 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from circuits.errors import Damaged, DiskFull
-from circuits.files import disk_errors, fsync_dir, fsync_file
+from circuits.files import put
 
 
 def digest(tensors: Mapping[str, Tensor], meta: str) -> str:
@@ -36,23 +36,16 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
     """Write a tensor file atomically. `meta` must be JSON-able."""
     text = json.dumps(meta, sort_keys=True, allow_nan=False)
     whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _write(temporary, whole, {"meta": text, "digest": digest(whole, text)})
-            fsync_file(temporary)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        fsync_dir(path.parent)
+    header = {"meta": text, "digest": digest(whole, text)}
+    put(path, lambda temporary: _write(temporary, whole, header), make=True)
 
 
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
     try:
         save_file(tensors, path, metadata=header)
     except SafetensorError as e:  # the library wraps the system's error into its own
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "went away while it was written to", str(path.parent)) from e
         raise DiskFull(
             f"{path.parent}: the checkpoint could not be written ({e}); free some space, then run again"
         ) from e

@@ -41,6 +41,7 @@ from circuits.run.keys import HASH_CHARACTERS, Key
 from circuits.run.leases import Lease, Note, settle
 
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
+FORCED = "forced-by.json"  # in unfinished work of reuse=force
 NOTES = ("lease", "claim")
 LISTED_S = 1.0  # a listing of a kind's artifacts serves for so long
 HASHED_ON_READ = 32 << 20  # bytes: below this an artifact's hashes are checked on every read (well under 0.1 s)
@@ -255,7 +256,7 @@ class Store:
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             if owner is not None:
-                note = path / "forced-by.json"
+                note = path / FORCED
                 if not note.exists() or read_json(note) != owner:
                     shutil.rmtree(path)
                     path.mkdir()
@@ -352,10 +353,20 @@ class Store:
         return True
 
     def sweep_leftovers(self, older_than_s: float = 24 * 3600) -> list[Path]:
-        """Remove temporary directories of writers that died more than `older_than_s` seconds ago; what was removed."""
+        """Remove temporary directories of writers that died more than `older_than_s` seconds ago; what was removed.
+
+        So goes unfinished work of what another process has published, unless it is a forced run's.
+        """
+        hidden = [path for path in self.root.glob("*/.*") if path.suffix in (".tmp", ".old", ".damaged")]
+        overtaken = [
+            path
+            for path in self.root.glob("*/*.partial")
+            if (path.with_suffix("") / MANIFEST).exists() and not (path / FORCED).exists()
+        ]
         removed = []
-        for path in self.root.glob("*/.*"):
-            if path.suffix in (".tmp", ".old", ".damaged") and time.time() - path.stat().st_mtime > older_than_s:
-                shutil.rmtree(path, ignore_errors=True)
-                removed.append(path)
+        for path in (*hidden, *overtaken):
+            with contextlib.suppress(FileNotFoundError):  # another process sweeps, too
+                if time.time() - path.stat().st_mtime > older_than_s:
+                    shutil.rmtree(path, ignore_errors=True)
+                    removed.append(path)
         return removed

@@ -6,6 +6,8 @@ aside as ``*.damaged`` and goes back to the one before.
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,9 +20,11 @@ from circuits.data.tensorfile import digest, load, save
 from circuits.errors import Damaged
 from circuits.host import free_memory
 
-__all__ = ["Checkpoint", "Writer", "digest", "latest", "load", "path_for", "paths", "prune", "save"]
+__all__ = ["Checkpoint", "Writer", "clear", "digest", "latest", "load", "path_for", "paths", "prune", "save"]
 
 PATTERN = "step-*.safetensors"
+LEFT_S = 600.0
+"""Seconds after which an unfinished file that does not grow is a leftover."""
 WAITING_SHARE = 1 / 8
 """Of the free memory, for checkpoints that wait to be written; one may always wait, whatever its size."""
 
@@ -73,13 +77,27 @@ def paths(directory: Path) -> list[Path]:
 def prune(directory: Path, keep: int) -> list[Path]:
     """Delete all but the newest `keep` checkpoints, and what interrupted writes left; the deleted paths.
 
-    Only for the one process that writes here: another one's unfinished file would be taken for a leftover.
+    An unfinished file that has not grown for a while is taken for a leftover; a writer that only stood still writes it again.
     """
     found = paths(directory)
-    gone = found[: max(0, len(found) - keep)] + sorted(directory.glob(f".{PATTERN}.*.tmp"))
+    gone = found[: max(0, len(found) - keep)] + [file for file in directory.glob(f".{PATTERN}.*.tmp") if _left(file)]
     for path in gone:
         path.unlink(missing_ok=True)
     return gone
+
+
+def clear(directory: Path) -> None:
+    """Delete all checkpoints."""
+    for path in paths(directory):
+        path.unlink(missing_ok=True)
+
+
+def _left(file: Path) -> bool:
+    """Whether nobody has written to an unfinished file for a while."""
+    try:
+        return time.time() - file.stat().st_mtime > LEFT_S
+    except FileNotFoundError:
+        return False
 
 
 def latest(directory: Path, on_damaged: Callable[[Path, str], None] | None = None) -> Checkpoint | None:
@@ -87,9 +105,12 @@ def latest(directory: Path, on_damaged: Callable[[Path, str], None] | None = Non
     for path in reversed(paths(directory)):
         try:
             return Checkpoint(path, *load(path))
+        except FileNotFoundError:  # another process writes here, too, and is further on
+            continue
         except Damaged as e:
             aside = path.with_name(path.name + ".damaged")
-            path.replace(aside)
+            with contextlib.suppress(FileNotFoundError):
+                path.replace(aside)
             if on_damaged is not None:
                 on_damaged(aside, str(e))
     return None

@@ -29,10 +29,12 @@ class History:
             Damaged: the file is not readable; it was moved aside and the history goes on without it.
         """
         self._rows, self._last = [], (step, time.monotonic())
-        if not step or not self._path.exists():
+        if not step:
             return
         try:
             rows = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        except FileNotFoundError:
+            return
         except ValueError as e:
             aside = self._path.with_name(self._path.name + ".damaged")
             self._path.replace(aside)
@@ -49,7 +51,7 @@ class History:
     def snapshot(self) -> Callable[[], None]:
         """What writes the rows as they are now, whole; to be called just before a checkpoint of this moment is written."""
         rows = tuple(self._rows)
-        return lambda: write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        return lambda: write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode(), make=True)
 
     def write(self, out: Path) -> None:
         """``history.parquet`` in `out`."""

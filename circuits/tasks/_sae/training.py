@@ -187,6 +187,7 @@ def _resumed(
         return None
     if latest.meta["stream"] != stream.facts_of(spec.layer):
         context.say(f"{latest.path}: made from other rows; layer {spec.layer} starts anew")
+        checkpoint.clear(work.partial)  # its own first ones would be the oldest, and go
         return None
     context.say(f"layer {spec.layer}: resumed at step {latest.meta['step']}")
     stream.dropped.update({int(block): record for block, record in latest.meta["dropped"].items()})
