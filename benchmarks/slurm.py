@@ -49,12 +49,20 @@ CLOCK = '''"""When the task's code is reached."""
 import time
 from circuits.run.context import Context
 from circuits.run.kinds import Kind
-KIND = Kind(name="clock", version=1, sections=("model",), label=lambda cfg, layers: "clock", layers="each")
-def run(context: Context) -> None:
-    """Note the time, then import torch."""
-    reached = time.time()
-    import torch
-    print("CLOCK", reached, time.time(), torch.__version__, flush=True)
+class Clock(Kind):
+    """A clock."""
+    name = "clock"
+    sections = ("model",)
+    layers = "each"
+    def label(self, cfg, layers):
+        return "clock"
+    def run(self, context: Context) -> None:
+        """Note the time, then import torch."""
+        reached = time.time()
+        import torch
+        print("CLOCK", reached, time.time(), torch.__version__, flush=True)
+KIND = Clock()
+run = KIND.run
 '''
 Times = list[tuple[float, float]]  # wall, processor
 

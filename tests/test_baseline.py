@@ -153,20 +153,30 @@ TASK = '''
 """A task that stands on a baseline."""
 
 from circuits.files import write_json
-from circuits.run.kinds import Kind
-
-KIND = Kind(
-    name="after", version=1, sections=("behaviour",), label=lambda cfg, layers: cfg.behaviour.name,
-    inputs=lambda cfg: ("prompts",), may_need=("prompts", "baseline", "tiny"), gates=lambda cfg: ("baseline",),
-)
+from circuits.run.kinds import Input, Kind
 
 
-def run(context):
-    for _ in context.missing():
-        with context.making([None]) as works:
-            context.require("prompts")
-            works[None].commit(lambda out: write_json(out / "metrics.json", {}))
-    context.conclude()
+class After(Kind):
+    name = "after"
+    sections = ("behaviour",)
+    needs = ("prompts", "baseline", "tiny")
+
+    def label(self, cfg, layers):
+        return cfg.behaviour.name
+
+    def inputs(self, cfg, layers):
+        return [Input("prompts", (), cfg)]
+
+    def gates(self, cfg):
+        return ("baseline",)
+
+    def make(self, context, works):
+        context.require("prompts")
+        works[None].commit(lambda out: write_json(out / "metrics.json", {}))
+
+
+KIND = After()
+run = KIND.run
 '''
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import inspect
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from omegaconf import OmegaConf
 import circuits
 from circuits import schema
 from circuits.run import config, places, registry
+from circuits.run.kinds import Kind
 
 HEAVY = (
     "torch",
@@ -248,26 +248,22 @@ def test_every_task_yaml_names_a_function_that_exists(task: str) -> None:
 
 
 def test_every_task_module_is_a_task_or_makes_an_artifact_that_tasks_need() -> None:
-    needed = {name for kind in registry.kinds().values() for name in kind.may_need}
+    needed = {name for kind in registry.kinds().values() for name in kind.needed()}
     for name, found in registry.modules().items():
         assert name in places.choices("task") or (
-            found.KIND.name in needed and found.KIND.inline and callable(found.build)
+            found.KIND.name in needed and found.KIND.inline and type(found.KIND).make is not Kind.make
         )
 
 
 @pytest.mark.parametrize("name", sorted(registry.kinds()))
-def test_every_kind_declares_sections_inputs_and_a_loader_that_exist(name: str) -> None:
+def test_every_kind_declares_sections_and_inputs_that_exist(name: str) -> None:
     kind = registry.kind(name)
     for section in kind.sections:
         value = schema.root_schema(registry.options())()
         for part in section.split("."):
             assert hasattr(value, part) or (section == "model.embedded"), section
             value = getattr(value, part)
-    assert all(other in registry.kinds() for other in kind.may_need)
-    if kind.load:
-        name, function = kind.load.split(":")
-        loader = getattr(importlib.import_module(name), function)
-        inspect.signature(loader).bind(Path("an artifact's directory"))
+    assert all(other in registry.kinds() for other in kind.needed())
 
 
 def test_a_notebook_opens_the_embedded_model(warm: Cli) -> None:

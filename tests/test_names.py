@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from conftest import Cli
 
 from circuits.run import provenance, registry
 from circuits.run.keys import Key, units
+from circuits.run.kinds import Kind
 from circuits.run.places import safe_name
 from circuits.run.store import Store
 from circuits.schema import BaseConfig
@@ -50,6 +50,22 @@ def hostile(name: str) -> BaseConfig:
     return cfg
 
 
+class Named(Kind):
+    """A kind that calls everything as a person called the model."""
+
+    name = "named"
+    layers = "each"
+
+    def label(self, cfg: BaseConfig, layers: tuple[int, ...]) -> str:
+        return cfg.model.id
+
+    def variants(self, cfg: BaseConfig) -> dict[str, BaseConfig]:
+        return {cfg.model.id: cfg}
+
+    def share(self, cfg: BaseConfig) -> str:
+        return cfg.model.id
+
+
 @pytest.mark.parametrize(
     ("kind", "name"), [(kind, name) for kind in ("all", "whatever it says") for name in HOSTILE[::2]]
 )
@@ -57,9 +73,7 @@ def test_every_kind_stays_in_its_place_in_the_store(tmp_path: Path, kind: str, n
     store = Store(tmp_path / "artifacts")
     cfg = hostile(name)
     for one in registry.kinds().values():
-        told = one if kind == "all" else replace(
-            one, label=lambda cfg, layers: cfg.model.id, variants=lambda cfg: {cfg.model.id: cfg}, share=lambda cfg: cfg.model.id
-        )  # fmt: skip
+        told = one if kind == "all" else Named()
         layers = () if told.layers == "none" else (1,)
         assert all(len(unit) == 2 for unit in units(told, cfg, layers) if isinstance(unit, tuple))
         key = Key(told.name if kind == "all" else name, told.label(cfg, layers), layers, "{}", {}, told.share(cfg))

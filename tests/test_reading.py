@@ -157,8 +157,10 @@ def another(hint: Any, value: Any) -> Any:
 def payload(cfg: schema.BaseConfig) -> str:
     """Everything that decides the result of a run: its keys, and those of the measurements that it stands on."""
     kind = registry.kind(cfg.task.name)
-    found = [key_of_unit(kind, cfg, one, CONTENTS).hash for one in units(kind, cfg, (1,))]
-    return " ".join([*found, *(key_of_unit(registry.kind(name), cfg, None, CONTENTS).hash for name in kind.gates(cfg))])
+    found = [key_of_unit(kind, cfg, one, (1,), CONTENTS).hash for one in units(kind, cfg, (1,))]
+    return " ".join(
+        [*found, *(key_of_unit(registry.kind(name), cfg, None, (), CONTENTS).hash for name in kind.gates(cfg))]
+    )
 
 
 @pytest.mark.parametrize("line", LINES)

@@ -33,18 +33,23 @@ import os, time
 from circuits.files import write_json
 from circuits.run.context import Context
 from circuits.run.kinds import Kind
-KIND = Kind(name="tick", version=1, sections=("sae",), label=lambda cfg, layers: f"L{layers[0]}", layers="each")
-def run(context: Context) -> None:
-    """Make what is missing."""
-    while missing := context.missing():
-        with context.making(missing) as works:
-            for layer, work in works.items():
-                begun = time.time()
-                time.sleep(0.5)
-                work.commit(lambda out: write_json(out / "metrics.json", {"begun": begun}))
-                with open("made", "a") as f:
-                    f.write(f"{context.key(layer).hash} {begun} {time.time()} {os.environ['SLURM_ARRAY_TASK_ID']}\\n")
-    context.conclude()
+class Tick(Kind):
+    """A tick."""
+    name = "tick"
+    sections = ("sae",)
+    layers = "each"
+    def label(self, cfg, layers):
+        return f"L{layers[0]}"
+    def make(self, context: Context, works) -> None:
+        """Sleep, and say when."""
+        for layer, work in works.items():
+            begun = time.time()
+            time.sleep(0.5)
+            work.commit(lambda out: write_json(out / "metrics.json", {"begun": begun}))
+            with open("made", "a") as f:
+                f.write(f"{context.key(layer).hash} {begun} {time.time()} {os.environ['SLURM_ARRAY_TASK_ID']}\\n")
+KIND = Tick()
+run = KIND.run
 '''
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import re
 import shlex
 from collections.abc import Mapping
@@ -77,10 +76,7 @@ def open_artifact(what: str, given: Mapping[str, Any]) -> Any:
     else:
         kind, artifact = find_artifact(what, given)
         path = artifact.path
-    if kind.load is None:
-        return path
-    module, function = kind.load.split(":")
-    return getattr(importlib.import_module(module), function)(path)
+    return kind.load(path)
 
 
 def open_model(given: Mapping[str, Any]) -> LM:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from circuits.errors import Damaged, GateError, UserError
 from circuits.files import disk_errors, read_json
-from circuits.run import cores, gates, nearest, provenance, registry, tracked
+from circuits.run import absent, cores, gates, inputs, provenance, registry, tracked
 from circuits.run.content import Contents
-from circuits.run.keys import Key, Unit, key_of_unit, units
-from circuits.run.kinds import Kind, Scope
+from circuits.run.keys import Key, Unit, key_of, key_of_unit, units
+from circuits.run.kinds import Input, Kind, Layers
+from circuits.run.scope import Scope
 from circuits.run.signals import StopFlag
 from circuits.run.status import Status, entry, now
 from circuits.run.store import Artifact, Store
@@ -97,6 +97,7 @@ class Context:
         self.layers = run.layers
         self.units = units(kind, run.cfg, run.layers)  # one artifact each
         self._inputs: dict[tuple[str, int | None], Artifact] = {}
+        self._used: dict[str, Artifact] = {}  # the same by the hash of their keys
         self._keys: dict[Unit, Key] = {}
 
     # -- reporting -----------------------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ class Context:
     def key(self, layer: Unit = None) -> Key:
         """The key of this kind's artifact at `layer` (with variants: at (layer, variant))."""
         if layer not in self._keys:  # what a run makes is fixed when it begins
-            self._keys[layer] = key_of_unit(self.kind, self.run.cfg, layer, self.run.contents)
+            self._keys[layer] = key_of_unit(self.kind, self.run.cfg, layer, self.layers, self.run.contents)
         return self._keys[layer]
 
     def missing(self) -> list[Any]:
@@ -211,15 +212,27 @@ class Context:
         """The artifact of input `name` (of `layer`, where that kind has layers): found in the store, or made now when the kind
         is made by whoever needs it.
 
-        An input of the kind ``layers=each`` is asked for by its `layer`, as this run's key at that layer names it.
+        `name` is that of an :class:`~circuits.run.kinds.Input` or its kind; with `layer`, of the input at that layer.
 
         Raises:
-            UserError: it is missing and is a task's own work; the message is the command that makes it.
+            UserError: it is missing and is a task's own work; the message names all that this run misses of it, and the command
+                that makes them.
+            LookupError: the kind declares no such input.
         """
         if (name, layer) not in self._inputs:
-            key = None if layer is None else self.key(layer).inputs[name]
-            self._inputs[name, layer] = self._require(registry.kind(name.partition(":")[0]), key)
+            found, key = self._require(self._input(name, layer))
+            self._inputs[name, layer] = self._used[key.hash] = found
         return self._inputs[name, layer]
+
+    def _input(self, name: str, layer: int | None) -> Input:
+        """The declared input that `name` and `layer` mean."""
+        layers = self.layers if self.kind.layers == "set" or layer is None else (layer,)
+        declared = inputs.of(self.kind, self.run.cfg, layers)
+        for one in declared:
+            if name == one.name or (name == one.kind and layer is not None and layer in one.layers):
+                return one
+        known = " ".join(one.name for one in declared) or "none"
+        raise LookupError(f"kind {self.kind.name} has no input {name} at layer {layer}; inputs: {known}")
 
     def gate_of(self, name: str) -> str | None:
         """Ask the gate of measurement `name` (``baseline``); None where it is passed.
@@ -236,7 +249,7 @@ class Context:
         if not self.run.cfg.force:
             if asked.measured:
                 raise GateError(f"{asked.refusal}; {gates.FORCE}")
-            raise self._absent(asked.key, registry.kind(name))
+            raise absent.error(self.run, self.kind, [Input(name, (), self.run.cfg)])
         reason = f"{asked.key.id}: {asked.refusal}"
         if reason not in self.run.tainted:
             self.run.tainted.append(reason)
@@ -245,7 +258,7 @@ class Context:
 
     def taint(self) -> dict[str, list[str]]:
         """For a manifest: the gates that were passed by force, here or where an input was made."""
-        inherited = [reason for used in self._inputs.values() for reason in used.manifest.get("tainted", [])]
+        inherited = [reason for used in self._used.values() for reason in used.manifest.get("tainted", [])]
         found = list(dict.fromkeys([*self.run.tainted, *inherited]))
         return {"tainted": found} if found else {}
 
@@ -298,47 +311,36 @@ class Context:
         self.say(f"{artifact.id} is read from {found}")
         return found
 
-    def _require(self, kind: Kind, key: Key | None = None) -> Artifact:
-        other = Context(self.run, kind)
-        key = key or other.key()
-        store = self.run.store
-        found = store.find(key)
-        if found is not None:
-            return found
-        if not kind.inline or self.run.cfg.reuse is Reuse.readonly:
-            raise self._absent(key, kind)
-        lease = store.lease(key, by=self.run.name)
-        if lease.wait(lambda holder: self._waiting(key, holder), lambda: store.find(key) is not None):
+    def _require(self, given: Input) -> tuple[Artifact, Key]:
+        kind, store = registry.kind(given.kind), self.run.store
+        key = self._key_of(given)
+        while (found := store.find(key)) is None:  # its maker published and somebody removed or damaged it: once more
+            if not kind.inline or self.run.cfg.reuse is Reuse.readonly:
+                raise absent.error(self.run, self.kind, self._missing_beside(given))
+            lease = store.lease(key, by=self.run.name)
+            if not lease.wait(lambda holder: self._waiting(key, holder), lambda: store.find(key) is not None):
+                continue
             try:
                 if store.find(key) is None:
-                    registry.modules()[kind.name].build(other, Work(other, key))
+                    other = Context(replace(self.run, cfg=given.cfg, layers=given.layers), kind)
+                    kind.make(other, {None: Work(other, key)})
             finally:
                 lease.release()
-        artifact = store.find(key)
-        if artifact is None:
-            return self._require(kind, key)  # its maker published and somebody removed or damaged it: once more
-        return artifact
+        return found, key
 
-    def _absent(self, key: Key, kind: Kind) -> UserError:
-        """What to say of an input that does not exist: what is nearest to it, and the command that makes it."""
-        near = nearest.told(self.run.store.root, key)
-        return UserError(
-            f"{self.kind.name} needs {key.id}, which does not exist{near}; make it with: {self._command(kind)}"
-        )
+    def _missing_beside(self, given: Input) -> list[Input]:
+        """All of this run's inputs of the kind of `given` that do not exist."""
+        one_by_one: list[Layers] = [(layer,) for layer in self.layers]
+        layers = [self.layers] if self.kind.layers == "set" or not self.layers else one_by_one
+        found = [one for at in layers for one in inputs.of(self.kind, self.run.cfg, at) if one.kind == given.kind]
+        missing = {key.hash: one for one in found if self.run.store.find(key := self._key_of(one)) is None}
+        return list(missing.values())
+
+    def _key_of(self, one: Input) -> Key:
+        return key_of(registry.kind(one.kind), one.cfg, one.layers, self.run.contents)
 
     def _waiting(self, key: Key, holder: Mapping[str, Any]) -> None:
         self.progress(f"waiting for {key.id}, made by {holder.get('by', 'pid ' + str(holder['pid']))}", 0, None)
-
-    def _command(self, kind: Kind) -> str:
-        """The command line that makes an artifact of `kind` under this run's overrides."""
-        task = self.kind.name if kind.inline else kind.name  # an inline kind is made on the way of a task
-        read = registry.reads(task)
-        own = {} if kind.inline else self.kind.words(self.run.cfg, kind.name)
-        typed = [(word, word.split("=")[0]) for word in self.run.overrides]
-        kept = [word for word, key in typed if key.split(".")[0] in read and key not in own]
-        return shlex.join(
-            ["python", "launch.py", f"task={task}", *kept, *(f"{key}={value}" for key, value in own.items())]
-        )
 
     def conclude(self, waiting: str | None = None) -> list[str]:
         """List the run's artifacts in its status; what the gates say about them.
@@ -368,8 +370,7 @@ class Context:
         """What the manifest says of the inputs: key and content of each one used."""
         facts: dict[str, Any] = {}
         for name, input_key in key.inputs.items():
-            layer = key.layers[0] if len(key.layers) == 1 else None
-            artifact = self._inputs.get((name, layer)) or self._inputs.get((name, None))
+            artifact = self._used.get(input_key.hash)
             used = (
                 artifact.id if artifact else input_key.id
             )  # a renamed copy of a model has the same key and another name

@@ -75,9 +75,9 @@ def _together(elements: list[Opened]) -> dict[int, BaseException]:
     """Make in one go what can be; what went wrong, by place. A failure of the whole leaves every element to itself."""
     from circuits.run import registry
 
-    module = registry.modules()[elements[0].record["task"]]
+    kind = registry.kind(elements[0].record["task"])
     try:
-        return dict(module.run_together([one.context for one in elements]))
+        return dict(kind.run_together([one.context for one in elements]))
     except Stopped as e:
         return dict.fromkeys(range(len(elements)), e)
     except Exception as e:

@@ -17,7 +17,7 @@ from typing import Any
 
 from circuits.errors import UserError
 from circuits.files import sha256_text
-from circuits.run import registry
+from circuits.run import inputs, registry
 from circuits.run.content import Contents
 from circuits.run.kinds import Kind
 from circuits.run.places import safe_name
@@ -60,55 +60,50 @@ class Key:
 
 
 def key_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Contents) -> Key:
-    """The key of `kind` at `layers` (one layer for ``each``, none for ``none``) under `cfg`.
+    """The key of `kind` at `layers` (one layer for ``each``; none for ``none``; for ``set`` in any order) under `cfg`.
 
     Raises:
         UserError: a file that the config names cannot be read.
     """
-    if kind.layers == "none":
-        layers = ()
+    layers = () if kind.layers == "none" else tuple(sorted(layers))
     cfg = kind.normal(cfg)
-    inputs = {name: _key_of_input(kind, name, cfg, layers, contents) for name in kind.inputs(cfg)}
+    made_from = {
+        one.name: key_of(registry.kind(one.kind), one.cfg, one.layers, contents) for one in inputs.of(kind, cfg, layers)
+    }
     payload = {
         "kind": kind.name,
         "version": kind.version,
         "layers": list(layers),
         "config": {section: canonical(section, lookup(cfg, section), contents) for section in kind.sections},
         "extra": dict(kind.extra(cfg, contents)),
-        "inputs": {name: key.hash for name, key in inputs.items()},
+        "inputs": {name: key.hash for name, key in made_from.items()},
     }
     text = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return Key(kind.name, kind.label(cfg, layers), layers, text, inputs, kind.share(cfg))
-
-
-def _key_of_input(kind: Kind, name: str, cfg: BaseConfig, layers: tuple[int, ...], contents: Contents) -> Key:
-    """The key of one input of `kind`, whose normal config is `cfg`."""
-    of, _, part = name.partition(":")
-    return key_of(registry.kind(of), kind.part(cfg, part) if part else cfg, layers, contents)
+    return Key(kind.name, kind.label(cfg, layers), layers, text, made_from, kind.share(cfg))
 
 
 Unit = int | tuple[int, str] | None
-"""One artifact of an element: its layer; its layer and the variant's name; None where the kind has no layers."""
+"""One artifact of an element: its layer; its layer and the variant's name; None where it is one, of no layers or of all."""
 
 
 def unit(name: Unit) -> str:
-    """How an element's record names one of its artifacts: ``3``, ``3/mlp_out``; ``all`` where the kind has no layers."""
+    """How an element's record names one of its artifacts: ``3``, ``3/mlp_out``; ``all`` where it is one."""
     return "all" if name is None else "/".join(map(str, name)) if isinstance(name, tuple) else str(name)
 
 
 def units(kind: Kind, cfg: BaseConfig, layers: Sequence[int]) -> tuple[Unit, ...]:
     """The artifacts that one run over `layers` makes."""
-    if kind.layers == "none":
+    if kind.layers != "each":
         return (None,)
     variants = kind.variants(cfg)
     return tuple((layer, name) for layer in layers for name in variants) if variants else tuple(layers)
 
 
-def key_of_unit(kind: Kind, cfg: BaseConfig, one: Unit, contents: Contents) -> Key:
-    """The key of one of a run's artifacts."""
+def key_of_unit(kind: Kind, cfg: BaseConfig, one: Unit, layers: Sequence[int], contents: Contents) -> Key:
+    """The key of one of the artifacts of a run over `layers`."""
     if isinstance(one, tuple):
         return key_of(kind, kind.variants(cfg)[one[1]], (one[0],), contents)
-    return key_of(kind, cfg, () if one is None else (one,), contents)
+    return key_of(kind, cfg, tuple(layers) if one is None else (one,), contents)
 
 
 def canonical(path: str, value: Any, contents: Contents) -> Any:

@@ -1,21 +1,26 @@
-"""Kinds of artifacts: what each reads, needs and is called. Declared beside its task, without torch.
+"""Kinds of artifacts: what each reads, needs and is called, and how it is made. Declared beside its task, without torch.
 
-Their keys are computed in :mod:`circuits.run.keys`.
+A kind is one subclass of :class:`Kind`: its identity (name, version, sections, inputs), what is checked before the start, and the
+work. Keys are computed in :mod:`circuits.run.keys`, inputs are walked in :mod:`circuits.run.inputs`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from circuits.data.opening import stem
-from circuits.errors import UserError
-from circuits.run.content import Contents
+from circuits.errors import GateError
 from circuits.schema import BaseConfig
-from circuits.schema.reading import When
+from circuits.schema.reading import When, lookup, plain
 from circuits.words import number
+
+if TYPE_CHECKING:
+    from circuits.run.content import Contents
+    from circuits.run.context import Context, Work
+
+Layers = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -77,136 +82,178 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Input:
+    """One artifact that another is made from.
+
+    Attributes:
+        kind: the name of its kind.
+        layers: the layers that it is of; ignored where its kind has none.
+        cfg: the config under which it is made: the run's own, or a copy with other values (another site, another model).
+        name: what it is called among the inputs, in the key and the manifest; the kind's name, unless several are of one kind.
+    """
+
+    kind: str
+    layers: Layers
+    cfg: BaseConfig
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.kind)
+
+
+@dataclass(frozen=True)
+class Need:
+    """A kind that is needed as it is made `of` these kinds (activations of text, and not of a behaviour's prompts)."""
+
+    kind: str
+    of: tuple[str, ...]
+
+
+def one_a_layer(kind: str, layers: Layers, cfg: BaseConfig) -> list[Input]:
+    """The inputs of an artifact over a set of layers: one of `kind` at each of them, named ``sae/L3``."""
+    return [Input(kind, (layer,), cfg, f"{kind}/L{layer}") for layer in layers]
+
+
 class Kind:
-    """The type of an artifact: what it reads, what it needs, how it is named.
+    """The type of an artifact. A subclass declares the attributes, and overrides what is not as it stands here.
 
     Attributes:
         name: as in ``outputs/artifacts/<name>/``.
         version: raised when the same inputs give another result.
-        sections: config sections that it reads (``sae``, ``model.embedded``); code sees no other.
+        sections: config sections that it reads (``sae``, ``model.embedded``); its code sees no other.
+        layers: ``none``; ``each`` = one artifact per layer; ``set`` = one over the chosen layers.
+        needs: the names of all kinds that :meth:`inputs` and :meth:`gates` can name; a :class:`Need` where such a kind can be made
+            from several things, and here only from some of them.
+        several: the key that may hold a list, each value of which is an artifact of its own, made in one run.
         when: on what else it depends whether a section, or a field of one, is read, by its dotted name.
-        gated: fields that only its `gate` reads, of whatever section; they are read where that gate is asked.
-        label: a short readable name from the config and the layer; the directory's name begins with it.
-        layers: ``none``; ``each`` = one artifact per layer, with inputs of the same layer; ``set`` = one over the chosen layers.
-        inputs: the names of the kinds that it is made from under this config; ``kind:part`` where it needs a further one.
-        part: the config of such a further input (``activations:target``).
-        may_need: every kind that `inputs` and `gates` can name.
-        through: for an input that can itself be made from several things: which of them it may need when it is made for this
-            kind (``{"activations": ("tiny", "tokens")}``: of data, not of a behaviour's prompts).
-        words: what the command that makes a missing input has to say beside what was typed for this run, by key.
-        extra: further plain values that enter the key (a generator's version, a tokenizer's hash).
-        variants: where one run makes several artifacts a layer (of several sites, say): the config of each, by a short name;
-            empty where it makes one.
-        share: which part of an artifact's work a run with this config does (``shard-1-of-4``), where several share it; each
-            part has its own lease and claim.
-        together: what elements of one pack must have equal to be made in one go by the module's ``run_together``; None: each is
-            made by itself.
+        gated: fields that only its :meth:`gate` reads, of whatever section; they are read where that gate is asked.
+        asks: the keys that :meth:`derived` reads.
         inline: made by whoever needs it first; another kind that is missing is an error with the command that makes it.
-        cpus: threads while it is made, for inline kinds; None takes the task's.
-        load: ``module:function`` that opens the artifact's directory for a notebook.
-        bytes: about how much room one artifact takes, and how much its unfinished work takes beside it (of variants: in the mean).
-        memory: about what a run with these layers takes at its peak; None where nobody knows.
-        check: what is wrong with this config for a model of these dimensions and these layers, one line each, before the start.
-        remarks: what a person should know before they trust what comes out, one line each: told before the start and in the log.
-        normal: the config with what has no effect under it set to one value, so that equal results have equal keys.
-        gate: why a measurement (the artifact's ``metrics.json``) stays below a gate of this config, or None.
-        gates: the measurements (kinds without layers) whose gates this config stands on: they are asked in every run; a name
-            here stands in `may_need`, too.
-        derived: numbers of the measurement that depend on what the config asks now and not on the key, for tables and reports.
-        asks: the keys that `derived` reads.
-        question: what the report of a run asks, as the beginning of a sentence that goes on "at layers 0-3".
         memory_keys: config keys to lower when memory runs out.
         columns: metrics of ``metrics.json`` that the end table shows.
     """
 
-    name: str
-    version: int
-    sections: tuple[str, ...]
-    label: Callable[[BaseConfig, tuple[int, ...]], str]
-    when: Mapping[str, Sequence[When]] = field(default_factory=dict)
-    gated: tuple[str, ...] = ()
-    layers: Literal["none", "each", "set"] = "none"
-    inputs: Callable[[BaseConfig], tuple[str, ...]] = lambda cfg: ()
-    part: Callable[[BaseConfig, str], BaseConfig] = lambda cfg, part: cfg
-    may_need: tuple[str, ...] = ()
-    through: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    words: Callable[[BaseConfig, str], Mapping[str, str]] = lambda cfg, name: {}
-    extra: Callable[[BaseConfig, Contents], Mapping[str, Any]] = lambda cfg, contents: {}
-    variants: Callable[[BaseConfig], Mapping[str, BaseConfig]] = lambda cfg: {}
-    share: Callable[[BaseConfig], str] = lambda cfg: ""
-    together: Callable[[BaseConfig], str | None] = lambda cfg: None
-    inline: bool = False
-    cpus: int | None = None
-    load: str | None = None
-    bytes: Callable[[BaseConfig, ModelDims], tuple[int, int]] = lambda cfg, dims: (0, 0)
-    memory: Callable[[BaseConfig, ModelDims, tuple[int, ...]], Memory | None] = lambda cfg, dims, layers: None
-    check: Callable[[BaseConfig, ModelDims, tuple[int, ...]], list[str]] = lambda cfg, dims, layers: []
-    remarks: Callable[[BaseConfig, tuple[int, ...]], list[str]] = lambda cfg, layers: []
-    normal: Callable[[BaseConfig], BaseConfig] = lambda cfg: cfg
-    gate: Callable[[BaseConfig, Mapping[str, Any]], str | None] = lambda cfg, metrics: None
-    gates: Callable[[BaseConfig], tuple[str, ...]] = lambda cfg: ()
-    derived: Callable[[BaseConfig, Mapping[str, Any]], Mapping[str, Any]] = lambda cfg, metrics: {}
-    asks: tuple[str, ...] = ()
-    question: Callable[[BaseConfig], str] | None = None
-    memory_keys: tuple[str, ...] = ()
-    columns: tuple[Column, ...] = ()
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    sections: ClassVar[tuple[str, ...]]
+    layers: ClassVar[Literal["none", "each", "set"]] = "none"
+    needs: ClassVar[tuple[str | Need, ...]] = ()
+    several: ClassVar[str | None] = None
+    when: ClassVar[Mapping[str, Sequence[When]]] = {}
+    gated: ClassVar[tuple[str, ...]] = ()
+    asks: ClassVar[tuple[str, ...]] = ()
+    inline: ClassVar[bool] = False
+    memory_keys: ClassVar[tuple[str, ...]] = ()
+    columns: ClassVar[tuple[Column, ...]] = ()
 
+    def needed(self) -> dict[str, tuple[str, ...] | None]:
+        """The kinds of :attr:`needs`, each with what it is made of here (None: whatever it can be)."""
+        return {n: None for n in self.needs if isinstance(n, str)} | {
+            n.kind: n.of for n in self.needs if isinstance(n, Need)
+        }
 
-def readable(name: str) -> str:
-    """The last part of a path or hub name, at most 40 characters: for labels."""
-    return re.sub(r"[^\w.+-]+", "_", name.rstrip("/").rsplit("/", 1)[-1])[:40]
+    # -- identity ------------------------------------------------------------------------------------------------
 
+    def label(self, cfg: BaseConfig, layers: Layers) -> str:
+        """A short readable name; the artifact's directory begins with it."""
+        raise NotImplementedError(f"{type(self).__name__}.label")
 
-def behaviour_and_model(cfg: BaseConfig, layers: tuple[int, ...] = ()) -> str:
-    """``ioi-gpt2``, a label; of prompts in a file the file's name."""
-    return f"{behaviour_name(cfg)}-{readable(cfg.model.id)}"
+    def normal(self, cfg: BaseConfig) -> BaseConfig:
+        """`cfg` with what has no effect under it set to one value, so that equal results have equal keys."""
+        return cfg
 
-
-def text_remarks(cfg: BaseConfig) -> list[str]:
-    """What a person should know of how the corpus is read, if there is one."""
-    if cfg.data.path is None:
+    def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
+        """What its artifact at `layers` is made from under `cfg`, which is :meth:`normal`."""
         return []
-    from circuits.data.corpora import remarks
 
-    return list(remarks(cfg.data.source.value, cfg.data.path, cfg.data.field or "text", cfg.data.split))
+    def extra(self, cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
+        """Further plain values that enter the key (a generator's version, a tokenizer's hash)."""
+        return {}
+
+    def variants(self, cfg: BaseConfig) -> Mapping[str, BaseConfig]:
+        """The config of each artifact a layer, by a short name, where one run makes :attr:`several`; empty where it makes one."""
+        given = lookup(cfg, self.several) if self.several else None
+        values = list(dict.fromkeys(map(plain, given))) if isinstance(given, (list, tuple)) else []
+        return {value: _with(cfg, self.several or "", value) for value in values} if len(values) > 1 else {}
+
+    def share(self, cfg: BaseConfig) -> str:
+        """Which part of an artifact's work a run does (``shard-1-of-4``), where several share it; each has its own lease."""
+        return ""
+
+    # -- before the start ----------------------------------------------------------------------------------------
+
+    def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
+        """What is wrong with this config for a model of these dimensions and these layers, one line each.
+
+        Its inputs' own checks are asked beside it: see :func:`circuits.run.inputs.problems`.
+        """
+        return []
+
+    def remarks(self, cfg: BaseConfig, layers: Layers) -> list[str]:
+        """What a person should know before they trust what comes out, one line each: told before the start and in the log."""
+        return []
+
+    def bytes(self, cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
+        """About how much room one artifact takes, and its unfinished work beside it (of variants: in the mean)."""
+        return 0, 0
+
+    def memory(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> Memory | None:
+        """About what a run with these layers takes at its peak; None where nobody knows."""
+        return None
+
+    # -- the work ------------------------------------------------------------------------------------------------
+
+    def run(self, context: Context) -> None:
+        """Make what is missing of a run's artifacts, then show all of them; the gates have the last word.
+
+        Raises:
+            GateError: a measurement stays below a gate of this config; it is kept.
+        """
+        while missing := context.missing():
+            with context.making(missing) as works:
+                if works:
+                    self.make(context, works)
+        if refusals := context.conclude():
+            raise GateError("; ".join(refusals))
+
+    def make(self, context: Context, works: Mapping[Any, Work]) -> None:
+        """Make these artifacts, each by its ``work.commit``. `works`: by layer; by None where the kind has no layers."""
+        raise NotImplementedError(f"{type(self).__name__}.make")
+
+    def together(self, cfg: BaseConfig) -> str | None:
+        """What elements of one pack must have equal to be made in one go by :meth:`run_together`; None: each by itself."""
+        return None
+
+    def run_together(self, contexts: Sequence[Context]) -> dict[int, Exception]:
+        """Make what several elements of a pack miss, in one go; what went wrong, by element. Each one's :meth:`run` follows."""
+        return {}
+
+    # -- the measurement -----------------------------------------------------------------------------------------
+
+    def gates(self, cfg: BaseConfig) -> tuple[str, ...]:
+        """The measurements (kinds without layers) whose gates this config stands on: they are asked in every run."""
+        return ()
+
+    def gate(self, cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:
+        """Why a measurement (the artifact's ``metrics.json``) stays below a gate of this config, or None."""
+        return None
+
+    def derived(self, cfg: BaseConfig, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Numbers of the measurement that depend on what the config asks now and not on the key, for tables and reports."""
+        return {}
+
+    # -- for people ----------------------------------------------------------------------------------------------
+
+    def question(self, cfg: BaseConfig) -> str:
+        """What the report of a run asks, as the beginning of a sentence that goes on "at layers 0-3"."""
+        return f"What does task={self.name} measure in {Path(cfg.model.id).name}"
+
+    def load(self, path: Path) -> Any:
+        """The artifact in directory `path`, opened for a notebook."""
+        return path
 
 
-def behaviour_name(cfg: BaseConfig) -> str:
-    """The behaviour's name; of prompts in a file the file's, without its endings."""
-    return readable(stem(cfg.behaviour.path) if cfg.behaviour.path else cfg.behaviour.name)
-
-
-class Scope:
-    """The config as a task sees it: only the sections that its kind declares.
-
-    Reading another one is an error, so that nothing outside an artifact's key can change the artifact.
-    """
-
-    def __init__(self, cfg: BaseConfig, kind: Kind) -> None:
-        self._cfg, self._kind = cfg, kind
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        declared = {section.split(".")[0] for section in self._kind.sections}
-        if name not in declared:
-            raise UserError(
-                f"kind {self._kind.name} reads config section {name!r} without declaring it; declared: {' '.join(sorted(declared))}"
-            )
-        value = getattr(self._cfg, name)
-        inner = [section.split(".", 1)[1] for section in self._kind.sections if section.startswith(f"{name}.")]
-        if inner and name not in self._kind.sections:
-            return _Part(value, inner, self._kind.name)
-        return value
-
-
-class _Part:
-    """A section of which only some members were declared."""
-
-    def __init__(self, value: Any, names: list[str], kind: str) -> None:
-        self._value, self._names, self._kind = value, names, kind
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in self._names:
-            raise UserError(f"kind {self._kind} reads {name!r} without declaring it; declared: {' '.join(self._names)}")
-        return getattr(self._value, name)
+def _with(cfg: BaseConfig, key: str, value: Any) -> BaseConfig:
+    """A copy of `cfg` in which ``section.name`` has another value."""
+    section, name = key.split(".")
+    return replace(cfg, **{section: replace(getattr(cfg, section), **{name: value})})

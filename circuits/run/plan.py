@@ -12,7 +12,7 @@ from typing import Any
 from circuits import schema
 from circuits.errors import CircuitsError, UserError
 from circuits.files import REASONS
-from circuits.run import config, foreign, machine, private, reading, registry
+from circuits.run import config, foreign, inputs, machine, private, reading, registry
 from circuits.run.compose import Composer
 from circuits.run.content import Contents
 from circuits.run.keys import Key, Unit, key_of_unit, units
@@ -181,7 +181,7 @@ class _Checker:
             _writable("multirun", cfg.multirun, make=False) if self.count > 1 else None,
             _precision(cfg, dims),
             text_problem(cfg),
-            *_checked(kind, cfg, dims, element.layers),
+            *inputs.problems(kind, cfg, dims, element.layers),
         ]
         self.errors += [error for error in found if error]
         if self.errors:
@@ -196,7 +196,7 @@ class _Checker:
             return
         element.bytes = kind.bytes(cfg, dims)
         element.memory = kind.memory(cfg, dims, element.layers)
-        element.remarks = kind.remarks(cfg, element.layers)
+        element.remarks = inputs.remarks(kind, cfg, element.layers)
 
     def _dims(self, cfg: BaseConfig) -> ModelDims | None:
         """The model's dimensions; of a preset that cannot be reached, what its yaml says; None when nothing is known."""
@@ -238,7 +238,7 @@ NO_MODEL = "; no model was named: add model=NAME or model=DIRECTORY, or set your
 def _without(kind: Kind, cfg: BaseConfig, dims: ModelDims, located: bool) -> list[str]:
     """What is wrong with a config besides its model, or besides the SAE that ``sae.from`` names in vain."""
     known = cfg if located else replace(cfg, sae=replace(cfg.sae, from_=None, k=None, groups=None))
-    return _checked(kind, known, dims, ())
+    return inputs.problems(kind, known, dims, ())
 
 
 def text_problem(cfg: BaseConfig) -> str | None:
@@ -281,17 +281,9 @@ def _precision(cfg: BaseConfig, dims: ModelDims) -> str | None:
     return problem and f"precision=fp16: {problem}"
 
 
-def _checked(kind: Kind, cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str]:
-    """What the kind finds wrong; a site that the model lacks is such a finding."""
-    try:
-        return kind.check(cfg, dims, layers)
-    except UserError as e:
-        return e.messages
-
-
 def keys_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Contents) -> dict[Unit, Key]:
     """The keys of all that one element makes, by unit."""
-    return {one: key_of_unit(kind, cfg, one, contents) for one in units(kind, cfg, layers)}
+    return {one: key_of_unit(kind, cfg, one, layers, contents) for one in units(kind, cfg, layers)}
 
 
 def _short(layers: list[int]) -> str:

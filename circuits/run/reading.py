@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 from circuits import schema
-from circuits.run import config, overrides, personal, places, registry
+from circuits.run import config, inputs, overrides, personal, places, registry
 from circuits.run.kinds import Kind
 from circuits.schema import BaseConfig
 from circuits.schema.reading import CHOICE_OF, Table, When, failing, lookup, plain, wanted
@@ -163,11 +163,9 @@ def readers(task: str, cfg: BaseConfig) -> list[Reader]:
     while waiting:
         kind, mine, made, asked = waiting.pop()
         found.append(Reader(kind, mine, made, asked))
-        normal = kind.normal(mine)
-        for name in kind.inputs(normal):
-            of, _, part = name.partition(":")
-            child = registry.kind(of)
-            waiting.append((child, kind.part(normal, part) if part else normal, child.inline, False))
+        for one in inputs.of(kind, mine):
+            child = registry.kind(one.kind)
+            waiting.append((child, one.cfg, child.inline, False))
         waiting += [(registry.kind(name), mine, False, True) for name in kind.gates(mine)]
     return found
 
@@ -253,7 +251,7 @@ def may(path: str, task: str) -> bool:
         return True
     return any(
         path in kind.gated if path in _asked_by_gates() else
-        kind is registry.start_of(task) and kind.gates is not Kind.gates if path == "force" else
+        kind is registry.start_of(task) and type(kind).gates is not Kind.gates if path == "force" else
         kind.layers != "none" if path == "layer" else
         _within(path, kind.sections) and (made or decides(path))
         for kind, made in registry.chain(task)

@@ -1,9 +1,9 @@
 """Which tasks and kinds there are, from the files alone: conf/task/*.yaml and circuits/tasks/*.py.
 
-A module of ``circuits/tasks`` may declare ``KIND`` (what it makes), ``READS`` (keys, sections and fields that it reads besides),
-``NAMES`` (the kind whose artifacts it finds by the config), ``Options`` (a dataclass of its own options, at the root under the
-task's name) and ``READ_WHEN`` (on what else it depends whether one of these is read). Importing one costs no torch: tasks import
-their library inside functions.
+A module of ``circuits/tasks`` may declare ``KIND`` (an object of its subclass of ``Kind``: what it makes), ``READS`` (keys,
+sections and fields that it reads besides), ``NAMES`` (the kind whose artifacts it finds by the config), ``Options`` (a dataclass of
+its own options, at the root under the task's name) and ``READ_WHEN`` (on what else it depends whether one of these is read).
+Importing one costs no torch: tasks import their library inside functions.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import circuits.tasks
 from circuits import schema
 from circuits.errors import UserError, suggest
 from circuits.run.kinds import Kind
-from circuits.schema import BaseConfig
-from circuits.schema.reading import failing
 
 
 @lru_cache
@@ -30,9 +28,26 @@ def modules() -> dict[str, ModuleType]:
 
 @lru_cache
 def kinds() -> dict[str, Kind]:
-    """All artifact kinds by name."""
-    found = [getattr(module, "KIND", None) for module in modules().values()]
-    return {kind.name: kind for kind in found if kind is not None}
+    """All artifact kinds by name.
+
+    Raises:
+        UserError: one needs a kind that does not exist, or, over others, itself.
+    """
+    every = [getattr(module, "KIND", None) for module in modules().values()]
+    found: dict[str, Kind] = {kind.name: kind for kind in every if kind is not None}
+    for one in found.values():
+        if unknown := sorted(set(one.needed()) - set(found)):
+            raise UserError(f"kind {one.name} needs {unknown[0]}" + suggest(unknown[0], found, "kinds"))
+        _refuse_circle(one.name, found, ())
+    return found
+
+
+def _refuse_circle(name: str, known: dict[str, Kind], trail: tuple[str, ...]) -> None:
+    if name in trail:
+        raise UserError(f"kinds need each other in a circle: {' → '.join([*trail[trail.index(name) :], name])}")
+    for other in known[name].needed():
+        if other in known:
+            _refuse_circle(other, known, (*trail, name))
 
 
 def kind(name: str) -> Kind:
@@ -90,23 +105,12 @@ def reads(task: str) -> frozenset[str]:
 def chain(task: str) -> list[tuple[Kind, bool]]:
     """The task's kind and all that it may need under some config, each with whether it is made in the task's runs."""
     start, makes, found = start_of(task), hasattr(modules().get(task), "KIND"), []
-    waiting, seen = ([(start, start.may_need)] if start else []), set()
+    waiting, seen = ([(start, tuple(start.needed()))] if start else []), set()
     while waiting:
         current, needs = waiting.pop()
         if (current.name, needs) in seen:
             continue
         seen.add((current.name, needs))
         found.append((current, makes if current is start else current.inline))
-        waiting += [(kind(name), current.through.get(name, kind(name).may_need)) for name in needs]
+        waiting += [(kind(name), current.needed().get(name) or tuple(kind(name).needed())) for name in needs]
     return found
-
-
-def sections(of: Kind, cfg: BaseConfig) -> frozenset[str]:
-    """The config sections (``sae``, ``model.embedded``) that `of`, its inputs and its gates read under this very config."""
-    found = {name for name in of.sections if failing(of.when, name, cfg) is None}
-    found |= set(getattr(modules()[of.name], "READS", ()))
-    cfg = of.normal(cfg)
-    for name in (*of.inputs(cfg), *of.gates(cfg)):
-        other, _, part = name.partition(":")
-        found |= sections(kind(other), of.part(cfg, part) if part else cfg)
-    return frozenset(found)

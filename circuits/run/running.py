@@ -225,7 +225,7 @@ class Log:
 def _context(directory: Path, record: dict[str, Any], cfg: Any, status: Any, stop: StopFlag, log: Log) -> Any:
     """What the element's task is given, once its gates have been asked."""
     from circuits.files import write_json
-    from circuits.run import provenance, registry, tracked
+    from circuits.run import inputs, provenance, registry, tracked
     from circuits.run.content import Contents
     from circuits.run.context import Context, Run
     from circuits.run.store import Store
@@ -244,7 +244,7 @@ def _context(directory: Path, record: dict[str, Any], cfg: Any, status: Any, sto
     place = directory if (directory / SWEEP).exists() else directory.parent
     if edited := provenance.edited_since(place / SWEEP):
         log.write(f"warning: {edited}")
-    for remark in kind.remarks(cfg, tuple(record["layers"])):
+    for remark in inputs.remarks(kind, cfg, tuple(record["layers"])):
         log.write(f"warning: {remark}")
     tags = tracked.tags(kind, cfg, None)
     tracker = Tracker(directory, cfg.tracking, record["group"], tags, log.write, kind.name)

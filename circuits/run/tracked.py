@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.run import config, places, private, provenance, registry, status
+from circuits.run import config, inputs, places, private, provenance, status
 from circuits.run.keys import Key
-from circuits.run.kinds import Kind, behaviour_name
+from circuits.run.kinds import Kind
+from circuits.run.labels import behaviour_name
 from circuits.schema import BaseConfig
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def settings(
     tree = {**private.hidden(config.plain(cfg)), "choices": _choices(overrides)}
     typed, varied = ([_path(word.partition("=")[0]) for word in words] for words in (overrides, swept))
     shown = [path for path in typed if not any(path == p or path.startswith(f"{p}.") for p in PRIVATE)]
-    read = sorted(registry.sections(kind, cfg))
+    read = sorted(inputs.sections(kind, cfg))
     found = _picked(tree, ["task.name", *read, *shown])
     return {**found, "sweep": sweep, "swept": _picked(tree, varied), "code": provenance.code(), **facts}
 
@@ -84,7 +85,7 @@ def _name(field: str) -> str:
 def tags(kind: Kind, cfg: BaseConfig, layer: int | None) -> list[str]:
     """Task, model, behaviour (where its prompts are what is measured) and layer."""
     found = [kind.name, cfg.model.id.rsplit("/", 1)[-1]]
-    if kind.name == "prompts" or "prompts" in kind.inputs(cfg):
+    if kind.name == "prompts" or any(one.kind == "prompts" for one in inputs.of(kind, cfg)):
         found.append(behaviour_name(cfg))
     return [tag[:TAG] for tag in [*found, *([] if layer is None else [f"L{layer}"])]]
 

@@ -17,24 +17,26 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import RunError, UserError
 from circuits.files import write_json
-from circuits.run import registry, status
+from circuits.run import status
 from circuits.run.content import Contents
 from circuits.run.keys import Unit
-from circuits.run.kinds import Column, Kind, ModelDims, behaviour_name, readable, text_remarks
+from circuits.run.kinds import Column, Input, Kind, Layers, ModelDims
+from circuits.run.labels import behaviour_name, readable
 from circuits.run.leases import certainly_gone, is_me, owner
 from circuits.schema import (
     ActivationsConfig,
     ActivationSource,
     BaseConfig,
     DataConfig,
-    DataSource,
     Reuse,
 )
 from circuits.schema.activations import SEQUENCES, sites
 from circuits.schema.reading import When
+from circuits.tasks._shared import context_problems, layer_name, mixture, model_input, text_input
 from circuits.words import size
 
 if TYPE_CHECKING:
+    from circuits.data.activations import ActivationStore
     from circuits.data.capture import Plan, Tally
     from circuits.data.pieces import Pieces
     from circuits.data.samples import Samples
@@ -50,39 +52,6 @@ def of_data(cfg: BaseConfig) -> bool:
     return cfg.activations.source is ActivationSource.data
 
 
-def inputs(cfg: BaseConfig) -> tuple[str, ...]:
-    """The embedded model where it is the model; the tokenised corpus, or the prompts."""
-    tiny = ("tiny",) if cfg.model.embedded is not None else ()
-    if not of_data(cfg):
-        return (*tiny, "prompts")
-    return (*tiny, "tokens") if cfg.data.source is not DataSource.embedded else tiny
-
-
-def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
-    """The embedded generator's identity, where it is the data."""
-    if not of_data(cfg) or cfg.data.source is not DataSource.embedded:
-        return {}
-    from circuits.data import mixture
-
-    return {"mixture": mixture.fingerprint()}
-
-
-def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
-    """``tiny-L3-mlp_out-grammar_agreement``."""
-    what = "data" if of_data(cfg) else behaviour_name(cfg)
-    return (
-        f"{readable(cfg.model.id)}-L{layers[0] if layers else ''}-{'+'.join(sites(cfg.activations))}-{readable(what)}"
-    )
-
-
-def normal(cfg: BaseConfig) -> BaseConfig:
-    """Equal results, equal keys: defaults written out, and nothing of the source that is not captured."""
-    given = resolved(cfg.activations)
-    if of_data(cfg):
-        return replace(cfg, activations=given)
-    return replace(cfg, activations=replace(given, n_sequences=None, tokens=None), data=DataConfig())
-
-
 def resolved(given: ActivationsConfig) -> ActivationsConfig:
     """The section with its defaults written out."""
     data = given.source is ActivationSource.data
@@ -93,46 +62,6 @@ def resolved(given: ActivationsConfig) -> ActivationsConfig:
         skip_first=int(data) if given.skip_first is None else given.skip_first,
         n_sequences=SEQUENCES if data and given.n_sequences is None and given.tokens is None else given.n_sequences,
     )
-
-
-def variants(cfg: BaseConfig) -> Mapping[str, BaseConfig]:
-    """A list of sites is an artifact for each of them."""
-    chosen = sites(cfg.activations)
-    if len(chosen) == 1:
-        return {}
-    return {site: replace(cfg, activations=replace(cfg.activations, site=site)) for site in chosen}
-
-
-def share(cfg: BaseConfig) -> str:
-    """``shard-1-of-4``."""
-    given = cfg.activations
-    return f"shard-{given.shard}-of-{given.world_size}" if given.world_size > 1 else ""
-
-
-def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str]:
-    """What does not fit the model, or leaves nothing to capture."""
-    given, errors = resolved(cfg.activations), _lacking(cfg, dims)
-    if given.world_size > 1 and cfg.reuse is Reuse.force:
-        errors.append(
-            "reuse=force: with activations.world_size=1 only (shards cannot tell old parts from one another's)"
-        )
-    if not of_data(cfg):
-        return errors + registry.kind("prompts").check(cfg, dims, layers)
-    context, skip = cfg.data.context, given.skip_first or 0
-    if dims.context is not None and context > dims.context:
-        errors.append(f"data.context={context}: more than the model's {dims.context} positions")
-    if skip >= context:
-        errors.append(f"activations.skip_first={skip}: leaves nothing of data.context={context} tokens")
-    elif given.last_n is not None and given.last_n > context - skip:
-        errors.append(
-            f"activations.last_n={given.last_n}: longer than every sequence (data.context={context}, of which "
-            f"activations.skip_first={skip} are left out)"
-        )
-    if cfg.data.path is not None:
-        from circuits.data.corpora import problems
-
-        errors += problems(cfg.data.source.value, cfg.data.path, cfg.data.field or "text", cfg.data.split)
-    return errors
 
 
 def _lacking(cfg: BaseConfig, dims: ModelDims) -> list[str]:
@@ -146,78 +75,123 @@ def _lacking(cfg: BaseConfig, dims: ModelDims) -> list[str]:
     return errors
 
 
-def question(cfg: BaseConfig) -> str:
-    """What a run of captures asks."""
-    if of_data(cfg):
-        what = Path(cfg.data.path).name if cfg.data.path else f"{cfg.data.source.value} text"
-    else:
-        what = f"the prompts of {Path(cfg.behaviour.path).stem if cfg.behaviour.path else cfg.behaviour.name}"
-    where = ", ".join(sites(cfg.activations))
-    return f"What are the activations of {Path(cfg.model.id).name} on {what}, {where}"
-
-
-def needed_bytes(cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
-    """Values, norms and row index of one artifact; shards' parts stand beside them until they are put together."""
-    given = resolved(cfg.activations)
-    rows = given.tokens
-    if rows is None:
-        length = given.last_n or (cfg.data.context if of_data(cfg) else TOKENS_A_PROMPT)
-        rows = length * _sequences(cfg, given)
-    chosen = sites(given)
-    width = sum(dims.width_of(site) or 0 for site in chosen) / len(chosen)
-    size = int(rows * (width * (4 if given.dtype.value == "fp32" else 2) + ROW_INDEX_BYTES))
-    return (2 * size if given.world_size > 1 else size), 0
-
-
 def _sequences(cfg: BaseConfig, given: ActivationsConfig) -> int:
     if of_data(cfg):
         return given.n_sequences or SEQUENCES
     return (cfg.behaviour.n_samples or 0) + (cfg.behaviour.n_test or 0)
 
 
-KIND = Kind(
-    name="activations",
-    version=1,
-    sections=("model", "data", "activations", "precision", "seed"),
-    when={"data": (When("activations.source", ("data",)),)},
-    label=label,
-    layers="each",
-    inputs=inputs,
-    may_need=("tiny", "tokens", "prompts", "baseline"),
-    extra=extra,
-    variants=variants,
-    share=share,
-    load="circuits.data.activations:ActivationStore",
-    bytes=needed_bytes,
-    check=check,
-    remarks=lambda cfg, layers: text_remarks(cfg) if of_data(cfg) else [],
-    normal=normal,
-    gates=lambda cfg: () if of_data(cfg) else ("baseline",),
-    question=question,
-    memory_keys=("activations.batch_size",),
-    columns=(
+class Activations(Kind):
+    """A site's activations at a layer."""
+
+    name = "activations"
+    sections = ("model", "data", "activations", "precision", "seed")
+    layers = "each"
+    needs = ("tiny", "tokens", "prompts", "baseline")
+    several = "activations.site"
+    when = {"data": (When("activations.source", ("data",)),)}
+    memory_keys = ("activations.batch_size",)
+    columns = (
         Column("rows", "rows", ",.0f", exact=True),
         Column("gigabytes", "size", "size", exact=True),
         Column("rows_per_s", "rows/s", ",.0f"),
         Column("peak_gigabytes", "peak memory", "size"),
         Column("dropped", "samples dropped", ",.0f", exact=True),
-    ),
-)
+    )
 
+    def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
+        """The model; the text, or the prompts."""
+        return [*model_input(cfg), *(text_input(cfg) if of_data(cfg) else [Input("prompts", (), cfg)])]
 
-def run(context: Context) -> None:
-    """Capture what is missing of the run's layers and sites, then show all of them."""
-    waiting, left = None, context.missing()
-    while waiting is None and left:
-        with context.making(left) as works:
-            if works:
-                waiting = _make(context, works)
-        before, left = left, context.missing()
-        if works and waiting is None and left == before:
-            raise RunError(
-                f"{context.key(left[0]).id}: captured, and not whole: its unfinished work was altered; run it again"
+    def extra(self, cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
+        """The embedded generator's identity, where it is the data."""
+        return mixture(cfg, contents) if of_data(cfg) else {}
+
+    def label(self, cfg: BaseConfig, layers: Layers) -> str:
+        """``tiny-L3-mlp_out-grammar_agreement``."""
+        what = "data" if of_data(cfg) else behaviour_name(cfg)
+        return f"{readable(cfg.model.id)}-{layer_name(layers)}-{'+'.join(sites(cfg.activations))}-{readable(what)}"
+
+    def normal(self, cfg: BaseConfig) -> BaseConfig:
+        """Equal results, equal keys: defaults written out, and nothing of the source that is not captured."""
+        given = resolved(cfg.activations)
+        if of_data(cfg):
+            return replace(cfg, activations=given)
+        return replace(cfg, activations=replace(given, n_sequences=None, tokens=None), data=DataConfig())
+
+    def share(self, cfg: BaseConfig) -> str:
+        """``shard-1-of-4``."""
+        given = cfg.activations
+        return f"shard-{given.shard}-of-{given.world_size}" if given.world_size > 1 else ""
+
+    def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
+        """What does not fit the model, or leaves nothing to capture."""
+        given, errors = resolved(cfg.activations), _lacking(cfg, dims)
+        if given.world_size > 1 and cfg.reuse is Reuse.force:
+            errors.append(
+                "reuse=force: with activations.world_size=1 only (shards cannot tell old parts from one another's)"
             )
-    context.conclude(waiting)
+        if not of_data(cfg):
+            return errors
+        context, skip = cfg.data.context, given.skip_first or 0
+        errors += context_problems(cfg, dims)
+        if skip >= context:
+            errors.append(f"activations.skip_first={skip}: leaves nothing of data.context={context} tokens")
+        elif given.last_n is not None and given.last_n > context - skip:
+            errors.append(
+                f"activations.last_n={given.last_n}: longer than every sequence (data.context={context}, of which "
+                f"activations.skip_first={skip} are left out)"
+            )
+        return errors
+
+    def gates(self, cfg: BaseConfig) -> tuple[str, ...]:
+        """A behaviour's prompts are worth capturing where the model shows it."""
+        return () if of_data(cfg) else ("baseline",)
+
+    def question(self, cfg: BaseConfig) -> str:
+        """What a run of captures asks."""
+        if of_data(cfg):
+            what = Path(cfg.data.path).name if cfg.data.path else f"{cfg.data.source.value} text"
+        else:
+            what = f"the prompts of {Path(cfg.behaviour.path).stem if cfg.behaviour.path else cfg.behaviour.name}"
+        where = ", ".join(sites(cfg.activations))
+        return f"What are the activations of {Path(cfg.model.id).name} on {what}, {where}"
+
+    def bytes(self, cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
+        """Values, norms and row index of one artifact; shards' parts stand beside them until they are put together."""
+        given = resolved(cfg.activations)
+        rows = given.tokens
+        if rows is None:
+            length = given.last_n or (cfg.data.context if of_data(cfg) else TOKENS_A_PROMPT)
+            rows = length * _sequences(cfg, given)
+        chosen = sites(given)
+        width = sum(dims.width_of(site) or 0 for site in chosen) / len(chosen)
+        size = int(rows * (width * (4 if given.dtype.value == "fp32" else 2) + ROW_INDEX_BYTES))
+        return (2 * size if given.world_size > 1 else size), 0
+
+    def run(self, context: Context) -> None:
+        """Capture what is missing of the run's layers and sites, then show all of them; a shard may end before they are whole."""
+        waiting, left = None, context.missing()
+        while waiting is None and left:
+            with context.making(left) as works:
+                if works:
+                    waiting = _make(context, works)
+            before, left = left, context.missing()
+            if works and waiting is None and left == before:
+                raise RunError(
+                    f"{context.key(left[0]).id}: captured, and not whole: its unfinished work was altered; run it again"
+                )
+        context.conclude(waiting)
+
+    def load(self, path: Path) -> ActivationStore:
+        """The rows and their index."""
+        from circuits.data.activations import ActivationStore
+
+        return ActivationStore(path)
+
+
+KIND = Activations()
+run = KIND.run
 
 
 def _make(context: Context, works: Mapping[Unit, Work]) -> str | None:

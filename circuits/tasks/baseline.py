@@ -14,11 +14,13 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.errors import GateError, UserError
+from circuits.errors import UserError
 from circuits.files import write_json
-from circuits.run.kinds import Column, Kind, ModelDims, behaviour_and_model, readable
+from circuits.run.kinds import Column, Input, Kind, Layers, ModelDims
+from circuits.run.labels import behaviour_and_model, readable
 from circuits.schema import BaseConfig
 from circuits.schema.fields import free
+from circuits.tasks._shared import model_input
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from circuits.models.load import LM
     from circuits.models.scoring import Scores
     from circuits.run.context import Context, Work
+    from circuits.stats.saved import Measurement
 
 
 class Metric(Enum):
@@ -55,75 +58,16 @@ class Options:
     batch_size: int = free(64)  # prompts per forward pass; results agree to 1e-5
 
 
-def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str]:
-    """The options' bounds, and a file of prompts that cannot be read."""
-    from circuits.data.prompt_records import read_file
+class Baseline(Kind):
+    """How well a model shows a behaviour."""
 
-    options: Options = getattr(cfg, "baseline")  # noqa: B009 (joined to the schema at run time)
-    errors = [
-        f"baseline.{name}={getattr(options, name)}: at least 1"
-        for name in ("resamples", "batch_size")
-        if getattr(options, name) < 1
-    ]
-    if cfg.behaviour.path is not None:
-        try:
-            read_file(Path(cfg.behaviour.path))
-        except UserError as e:
-            errors += e.messages
-    return errors
-
-
-def derived(cfg: BaseConfig, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The success rate under the thresholds that are asked for now, with its interval."""
-    from circuits.stats.answers import success_interval, success_rate
-
-    diffs, least = metrics["normalised_diffs"], cfg.behaviour.min_logit_diff
-    found: dict[str, Any] = {"success_rate": success_rate(diffs, least), "min_logit_diff": least}
-    if units := metrics.get("units"):  # older measurements did not keep them
-        resamples = getattr(cfg, "baseline").resamples  # noqa: B009 (joined to the schema at run time)
-        interval = success_interval(diffs, units, least, resamples=resamples, seed=_seed(cfg.seed))
-        found["success_rate_ci"] = None if interval is None else list(interval)
-    return found
-
-
-def gate(cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:
-    """Whether enough prompts succeed."""
-    from circuits.stats.answers import success_rate
-
-    behaviour, n = cfg.behaviour, metrics["n"]
-    rate = success_rate(metrics["normalised_diffs"], behaviour.min_logit_diff)
-    if rate >= behaviour.success_threshold:
-        return None
-    return (
-        f"{behaviour_and_model(cfg, ())}: {round(rate * n)} of {n} prompts ({100 * rate:.1f}%) have a difference above "
-        f"behaviour.min_logit_diff={behaviour.min_logit_diff:g}, below behaviour.success_threshold="
-        f"{behaviour.success_threshold:g} (mean {metrics['logit_diff']:.2f}, right {100 * metrics['pair_acc']:.1f}%); "
-        "study another behaviour or model, or lower a threshold"
-    )
-
-
-def question(cfg: BaseConfig) -> str:
-    """What a baseline asks."""
-    return f"How well does {readable(cfg.model.id)} tell the target from the foil"
-
-
-KIND = Kind(
-    name="baseline",
-    version=1,
-    sections=("model", "baseline", "precision", "seed"),
-    gated=("behaviour.min_logit_diff", "behaviour.success_threshold"),
-    label=behaviour_and_model,
-    inputs=lambda cfg: ("prompts", "tiny") if cfg.model.embedded is not None else ("prompts",),
-    may_need=("prompts", "tiny"),
-    bytes=lambda cfg, dims: (1 << 20, 0),
-    check=check,
-    gate=gate,
-    derived=derived,
-    asks=("behaviour.min_logit_diff",),
-    load="circuits.stats.saved:Measurement",
-    question=question,
-    memory_keys=("baseline.batch_size",),
-    columns=(
+    name = "baseline"
+    sections = ("model", "baseline", "precision", "seed")
+    needs = ("prompts", "tiny")
+    gated = ("behaviour.min_logit_diff", "behaviour.success_threshold")
+    asks = ("behaviour.min_logit_diff",)
+    memory_keys = ("baseline.batch_size",)
+    columns = (
         Column(
             "logit_diff",
             "logit difference",
@@ -136,49 +80,99 @@ KIND = Kind(
         Column("top1", "top 1", ".1%"),
         Column("ece", "ECE", ".3f"),
         Column("n", "prompts", ".0f", exact=True),
-    ),
-)
+    )
+
+    def label(self, cfg: BaseConfig, layers: Layers) -> str:
+        """``ioi-gpt2``."""
+        return behaviour_and_model(cfg)
+
+    def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
+        """The prompts and the model."""
+        return [Input("prompts", (), cfg), *model_input(cfg)]
+
+    def bytes(self, cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
+        """A table of prompts."""
+        return 1 << 20, 0
+
+    def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
+        """The options' bounds."""
+        options: Options = getattr(cfg, "baseline")  # noqa: B009 (joined to the schema at run time)
+        return [
+            f"baseline.{name}={getattr(options, name)}: at least 1"
+            for name in ("resamples", "batch_size")
+            if getattr(options, name) < 1
+        ]
+
+    def derived(self, cfg: BaseConfig, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """The success rate under the thresholds that are asked for now, with its interval."""
+        from circuits.stats.answers import success_interval, success_rate
+
+        diffs, least = metrics["normalised_diffs"], cfg.behaviour.min_logit_diff
+        found: dict[str, Any] = {"success_rate": success_rate(diffs, least), "min_logit_diff": least}
+        if units := metrics.get("units"):  # older measurements did not keep them
+            resamples = getattr(cfg, "baseline").resamples  # noqa: B009 (joined to the schema at run time)
+            interval = success_interval(diffs, units, least, resamples=resamples, seed=_seed(cfg.seed))
+            found["success_rate_ci"] = None if interval is None else list(interval)
+        return found
+
+    def gate(self, cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:
+        """Whether enough prompts succeed."""
+        from circuits.stats.answers import success_rate
+
+        behaviour, n = cfg.behaviour, metrics["n"]
+        rate = success_rate(metrics["normalised_diffs"], behaviour.min_logit_diff)
+        if rate >= behaviour.success_threshold:
+            return None
+        return (
+            f"{behaviour_and_model(cfg)}: {round(rate * n)} of {n} prompts ({100 * rate:.1f}%) have a difference above "
+            f"behaviour.min_logit_diff={behaviour.min_logit_diff:g}, below behaviour.success_threshold="
+            f"{behaviour.success_threshold:g} (mean {metrics['logit_diff']:.2f}, right {100 * metrics['pair_acc']:.1f}%); "
+            "study another behaviour or model, or lower a threshold"
+        )
+
+    def question(self, cfg: BaseConfig) -> str:
+        """What a baseline asks."""
+        return f"How well does {readable(cfg.model.id)} tell the target from the foil"
+
+    def make(self, context: Context, works: Mapping[Any, Work]) -> None:
+        """Score every prompt, and publish the table and its summary."""
+        from circuits.data import prompts
+        from circuits.models.scoring import score
+        from circuits.stats.answers import summarise, units_of
+
+        (work,), options, seed = works.values(), context.cfg.baseline, context.cfg.seed
+        given = prompts.read(context.require("prompts").path)
+        lm = context.open_model()
+
+        keeper = context.keeper({"scores": work}, "scores", "scoring", "row")
+        scores = score(lm, given, batch_size=options.batch_size, keeper=keeper)
+        rows = table(given, scores, options.metric.value, lm)
+        with context.phase("intervals"):
+            metrics = summarise(rows, cluster=options.cluster.value, resamples=options.resamples, seed=_seed(seed))
+        metrics |= {
+            "metric": options.metric.value,
+            "cluster": options.cluster.value,
+            "normalised_diffs": rows["normalised_diff"].tolist(),
+            "units": units_of(rows, options.cluster.value),
+        }
+
+        def write(out: Path) -> None:
+            rows.to_parquet(out / "per_prompt.parquet", index=False)
+            write_json(out / "metrics.json", metrics)
+
+        artifact = work.commit(write)
+        what = self.columns[0].title([metrics])
+        context.say(f"{what} {metrics['logit_diff']:.3f}, right {metrics['pair_acc']:.3f}: {artifact.id}")
+
+    def load(self, path: Path) -> Measurement:
+        """The table of prompts, and its summary."""
+        from circuits.stats.saved import Measurement
+
+        return Measurement(path)
 
 
-def run(context: Context) -> None:
-    """Measure if it is missing, then ask the gate."""
-    while missing := context.missing():
-        with context.making(missing) as works:
-            for work in works.values():
-                _make(context, work)
-    refusals = context.conclude()
-    if refusals:
-        raise GateError("; ".join(refusals))
-
-
-def _make(context: Context, work: Work) -> None:
-    from circuits.data import prompts
-    from circuits.models.scoring import score
-    from circuits.stats.answers import summarise, units_of
-
-    options, seed = context.cfg.baseline, context.cfg.seed
-    given = prompts.read(context.require("prompts").path)
-    lm = context.open_model()
-
-    keeper = context.keeper({"scores": work}, "scores", "scoring", "row")
-    scores = score(lm, given, batch_size=options.batch_size, keeper=keeper)
-    rows = table(given, scores, options.metric.value, lm)
-    with context.phase("intervals"):
-        metrics = summarise(rows, cluster=options.cluster.value, resamples=options.resamples, seed=_seed(seed))
-    metrics |= {
-        "metric": options.metric.value,
-        "cluster": options.cluster.value,
-        "normalised_diffs": rows["normalised_diff"].tolist(),
-        "units": units_of(rows, options.cluster.value),
-    }
-
-    def write(out: Path) -> None:
-        rows.to_parquet(out / "per_prompt.parquet", index=False)
-        write_json(out / "metrics.json", metrics)
-
-    artifact = work.commit(write)
-    what = KIND.columns[0].title([metrics])
-    context.say(f"{what} {metrics['logit_diff']:.3f}, right {metrics['pair_acc']:.3f}: {artifact.id}")
+KIND = Baseline()
+run = KIND.run
 
 
 def _seed(seed: int) -> int:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
 from circuits.files import write_json
-from circuits.run import registry
-from circuits.run.kinds import Column, Kind, ModelDims, behaviour_name, readable
-from circuits.schema import BaseConfig, DataSource, InterpretConfig
+from circuits.run.kinds import Column, Input, Kind, Layers, ModelDims
+from circuits.run.labels import behaviour_name, readable
+from circuits.schema import BaseConfig, InterpretConfig
 from circuits.schema.interpret import OF_ASSOCIATION, chosen
+from circuits.tasks._shared import layer_name, model_input, text_input
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from circuits.data.tokens import Tokens
     from circuits.features.association import Factor
     from circuits.features.collect import Collected
+    from circuits.features.saved import Interpretation
     from circuits.models.load import LM
     from circuits.run.context import Context, Work
     from circuits.sae.modules import SAE
@@ -36,76 +38,15 @@ if TYPE_CHECKING:
 BYTES_A_TOKEN = 8  # of an example in the compressed tables, about
 
 
-def inputs(cfg: BaseConfig) -> tuple[str, ...]:
-    """The SAE of the layer, the model and its text; the prompts where features are tested on them."""
-    tiny = ("tiny",) if cfg.model.embedded is not None else ()
-    tokens = ("tokens",) if cfg.data.source is not DataSource.embedded else ()
-    return (*tiny, *tokens, "sae", *(("prompts",) if cfg.interpret.associate else ()))
-
-
-def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
-    """``tiny-L2-topk-grammar_agreement``."""
-    name = "from" if cfg.sae.from_ else cfg.sae.architecture.value
-    tested = f"-{behaviour_name(cfg)}" if cfg.interpret.associate else ""
-    return f"{readable(cfg.model.id)}-L{layers[0] if layers else ''}-{name}{tested}"
-
-
-def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str]:
-    """What is wrong with the inputs' config, features that the SAE does not have, a labels file that cannot be read."""
-    from circuits.features import labels
-
-    errors = registry.kind("sae").check(cfg, dims, layers)
-    if cfg.interpret.associate:
-        errors = errors + registry.kind("prompts").check(cfg, dims, layers)
-    width = dims.width_of(cfg.sae.site.value)
-    d_sae = None if width is None or cfg.sae.from_ is not None else width * cfg.sae.expansion
-    listed = chosen(cfg.interpret)
-    if d_sae is not None and listed and listed[-1] >= d_sae:
-        errors.append(_out_of_range(listed[-1], d_sae))
-    if cfg.interpret.labels is not None:
-        for layer in layers:
-            try:
-                labels.read(Path(cfg.interpret.labels), layer, d_sae)
-            except UserError as e:
-                errors += [f"interpret.labels: {message}" for message in e.messages]
-    return list(dict.fromkeys(errors))
-
-
 def _out_of_range(feature: int, d_sae: int) -> str:
     return f"interpret.features: feature {feature} is out of range: the SAE has {d_sae} features (0-{d_sae - 1})"
 
 
-def normal(cfg: BaseConfig) -> BaseConfig:
-    """Equal results, equal keys: features in any order are one list, and what is not tested has no settings of the test.
+class Interpret(Kind):
+    """What the features of an SAE stand for."""
 
-    With features named, how many of the most active ones would be taken says nothing.
-    """
-    given = cfg.interpret
-    if (listed := chosen(given)) is not None:
-        given = replace(given, features=list(listed), max_features=InterpretConfig().max_features)
-    if not given.associate:
-        plain = InterpretConfig()
-        given = replace(given, **{name: getattr(plain, name) for name in OF_ASSOCIATION})
-    return replace(cfg, interpret=given)
-
-
-def question(cfg: BaseConfig) -> str:
-    """What a run asks."""
-    tested = f", and which of them tell the factors of {behaviour_name(cfg)} apart" if cfg.interpret.associate else ""
-    return f"What do the features of {Path(cfg.model.id).name}'s {cfg.sae.site.value} stand for{tested},"
-
-
-def needed_bytes(cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
-    """The examples outweigh the rest."""
-    given = cfg.interpret
-    n = len(chosen(given) or ()) or given.max_features
-    return n * given.top_k * (2 * given.window + 1) * BYTES_A_TOKEN, 0
-
-
-KIND = Kind(
-    name="interpret",
-    version=1,
-    sections=(
+    name = "interpret"
+    sections = (
         "model",
         "data",
         "interpret",
@@ -115,36 +56,92 @@ KIND = Kind(
         "sae.target_site",
         "sae.skip_first",
         "sae.nonfinite",
-    ),
-    label=label,
-    layers="each",
-    inputs=inputs,
-    may_need=("tiny", "tokens", "sae", "prompts"),
-    load="circuits.features.saved:Interpretation",
-    bytes=needed_bytes,
-    check=check,
-    normal=normal,
-    question=question,
-    memory_keys=("interpret.batch_size", "interpret.max_features", "interpret.top_k", "interpret.window"),
-    columns=(
+    )
+    layers = "each"
+    needs = ("tiny", "tokens", "sae", "prompts")
+    memory_keys = ("interpret.batch_size", "interpret.max_features", "interpret.top_k", "interpret.window")
+    columns = (
         Column("n_features", "features", ",.0f"),
         Column("single_token", "one token", ".1%"),
         Column("significant_features", "associated", ",.0f"),
         Column("significant_share", "tests q < FDR", ".1%"),
         Column("shuffled_share", "labels shuffled", ".2%"),
         Column("replicated", "same sign on test", ".1%"),
-    ),
-)
+    )
+
+    def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
+        """The SAE of the layer, the model and its text; the prompts where features are tested on them."""
+        tested = [Input("prompts", (), cfg)] if cfg.interpret.associate else []
+        return [*model_input(cfg), *text_input(cfg), Input("sae", layers, cfg), *tested]
+
+    def label(self, cfg: BaseConfig, layers: Layers) -> str:
+        """``tiny-L2-topk-grammar_agreement``."""
+        name = "from" if cfg.sae.from_ else cfg.sae.architecture.value
+        tested = f"-{behaviour_name(cfg)}" if cfg.interpret.associate else ""
+        return f"{readable(cfg.model.id)}-{layer_name(layers)}-{name}{tested}"
+
+    def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
+        """Features that the SAE does not have, a labels file that cannot be read."""
+        from circuits.features import labels
+
+        errors = []
+        width = dims.width_of(cfg.sae.site.value)
+        d_sae = None if width is None or cfg.sae.from_ is not None else width * cfg.sae.expansion
+        listed = chosen(cfg.interpret)
+        if d_sae is not None and listed and listed[-1] >= d_sae:
+            errors.append(_out_of_range(listed[-1], d_sae))
+        if cfg.interpret.labels is not None:
+            for layer in layers:
+                try:
+                    labels.read(Path(cfg.interpret.labels), layer, d_sae)
+                except UserError as e:
+                    errors += [f"interpret.labels: {message}" for message in e.messages]
+        return list(dict.fromkeys(errors))
+
+    def normal(self, cfg: BaseConfig) -> BaseConfig:
+        """Equal results, equal keys: features in any order are one list, and what is not tested has no settings of the test.
+
+        With features named, how many of the most active ones would be taken says nothing.
+        """
+        given = cfg.interpret
+        if (listed := chosen(given)) is not None:
+            given = replace(given, features=list(listed), max_features=InterpretConfig().max_features)
+        if not given.associate:
+            plain = InterpretConfig()
+            given = replace(given, **{name: getattr(plain, name) for name in OF_ASSOCIATION})
+        return replace(cfg, interpret=given)
+
+    def question(self, cfg: BaseConfig) -> str:
+        """What a run asks."""
+        tested = (
+            f", and which of them tell the factors of {behaviour_name(cfg)} apart" if cfg.interpret.associate else ""
+        )
+        return f"What do the features of {Path(cfg.model.id).name}'s {cfg.sae.site.value} stand for{tested},"
+
+    def bytes(self, cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
+        """The examples outweigh the rest."""
+        given = cfg.interpret
+        n = len(chosen(given) or ()) or given.max_features
+        return n * given.top_k * (2 * given.window + 1) * BYTES_A_TOKEN, 0
+
+    def run(self, context: Context) -> None:
+        """Describe what is missing of the run's layers, then write the labels files of all."""
+        super().run(context)
+        _write_labels(context)
+
+    def make(self, context: Context, works: Mapping[Any, Work]) -> None:
+        """Describe the features of these layers."""
+        _make(context, works)
+
+    def load(self, path: Path) -> Interpretation:
+        """Features, examples, associations."""
+        from circuits.features.saved import Interpretation
+
+        return Interpretation(path)
 
 
-def run(context: Context) -> None:
-    """Describe what is missing of the run's layers, then write the labels files of all."""
-    while missing := context.missing():
-        with context.making(missing) as works:
-            if works:
-                _make(context, works)
-    context.conclude()
-    _write_labels(context)
+KIND = Interpret()
+run = KIND.run
 
 
 @dataclass(frozen=True)

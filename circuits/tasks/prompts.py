@@ -16,34 +16,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from circuits.errors import UserError
 from circuits.files import write_json
 from circuits.run.content import Contents
-from circuits.run.kinds import Column, Kind, ModelDims, behaviour_and_model, readable
+from circuits.run.kinds import Column, Kind, Layers, ModelDims
+from circuits.run.labels import behaviour_and_model, readable
 from circuits.schema import BaseConfig
 from circuits.schema.behaviour import FILE, MultiToken, multi_token
 
 if TYPE_CHECKING:
+    from circuits.data.prompts import PromptSet
     from circuits.run.context import Context, Work
 
 READS = ("model.id", "model.revision")  # its tokenizer, which enters the key by its own content
 FINGERPRINT_DRAWS = 64
-
-
-def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
-    """The tokenizer, the wording and the generator: what the prompts depend on besides the config."""
-    from circuits.models.identify import directory_of
-
-    facts: dict[str, Any] = {"tokenizer": _tokenizer_identity(cfg, contents)}
-    if cfg.behaviour.chat and cfg.model.embedded is None and directory_of(cfg.model.id) is not None:
-        facts["chat_template"] = contents.directory(Path(cfg.model.id), "*.jinja", "tokenizer_config.json")
-    if cfg.behaviour.name != FILE:
-        facts |= {"wording": wording(cfg), "generator": fingerprint(cfg.behaviour.name, wording(cfg))}
-    return facts
-
-
-def normal(cfg: BaseConfig) -> BaseConfig:
-    """The rule for answers of several tokens that goes without saying enters keys under its first name."""
-    if cfg.behaviour.multi_token is not None:
-        return cfg
-    return replace(cfg, behaviour=replace(cfg.behaviour, multi_token=MultiToken.fail))
 
 
 def wording(cfg: BaseConfig) -> Literal["embedded", "natural"]:
@@ -86,18 +69,6 @@ def fingerprint(name: str, words: Literal["embedded", "natural"]) -> str | None:
     return sha256_text("\n".join(f"{r.prompt}|{r.corrupt}|{r.target}|{r.foil}|{r.group}" for r in found))
 
 
-def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str]:
-    """A file that cannot be read, a behaviour that does not exist."""
-    behaviour = cfg.behaviour
-    if behaviour.path is not None:
-        return list(_file_problems(behaviour.path))
-    from circuits.data.behaviours import BEHAVIOURS
-
-    if behaviour.name not in BEHAVIOURS:
-        return [f"behaviour={behaviour.name}: no module circuits/data/behaviours/{behaviour.name}.py declares it"]
-    return []
-
-
 def _file_problems(path: str) -> tuple[str, ...]:
     from circuits.data.prompt_records import read_file
 
@@ -108,24 +79,14 @@ def _file_problems(path: str) -> tuple[str, ...]:
     return ()
 
 
-def question(cfg: BaseConfig) -> str:
-    """What a set of prompts is asked."""
-    return f"Are the prompts for {readable(cfg.model.id)} balanced, distinct and disjoint"
+class Prompts(Kind):
+    """A behaviour's prompts for one tokenizer."""
 
-
-KIND = Kind(
-    name="prompts",
-    version=2,
-    sections=("behaviour", "seed"),
-    label=behaviour_and_model,
-    extra=extra,
-    normal=normal,
-    inline=True,
-    load="circuits.data.prompts:read",
-    bytes=lambda cfg, dims: (2000 * ((cfg.behaviour.n_samples or 1000) + (cfg.behaviour.n_test or 0)), 0),
-    check=check,
-    question=question,
-    columns=(
+    name = "prompts"
+    version = 2
+    sections = ("behaviour", "seed")
+    inline = True
+    columns = (
         Column("n_train", "train", ".0f", exact=True),
         Column("n_test", "test", ".0f", exact=True),
         Column("n_groups", "groups", ".0f", exact=True),
@@ -133,53 +94,92 @@ KIND = Kind(
         Column("left_out", "left out", ".0f", exact=True),
         Column("tokens_median", "tokens (median)", ".0f", exact=True),
         Column("findings", "findings", ".0f", exact=True),
-    ),
-)
+    )
 
+    def extra(self, cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
+        """The tokenizer, the wording and the generator: what the prompts depend on besides the config."""
+        from circuits.models.identify import directory_of
 
-def run(context: Context) -> None:
-    """Make the prompts if they are missing, then show them."""
-    while missing := context.missing():
-        with context.making(missing) as works:
-            for work in works.values():
-                build(context, work)
-    context.conclude()
+        facts: dict[str, Any] = {"tokenizer": _tokenizer_identity(cfg, contents)}
+        if cfg.behaviour.chat and cfg.model.embedded is None and directory_of(cfg.model.id) is not None:
+            facts["chat_template"] = contents.directory(Path(cfg.model.id), "*.jinja", "tokenizer_config.json")
+        if cfg.behaviour.name != FILE:
+            facts |= {"wording": wording(cfg), "generator": fingerprint(cfg.behaviour.name, wording(cfg))}
+        return facts
 
+    def label(self, cfg: BaseConfig, layers: Layers) -> str:
+        """``ioi-gpt2``."""
+        return behaviour_and_model(cfg)
 
-def build(context: Context, work: Work) -> None:
-    """Draw or read, tokenise, split, lint and publish."""
-    from circuits.data import prompt_build, prompts
-    from circuits.data.prompt_tokens import Encoder
+    def normal(self, cfg: BaseConfig) -> BaseConfig:
+        """The rule for answers of several tokens that goes without saying enters keys under its first name."""
+        if cfg.behaviour.multi_token is not None:
+            return cfg
+        return replace(cfg, behaviour=replace(cfg.behaviour, multi_token=MultiToken.fail))
 
-    behaviour, seed = context.cfg.behaviour, context.cfg.seed
-    with context.phase("making the prompts"):
-        tokenizer, vocabulary = _tokenizer(context.run.cfg, context.run.contents)
-        encoder = Encoder(tokenizer, behaviour.bos.value, behaviour.chat)
-        wanted = prompt_build.Wanted(
-            behaviour.n_samples, behaviour.n_test, seed, multi_token(behaviour).value, behaviour.allow_small
-        )
+    def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
+        """A file that cannot be read, a behaviour that does not exist."""
+        behaviour = cfg.behaviour
         if behaviour.path is not None:
-            built = prompt_build.from_file(Path(behaviour.path), encoder, wanted)
-        else:
-            built = prompt_build.from_behaviour(behaviour.name, wording(context.run.cfg), encoder, wanted)
-        meta = {
-            "bos": encoder.bos,
-            "chat": encoder.chat,
-            "vocabulary": vocabulary,
-            "tokenizer": type(tokenizer).__name__,
-        }
-        made = prompts.PromptSet(built.prompts, meta)
-        made.check_vocabulary(vocabulary, context.run.cfg.model.id)
+            return list(_file_problems(behaviour.path))
+        from circuits.data.behaviours import BEHAVIOURS
 
-    def write(out: Path) -> None:
-        prompts.write(out, built.prompts, meta)
-        write_json(out / "lint.json", built.lint)
-        write_json(out / "metrics.json", built.metrics)
+        if behaviour.name not in BEHAVIOURS:
+            return [f"behaviour={behaviour.name}: no module circuits/data/behaviours/{behaviour.name}.py declares it"]
+        return []
 
-    artifact = work.commit(write, dropped={"rows": built.metrics["left_out"], **built.lint["left_out"]["reasons"]})
-    for line in built.lint["findings"]:
-        context.say(f"lint: {line}")
-    context.say(f"{built.metrics['n_train']} training and {built.metrics['n_test']} test prompts: {artifact.id}")
+    def bytes(self, cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
+        """About two kilobytes a prompt."""
+        return 2000 * ((cfg.behaviour.n_samples or 1000) + (cfg.behaviour.n_test or 0)), 0
+
+    def question(self, cfg: BaseConfig) -> str:
+        """What a set of prompts is asked."""
+        return f"Are the prompts for {readable(cfg.model.id)} balanced, distinct and disjoint"
+
+    def make(self, context: Context, works: Mapping[Any, Work]) -> None:
+        """Draw or read, tokenise, split, lint and publish."""
+        from circuits.data import prompt_build, prompts
+        from circuits.data.prompt_tokens import Encoder
+
+        (work,), behaviour, seed = works.values(), context.cfg.behaviour, context.cfg.seed
+        with context.phase("making the prompts"):
+            tokenizer, vocabulary = _tokenizer(context.run.cfg, context.run.contents)
+            encoder = Encoder(tokenizer, behaviour.bos.value, behaviour.chat)
+            wanted = prompt_build.Wanted(
+                behaviour.n_samples, behaviour.n_test, seed, multi_token(behaviour).value, behaviour.allow_small
+            )
+            if behaviour.path is not None:
+                built = prompt_build.from_file(Path(behaviour.path), encoder, wanted)
+            else:
+                built = prompt_build.from_behaviour(behaviour.name, wording(context.run.cfg), encoder, wanted)
+            meta = {
+                "bos": encoder.bos,
+                "chat": encoder.chat,
+                "vocabulary": vocabulary,
+                "tokenizer": type(tokenizer).__name__,
+            }
+            made = prompts.PromptSet(built.prompts, meta)
+            made.check_vocabulary(vocabulary, context.run.cfg.model.id)
+
+        def write(out: Path) -> None:
+            prompts.write(out, built.prompts, meta)
+            write_json(out / "lint.json", built.lint)
+            write_json(out / "metrics.json", built.metrics)
+
+        artifact = work.commit(write, dropped={"rows": built.metrics["left_out"], **built.lint["left_out"]["reasons"]})
+        for line in built.lint["findings"]:
+            context.say(f"lint: {line}")
+        context.say(f"{built.metrics['n_train']} training and {built.metrics['n_test']} test prompts: {artifact.id}")
+
+    def load(self, path: Path) -> PromptSet:
+        """The prompts."""
+        from circuits.data import prompts
+
+        return prompts.read(path)
+
+
+KIND = Prompts()
+run = KIND.run
 
 
 def _tokenizer(cfg: BaseConfig, contents: Contents) -> tuple[Any, int]:

@@ -59,7 +59,7 @@ def _question(found: sweep.Sweep) -> str:
     layers = ranges(sorted({layer for item in record["elements"] for layer in item["layers"]}))
     where = f" at layer{'' if layers.isdigit() else 's'} {layers}" if layers else ""
     swept = sorted({key for item in record["elements"] for key in item["swept"]} - {"layer"})
-    asked = kind.question(cfg) if kind.question else f"What does task={kind.name} measure in {Path(cfg.model.id).name}"
+    asked = kind.question(cfg)
     over = f", over {' and '.join(swept)}" if swept else ""
     note = f" Note: {record['note']}" if record.get("note") else ""
     return f"{asked}{where}{over}?{note}"

@@ -13,119 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.errors import GateError, UserError
-from circuits.run import registry
+from circuits.errors import UserError
 from circuits.run.content import Contents
-from circuits.run.kinds import Column, Kind, Memory, ModelDims, readable, text_remarks
-from circuits.schema import BaseConfig, DataSource, Dtype, NonFinitePolicy, SaeConfig, stored
+from circuits.run.kinds import Column, Input, Kind, Layers, Memory, ModelDims, Need
+from circuits.run.labels import readable
+from circuits.schema import BaseConfig, Dtype, NonFinitePolicy, SaeConfig, stored
 from circuits.schema.sae import MEASURED, settled
 from circuits.tasks import _sae
+from circuits.tasks._shared import context_problems, layer_name, mixture, model_input, text_input
 
 if TYPE_CHECKING:
-    from circuits.run.context import Context
-
-
-def inputs(cfg: BaseConfig) -> tuple[str, ...]:
-    """The embedded model where it is the model; the tokenised corpus where there is one; the stored activations."""
-    names = ["tiny"] if cfg.model.embedded is not None else []
-    names += ["tokens"] if cfg.data.source is not DataSource.embedded else []
-    if stored.read(cfg):
-        names += ["activations"] if cfg.sae.target_site is None else ["activations", "activations:target"]
-    return tuple(names)
-
-
-def part(cfg: BaseConfig, name: str) -> BaseConfig:
-    """Under which config a transcoder's second store is made."""
-    assert name == "target", name
-    return replace(cfg, activations=stored.section(cfg, cfg.sae.target_site))
-
-
-def words(cfg: BaseConfig, name: str) -> Mapping[str, str]:
-    """What makes the store that this SAE is trained from (a transcoder: both), whatever the section ``activations`` says."""
-    store = stored.section(cfg)
-    skip = {"activations.skip_first": str(store.skip_first)} if store.skip_first != 1 else {}
-    target = cfg.sae.target_site
-    site = str(store.site) if target is None else f"[{store.site},{target.value}]"
-    return {"activations.source": store.source.value, "activations.site": site, **skip}
-
-
-def extra(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
-    """The embedded generator's identity, where it is the data."""
-    if cfg.data.source is not DataSource.embedded:
-        return {}
-    from circuits.data import mixture
-
-    return {"mixture": contents.once("mixture", mixture.fingerprint)}
-
-
-def label(cfg: BaseConfig, layers: tuple[int, ...]) -> str:
-    """``tiny-L0-topk``."""
-    layer = f"L{layers[0]}" if layers else "L"
-    name = "from" if cfg.sae.from_ else cfg.sae.architecture.value
-    return f"{readable(cfg.model.id)}-{layer}-{name}" + ("" if cfg.sae.target_site is None else "-transcoder")
-
-
-def normal(cfg: BaseConfig) -> BaseConfig:
-    """Equal results, equal keys: a cap beyond the schedule is none, and an SAE that is taken over is not trained.
-
-    An SAE from a store has that store as its input, whatever site and source the section ``activations`` names.
-    """
-    sae = settled(cfg.sae)
-    if stored.read(cfg):
-        cfg = replace(cfg, activations=stored.section(cfg))
-    if sae.max_steps is not None and sae.max_steps >= sae.steps:
-        sae = replace(sae, max_steps=None)
-    if sae.from_ is not None:
-        sae = settled(replace(SaeConfig(), **{name: getattr(sae, name) for name in MEASURED}))
-    return replace(cfg, sae=sae)
-
-
-def check(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> list[str]:
-    """Sizes that do not fit the model, a corpus or an SAE that cannot be read."""
-    errors = []
-    width = dims.width_of(cfg.sae.site.value)
-    if cfg.sae.from_ is not None:
-        from circuits.sae.directory import problems
-
-        target = cfg.sae.target_site
-        widths = (width, None if target is None else dims.width_of(target.value))
-        found = problems(Path(cfg.sae.from_), *widths, transcodes=target is not None)
-        errors += [f"sae.from={cfg.sae.from_}: {problem}" for problem in found]
-    elif width is not None:
-        errors += _size_problems(cfg.sae, width)
-    if dims.context is not None and cfg.data.context > dims.context:
-        errors.append(f"data.context={cfg.data.context}: more than the model's {dims.context} positions")
-    if cfg.sae.nonfinite is NonFinitePolicy.drop and len(layers) > 1:
-        errors.append(
-            "sae.nonfinite=drop: one layer a run (a row dropped for one would be missing in the others); sweep over layers"
-        )
-    if cfg.data.path is not None:
-        from circuits.data.corpora import problems as corpus_problems
-
-        errors += corpus_problems(cfg.data.source.value, cfg.data.path, cfg.data.field or "text", cfg.data.split)
-    return errors + (_store_problems(cfg, dims, width, layers) if stored.read(cfg) else [])
-
-
-def remarks(cfg: BaseConfig, layers: tuple[int, ...]) -> list[str]:
-    """How a corpus is read, and an SAE from elsewhere that says it was made for another model or site."""
-    lines = text_remarks(cfg)
-    if cfg.sae.from_ is None:
-        return lines
-    from circuits.sae.origin import remarks as found
-
-    model = "tiny" if cfg.model.embedded is not None else cfg.model.id
-    told = found(Path(cfg.sae.from_), model, cfg.sae.site.value, layers)
-    return [*lines, *(f"sae.from={cfg.sae.from_}: {line}" for line in told)]
-
-
-def _store_problems(cfg: BaseConfig, dims: ModelDims, width: int | None, layers: tuple[int, ...]) -> list[str]:
-    """A store that this SAE cannot be trained from. How many rows it really has is seen when it is there."""
-    given, target = stored.section(cfg), cfg.sae.target_site
-    found = registry.kind("activations").check(replace(cfg, activations=given), dims, layers)
-    if target is None or width is None:
-        return found + stored.problems(cfg, given, width)
-    found += registry.kind("activations").check(part(cfg, "target"), dims, layers)
-    return list(dict.fromkeys(found)) + stored.problems(cfg, given, width, dims.width_of(target.value) or 0)
+    from circuits.run.context import Context, Work
+    from circuits.sae.modules import SAE
 
 
 def _size_problems(sae: SaeConfig, width: int) -> list[str]:
@@ -143,131 +42,182 @@ def _size_problems(sae: SaeConfig, width: int) -> list[str]:
     return errors
 
 
-def gate(cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:
-    """``sae.min_r2``: held-out explained variance must exceed it."""
-    bound, found = cfg.sae.min_r2, metrics["explained_variance"]
-    if bound is None or found > bound:
-        return None
-    return (
-        f"layer {metrics['layer']}: held-out explained variance {found:.3f} does not exceed sae.min_r2={bound}; "
-        "raise sae.steps, sae.k or sae.expansion"
-    )
-
-
-def question(cfg: BaseConfig) -> str:
-    """What a sweep of SAEs asks; what is often swept (architecture, steps) stands in its tables."""
-    data = Path(cfg.data.path).name if cfg.data.path else f"{cfg.data.source.value} text"
-    site, target = cfg.sae.site.value, cfg.sae.target_site
-    what, made = ("sparse autoencoders", site) if target is None else ("transcoders", f"{target.value} from {site}")
-    how = "trained" if cfg.sae.from_ is None else "measured"
-    return f"How well do {what}, {how} on {data}, reconstruct {made} of {Path(cfg.model.id).name}"
-
-
-def needed_bytes(cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
-    """Float32 weights; checkpoints with two Adam moments each (and the best weights), one more than are kept."""
-    width = dims.width_of(cfg.sae.site.value) or 0
-    out = width if cfg.sae.target_site is None else dims.width_of(cfg.sae.target_site.value) or 0
-    weights = 4 * (width + out) * width * cfg.sae.expansion
-    copies = 3 if cfg.sae.patience is None else 4
-    return weights, copies * weights * (cfg.sae.checkpoint_keep + 1)
-
-
-def memory(cfg: BaseConfig, dims: ModelDims, layers: tuple[int, ...]) -> Memory | None:
-    """The model, and each layer's SAE with its rows."""
-    from circuits.models.identify import parameters
-    from circuits.sae.memory import training
-
-    sae, width = cfg.sae, dims.width_of(cfg.sae.site.value)
-    if width is None or sae.from_ is not None:
-        return None
-    out = None if sae.target_site is None else dims.width_of(sae.target_site.value)
-    wide = 4 if cfg.precision.dtype is Dtype.fp32 else 2
-    model = None if cfg.model.embedded is not None else parameters(cfg.model.id, cfg.model.revision)
-    rows = {"ram": 1e9 * sae.ram} if stored.read(cfg) else {"block_rows": sae.block_rows, "row_bytes": wide}
-    need = training(
-        width,
-        sae.expansion * width,
-        sae.batch_size,
-        architecture=sae.architecture.value,
-        d_out=out,
-        best=sae.patience is not None,
-        parts=sae.accumulate,
-        count=len(layers),
-        measured=sae.forward_batch * cfg.data.context,
-        **rows,
-    )
-    what = f"SAE{'s' if len(layers) > 1 else ''} of {need.parameters / 1e6:.1f} M parameters"
-    return Memory(need.fixed + wide * (model or 0), need.each, need.beside, need.beside_each, len(layers), what)
-
-
 SHARED = ("site", "target_site", "source", "ram", "batch_size", "block_rows", "forward_batch", "skip_first", "heldout_sequences",
           "validation_sequences", "log_every", "checkpoint_every", "checkpoint_minutes")  # fmt: skip
 """What SAEs that are trained on one stream have in common, beside model, data, precision and seed."""
 
 
-def together(cfg: BaseConfig) -> str | None:
-    """The stream that an SAE is trained on; whoever names the same one can be trained beside it."""
-    sae = cfg.sae
-    if (
-        sae.from_ is not None or sae.nonfinite is NonFinitePolicy.drop
-    ):  # what is dropped for one would be missing in the others
-        return None
-    store = stored.section(cfg) if stored.read(cfg) else None
-    return repr((cfg.model, cfg.data, cfg.precision, cfg.seed, store, [getattr(sae, name) for name in SHARED]))
+class Sae(Kind):
+    """A sparse autoencoder, or a transcoder, of one layer."""
 
-
-KIND = Kind(
-    name="sae",
-    version=2,
-    sections=("model", "data", "sae", "precision", "seed"),
-    gated=("sae.min_r2",),
-    label=label,
-    layers="each",
-    inputs=inputs,
-    part=part,
-    may_need=("tiny", "tokens", "activations"),
-    through={"activations": ("tiny", "tokens")},
-    words=words,
-    extra=extra,
-    together=together,
-    load="circuits.sae.formats:load",
-    bytes=needed_bytes,
-    memory=memory,
-    check=check,
-    remarks=remarks,
-    normal=normal,
-    gate=gate,
-    question=question,
-    memory_keys=("sae.block_rows", "sae.forward_batch", "sae.expansion"),
-    columns=(
+    name = "sae"
+    version = 2
+    sections = ("model", "data", "sae", "precision", "seed")
+    layers = "each"
+    needs = ("tiny", "tokens", Need("activations", of=("tiny", "tokens")))
+    gated = ("sae.min_r2",)
+    memory_keys = ("sae.block_rows", "sae.forward_batch", "sae.expansion")
+    columns = (
         Column("explained_variance", "explained variance", ".3f", "explained_variance_ci"),
         Column("l0", "L0", ".1f"),
         Column("dead_fraction", "dead", ".1%"),
         Column("ce_score", "CE score", ".3f"),
-    ),
-)
+    )
+
+    def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
+        """The model and its text; the stored activations, for a transcoder of both sites."""
+        found = [*model_input(cfg), *text_input(cfg)]
+        if stored.read(cfg):
+            found.append(Input("activations", layers, cfg))
+            if (target := cfg.sae.target_site) is not None:
+                of_target = replace(cfg, activations=stored.section(cfg, target))
+                found.append(Input("activations", layers, of_target, "activations:target"))
+        return found
+
+    def extra(self, cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
+        """The embedded generator's identity, where it is the data."""
+        return mixture(cfg, contents)
+
+    def label(self, cfg: BaseConfig, layers: Layers) -> str:
+        """``tiny-L0-topk``."""
+        name = "from" if cfg.sae.from_ else cfg.sae.architecture.value
+        return f"{readable(cfg.model.id)}-{layer_name(layers)}-{name}" + (
+            "" if cfg.sae.target_site is None else "-transcoder"
+        )
+
+    def normal(self, cfg: BaseConfig) -> BaseConfig:
+        """Equal results, equal keys: a cap beyond the schedule is none, and an SAE that is taken over is not trained.
+
+        An SAE from a store has that store as its input, whatever site and source the section ``activations`` names.
+        """
+        sae = settled(cfg.sae)
+        if stored.read(cfg):
+            cfg = replace(cfg, activations=stored.section(cfg))
+        if sae.max_steps is not None and sae.max_steps >= sae.steps:
+            sae = replace(sae, max_steps=None)
+        if sae.from_ is not None:
+            sae = settled(replace(SaeConfig(), **{name: getattr(sae, name) for name in MEASURED}))
+        return replace(cfg, sae=sae)
+
+    def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
+        """Sizes that do not fit the model, an SAE that cannot be read, a store that it cannot be trained from."""
+        errors = []
+        width = dims.width_of(cfg.sae.site.value)
+        if cfg.sae.from_ is not None:
+            from circuits.sae.directory import problems
+
+            target = cfg.sae.target_site
+            widths = (width, None if target is None else dims.width_of(target.value))
+            found = problems(Path(cfg.sae.from_), *widths, transcodes=target is not None)
+            errors += [f"sae.from={cfg.sae.from_}: {problem}" for problem in found]
+        elif width is not None:
+            errors += _size_problems(cfg.sae, width)
+        errors += context_problems(cfg, dims)
+        if cfg.sae.nonfinite is NonFinitePolicy.drop and len(layers) > 1:
+            errors.append(
+                "sae.nonfinite=drop: one layer a run (a row dropped for one would be missing in the others); sweep over layers"
+            )
+        if stored.read(cfg):  # how many rows it really has is seen when it is there
+            beside = None if cfg.sae.target_site is None else dims.width_of(cfg.sae.target_site.value)
+            errors += stored.problems(cfg, stored.section(cfg), width, beside or 0)
+        return errors
+
+    def remarks(self, cfg: BaseConfig, layers: Layers) -> list[str]:
+        """An SAE from elsewhere that says it was made for another model or site."""
+        if cfg.sae.from_ is None:
+            return []
+        from circuits.sae.origin import remarks as found
+
+        model = "tiny" if cfg.model.embedded is not None else cfg.model.id
+        told = found(Path(cfg.sae.from_), model, cfg.sae.site.value, layers)
+        return [f"sae.from={cfg.sae.from_}: {line}" for line in told]
+
+    def gate(self, cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:
+        """``sae.min_r2``: held-out explained variance must exceed it."""
+        bound, found = cfg.sae.min_r2, metrics["explained_variance"]
+        if bound is None or found > bound:
+            return None
+        return (
+            f"layer {metrics['layer']}: held-out explained variance {found:.3f} does not exceed sae.min_r2={bound}; "
+            "raise sae.steps, sae.k or sae.expansion"
+        )
+
+    def question(self, cfg: BaseConfig) -> str:
+        """What a sweep of SAEs asks; what is often swept (architecture, steps) stands in its tables."""
+        data = Path(cfg.data.path).name if cfg.data.path else f"{cfg.data.source.value} text"
+        site, target = cfg.sae.site.value, cfg.sae.target_site
+        what, made = ("sparse autoencoders", site) if target is None else ("transcoders", f"{target.value} from {site}")
+        how = "trained" if cfg.sae.from_ is None else "measured"
+        return f"How well do {what}, {how} on {data}, reconstruct {made} of {Path(cfg.model.id).name}"
+
+    def bytes(self, cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
+        """Float32 weights; checkpoints with two Adam moments each (and the best weights), one more than are kept."""
+        width = dims.width_of(cfg.sae.site.value) or 0
+        out = width if cfg.sae.target_site is None else dims.width_of(cfg.sae.target_site.value) or 0
+        weights = 4 * (width + out) * width * cfg.sae.expansion
+        copies = 3 if cfg.sae.patience is None else 4
+        return weights, copies * weights * (cfg.sae.checkpoint_keep + 1)
+
+    def memory(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> Memory | None:
+        """The model, and each layer's SAE with its rows."""
+        from circuits.models.identify import parameters
+        from circuits.sae.memory import training
+
+        sae, width = cfg.sae, dims.width_of(cfg.sae.site.value)
+        if width is None or sae.from_ is not None:
+            return None
+        out = None if sae.target_site is None else dims.width_of(sae.target_site.value)
+        wide = 4 if cfg.precision.dtype is Dtype.fp32 else 2
+        model = None if cfg.model.embedded is not None else parameters(cfg.model.id, cfg.model.revision)
+        rows = {"ram": 1e9 * sae.ram} if stored.read(cfg) else {"block_rows": sae.block_rows, "row_bytes": wide}
+        need = training(
+            width,
+            sae.expansion * width,
+            sae.batch_size,
+            architecture=sae.architecture.value,
+            d_out=out,
+            best=sae.patience is not None,
+            parts=sae.accumulate,
+            count=len(layers),
+            measured=sae.forward_batch * cfg.data.context,
+            **rows,
+        )
+        what = f"SAE{'s' if len(layers) > 1 else ''} of {need.parameters / 1e6:.1f} M parameters"
+        return Memory(need.fixed + wide * (model or 0), need.each, need.beside, need.beside_each, len(layers), what)
+
+    def together(self, cfg: BaseConfig) -> str | None:
+        """The stream that an SAE is trained on; whoever names the same one can be trained beside it."""
+        sae = cfg.sae
+        if (
+            sae.from_ is not None or sae.nonfinite is NonFinitePolicy.drop
+        ):  # what is dropped for one would be missing in the others
+            return None
+        store = stored.section(cfg) if stored.read(cfg) else None
+        return repr((cfg.model, cfg.data, cfg.precision, cfg.seed, store, [getattr(sae, name) for name in SHARED]))
+
+    def make(self, context: Context, works: Mapping[Any, Work]) -> None:
+        """Train these layers' SAEs on one stream, measure and publish them."""
+        _sae.make(context, dict(works))
+
+    def run_together(self, contexts: Sequence[Context]) -> dict[int, Exception]:
+        """Train the SAEs of several elements on one stream; each element's own :func:`run` comes after it and finds them made.
+
+        What somebody else is making now is left to that. The elements that failed, by their place, and why; the others go on.
+        """
+        with contextlib.ExitStack() as stack:
+            members = {}
+            for number, context in enumerate(contexts):
+                with contextlib.suppress(UserError):  # reuse=readonly: the element itself will say so
+                    if works := stack.enter_context(context.making(context.missing(), wait=False)):
+                        members[number] = _sae.Member(context, works)
+            return _sae.make_together(members) if len(members) > 1 else {}
+
+    def load(self, path: Path) -> SAE:
+        """The SAE, with its encoder and decoder."""
+        from circuits.sae import formats
+
+        return formats.load(path)
 
 
-def run(context: Context) -> None:
-    """Make what is missing of the run's layers, then show all of them."""
-    while missing := context.missing():
-        with context.making(missing) as works:
-            if works:
-                _sae.make(context, works)
-    refusals = context.conclude()
-    if refusals:
-        raise GateError("; ".join(refusals))
-
-
-def run_together(contexts: Sequence[Context]) -> dict[int, Exception]:
-    """Train the SAEs of several elements on one stream; each element's own :func:`run` comes after it and finds them made.
-
-    What somebody else is making now is left to that. The elements that failed, by their place, and why; the others go on.
-    """
-    with contextlib.ExitStack() as stack:
-        members = {}
-        for number, context in enumerate(contexts):
-            with contextlib.suppress(UserError):  # reuse=readonly: the element itself will say so
-                if works := stack.enter_context(context.making(context.missing(), wait=False)):
-                    members[number] = _sae.Member(context, works)
-        return _sae.make_together(members) if len(members) > 1 else {}
+KIND = Sae()
+run = KIND.run
