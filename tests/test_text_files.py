@@ -28,6 +28,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
     "bz2": bz2.compress,
     "xz": lzma.compress,
+    "lzma": lambda raw: lzma.compress(raw, format=lzma.FORMAT_ALONE),
     "zst": lambda raw: pa.compress(raw, codec="zstd", asbytes=True),
 }
 
@@ -89,6 +90,12 @@ def archive(kind: str) -> bytes:
         ("a.txt", b"\n".join(b"one two" for _ in DOCS).decode().encode("utf-16-be"), "it looks like UTF-16BE without a mark"),
         ("a.txt.gz", gzip.compress("\n".join(DOCS).encode("utf-16")), "(gzip): UTF-16, not UTF-8; unpack it, then convert it"),
         ("a.txt.gz", gzip.compress("\n".join(DOCS).encode("latin1", "replace")), "not UTF-8 at the gzip text's byte"),
+        ("a.txt", "“one” two".encode("cp1252"), "not UTF-8 at byte 0 (line 1); convert it, for example: iconv -f cp1252"),
+        ("a.txt", "été two".encode("latin1"), "not UTF-8 at byte 0 (line 1); convert it, for example: iconv -f latin1"),
+        ("a.txt", b"Rar!\x1a\x07", "a RAR archive; unpack it"),
+        ("a.txt.Z", b"\x1f\x9d\x90", "packed by compress; unpack it"),
+        ("a.txt", b"id,text\n1,a\n2,b\n", "a table with a column 'text', which data=text would read as text, separators and all"),
+        ("a.txt", b"id\ttext\n1\ta\n2\tb\n", "separators and all; let its name end in .tsv"),
         ("a.txt", archive("zip"), "a ZIP archive (or an Office document); unpack it"),
         ("a.tar", archive("w"), "a tar archive; unpack it"),
         ("a.tar.gz", archive("w:gz"), "(gzip): a tar archive; unpack it"),
@@ -127,6 +134,12 @@ def test_what_was_read_is_said_and_a_stray_blank_line_is_remarked_on(tmp_path: P
     )
     (tmp_path / "t.txt").write_text("\n".join(DOCS))
     assert check_corpus("text", tmp_path / "t.txt").remarks == ()
+    (tmp_path / "page.txt").write_text("\n<!DOCTYPE html>\n<p>" + "\n<p>".join(DOCS))
+    assert check_corpus("text", tmp_path / "page.txt").remarks == (
+        f"{tmp_path / 'page.txt'}: HTML, whose markup is read as text",
+    )
+    (tmp_path / "long.txt").write_text("text," * 100_000 + "\nb\n")
+    assert check_corpus("text", tmp_path / "long.txt").documents == 2
     for limit, end in ((None, "all of it"), (400, "cut at 400 tokens, more text follows"), (10**6, "all of it")):
         out = tmp_path / str(limit)
         out.mkdir()

@@ -2,13 +2,14 @@
 
 Three kinds. `text`: .txt files. `jsonl`: records with the text under a field: JSON lines, one JSON array, CSV, TSV. `datasets`:
 what the `datasets` library writes, parquet or arrow files, or a name on the hub. Files of the first two may be packed
-(gzip, bzip2, xz, Zstandard, LZ4). A path is a file, a directory, a pattern (``corpus/*.txt``) or a list of these; files are read in
-sorted order. A known ending decides the kind; a given kind is for other names, and for directories that hold several. Everything
-here is torch-free, so that a wrong file is one line of error before a job exists.
+(gzip, bzip2, xz, LZMA, Zstandard, LZ4). A path is a file, a directory, a pattern (``corpus/*.txt``) or a list of these; files are
+read in sorted order. A known ending decides the kind; a given kind is for other names, and for directories that hold several.
+Everything here is torch-free, so that a wrong file is one line of error before a job exists.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -152,18 +153,24 @@ def check_corpus(kind: str | None, path: Paths, field: str = "text", split: str 
         left -= size if part is None else part
     if whole or count == 0:
         _require_two(count, path)
-    told: tuple[str, ...] = ()
+    told = [f"{file}: HTML, whose markup is read as text" for file in corpus.files[:1] if _is_html(corpus.kind, file)]
     if corpus.kind == "text" and count <= _FEW and length >= _LINES * count:
-        told = (
+        told.append(
             f"{_named(path)}: {count} documents of {length:,} lines together, since blank lines separate documents; "
-            "where each line is a document, take the blank lines out",
+            "where each line is a document, take the blank lines out"
         )
-    return CorpusFacts(corpus.kind, len(sizes), total, count, whole, told)
+    return CorpusFacts(corpus.kind, len(sizes), total, count, whole, tuple(told))
 
 
 def _refuse_records(file: Path, field: str) -> None:
-    """JSON lines under another name would be read as text, markup and all."""
+    """JSON lines or a table under another name would be read as text, markup and all."""
     start = [line.text for line, _ in zip(lines(file, CHECKED_START), range(3), strict=False) if line.text.strip()]
+    for separator, ending_of_it in ((",", ".csv"), (";", ".csv"), ("\t", ".tsv")):
+        if _is_table(start, separator, field):
+            raise UserError(
+                f"{file}: a table with a column {field!r}, which data=text would read as text, separators and all; "
+                f"let its name end in {ending_of_it}"
+            )
     try:
         found = [json.loads(text) for text in start]
     except (ValueError, RecursionError):
@@ -172,6 +179,23 @@ def _refuse_records(file: Path, field: str) -> None:
         raise UserError(
             f"{file}: JSON lines, which data=text would read as text, markup and all; data=jsonl reads them"
         )
+
+
+def _is_table(start: Sequence[str], separator: str, field: str) -> bool:
+    """Whether lines are a header that names `field` and rows of as many cells."""
+    try:
+        head, *body = csv.reader(start, delimiter=separator)
+    except (ValueError, csv.Error):  # no line; a cell of more than 128 KB
+        return False
+    return field in head and len(head) > 1 and len(body) > 0 and all(len(row) == len(head) for row in body)
+
+
+def _is_html(kind: str, file: Path) -> bool:
+    """Whether a text file begins as a page of the web does."""
+    if kind != "text":
+        return False
+    start = next((line.text.lstrip().lower() for line in lines(file, CHECKED_START) if line.text.strip()), "")
+    return start.startswith(("<!doctype html", "<html"))
 
 
 def content_hash(kind: str | None, path: Paths, split: str | None = None, revision: str | None = None) -> str:

@@ -37,7 +37,7 @@ def lines(path: Path, limit: int | None = None) -> Iterator[Line]:
             try:
                 text = body.decode("utf-8")
             except UnicodeDecodeError as e:
-                raise UserError(_not_utf8(path, number, offset + len(raw) - len(body) + e.start)) from e
+                raise UserError(_not_utf8(path, number, offset + len(raw) - len(body) + e.start, body)) from e
             yield Line(number, text.removesuffix("\n").removesuffix("\r"))
             offset += len(raw)
             if limit is not None and offset >= limit:
@@ -87,7 +87,9 @@ def _has_blank_line(path: Path, limit: int) -> bool:
     return False
 
 
-def _not_utf8(path: Path, number: int, offset: int) -> str:
+def _not_utf8(path: Path, number: int, offset: int, line: bytes) -> str:
+    # Windows' own letters stand where Latin-1 has control characters.
+    encoding = "cp1252" if any(0x80 <= byte <= 0x9F for byte in line) else "latin1"
     inside = packing(path)
     where = f"the {inside} text's byte" if inside else "byte"
-    return f"{path}: not UTF-8 at {where} {offset} (line {number}); {recode('latin1', path)}"
+    return f"{path}: not UTF-8 at {where} {offset} (line {number}); {recode(encoding, path)}"

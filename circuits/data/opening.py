@@ -1,7 +1,7 @@
 """A text file as bytes, whatever it is packed with; and what a file is that is no text, told by its first bytes.
 
-gzip, bzip2, xz, Zstandard and LZ4 are recognised by content, never by name, so that a copy that was packed or unpacked has the same
-text and the same canonical hash.
+gzip, bzip2, xz, LZMA, Zstandard and LZ4 are recognised by content, never by name, so that a copy that was packed or unpacked has
+the same text and the same canonical hash.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from circuits.errors import UserError
 
 RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 """Endings of files that hold records with named fields."""
-PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
+PACKED = (".gz", ".bz2", ".xz", ".lzma", ".zst", ".lz4")
 _HEAD = 4096
 _MAGIC = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bz2",
     b"\xfd7zXZ\x00": "xz",
+    b"\x5d\x00\x00": "lzma",
     b"\x28\xb5\x2f\xfd": "zstd",
     b"\x04\x22\x4d\x18": "lz4",
 }
@@ -37,6 +38,8 @@ _OTHERS = {
     b"ARROW1": "an arrow file; let its name end in .arrow",
     b"\x93NUMPY": "a NumPy array, no text",
     b"SQLite format 3": "an SQLite database; export its text",
+    b"Rar!": "a RAR archive; unpack it",
+    b"\x1f\x9d": "packed by compress; unpack it",
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive; unpack it",
 }
 
@@ -126,6 +129,7 @@ _UNPACK: dict[str | None, Callable[[Path], Any]] = {
     "gzip": gzip.open,
     "bz2": bz2.open,
     "xz": lzma.open,
+    "lzma": lzma.open,
     "zstd": _by_arrow("zstd"),
     "lz4": _by_arrow("lz4"),
 }
