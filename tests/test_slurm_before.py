@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from conftest import Cli
 from slurm.queueing import Queue
 from slurm.sweeps import PROMPTS, SLURM, ours, sweep_dir
@@ -25,6 +26,20 @@ def test_a_folder_whose_name_looks_like_slurms_patterns_shell_and_all(slurm: Que
     assert done.code == 0 and "done" in done.out, done.out + done.err
     (place,) = cli.folder.glob("outputs/runs/*/größe_100_j-*")
     assert [path.name for path in place.glob("slurm/*.out")] == [f"{facts_of(load(place))[0]['job']}.out"]
+
+
+@pytest.mark.parametrize(
+    ("sign", "called"), [("\t", "tab"), ("\n", "line end"), ("\\", "backslash"), ("\r", "control character")]
+)
+def test_a_folder_that_slurm_cannot_name_is_refused_before_the_submission(cli: Cli, sign: str, called: str) -> None:
+    """A tab separates a pack's directories; under a backslash Slurm reads no pattern."""
+    place = Cli(cli.folder / f"a{sign}b")
+    place.folder.mkdir()
+    for seeds, key in (("0", "outputs"), ("0,1", "multirun")):
+        done = place(*PROMPTS, "behaviour=ioi", f"seed={seeds}", SLURM)
+        (error,) = done.errors
+        assert done.code == 2 and done.out == "" and f"Slurm takes no path with a {called} in it" in error, done
+        assert f"choose another folder with {key}=DIR" in error and not list(place.folder.rglob("element.json"))
 
 
 def test_modules_and_set_up_lines_that_fail_stop_the_element_and_are_named(slurm: Queue, cli: Cli) -> None:

@@ -121,9 +121,21 @@ def _limit(queue: QueueConfig, account: str | None) -> tuple[str | None, str]:
     return queue.max_time, ""
 
 
+def place_findings(cfg: BaseConfig, single: bool) -> list[str]:
+    """A folder that the job's script or Slurm's pattern for its output cannot name."""
+    key, place = ("outputs", cfg.outputs) if single else ("multirun", cfg.multirun)
+    bad = next((sign for sign in place if ord(sign) < 32 or sign in "\\\x7f"), None)
+    if bad is None:
+        return []
+    what = {"\t": "tab", "\n": "line end", "\\": "backslash"}.get(bad, "control character")
+    return [
+        f"{key}={words.visible(place)}: Slurm takes no path with a {what} in it; choose another folder with {key}=DIR"
+    ]
+
+
 def written_findings(elements: Sequence[Element]) -> list[str]:
-    """Times and sizes that are none."""
-    found = []
+    """Times and sizes that are none, folders that cannot be named."""
+    found = place_findings(elements[0].cfg, len(elements) == 1)
     for element in elements:
         need = element.cfg.task.resources
         try:
