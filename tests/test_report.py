@@ -18,8 +18,10 @@ import pytest
 
 from circuits.report import ArtifactRef, Element, ReportInput, build
 from circuits.report.content import Note, Part
+from circuits.report.page import STATE_WORDS
 from circuits.report.registry import _SECTIONS, View, section, sections
 from circuits.report.words import plus_minus
+from circuits.state import State
 
 ARABIC = "ملاحظة: العاصمة <b>الرياض</b>"
 HOSTILE = "<script>alert('x')</script>"
@@ -109,7 +111,7 @@ def sweep(root: Path, layers: int = 4, ks: tuple[int, ...] = (16, 64), **kwargs:
                 name=name,
                 overrides=[f"layer={layer}", f"sae.k={k}"],
                 swept={"layer": str(layer), "sae.k": str(k)},
-                state="failed" if failed else "cached" if layer == 0 else "done",
+                state=State.failed if failed else State.cached if layer == 0 else State.done,
                 error=f"non-finite activation at layer 2, sample {HOSTILE}\nTraceback: …" if failed else None,
                 log=f"multirun/2026-11-20/sae-3f2a/{name}/run.log",
                 wall_s=41.3 + index,
@@ -395,7 +397,11 @@ def test_nothing_readable_still_makes_a_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize("elements", ["none", "failed", "waiting"])
 def test_empty_report_makes_a_page(tmp_path: Path, elements: Any) -> None:
     report = sweep(tmp_path / "store", layers=1)
-    kept = [] if elements == "none" else [dataclasses.replace(e, state=elements, artifacts=[]) for e in report.elements]
+    kept = (
+        []
+        if elements == "none"
+        else [dataclasses.replace(e, state=State(elements), artifacts=[]) for e in report.elements]
+    )
     page = Page(build(dataclasses.replace(report, elements=kept), tmp_path))
     assert "Nothing has finished yet, so there is nothing to draw." in page.text
     expected = {
@@ -416,11 +422,24 @@ def test_an_artifact_of_two_elements_is_shown_once(tmp_path: Path) -> None:
 
 def test_a_gate_has_measured_and_is_still_named(tmp_path: Path) -> None:
     report = sweep(tmp_path / "store", layers=1)
-    gated = dataclasses.replace(report.elements[0], state="gate", error="explained variance 0.62 < sae.min_r2=0.7")
+    gated = dataclasses.replace(report.elements[0], state=State.gate, error="explained variance 0.62 < sae.min_r2=0.7")
     page = Page(build(dataclasses.replace(report, elements=[gated, report.elements[1]]), tmp_path))
     assert "stopped at a gate explained variance 0.62 < sae.min_r2=0.7" in page.text
     assert "The same command again" not in page.text, "it would say no again"
     assert gated.artifacts[0].label in page.downloads["sae-explained-variance.csv"]
+
+
+@pytest.mark.parametrize("states", [[state, State.done] for state in State] + [list(State), [*State, State.pending]])
+def test_the_counts_of_the_first_screen_add_up_to_all_elements(states: list[State], tmp_path: Path) -> None:
+    report = sweep(tmp_path / "store", layers=1)
+    elements = [
+        dataclasses.replace(report.elements[0], index=i, state=state, artifacts=[]) for i, state in enumerate(states)
+    ]
+    made = build(dataclasses.replace(report, elements=elements), tmp_path)
+    page, told = Page(made), re.findall(r'<span class="state \w+">(\d+) [a-z]', made.read_text())
+    assert sum(map(int, told)) == len(states), told
+    named = [state for state in states if state.live or state.badly or state is State.gate]
+    assert all((STATE_WORDS.get(state) or state) in page.text for state in named)
 
 
 def test_kinds_register_their_section_and_others_are_listed(tmp_path: Path) -> None:

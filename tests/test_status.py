@@ -21,6 +21,7 @@ from circuits.run import running as running_module
 from circuits.run.status import Status
 from circuits.run.tracking import Tracker
 from circuits.schema import TrackingConfig, TrackingMode
+from circuits.state import State
 from circuits.tasks import status as task
 
 
@@ -109,7 +110,7 @@ def test_a_namesake_of_this_machine_is_another_one(tmp_path: Path, quick: None) 
     assert status.read(tmp_path)["state"] == "killed"
 
 
-@pytest.mark.parametrize("state", [s for s in status.FINISHED if s != "killed"])
+@pytest.mark.parametrize("state", [state for state in State if not state.live and state is not State.killed])
 def test_what_has_ended_stays_as_it_ended(tmp_path: Path, state: str) -> None:
     Status(tmp_path, "sae").finish(state, 0, error="why")
     rewrite(tmp_path, process_started=0.0)

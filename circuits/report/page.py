@@ -24,10 +24,10 @@ from circuits.report.registry import Entry, View, sections
 from circuits.report.style import Looks
 from circuits.report.types import ArtifactRef, Element, ReportInput
 from circuits.report.words import plural, visible
+from circuits.state import State, counts
 
 TEMPLATES = Path(__file__).parent / "templates"
-STATES = ("done", "cached", "gate", "failed", "interrupted", "running", "waiting")
-STATE_WORDS = {"gate": "stopped at a gate"}
+STATE_WORDS = {State.gate: "stopped at a gate"}
 UNKNOWN_ORDER = 1000  # kinds without a section of their own come after all others
 
 
@@ -105,17 +105,16 @@ def _plain_part(kind: str, entries: Sequence[Entry]) -> Part:
 
 def _first_screen(report: ReportInput, problems: list[str], repeated: int) -> dict[str, object]:
     """Everything on the first screen besides the answer."""
-    by_state = {state: [e for e in report.elements if e.state == state] for state in STATES}
     failures = [
         Failure(e.index, _what(e), STATE_WORDS.get(e.state, e.state), _first_line(e.error), e.log)
         for e in report.elements
-        if e.state in ("failed", "interrupted", "gate")
+        if e.state.badly or e.state is State.gate
     ]
     return {
-        "states": [(STATE_WORDS.get(state, state), len(found)) for state, found in by_state.items() if found],
+        "states": [(STATE_WORDS.get(state, state), n) for state, n in counts(e.state for e in report.elements).items()],
         "failures": failures,
-        "again": any(e.state in ("failed", "interrupted") for e in report.elements),  # a gate would say no again
-        "unfinished": [(e.index, _what(e), e.state) for e in report.elements if e.state in ("running", "waiting")],
+        "again": any(e.state.badly for e in report.elements),  # a gate would say no again
+        "unfinished": [(e.index, _what(e), e.state) for e in report.elements if e.state.live],
         "finished": sum(e.finished for e in report.elements),
         "problems": problems,
         "repeated": repeated,

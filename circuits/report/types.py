@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-State = Literal["done", "cached", "failed", "interrupted", "running", "waiting", "gate"]
+from circuits.state import State
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Element:
     @property
     def finished(self) -> bool:
         """A gate that said no has still measured and kept its artifact."""
-        return self.state in ("done", "cached", "gate")
+        return self.state.measured
 
     @property
     def series(self) -> str:

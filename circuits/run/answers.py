@@ -16,16 +16,16 @@ from circuits.run.plan import Element
 from circuits.run.store import Artifact, Store, content_hash
 from circuits.run.sweep import Sweep, kind_of
 from circuits.schema import TrackingMode
+from circuits.state import State, state_of
 
 CACHED_S = 60.0  # that the cached elements of a sweep may take W&B, all together
 FAILED_ITEMS = "failed_items.json"
-FAILED = ("failed", "gate", "killed", "interrupted", "cancelled", "never started")
 Say = Callable[[str], None]
 
 
 def answer_cached(sweep: Sweep, element: Element, store: Store, note: Say) -> None:
     """The element's answer from the store, gates included. One that has answered (in a sweep that is recovered) keeps its own."""
-    if status.read(sweep.directory(element)).get("state") in ("done", "cached", "gate"):
+    if state_of(status.read(sweep.directory(element))).measured:
         return
     kind = kind_of(sweep)
     contents = Contents(store.root / ".hashes.json")
@@ -44,7 +44,7 @@ def answer_cached(sweep: Sweep, element: Element, store: Store, note: Say) -> No
     facts: dict[str, Any] = {"task": kind.name, "began": status.now(), "ended": status.now(), "artifacts": entries}
     if gate:
         facts.update(error=gate, exit_code=3)
-    status.write_plain(sweep.directory(element), "gate" if gate else "cached", **facts)
+    status.write_plain(sweep.directory(element), State.gate if gate else State.cached, **facts)
 
 
 def _note_provenance(sweep: Sweep, artifact: Artifact, store: Store, note: Say) -> None:
@@ -110,12 +110,12 @@ def write_failed(sweep: Sweep, facts: Mapping[int, Mapping[str, Any]], note: Say
         {
             "index": index,
             "name": items[index]["name"],
-            "state": found.get("state"),
+            "state": state_of(found),
             "error": found.get("error"),
             "log": str(sweep.directory(items[index]) / LOG),
         }
         for index, found in sorted(facts.items())
-        if found.get("state") in FAILED
+        if (state := state_of(found)).badly or state is State.gate
     ]
     try:
         if failed:
@@ -138,8 +138,13 @@ def make_report(sweep: Sweep, note: Say) -> Path | None:
 
 def exit_code(facts: Iterable[dict[str, Any]]) -> int:
     """Of a whole sweep, from its elements' facts: 0, the one reason that all failures share (2 or 3), else 1."""
-    codes = {{"done": 0, "cached": 0, "gate": 3}.get(f.get("state", ""), f.get("exit_code") or 1) for f in facts}
+    codes = {_code(f) for f in facts}
     codes.discard(0)
     if not codes:
         return 0
     return codes.pop() if len(codes) == 1 and codes <= {2, 3} else 1
+
+
+def _code(facts: Mapping[str, Any]) -> int:
+    state = state_of(facts)
+    return 0 if state.well else 3 if state is State.gate else facts.get("exit_code") or 1

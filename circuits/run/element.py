@@ -18,6 +18,7 @@ from circuits.run import streams
 from circuits.run.places import LOG
 from circuits.run.running import Opened, on_cluster, settle
 from circuits.run.signals import StopFlag, Stopped  # signals are handled before anything heavy is imported
+from circuits.state import State, state_of
 
 
 def main(argv: list[str]) -> int:
@@ -94,7 +95,8 @@ def _ended_before(directory: Path) -> int | None:
     if int(os.environ.get("SLURM_RESTART_COUNT") or "0") == 0 or not on_cluster():
         return None
     facts = status.read(directory, trust_running=True)
-    return int(facts.get("exit_code") or 0) if facts.get("state") in ("done", "cached", "gate", "failed") else None
+    state = state_of(facts)
+    return int(facts.get("exit_code") or 0) if state.measured or state is State.failed else None
 
 
 def _output_to(log: Path) -> None:

@@ -31,6 +31,7 @@ from circuits.run.signals import PARENT_PIPE, SAME_SIGNAL_S, StopFlag, Stopped
 from circuits.run.store import Store
 from circuits.run.sweep import Sweep
 from circuits.schema import BaseConfig
+from circuits.state import State, state_of
 
 POLL_S = 0.1
 LOOK_S = 1.0  # between looks at what others are making
@@ -180,7 +181,7 @@ class LocalLauncher:
         """Close a finished worker; say on its behalf how it ended if it could not. The elements that it never began."""
         assert worker.process.stdin is not None  # opened with PIPE
         worker.process.stdin.close()
-        left = [one for one in worker.elements[1:] if status.read(self.sweep.directory(one)).get("state") == "waiting"]
+        left = [one for one in worker.elements[1:] if state_of(status.read(self.sweep.directory(one))) is State.waiting]
         for element in worker.elements:
             if element not in left:
                 self._drop_claims(element.index)
@@ -191,11 +192,11 @@ class LocalLauncher:
         """How an element ended, where its process could not say so itself."""
         directory, code = self.sweep.directory(element), worker.process.returncode
         facts = status.read(directory)
-        if facts.get("state") in status.FINISHED and facts.get("state") != "killed":
+        if not state_of(facts).live and state_of(facts) is not State.killed:
             return
-        state = "failed"
+        state = State.failed
         if worker.ended_by_us:
-            state, error, code = "interrupted", f"{worker.ended_by_us}; {KEPT}", 130
+            state, error, code = State.interrupted, f"{worker.ended_by_us}; {KEPT}", 130
         elif code < 0:
             error = f"{killed_by(-code, worker.memory_kills, host.memory_kills())}; {KEPT}"
         else:
@@ -252,7 +253,11 @@ class LocalLauncher:
                 self._drop_claims(element.index)
                 error = "not begun; the same command runs it"
                 status.write_plain(
-                    self.sweep.directory(element), "interrupted", task=self.cfg.task.name, error=error, exit_code=130
+                    self.sweep.directory(element),
+                    State.interrupted,
+                    task=self.cfg.task.name,
+                    error=error,
+                    exit_code=130,
                 )
         self.workers = []
 

@@ -9,20 +9,19 @@ from typing import Any
 from circuits.run.console import relative
 from circuits.run.layers import ranges
 from circuits.run.places import LOG
+from circuits.state import State, state_of
 from circuits.words import visible
 
-KEPT = ("done", "cached")
-OPEN = ("waiting", "adopted", "pending", "starting", "running")
 Ended = tuple[int, str, Path, Mapping[str, Any]]  # an element's number, its label, its directory, its facts
 
 
 def summary_lines(states: Sequence[Ended]) -> list[tuple[bool, str]]:
     """What to print, and whether it belongs to standard error (what went wrong, and where); nothing where all went well."""
-    gates = [one for one in states if one[3].get("state") == "gate"]
-    failed = [one for one in states if one[3].get("state") not in (*KEPT, *OPEN, "gate")]
+    gates = [one for one in states if state_of(one[3]) is State.gate]
+    failed = [one for one in states if state_of(one[3]).badly]
     if not gates and not failed:
         return []
-    kept = sum(one[3].get("state") in KEPT for one in states)
+    kept = sum(state_of(one[3]).well for one in states)
     several = len(states) > 1
     lines = [(False, _counted(len(states), len(failed), len(gates), kept))] if several else []
     for reason, group in _by_reason([*failed, *gates]):
@@ -55,7 +54,7 @@ def _told(reason: str, group: Sequence[Ended], several: bool) -> list[str]:
     """A reason, whose it is, and where the log is; findings on a line each."""
     number, label, directory, facts = group[0]
     lines = [line.strip() for line in reason.splitlines() if line.strip()] or [reason]
-    measured = facts.get("state") == "gate" and facts.get("artifacts")  # nothing in the log that is not here
+    measured = state_of(facts) is State.gate and facts.get("artifacts")  # nothing in the log that is not here
     log = "" if measured else f"     log {relative(directory / LOG)}"
     if len(group) > 1:
         log += f" and {len(group) - 1} more" if log else ""

@@ -19,6 +19,7 @@ from typing import IO, Any
 from circuits.run import private
 from circuits.run.places import LOG, RECORD, SWEEP
 from circuits.run.signals import StopFlag, Stopped
+from circuits.state import State, state_of
 
 KEPT = "what was saved is kept, and the same command goes on from it"
 HURRIED_S = 5.0  # for W&B, when we were asked to stop: whoever asked will not wait long
@@ -100,11 +101,11 @@ class Opened:
 
     def _cut_off(self, why: str) -> None:
         """The word of a run that could not come to its end."""
-        if self.status.facts["state"] != "running":
+        if state_of(self.status.facts) is not State.running:
             return  # it has had its last word
         error = f"{why}; {KEPT}"
         self.log.write(f"error: {error}")
-        self.status.finish("interrupted", 128 + signal.SIGTERM, error)
+        self.status.finish(State.interrupted, 128 + signal.SIGTERM, error)
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
@@ -122,18 +123,18 @@ class Opened:
             log.write(f"error: {failure}")
             self.code = getattr(failure, "exit_code", 1)
             return self.code
-        state, code, error, again = "done", 0, None, ""
+        state, code, error, again = State.done, 0, None, ""
         if isinstance(failure, Stopped):
             state, error, again = _stopped(str(failure), status)
             numbers = {"SIGUSR2": signal.SIGUSR2, "SIGINT": signal.SIGINT}
             code, self.trace = 128 + numbers.get(str(failure), signal.SIGTERM), None
         elif isinstance(failure, GateError):
-            state, code, error, self.trace = "gate", failure.exit_code, str(failure), None
+            state, code, error, self.trace = State.gate, failure.exit_code, str(failure), None
         elif isinstance(failure, CircuitsError):
-            state, code, error = "failed", 1, str(failure)
+            state, code, error = State.failed, 1, str(failure)
             status.facts["wrong_input"] = isinstance(failure, UserError)
         elif isinstance(failure, Exception):
-            state, code, error = "failed", 1, _explain(failure, self.cfg)
+            state, code, error = State.failed, 1, _explain(failure, self.cfg)
         if self.trace:
             log.write(self.trace.rstrip())
         error, self.trace = error and private.hide(error), self.trace and private.hide(self.trace)
@@ -161,7 +162,7 @@ def settle(ended: Sequence[Opened]) -> None:
         if asking and not requeue.queue_again(asking[0].log.write):
             for one in asking:
                 told = "could not be queued again; the same command goes on from what was saved"
-                one.status.finish("interrupted", one.code, told)
+                one.status.finish(State.interrupted, one.code, told)
                 requeue.close(one.directory, one.log.write)
     for one in ended:
         one.log.close()
@@ -174,15 +175,15 @@ def on_cluster() -> bool:
     return worker_job() is not None
 
 
-def _stopped(reason: str, status: Any) -> tuple[str, str, str]:
+def _stopped(reason: str, status: Any) -> tuple[State, str, str]:
     """Of an element that was asked to stop: its state, the line, and whether Slurm is to be asked to queue it again, or has."""
     if not on_cluster():
-        return "interrupted", f"stopped ({reason}); {KEPT}", ""
+        return State.interrupted, f"stopped ({reason}); {KEPT}", ""
     from circuits.run.slurm import requeue
 
     verdict = requeue.judge(reason, status.facts["timeouts"])
     status.facts["timeouts"] += verdict.timed_out
-    state = "failed" if verdict.timed_out and not verdict.again else "interrupted"
+    state = State.failed if verdict.timed_out and not verdict.again else State.interrupted
     return state, verdict.error, "ask" if verdict.again else "queued" if verdict.queued else ""
 
 

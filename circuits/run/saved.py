@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from circuits.files import read_json
 from circuits.run import private, registry, states, sweep
+from circuits.state import state_of
 
 if TYPE_CHECKING:
     from circuits.report.types import Element
@@ -32,7 +33,6 @@ def _element(found: sweep.Sweep, item: dict[str, Any], facts: dict[str, Any]) ->
     from circuits.report.types import ArtifactRef, Element
 
     directory = found.directory(item)
-    state = facts.get("state", "waiting")
     provenance = directory / "provenance.json"
     config = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(directory / "config.yaml")))
     shown = {*(name.split(".")[0] for name in registry.reads(found.record["task"])), *DECIDING}
@@ -47,7 +47,7 @@ def _element(found: sweep.Sweep, item: dict[str, Any], facts: dict[str, Any]) ->
         name=item["name"],
         overrides=private.public(item["overrides"]),
         swept=item["swept"],
-        state="failed" if state in ("killed", "cancelled") else state,
+        state=state_of(facts),
         error=private.public(facts.get("error")),
         log=str(Path(item["dir"]) / "run.log"),
         wall_s=facts.get("wall_s"),

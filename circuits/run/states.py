@@ -10,9 +10,7 @@ from circuits.run import status
 from circuits.run.leases import Note, elsewhere
 from circuits.run.places import LAUNCHER
 from circuits.run.sweep import Sweep
-
-#: States of elements that may still change by themselves.
-LIVE = ("waiting", "pending", "starting", "running", "adopted")
+from circuits.state import State, state_of
 
 
 def facts_of(sweep: Sweep) -> dict[int, dict[str, Any]]:
@@ -62,29 +60,27 @@ _launchers: dict[Path, Note] = {}  # kept: silence on another host shows only to
 def _local(sweep: Sweep, item: dict[str, Any]) -> dict[str, Any]:
     """An element's status; one that waits for a launcher that is gone waits for nobody."""
     facts = status.read(sweep.directory(item))
-    if facts.get("state") != "waiting":
+    if state_of(facts) is not State.waiting:
         return facts
     alive = _launcher_lives(sweep)
     if alive is None:
         alive = _launchers.setdefault(sweep.path, Note(sweep.path / LAUNCHER)).live() is not None
-    return facts if alive else {**facts, "state": "never started"}
+    return facts if alive else {**facts, "state": State.never_started}
 
 
 def hints(sweep: Sweep, known: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """The commands that help now: cancel, queue again, recover."""
-    states = {index: facts.get("state", "waiting") for index, facts in known.items()}
+    states = {index: state_of(facts) for index, facts in known.items()}
     lines = []
     if on_cluster(sweep) and not far_cluster(sweep):
-        live = [
-            str(known[index]["job"]) for index, state in states.items() if state in LIVE and known[index].get("job")
-        ]
+        live = [str(known[index]["job"]) for index, state in states.items() if state.live and known[index].get("job")]
         if live:
             lines.append(
                 f"cancel    scancel {' '.join(sorted({job.split('_')[0] for job in live}))}      one: scancel {live[0]}"
             )
-        running = [str(known[index]["job"]) for index, state in states.items() if state == "running"]
+        running = [str(known[index]["job"]) for index, state in states.items() if state is State.running]
         if running:
             lines.append(f"requeue   scontrol requeue {running[0]}      (it goes on from its last checkpoint)")
-    if any(state in ("failed", "killed", "interrupted", "cancelled", "never started") for state in states.values()):
+    if any(state.badly for state in states.values()):
         lines.append(f"again     python launch.py task=recover of={sweep.id}      (only what is missing)")
     return lines

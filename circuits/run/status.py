@@ -1,8 +1,7 @@
 """``status.json``: what a run is doing, written by the run itself, read by whoever asks.
 
-States: waiting, running, done, cached, failed, gate (a gate said no; the measurement is kept), interrupted. A reader trusts
-"running" only while the process lives (on another host: until its heartbeat is silent, see :mod:`circuits.run.pulse`); else the
-run was killed, and says so.
+The states are those of :class:`circuits.state.State`. A reader trusts "running" only while the process lives (on another host:
+until its heartbeat is silent, see :mod:`circuits.run.pulse`); else the run was killed, and says so.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from circuits.files import read_json, write_json
 from circuits.run import pulse
 from circuits.run.leases import LOOK_S, owner, process_alive, worker_job
 from circuits.run.pace import Pace
+from circuits.state import State, state_of
 
 if TYPE_CHECKING:
     from circuits.run.kinds import Kind
     from circuits.run.store import Artifact
 
 FILE = "status.json"
-FINISHED = ("done", "cached", "failed", "gate", "interrupted", "killed")
 WRITE_EVERY_S = 0.5
 FRESH_S = 3 * pulse.HEARTBEAT_S  # a status this new, by whatever clock, is not looked at twice
 
@@ -61,13 +60,13 @@ class Status:
         self._phase: str | None = None
         who = owner()
         self.facts: dict[str, Any] = {
-            "state": "running",
+            "state": State.running,
             "task": task,
             "host": who["host"],
             "pid": who["pid"],
             "machine": who["machine"],
             "process_started": who["started"],
-            "restarts": before.get("restarts", 0) + (before.get("state") not in (None, "waiting")),
+            "restarts": before.get("restarts", 0) + (state_of(before) is not State.waiting),
             "timeouts": before.get("timeouts", 0),
             "job": worker_job(),
             "began": now(),
@@ -107,7 +106,7 @@ class Status:
         if fresh or moment - self._written >= WRITE_EVERY_S or (total is not None and done >= total):
             self.write(durable=False)
 
-    def finish(self, state: str, exit_code: int, error: str | None = None, traceback: str | None = None) -> None:
+    def finish(self, state: State, exit_code: int, error: str | None = None, traceback: str | None = None) -> None:
         """The last word of the run."""
         pulse.PULSE.remove(self.beat)
         self.facts.update(state=state, exit_code=exit_code, error=error, traceback=traceback, ended=now())
@@ -122,7 +121,7 @@ class Status:
         write_json(self.path, self.facts, durable)
 
 
-def write_plain(run_dir: Path, state: str, **facts: Any) -> None:
+def write_plain(run_dir: Path, state: State, **facts: Any) -> None:
     """A status written on behalf of a run that has no process: waiting, cached, or killed before it could say so."""
     plain = {"state": state, "restarts": 0, "timeouts": 0, "began": None, "ended": None, "progress": None, "error": None,
              "traceback": None, "exit_code": None, "wall_s": 0.0, "peak_rss_bytes": 0, "peak_gpu_bytes": None,
@@ -133,9 +132,9 @@ def write_plain(run_dir: Path, state: str, **facts: Any) -> None:
 def wait_again(run_dir: Path, task: str) -> None:
     """An element that is to run anew waits, whatever became of it before; the turns that it had are counted."""
     before = read(run_dir, trust_running=True)
-    if before.get("state") != "waiting":
+    if not before or state_of(before) is not State.waiting:
         had_begun = "pid" in before  # its process wrote that, or somebody on its behalf
-        write_plain(run_dir, "waiting", task=task, restarts=before.get("restarts", 0) + had_begun)
+        write_plain(run_dir, State.waiting, task=task, restarts=before.get("restarts", 0) + had_begun)
 
 
 def read(run_dir: Path, trust_running: bool = False) -> dict[str, Any]:
@@ -149,11 +148,18 @@ def read(run_dir: Path, trust_running: bool = False) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError:
-        return {"state": "failed", "error": f"{path}: not readable", "restarts": 0, "artifacts": []}
-    if facts["state"] == "running" and not trust_running and _alive(path, facts) is False:
-        facts["state"] = "killed"
+        return _unreadable(path)
+    if facts.get("state") not in list(State):
+        return _unreadable(path)
+    if facts["state"] == State.running and not trust_running and _alive(path, facts) is False:
+        facts["state"] = State.killed
         facts["error"] = facts["error"] or "its process is gone and left no word; what was saved is kept"
     return facts
+
+
+def _unreadable(path: Path) -> dict[str, Any]:
+    """What stands for a status that is damaged, or of another version of this program."""
+    return {"state": State.failed, "error": f"{path}: not readable", "restarts": 0, "artifacts": []}
 
 
 _watches: dict[tuple[Path, int, float], pulse.Watch] = {}  # by file and process
@@ -190,7 +196,7 @@ def _unsure(run_dir: Path) -> dict[str, Any] | None:
     """The status of an element of which one look more is needed, else None."""
     try:
         facts = read_json(run_dir / FILE)
-        if facts["state"] != "running" or _alive(run_dir / FILE, facts) is not None:
+        if facts["state"] != State.running or _alive(run_dir / FILE, facts) is not None:
             return None
         return None if abs(time.time() - (run_dir / FILE).stat().st_mtime) < FRESH_S else dict(facts)
     except (OSError, ValueError, KeyError, TypeError):

@@ -31,6 +31,7 @@ from circuits.run.leases import owner
 from circuits.run.places import RECORD, safe_name
 from circuits.run.places import SWEEP as FILE
 from circuits.run.plan import Element
+from circuits.state import State
 
 ID_LENGTH = 48  # letters of a name that stand in the sweep's id, which is typed and shown in tables
 
@@ -130,7 +131,7 @@ def _write_element(sweep: Sweep, element: Element) -> None:
         },
         durable=False,
     )
-    status.write_plain(directory, "waiting", task=element.cfg.task.name)
+    status.write_plain(directory, State.waiting, task=element.cfg.task.name)
 
 
 def relaunched(sweep: Sweep) -> None:

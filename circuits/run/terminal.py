@@ -18,6 +18,7 @@ from circuits.run.kinds import Kind
 from circuits.run.layers import ranges
 from circuits.run.outcome import summary_lines
 from circuits.run.sweep import Sweep, kind_of
+from circuits.state import State, state_of
 from circuits.words import duration, left, number, one_line, visible, whole
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 LINE_EVERY_S = 30.0  # between progress lines of one element when not a terminal
 SHOWN = 40  # rows of the live table
 BAR = 16  # columns of a progress bar
-STYLES = {"failed": "red", "gate": "yellow", "done": "green"}
+STYLES = {State.failed: "red", State.gate: "yellow", State.done: "green"}
 
 
 class View:
@@ -103,7 +104,7 @@ class View:
     def _table(self, states: Sequence[tuple[Element, dict[str, Any]]]) -> Group:
         rows = Rows([""] * 7, texts=(1, 2, 5, 6), spare=(3,))
         room = max(1, min(SHOWN, self.console.height - 4))
-        shown = sorted(states, key=lambda pair: pair[1].get("state") not in ("running", "failed"))[:room]
+        shown = sorted(states, key=lambda pair: state_of(pair[1]) not in (State.running, State.failed))[:room]
         for element, facts in sorted(shown, key=lambda pair: pair[0].index):
             rows.add(str(element.index), _label(element), *self._cells(facts))
         if len(states) > room:
@@ -112,8 +113,8 @@ class View:
 
     def _cells(self, facts: dict[str, Any]) -> tuple[str | Text, ...]:
         """State or phase, bar, steps, numbers or what went wrong, rate or time."""
-        state, progress = facts.get("state", "waiting"), facts.get("progress")
-        if state == "running" and progress:
+        state, progress = state_of(facts), facts.get("progress")
+        if state is State.running and progress:
             return progress["phase"], _bar(progress), done_of(progress), _numbers(progress), speed(progress)
         note = facts.get("error") or facts.get("reason") or facts.get("note") or self._metrics_text(facts)
         wall = facts.get("wall_s")
@@ -121,18 +122,18 @@ class View:
 
     def _line(self, element: Element, facts: dict[str, Any]) -> None:
         """One line per event: a new state, a new phase, or progress every `LINE_EVERY_S`."""
-        state, progress = facts.get("state", "waiting"), facts.get("progress") or {}
-        if state in ("waiting", "pending", "starting"):
+        state, progress = state_of(facts), facts.get("progress") or {}
+        if state in (State.waiting, State.pending, State.starting):
             return
-        event = (state, progress.get("phase") if state == "running" else None)
+        event = (state, progress.get("phase") if state is State.running else None)
         told, when = self._told.get(element.index, ((None, None), 0.0))
-        if event == told and (state != "running" or time.monotonic() - when < LINE_EVERY_S):
+        if event == told and (state is not State.running or time.monotonic() - when < LINE_EVERY_S):
             return
         self._told[element.index] = (event, time.monotonic())
         parts = [str(element.index), _label(element), state]
-        if state == "running" and progress:
+        if state is State.running and progress:
             parts += [progress["phase"], done_of(progress), _numbers(progress), speed(progress)]
-        elif state != "running":
+        elif state is not State.running:
             single = len(self.elements) == 1  # what went wrong follows at once
             said = "" if single and facts.get("error") else facts.get("error") or self._metrics_text(facts)
             parts += [one_line(said), duration(facts["wall_s"]) if facts.get("wall_s") else ""]
@@ -165,7 +166,7 @@ class View:
         if any(facts.get("artifacts") for _, facts in states):
             rows = [(element.swept, facts) for element, facts in states]
             self.console.table(end_table(self.kind, rows))
-        kept = sum(1 for _, facts in states if facts.get("state") in ("done", "cached"))
+        kept = sum(1 for _, facts in states if state_of(facts).well)
         if interrupted:
             self._interrupted(interrupted, states, kept)
             return
@@ -177,7 +178,7 @@ class View:
         rest = len(states) - kept
         for element, facts in states:
             state, ((told, _), _) = facts.get("state"), self._told.get(element.index, ((None, None), 0.0))
-            if state in ("interrupted", "failed", "killed") and state != told and facts.get("error"):
+            if state in (State.interrupted, State.failed, State.killed) and state != told and facts.get("error"):
                 label = f"  {element.index}  {_label(element)}  " if len(states) > 1 else "  "
                 self.say(f"{label}{facts['error']}")
         done = f"{kept} of {len(states)} done and kept" if kept else ""

@@ -11,10 +11,11 @@ from typing import Any
 from circuits.errors import Damaged
 from circuits.run import sweep
 from circuits.run.console import Rows, Terminal, console, relative
-from circuits.run.states import LIVE, ended, facts_of, hints, look_twice
+from circuits.run.states import ended, facts_of, hints, look_twice
 from circuits.run.store import verify
 from circuits.run.terminal import done_of, speed
 from circuits.schema import BaseConfig
+from circuits.state import State, counts, state_of
 from circuits.words import duration, one_line, visible
 
 READS = ("of",)
@@ -60,10 +61,10 @@ def _overview(shown: Terminal, sweeps: list[sweep.Sweep], everything: bool) -> b
     table = Rows(headings, texts=(4, 5, 6), spare=(5, 0))  # the directory is made of the day and the id
     live = False
     for found in sweeps if everything else sweeps[:NEWEST]:
-        states = [facts.get("state", "waiting") for facts in facts_of(found).values()]
-        live = live or any(state in LIVE for state in states)
+        states = [state_of(facts) for facts in facts_of(found).values()]
+        live = live or any(state.live for state in states)
         started = found.record["created"][:16].replace("T", " ")
-        counted = "  ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        counted = "  ".join(f"{count} {state}" for state, count in counts(states).items())
         note = found.record["note"] or ""
         table.add(started, found.id, found.record["task"], str(len(states)), counted, relative(found.path), note)
     shown.table(table)
@@ -83,8 +84,8 @@ def _one(shown: Terminal, found: sweep.Sweep) -> bool:
     known = facts_of(found)
     for item in record["elements"]:
         facts = known[item["index"]]
-        state = facts.get("state", "waiting")
-        live = live or state in LIVE
+        state = state_of(facts)
+        live = live or state.live
         wall = facts.get("wall_s")
         table.add(str(item["index"]), item["name"], state, _detail(facts), duration(wall) if wall else "")
     shown.table(table)
@@ -104,9 +105,9 @@ def _one(shown: Terminal, found: sweep.Sweep) -> bool:
 
 def _detail(facts: dict[str, Any]) -> str:
     progress = facts.get("progress")
-    if facts.get("state") == "running" and progress:
+    if state_of(facts) is State.running and progress:
         return "  ".join(part for part in (progress["phase"], done_of(progress), speed(progress)) if part)
-    if facts.get("state") == "pending":
+    if state_of(facts) is State.pending:
         again = "queued again, " if facts.get("requeued") else ""
         return f"{facts.get('job', '')}  {again}{facts.get('reason', '')}"
     if facts.get("note"):

@@ -16,6 +16,7 @@ from circuits.report.sections.prompts import name
 from circuits.report.sheet import Sheet, drawing, label_axes, marks, stroke
 from circuits.report.style import INK, MUTED, PAPER, Looks
 from circuits.report.words import ABSENT, decimal, listed, percent, plural, plus_minus, span, visible, whole
+from circuits.state import State
 
 LISTED = 50  # prompts that failed, the worst first
 SPREAD = 0.22  # of the dots of one behaviour, up and down
@@ -102,7 +103,7 @@ def _gates(record: Record) -> list[Gate]:
         status = [a["metrics"] for a in element.status.get("artifacts") or [] if a.get("id") == record.entry.ref.label]
         shown: Mapping[str, Any] = status[0] if status else {}
         behaviour = element.config.get("behaviour") or {}
-        state = "below" if element.state == "gate" else "passed" if element.finished else ABSENT
+        state = "below" if element.state is State.gate else "passed" if element.finished else ABSENT
         asked = behaviour.get("success_threshold"), behaviour.get("min_logit_diff")
         found.append(Gate(record, state, shown.get("success_rate"), _pair(shown.get("success_rate_ci")), *asked))
     return list(dict.fromkeys(found))

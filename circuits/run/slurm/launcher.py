@@ -28,9 +28,9 @@ from circuits.run.store import NOTES as HELD
 from circuits.run.store import Store
 from circuits.run.sweep import Sweep
 from circuits.schema import ClusterConfig
+from circuits.state import State, state_of
 
 WATCH_S = 2.0  # between looks at the queue while waiting
-LIVE = ("waiting", "pending", "starting", "running")
 
 
 class SlurmLauncher:
@@ -155,7 +155,7 @@ class SlurmLauncher:
             note = f"being made by {', '.join(names)}"
             status.write_plain(
                 self.sweep.directory(element),
-                "adopted",
+                State.adopted,
                 task=self.cfg.task.name,
                 note=note,
                 by=names,
@@ -179,7 +179,7 @@ class SlurmLauncher:
                 facts = states.facts_of(self.sweep)
                 self._follow_adopted(facts)
                 self.view.update()
-                if not any(fact.get("state") in (*LIVE, "adopted") or _again(fact) for fact in facts.values()):
+                if not any(state_of(fact).live or _again(fact) for fact in facts.values()):
                     break
                 time.sleep(WATCH_S)
         except KeyboardInterrupt:
@@ -208,7 +208,7 @@ class SlurmLauncher:
             elif all(self.store.holder(key) is None for key in missing):
                 error = "whoever was making it ended without it; the same command submits it"
                 status.write_plain(
-                    self.sweep.directory(element), "failed", task=self.cfg.task.name, error=error, exit_code=1
+                    self.sweep.directory(element), State.failed, task=self.cfg.task.name, error=error, exit_code=1
                 )
                 self.standing.adopted.remove(element)
 
@@ -226,7 +226,7 @@ def _modules(cluster: ClusterConfig, request: Request) -> list[str]:
 
 def _again(fact: Mapping[str, Any]) -> bool:
     """An element that is ending, or an interrupted one of which the queue cannot tell."""
-    return bool(fact.get("ending")) or (fact.get("state") == "interrupted" and bool(fact.get("queue_error")))
+    return bool(fact.get("ending")) or (state_of(fact) is State.interrupted and bool(fact.get("queue_error")))
 
 
 def requests_of(elements: Sequence[Element], launcher: Mapping[str, Any]) -> dict[int, Request]:

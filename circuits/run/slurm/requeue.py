@@ -20,7 +20,8 @@ from circuits.run.places import RECORD
 from circuits.run.slurm import commands
 from circuits.run.slurm.states import record_accounting
 from circuits.run.slurm.submission import read_record
-from circuits.run.states import LIVE, facts_of
+from circuits.run.states import facts_of
+from circuits.state import State, state_of
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,14 @@ def close(directory: Path, say: Callable[[str], None]) -> None:
     me = int(read_json(directory / RECORD)["index"])
     _drop_claims(sweep, me)
     known = facts_of(sweep)
-    if any(facts.get("state") in LIVE and index != me for index, facts in known.items()):
+    if any(state_of(facts).live and index != me for index, facts in known.items()):
         return
     lease = Lease(path / "closing.lease")
     if not lease.acquire():
         return  # another element ended in this very moment
     try:
         record_accounting(sweep)
-        cached = [item for item in sweep.record["elements"] if known[item["index"]].get("state") == "cached"]
+        cached = [item for item in sweep.record["elements"] if state_of(known[item["index"]]) is State.cached]
         answers.log_cached(sweep, [sweep.directory(item) for item in cached], say)
         answers.write_failed(sweep, known, say)
         answers.make_report(sweep, say)

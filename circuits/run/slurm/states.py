@@ -22,6 +22,7 @@ from circuits.run.slurm.script import SETUP
 from circuits.run.slurm.submission import NOTES, SUBMIT, places_of, read_record
 from circuits.run.states import far_cluster
 from circuits.run.sweep import Sweep
+from circuits.state import State, state_of
 
 _ENDED = {
     "CANCELLED": "cancelled (scancel)",
@@ -59,7 +60,7 @@ def facts_of(sweep: Sweep) -> dict[int, dict[str, Any]]:
         return _far(sweep, found, jobs)
     for index, job in jobs.items():
         found[index]["job"] = job
-    adopted = {index for index, facts in found.items() if facts.get("state") == "adopted"}
+    adopted = {index for index, facts in found.items() if state_of(facts) is State.adopted}
     open_ones = {i: facts for i, facts in found.items() if i in jobs and i not in adopted and not _final(facts)}
     _unsubmitted(sweep, {index: facts for index, facts in found.items() if index not in jobs})
     if not open_ones and not adopted:
@@ -101,7 +102,7 @@ def _jobs_in(facts: Mapping[str, Any]) -> list[str]:
 
 def _unsubmitted(sweep: Sweep, left: Mapping[int, dict[str, Any]]) -> None:
     """Elements that wait although nobody will submit them any more: their launcher has gone, or is not the one who submits."""
-    waiting = [facts for facts in left.values() if facts.get("state") == "waiting"]
+    waiting = [facts for facts in left.values() if state_of(facts) is State.waiting]
     notes = Path(sweep.record["store"]) / NOTES
     if not waiting or (notes / f"{sweep.path.name}.json").exists():
         return
@@ -111,20 +112,20 @@ def _unsubmitted(sweep: Sweep, left: Mapping[int, dict[str, Any]]) -> None:
         submits = Note(notes / SUBMIT).read() or {}
         alive = (submits.get("host"), submits.get("pid")) == (launcher["host"], launcher["pid"])
     for facts in waiting if not alive else ():
-        facts["state"] = "never started"
+        facts["state"] = State.never_started
 
 
 def _follow(sweep: Sweep, item: Mapping[str, Any], facts: dict[str, Any], queued: Mapping[str, commands.Job]) -> None:
     """An adopted element is cached once its maker has published, and lost when the maker is gone without it."""
     store = Path(sweep.record["store"])
     if all((store / id / "manifest.json").exists() for id in item["artifacts"].values()):
-        facts.update(state="cached", note=None)
+        facts.update(state=State.cached, note=None)
         return
     makers = _jobs_in(facts)
     known = makers or "held" in facts
     if known and not any(name in queued for name in makers) and not _held(facts.get("held", ())):
         facts.update(
-            state="killed", exit_code=1, error="whoever was making it ended without it; the same command submits it"
+            state=State.killed, exit_code=1, error="whoever was making it ended without it; the same command submits it"
         )
 
 
@@ -139,20 +140,20 @@ def _held(paths: Iterable[str]) -> bool:
 
 def _final(facts: Mapping[str, Any]) -> bool:
     """Whether the run itself had its last word (an interrupted one may be in the queue again)."""
-    return facts.get("state") in ("done", "cached", "failed", "gate")
+    return state_of(facts).measured or state_of(facts) is State.failed
 
 
 def _place(facts: dict[str, Any], job: commands.Job, own: bool = True) -> None:
     """What the queue adds to a status. Of a pack whose job runs, only the first element's start is its `own`."""
-    if job.state == "COMPLETING" and facts.get("state") != "waiting":
+    if job.state == "COMPLETING" and state_of(facts) is not State.waiting:
         facts["ending"] = True  # it has spoken, or will be explained when it is gone
     elif job.state in ("RUNNING", "COMPLETING", "CONFIGURING", "STOPPED", "SUSPENDED"):
-        if not own and facts.get("state") in ("waiting", "interrupted"):
-            facts.update(state="waiting", reason="its turn in the pack", error=None)
-        elif facts.get("state") in ("waiting", "interrupted"):
-            facts.update(state="starting", error=None)
+        if not own and state_of(facts) in (State.waiting, State.interrupted):
+            facts.update(state=State.waiting, reason="its turn in the pack", error=None)
+        elif state_of(facts) in (State.waiting, State.interrupted):
+            facts.update(state=State.starting, error=None)
     else:
-        facts.update(state="pending", reason=job.reason, requeued=job.restarts > 0, error=None)
+        facts.update(state=State.pending, reason=job.reason, requeued=job.restarts > 0, error=None)
 
 
 def _explain(sweep: Sweep, gone: Mapping[int, dict[str, Any]], jobs: Mapping[int, str]) -> None:
@@ -198,16 +199,20 @@ def _last_word(
 
     Slurm's record `shown` of the job and what it wrote into `folder` tell what went wrong before the run could say anything.
     """
-    kept = "; what was saved is kept" if facts.get("state") == "running" else ""
-    said = status.last_error(directory / LOG) if slurm == "FAILED" and facts.get("state") != "running" else None
+    kept = "; what was saved is kept" if state_of(facts) is State.running else ""
+    said = status.last_error(directory / LOG) if slurm == "FAILED" and state_of(facts) is not State.running else None
     early = said is not None and said.startswith(SETUP)  # in this turn, whatever became of those before
-    spoke = facts.get("state") == "interrupted" and facts.get("error") and not early
-    begun = facts.get("state") != "waiting"
+    spoke = state_of(facts) is State.interrupted and facts.get("error") and not early
+    begun = state_of(facts) is not State.waiting
     error = facts["error"] if spoke else said if early or not begun else None
     if error is None and not begun and slurm == "FAILED":
         error = status.last_error(folder / f"{facts.get('job')}.out") or _not_launched(shown)
     error = error or f"{_ENDED.get(slurm) or _gone(slurm, code, facts.get('state') == 'running')}{kept}"
-    state = "cancelled" if slurm == "CANCELLED" else "interrupted" if spoke else "failed" if early else "killed"
+    state = (
+        State.cancelled if slurm == "CANCELLED" else
+        State.interrupted if spoke else
+        State.failed if early else State.killed
+    )  # fmt: skip
     facts.update(state=state, error=error, slurm=slurm, exit_code=facts.get("exit_code") or 1)
 
 

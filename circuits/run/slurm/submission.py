@@ -33,6 +33,7 @@ from circuits.run.leases import Lease, owner, process_alive
 from circuits.run.slurm import commands
 from circuits.run.slurm.script import Array
 from circuits.run.store import Store
+from circuits.state import State, state_of
 
 RECORD = "jobs.json"
 NOTES, SUBMIT = ".submissions", "submit.lease"
@@ -126,8 +127,8 @@ def _sbatch_runs() -> bool:
 def _never_started(sweep: Path, note: Mapping[str, Any], why: str) -> None:
     for name in note["directories"]:
         directory = sweep / name
-        if status.read(directory).get("state") == "waiting":
-            status.write_plain(directory, "failed", task=note["task"], error=why, exit_code=1)
+        if state_of(status.read(directory)) is State.waiting:
+            status.write_plain(directory, State.failed, task=note["task"], error=why, exit_code=1)
 
 
 def places(job: str, elements: Sequence[int], packs: Sequence[Sequence[int]]) -> dict[int, str]:
