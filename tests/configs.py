@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from circuits.run import api, config, overrides, places, registry
-from circuits.run import plan as planner
+from circuits.run import planning as planner
 from circuits.run.content import Contents
 from circuits.run.keys import Key, key_of
 from circuits.run.plan import Element

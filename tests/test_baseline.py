@@ -203,7 +203,7 @@ def test_what_stands_on_a_failed_gate_is_refused_or_tainted(warm: Cli, tmp_path:
         )
 
     absent = launch("after")
-    assert absent.returncode == 1 and "make it with: python launch.py task=baseline behaviour=ioi" in absent.stderr
+    assert absent.returncode == 2 and "make it with: python launch.py task=baseline behaviour=ioi" in absent.stderr
     assert launch("baseline").returncode == 3
     refused = launch("after")
     assert refused.returncode == 3 and "force=true goes on" in refused.stderr and not warm.artifacts("after")

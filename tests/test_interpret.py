@@ -357,7 +357,7 @@ class Texts(HTMLParser):
 def test_from_the_sae_to_the_page_and_back_with_labels(warm: Cli) -> None:
     missing = warm("task=interpret", "layer=2", *SHORT)
     (error,) = missing.errors
-    assert missing.code == 1 and "make it with: python launch.py task=sae layer=2" in error
+    assert missing.code == 2 and "make it with: python launch.py task=sae layer=2" in error
 
     assert "there is no artifact of kind sae in" in error
 

@@ -20,7 +20,7 @@ from conftest import QUICK, Cli
 from circuits.run import machine
 from circuits.run import sweep as sweeps
 from circuits.run.local import LocalLauncher, Worker
-from circuits.run.plan import Standing
+from circuits.run.plan import Plan, Standing
 from circuits.run.store import Store
 
 SHORT = [QUICK, "sae.heldout_sequences=64", "sae.block_rows=4096", "tracking=off"]
@@ -157,7 +157,7 @@ def test_a_worker_sees_as_many_gpus_as_its_task_asks_for(
     monkeypatch.setattr(machine, "gpus", machine.gpus.__wrapped__)
     words = ["task=sae", "layer=0,1", "task.resources.gpus=2", f"model.device={device}", "model.allow_fallback=true"]
     elements = plan(*words, base=tmp_path)
-    launcher = LocalLauncher(sweeps.create(elements, tmp_path), elements, Standing(), Store(tmp_path))
+    launcher = LocalLauncher(sweeps.create(elements, tmp_path), Plan(elements, Store(tmp_path), Standing()))
     seen = []
     for element in elements:
         gpus = launcher._free_gpus(element)

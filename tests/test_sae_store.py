@@ -109,7 +109,7 @@ def test_layers_trained_from_their_stores_together_alone_and_after_a_kill_are_eq
 
 def test_a_missing_store_is_one_line_with_the_command_that_makes_it(warm: Cli) -> None:
     done = warm("task=sae", "layer=3", "sae.skip_first=2", *SAE, "sae.site=resid_mid")
-    assert done.code == 1 and len(done.errors) == 1, done.err
+    assert done.code == 2 and len(done.errors) == 1, done.err
     line = done.errors[0]
     assert "sae needs activations/tiny-L3-resid_mid-data-" in line and "which does not exist" in line
     command = line.split("make it with: python launch.py ")[1].split(" log ")[0].split()
@@ -122,8 +122,8 @@ def test_a_missing_store_is_one_line_with_the_command_that_makes_it(warm: Cli) -
 def test_a_transcoder_is_trained_from_the_stores_of_both_sites(warm: Cli) -> None:
     words = ["layer=1", "sae.site=mlp_in", "sae.target_site=mlp_out", *SHORT]
     missing = warm("task=sae", *words)
-    assert missing.code == 1 and "sae needs activations/tiny-L1-mlp_in-data-" in missing.err, missing.err
-    command = shlex.split(missing.errors[0].split("make it with: python launch.py ")[1].split(" log ")[0])
+    assert missing.code == 2 and "sae needs activations/tiny-L1-mlp_in-data-" in missing.err, missing.err
+    command = shlex.split(missing.errors[0].split("make them with: python launch.py ")[1].split(" log ")[0])
     assert "activations.site=[mlp_in,mlp_out]" in command
     made = warm(*command)
     assert made.code == 0 and len(warm.artifacts("activations")) == 2, made.out + made.err

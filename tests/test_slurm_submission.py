@@ -84,9 +84,9 @@ AFTER = """
 import sys
 from pathlib import Path
 from circuits.run import launching, sweep
-from circuits.run.plan import Standing
+from circuits.run.plan import After, Plan, Standing
 from circuits.run.slurm import commands
-from circuits.run.slurm.launcher import SlurmLauncher
+from circuits.run.slurm.launcher import Slurm, SlurmLauncher
 from circuits.run.store import Store
 found = sweep.load(Path({sweep!r}))
 elements = launching.planned(found)
@@ -98,7 +98,9 @@ if {forbidden}:
         raise commands.SlurmError("scontrol: Access/permission denied")
     commands.depend = refuse
 new = sweep.create(elements, Path.cwd())
-sys.exit(SlurmLauncher(new, elements, Standing(to_run=elements), store, {{}}, {after!r}).submit())
+after = {{number: After(jobs=tuple(jobs)) for number, jobs in {after!r}.items()}}
+plan = Plan(elements, store, Standing(to_run=elements), after, Slurm({{}}).requests(elements))
+sys.exit(SlurmLauncher(new, plan).submit())
 """
 
 

@@ -23,6 +23,7 @@ from circuits.files import read_json
 from circuits.run import launching, pulse, status, sweep
 from circuits.run.leases import Note, owner
 from circuits.run.slurm import commands, states, submission
+from circuits.run.slurm.launcher import Slurm
 from circuits.run.states import facts_of, look_twice
 from circuits.run.store import Store
 
@@ -71,7 +72,7 @@ def test_a_launcher_that_leaves_tells_the_dead_of_another_host_from_the_living(
     keys = [next(iter(element.keys.values())) for element in (dead, living, free)]
     elsewhere(store.beside(keys[0], "lease"))
     beating.append(elsewhere(store.beside(keys[1], "claim")))
-    found = launching._standing([dead, living, free], store)
+    found = launching.plan([dead, living, free], store, Slurm({})).standing
     assert (found.to_run, found.adopted) == ([dead, free], [living])
     assert [line.split(":")[0] for line in said] == [
         f"{keys[0].id} is being made by pid {os.getpid()} on node7; waiting for a sign of life from there, up to 1.5 s",

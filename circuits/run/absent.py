@@ -5,37 +5,45 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from circuits.errors import UserError
 from circuits.run import nearest, registry
+from circuits.run.content import Contents
 from circuits.run.keys import key_of
-from circuits.run.kinds import Input, Kind
+from circuits.run.kinds import Input, Kind, Layers
+from circuits.run.layers import ranges
 from circuits.schema import BaseConfig
 from circuits.schema.reading import lookup, plain
-
-if TYPE_CHECKING:
-    from circuits.run.context import Run
 
 SHOWN = 3  # ids that a message names
 
 
-def error(run: Run, needy: Kind, missing: Sequence[Input]) -> UserError:
-    """The error of a run of kind `needy` that misses these inputs, all of one kind."""
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for: the config and layers of an element, the overrides as they were typed, and where to look."""
+
+    cfg: BaseConfig
+    layers: Layers
+    overrides: Sequence[str]
+    contents: Contents
+    root: Path  # the store's
+
+
+def told(needy: Kind, missing: Sequence[Input], run: Asked) -> str:
+    """One line for a kind `needy` that misses these inputs, all of one kind."""
     kind = registry.kind(missing[0].kind)
     keys = [key_of(kind, one.cfg, one.layers, run.contents) for one in missing]
     made_by = f"make {'it' if len(keys) == 1 else 'them'} with: {_command(run, needy, kind, missing)}"
     if len(keys) == 1:
-        return UserError(
-            f"{needy.name} needs {keys[0].id}, which does not exist{nearest.told(run.store.root, keys[0])}; {made_by}"
-        )
+        return f"{needy.name} needs {keys[0].id}, which does not exist{nearest.told(run.root, keys[0])}; {made_by}"
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
     ids = " ".join(key.id for key in keys[:SHOWN])
-    return UserError(f"{needy.name} needs {ids}{more}, which do not exist; {made_by}")
+    return f"{needy.name} needs {ids}{more}, which do not exist; {made_by}"
 
 
-def _command(run: Run, needy: Kind, kind: Kind, missing: Sequence[Input]) -> str:
+def _command(run: Asked, needy: Kind, kind: Kind, missing: Sequence[Input]) -> str:
     """The command line that makes these under the run's overrides; what is made by who needs it: that one's."""
     task = needy.name if kind.inline else kind.name
     read = registry.reads(task)
@@ -45,7 +53,7 @@ def _command(run: Run, needy: Kind, kind: Kind, missing: Sequence[Input]) -> str
     return shlex.join(["python", "launch.py", f"task={task}", *kept, *(f"{key}={value}" for key, value in own.items())])
 
 
-def _words(run: Run, kind: Kind, missing: Sequence[Input]) -> dict[str, str]:
+def _words(run: Asked, kind: Kind, missing: Sequence[Input]) -> dict[str, str]:
     """What the command has to say beside what was typed: where the inputs' configs are not the run's, and other layers."""
     found: dict[str, str] = {}
     heads = {section.split(".")[0] for section in kind.sections}
@@ -57,7 +65,7 @@ def _words(run: Run, kind: Kind, missing: Sequence[Input]) -> dict[str, str]:
         found[key.removesuffix("_")] = f"[{listed}]" if key == kind.several and len(values) > 1 else listed
     layers = sorted({layer for one in missing for layer in one.layers})
     if kind.layers != "none" and not set(layers) <= set(run.layers):
-        found["layer"] = f"[{','.join(map(str, layers))}]"
+        found["layer"] = f"[{ranges(layers)}]" if "," in ranges(layers) else ranges(layers)
     return found
 
 
@@ -76,7 +84,7 @@ def _differing(cfg: BaseConfig, other: BaseConfig, sections: set[str]) -> Iterat
                 yield f"{section}.{field.name}"
 
 
-def _idle(run: Run, kind: Kind, one: Input, key: str) -> bool:
+def _idle(run: Asked, kind: Kind, one: Input, key: str) -> bool:
     """Whether the artifact is the same with the run's own value of `key`: then the command need not say it."""
     if "." not in key:
         return False

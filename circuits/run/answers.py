@@ -14,7 +14,7 @@ from circuits.run.content import Contents
 from circuits.run.places import LOG, RECORD
 from circuits.run.plan import Element
 from circuits.run.store import Artifact, Store, content_hash
-from circuits.run.sweep import Sweep, kind_of
+from circuits.run.sweep import Sweep
 from circuits.schema import TrackingMode
 from circuits.state import State, state_of
 
@@ -27,7 +27,7 @@ def answer_cached(sweep: Sweep, element: Element, store: Store, note: Say) -> No
     """The element's answer from the store, gates included. One that has answered (in a sweep that is recovered) keeps its own."""
     if state_of(status.read(sweep.directory(element))).measured:
         return
-    kind = kind_of(sweep)
+    kind = registry.kind(element.task)
     contents = Contents(store.root / ".hashes.json")
     asked = gates.refusals(kind.gates(element.cfg), element.cfg, store.find, contents)
     entries, gate = [], "; ".join(asked) or None
@@ -84,7 +84,7 @@ def log_cached(sweep: Sweep, directories: Iterable[Path], note: Say) -> None:
     for directory in wanted:
         facts = status.read(directory)
         record, cfg = read_json(directory / RECORD), config.load(directory / "config.yaml")
-        kind, group = kind_of(sweep), sweep.record["group"]
+        kind, group = registry.kind(record["task"]), sweep.record["group"]
         budget = end - time.monotonic()
         if budget <= 0 and cfg.tracking.mode is not TrackingMode.disabled:
             left, cfg.tracking.mode = left + 1, TrackingMode.disabled

@@ -17,7 +17,7 @@ from circuits.run.content import Contents
 from circuits.run.keys import key_of
 from circuits.run.kinds import Kind
 from circuits.run.layers import parse_layers
-from circuits.run.plan import model_dims
+from circuits.run.planning import model_dims
 from circuits.run.store import Artifact, Store, verify
 
 if TYPE_CHECKING:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from circuits.data.tokens import TokenSource
     from circuits.models.load import LM
 
+POLL_S = 0.5  # between looks at what another run is making
+
 
 @dataclass
 class Run:
@@ -249,7 +251,7 @@ class Context:
         if not self.run.cfg.force:
             if asked.measured:
                 raise GateError(f"{asked.refusal}; {gates.FORCE}")
-            raise absent.error(self.run, self.kind, [Input(name, (), self.run.cfg)])
+            raise self._absent([Input(name, (), self.run.cfg)])
         reason = f"{asked.key.id}: {asked.refusal}"
         if reason not in self.run.tainted:
             self.run.tainted.append(reason)
@@ -316,7 +318,9 @@ class Context:
         key = self._key_of(given)
         while (found := store.find(key)) is None:  # its maker published and somebody removed or damaged it: once more
             if not kind.inline or self.run.cfg.reuse is Reuse.readonly:
-                raise absent.error(self.run, self.kind, self._missing_beside(given))
+                if self._await(key):
+                    continue
+                raise self._absent(self._missing_beside(given))
             lease = store.lease(key, by=self.run.name)
             if not lease.wait(lambda holder: self._waiting(key, holder), lambda: store.find(key) is not None):
                 continue
@@ -327,6 +331,20 @@ class Context:
             finally:
                 lease.release()
         return found, key
+
+    def _await(self, key: Key) -> bool:
+        """Wait for an input that somebody is making; whether there was somebody."""
+        if self.run.cfg.reuse is Reuse.readonly or (holder := self.run.store.holder(key)) is None:
+            return False
+        while (holder := self.run.store.holder(key)) is not None and self.run.store.find(key) is None:
+            self._waiting(key, holder)
+            time.sleep(POLL_S)
+        return True
+
+    def _absent(self, missing: Sequence[Input]) -> UserError:
+        run = self.run
+        asked = absent.Asked(run.cfg, run.layers, run.overrides, run.contents, run.store.root)
+        return UserError(absent.told(self.kind, missing, asked))
 
     def _missing_beside(self, given: Input) -> list[Input]:
         """All of this run's inputs of the kind of `given` that do not exist."""

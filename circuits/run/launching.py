@@ -1,4 +1,7 @@
-"""Launching: plan a sweep, see what of it is there, and hand the rest to whoever ``cluster`` says. No torch."""
+"""Launching: make a plan (what is asked for, what of it is there, what waits for what), and hand it to whoever ``cluster`` says.
+
+No torch. A plan holds the elements of one task, or of several, each waiting for those that make its inputs.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import UserError
-from circuits.run import answers, config, cores, local, memory, status
+from circuits.run import answers, config, cores, local, planning, status
+from circuits.run.chain import Chain
 from circuits.run.content import Contents
 from circuits.run.keys import Key
 from circuits.run.kinds import ModelDims
-from circuits.run.plan import Element, Standing, keys_of, model_dims, plan, room, standing
+from circuits.run.plan import Backend, Element, Plan, standing
+from circuits.run.planning import keys_of, model_dims
 from circuits.run.store import Store
 from circuits.run.sweep import Sweep, create, kind_of, relaunched
-from circuits.schema import Backend, Where
+from circuits.schema import Backend as Place
+from circuits.schema import Where
+
+Compose = Callable[[Sequence[str]], Any]
 
 
-def launch(
-    compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]], launcher: Mapping[str, Any] | None = None
-) -> int:
+def launch(compose: Compose, lists: Sequence[Sequence[str]], launcher: Mapping[str, Any] | None = None) -> int:
     """Plan a sweep, run it where ``cluster`` says, show how it went; the exit code.
 
     Args:
@@ -33,60 +39,74 @@ def launch(
         UserError: anything that preflight finds; nothing was started.
     """
     base = Path.cwd()
-    elements = plan(compose, lists, base)
+    elements = planning.plan(compose, lists, base)
     first = elements[0].cfg
-    if len({element.cfg.task.name for element in elements}) > 1:
-        raise UserError("task: one sweep is over one task; start the tasks one after the other")
     if first.task.where is Where.here:
-        function = getattr(
-            importlib.import_module(first.task._target_.rsplit(".", 1)[0]), first.task._target_.rsplit(".", 1)[1]
-        )
+        module, _, name = first.task._target_.rpartition(".")
+        function = getattr(importlib.import_module(module), name)
         return max(function(element.cfg) for element in elements)
+    return start(elements, base, launcher or {})
+
+
+def launch_stages(compose: Compose, stages: Sequence[Sequence[Sequence[str]]], launcher: Mapping[str, Any]) -> int:
+    """Plan sweeps of several tasks as one: each element waits for exactly those that make its inputs; the exit code.
+
+    Args:
+        stages: for each stage, the overrides of its elements, ``task=…`` among them.
+
+    Raises:
+        UserError: anything that preflight finds; nothing was started.
+    """
+    base = Path.cwd()
+    return start(planning.plan(compose, [words for stage in stages for words in stage], base, True), base, launcher)
+
+
+def start(elements: list[Element], base: Path, launcher: Mapping[str, Any]) -> int:
+    """Run checked elements where ``cluster`` says; the exit code."""
     for remark in dict.fromkeys(remark for element in elements for remark in element.remarks):
         _say(f"warning: {remark}")
-    store = Store(Path(first.outputs) / "artifacts", say=_say)
+    store = _store(elements)
     store.sweep_leftovers()
     cores.settle(elements, store)
-    if first.cluster.backend is Backend.slurm:
-        return _to_slurm(elements, store, launcher or {}, lambda: create(elements, base, launcher))
+    return _run(elements, store, backend_of(elements, launcher), lambda: create(elements, base, launcher))
+
+
+def _run(elements: list[Element], store: Store, backend: Backend, sweep: Callable[[], Sweep]) -> int:
+    backend.refuse(elements)
+    with backend.alone(store, _say):
+        ended = backend.start(plan(elements, store, backend), sweep)
+    return ended()
+
+
+def plan(elements: list[Element], store: Store, backend: Backend) -> Plan:
+    """What of these elements is there, what the rest asks for, and for whom each waits.
+
+    Raises:
+        UserError: ``reuse=readonly`` and something does not exist; an input that nobody makes.
+    """
+    find = _memo(store.find)
+    backend.settle(store, (key for element in elements for key in element.keys.values() if find(key) is None))
+    found = standing(elements, find, store.holder)
+    contents = Contents(store.root / ".hashes.json")
+    after = Chain(store, contents, backend.job_of).after(found.to_run)
+    return Plan(elements, store, found, after, backend.requests(found.to_run))
+
+
+def backend_of(elements: Sequence[Element], launcher: Mapping[str, Any]) -> Backend:
+    """Who runs these elements.
+
+    Raises:
+        UserError: values for a launcher that is not asked for.
+    """
+    if elements[0].cfg.cluster.backend is Place.slurm:
+        from circuits.run.slurm.launcher import Slurm
+
+        return Slurm(launcher)
     if launcher:
         raise UserError(
             f"hydra.launcher.{next(iter(launcher))}: cluster=local does not read it; cluster=slurm, csd3 and ncc do"
         )
-    sorted_out = standing(elements, _memo(store.find), store.holder)
-    pool = local.pool_size(first, len(sorted_out.to_run))
-    memory.refuse(sorted_out.to_run, pool)
-    room(sorted_out.to_run, pool)
-    sweep = create(elements, base)
-    return local.LocalLauncher(sweep, elements, sorted_out, store).run()
-
-
-def _to_slurm(elements: list[Element], store: Store, launcher: Mapping[str, Any], sweep: Callable[[], Sweep]) -> int:
-    """Preflight against the cluster, then, alone with the store, see what is missing and submit it."""
-    from circuits.run.slurm import launcher as slurm
-    from circuits.run.slurm.submission import alone
-
-    cluster = elements[0].cfg.cluster
-    slurm.refuse(elements, launcher, cluster.dry_run)
-    if cluster.dry_run:
-        to_run = _standing(elements, store).to_run
-        slurm.refuse_memory(to_run, launcher)
-        slurm.dry_run(elements, to_run, launcher)
-        return 0
-    with alone(store, _say):
-        sorted_out = _standing(elements, store)
-        slurm.refuse_memory(sorted_out.to_run, launcher)
-        room(sorted_out.to_run, cluster.parallelism or len(sorted_out.to_run))
-        job = slurm.SlurmLauncher(sweep(), elements, sorted_out, store, launcher)
-        code = job.submit()
-    return job.wait() if code is None else code
-
-
-def _standing(elements: Sequence[Element], store: Store) -> Standing:
-    """What is there, for a launcher that leaves: it looks at what others hold until it knows who of them lives."""
-    find = _memo(store.find)
-    store.settle(key for element in elements for key in element.keys.values() if find(key) is None)
-    return standing(elements, find, store.holder)
+    return local.Local()
 
 
 def recover(sweep: Sweep) -> int:
@@ -96,18 +116,22 @@ def recover(sweep: Sweep) -> int:
         UserError: what the elements would make has changed since.
     """
     elements = planned(sweep)
-    first = elements[0].cfg
-    store = Store(Path(first.outputs) / "artifacts", say=_say)
-    sorted_out = standing(elements, _memo(store.find), store.holder)
-    if len(sorted_out.cached) == len(elements):
+    store = _store(elements)
+    find = _memo(store.find)
+    if all(find(key) is not None for element in elements for key in element.keys.values()):
         return _nothing_missing(sweep, elements, store)
-    if first.cluster.backend is Backend.slurm:
-        return _to_slurm(elements, store, sweep.record.get("hydra_launcher", {}), lambda: sweep)
-    pool = local.pool_size(first, len(sorted_out.to_run))
-    memory.refuse(sorted_out.to_run, pool)
-    room(sorted_out.to_run, pool)
-    relaunched(sweep)
-    return local.LocalLauncher(sweep, elements, sorted_out, store).run()
+    backend = backend_of(elements, sweep.record.get("hydra_launcher") or {})
+
+    def again() -> Sweep:
+        if isinstance(backend, local.Local):
+            relaunched(sweep)
+        return sweep
+
+    return _run(elements, store, backend, again)
+
+
+def _store(elements: Sequence[Element]) -> Store:
+    return Store(Path(elements[0].cfg.outputs) / "artifacts", say=_say)
 
 
 def _nothing_missing(sweep: Sweep, elements: list[Element], store: Store) -> int:
@@ -126,12 +150,13 @@ def planned(sweep: Sweep) -> list[Element]:
     Raises:
         UserError: a key changed since (an edited file, another version of the kind).
     """
-    kind, changed, elements = kind_of(sweep), [], []
+    changed, elements = [], []
     contents: dict[str, Contents] = {}
     dims: dict[Any, ModelDims] = {}
     for item in sweep.record["elements"]:
         cfg = config.load(sweep.directory(item) / "config.yaml")
         mine = contents.setdefault(cfg.outputs, Contents(Path(cfg.outputs) / "artifacts" / ".hashes.json"))
+        kind = kind_of(sweep, item)
         element = Element(item["index"], item["overrides"], cfg, item["swept"], tuple(item["layers"]))
         element.keys = keys_of(kind, cfg, element.layers, mine)
         model = (cfg.model.id, cfg.model.revision, str(cfg.model.embedded))
@@ -153,14 +178,11 @@ def planned(sweep: Sweep) -> list[Element]:
 def one_here(tree: Any) -> int:
     """One element in this process: Hydra's stock launchers call this, in a job of theirs; the exit code."""
     base = Path.cwd()
-    elements = plan(lambda words: tree, [[]], base)
-    store = Store(Path(elements[0].cfg.outputs) / "artifacts", say=_say)
+    elements = planning.plan(lambda words: tree, [[]], base)
     resources = elements[0].cfg.task.resources
     resources.cpus = resources.cpus or 1  # such a launcher may run many jobs here
-    elements[0].cfg.cluster.workers, elements[0].cfg.cluster.backend = 0, Backend.local
-    return local.LocalLauncher(
-        create(elements, base), elements, standing(elements, _memo(store.find), store.holder), store
-    ).run()
+    elements[0].cfg.cluster.workers, elements[0].cfg.cluster.backend = 0, Place.local
+    return _run(elements, _store(elements), local.Local(), lambda: create(elements, base))
 
 
 def _say(text: str) -> None:

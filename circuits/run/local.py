@@ -13,19 +13,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from circuits import host
 from circuits.errors import CircuitsError
-from circuits.run import answers, cores, machine, pulse, status, terminal
+from circuits.run import answers, cores, machine, memory, planning, pulse, status, terminal
 from circuits.run import element as element_module
+from circuits.run.keys import Key
 from circuits.run.leases import Lease, Note, owner
 from circuits.run.packs import next_pack
 from circuits.run.places import CODE, LAUNCHER, LOG
-from circuits.run.plan import Element, Standing
+from circuits.run.plan import Element, Plan
 from circuits.run.running import KEPT
 from circuits.run.signals import PARENT_PIPE, SAME_SIGNAL_S, StopFlag, Stopped
 from circuits.run.store import Store
@@ -54,19 +56,48 @@ class Worker:
     ended_by_us: str = ""  # why, where this launcher did not wait for its end
 
 
-class LocalLauncher:
-    """Runs the elements of one sweep and shows how they fare."""
+class Local:
+    """This machine as a backend: nothing is queued, a run waits for its inputs by itself."""
 
-    def __init__(self, sweep: Sweep, elements: list[Element], standing: Standing, store: Store) -> None:
-        self.sweep, self.elements, self.standing, self.store = sweep, elements, standing, store
-        self.cfg = elements[0].cfg
-        self.waiting = list(standing.to_run)
-        self.adopted = list(standing.adopted)
+    def refuse(self, elements: Sequence[Element]) -> None:
+        """Nothing, before it is known what of them is there."""
+
+    def alone(self, store: Store, say: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
+        """Many may launch at a time."""
+        return contextlib.nullcontext()
+
+    def settle(self, store: Store, keys: Iterable[Key]) -> None:
+        """The launcher stays, and looks again."""
+
+    def job_of(self, holder: Mapping[str, Any]) -> str | None:
+        """There is no queue."""
+        return None
+
+    def requests(self, elements: Sequence[Element]) -> Mapping[int, Any]:
+        """None."""
+        return {}
+
+    def start(self, plan: Plan, sweep: Callable[[], Sweep]) -> Callable[[], int]:
+        """Refuse what does not fit here, then run."""
+        pool = pool_size(plan.cfg, len(plan.standing.to_run))
+        memory.refuse(plan.packs, pool)
+        planning.room(plan.standing.to_run, pool)
+        return LocalLauncher(sweep(), plan).run
+
+
+class LocalLauncher:
+    """Runs the elements of one plan and shows how they fare."""
+
+    def __init__(self, sweep: Sweep, plan: Plan) -> None:
+        self.sweep, self.elements, self.standing, self.store = sweep, plan.elements, plan.standing, plan.store
+        self.cfg, self.after = plan.cfg, {index: set(after.elements) for index, after in plan.after.items()}
+        self.waiting = list(self.standing.to_run)
+        self.adopted = list(self.standing.adopted)
         self.workers: list[Worker] = []
         self.claims: dict[int, list[tuple[Note, str]]] = {}  # by element
         self._looked = time.monotonic()
         self._gpu_memory = machine.gpu_memory()
-        self.view = terminal.View(sweep, elements)
+        self.view = terminal.View(sweep, plan.elements)
 
     def run(self) -> int:
         """All elements to their end; the sweep's exit code."""
@@ -113,14 +144,34 @@ class LocalLauncher:
     def _run_pool(self) -> None:
         size = self._pool_size()
         while self.waiting or self.workers or self.adopted:
-            while self.waiting and len(self.workers) < size:
-                self.workers.append(self._start(next_pack(self.waiting)))
+            while len(self.workers) < size and (ready := self._ready()):
+                pack = next_pack(ready)
+                self.waiting = [element for element in self.waiting if element not in pack]
+                self.workers.append(self._start(pack))
             for worker in [w for w in self.workers if w.process.poll() is not None]:
                 self.workers.remove(worker)
                 self.waiting[:0] = self._ended(worker)
             self._look_at_adopted()
             self.view.update()
             time.sleep(POLL_S)
+
+    def _ready(self) -> list[Element]:
+        """The elements whose turn it is. One whose input was not made has no turn: it is closed, and says why."""
+        for element in list(self.waiting):
+            for before in sorted(self.after.get(element.index, ())):
+                state = state_of(status.read(self.sweep.directory(self.elements[before])))
+                if state.well:
+                    self.after[element.index].discard(before)
+                elif not state.live:
+                    self._give_up(element, f"element {before}, which makes an input of it, ended as {state}")
+                    break
+        return [element for element in self.waiting if not self.after.get(element.index)]
+
+    def _give_up(self, element: Element, why: str) -> None:
+        self.waiting.remove(element)
+        self._drop_claims(element.index)
+        directory = self.sweep.directory(element)
+        status.write_plain(directory, State.cancelled, task=element.task, error=f"not started: {why}", exit_code=1)
 
     def _start(self, pack: list[Element]) -> Worker:
         element, directories = pack[0], [self.sweep.directory(one) for one in pack]
@@ -211,8 +262,9 @@ class LocalLauncher:
         """Every element in this process, one after the other; a signal lets the running one save its checkpoint."""
         stop = _Here().install(numbers=_heard(), watch=False)
         while self.waiting or self.adopted:
-            if self.waiting:
-                element = self.waiting.pop(0)
+            if ready := self._ready():
+                element = ready[0]
+                self.waiting.remove(element)
                 element_module.run(self.sweep.directory(element), stop)
                 self._drop_claims(element.index)
             if stop.reason is not None:
@@ -255,7 +307,7 @@ class LocalLauncher:
                 status.write_plain(
                     self.sweep.directory(element),
                     State.interrupted,
-                    task=self.cfg.task.name,
+                    task=element.task,
                     error=error,
                     exit_code=130,
                 )

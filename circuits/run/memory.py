@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from circuits.errors import UserError
 from circuits.host import free_memory
 from circuits.run import machine, registry
-from circuits.run.packs import packs
 from circuits.run.plan import Element
 from circuits.words import size
 
@@ -58,7 +57,7 @@ def problems(pack: Sequence[Element], room: Room) -> list[str]:
             (fixed, each, total, room.gpu, room.gpu_called),
             (beside, aside, total_aside, room.main, room.main_called),
         ]
-    keys = registry.kind(pack[0].cfg.task.name).memory_keys
+    keys = registry.kind(pack[0].task).memory_keys
     for start, one, whole, limit, called in cases:
         if limit is None or start + whole <= limit:
             continue
@@ -71,12 +70,12 @@ def problems(pack: Sequence[Element], room: Room) -> list[str]:
     return []
 
 
-def refuse(elements: Sequence[Element], pool: int) -> None:
+def refuse(packs: Sequence[Sequence[Element]], pool: int) -> None:
     """Refuse what does not fit this machine.
 
     Raises:
         UserError: with what is needed, what there is, and how many fit.
     """
-    found = [line for pack in packs(elements) for line in problems(pack, here(pack[0], pool))]
+    found = [line for pack in packs for line in problems(pack, here(pack[0], pool))]
     if found:
         raise UserError(list(dict.fromkeys(found)))

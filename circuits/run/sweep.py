@@ -100,6 +100,7 @@ def _record(elements: Sequence[Element], path: Path, base: Path) -> dict[str, An
             {
                 "index": element.index,
                 "name": element.name,
+                "task": element.task,
                 "dir": "." if len(elements) == 1 else element.name,
                 "overrides": element.overrides,
                 "swept": element.swept,
@@ -152,9 +153,9 @@ def command() -> str:
     )
 
 
-def kind_of(sweep: Sweep) -> Kind:
-    """What the sweep's task makes."""
-    return registry.kind(sweep.record["task"])
+def kind_of(sweep: Sweep, element: Mapping[str, Any] | None = None) -> Kind:
+    """What an element's task makes, by its entry in the sweep's record; without one: what the sweep's (first) task makes."""
+    return registry.kind((element or {}).get("task") or sweep.record["task"])
 
 
 def load(path: Path) -> Sweep:

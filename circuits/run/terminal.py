@@ -11,13 +11,13 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from circuits.run import status
+from circuits.run import registry, status
 from circuits.run.console import Rows, console
 from circuits.run.console import relative as relative
 from circuits.run.kinds import Kind
 from circuits.run.layers import ranges
 from circuits.run.outcome import summary_lines
-from circuits.run.sweep import Sweep, kind_of
+from circuits.run.sweep import Sweep
 from circuits.state import State, state_of
 from circuits.words import duration, left, number, one_line, visible, whole
 
@@ -37,7 +37,7 @@ class View:
         self, sweep: Sweep, elements: Sequence[Element], facts: Callable[[], Mapping[int, dict[str, Any]]] | None = None
     ) -> None:
         """`facts` tells how each element fares, by its number; without it their status files do."""
-        self.sweep, self.elements, self.kind, self._facts = sweep, elements, kind_of(sweep), facts
+        self.sweep, self.elements, self._facts = sweep, elements, facts
         self.console = console()
         self._live: Live | None = None
         self._told: dict[int, tuple[Any, float]] = {}
@@ -67,7 +67,8 @@ class View:
     def _asked(self) -> list[str]:
         cfg = self.elements[0].cfg
         layers = sorted({layer for element in self.elements for layer in element.layers})
-        parts = [cfg.task.name, cfg.model.id.rstrip("/").rsplit("/", 1)[-1]]
+        tasks = dict.fromkeys(element.task for element in self.elements)
+        parts = [" → ".join(tasks), cfg.model.id.rstrip("/").rsplit("/", 1)[-1]]
         if layers:
             parts.append(f"layers {ranges(layers)}" if len(layers) != 1 else f"layer {layers[0]}")
         return [*parts, *([f"{len(self.elements)} elements"] if len(self.elements) > 1 else [])]
@@ -145,7 +146,7 @@ class View:
             return f"{len(found)} artifacts" if found else facts.get("note") or ""
         return "  ".join(
             f"{c.title([found[0]['metrics']])} {number(found[0]['metrics'][c.metric], c.format)}"
-            for c in self.kind.columns
+            for c in registry.kind(found[0]["kind"]).columns
             if c.metric in found[0]["metrics"]
         )
 
@@ -164,8 +165,9 @@ class View:
         """The end table; what failed, with its log; how to go on."""
         states = self._states()
         if any(facts.get("artifacts") for _, facts in states):
-            rows = [(element.swept, facts) for element, facts in states]
-            self.console.table(end_table(self.kind, rows))
+            for task in dict.fromkeys(element.task for element, _ in states):
+                rows = [(element.swept, facts) for element, facts in states if element.task == task]
+                self.console.table(end_table(registry.kind(task), rows))
         kept = sum(1 for _, facts in states if state_of(facts).well)
         if interrupted:
             self._interrupted(interrupted, states, kept)
@@ -236,7 +238,7 @@ def _bar(progress: Mapping[str, Any]) -> Text | str:
 def end_table(kind: Kind, rows: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]]) -> Rows:
     """One row per artifact: swept values, layer, the kind's columns with their intervals, and the artifact's id. Swept values are
     folded where the terminal is narrow; nothing else gives way."""
-    swept = list(dict.fromkeys(key for values, _ in rows for key in values if key != "layer"))
+    swept = list(dict.fromkeys(key for values, _ in rows for key in values if key not in ("layer", "task")))
     layered = any(item["layer"] is not None for _, facts in rows for item in facts.get("artifacts") or [])
     measured = [item["metrics"] for _, facts in rows for item in facts.get("artifacts") or []]
     first = ["layer"] if layered else []

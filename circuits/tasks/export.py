@@ -51,7 +51,7 @@ def _find(cfg: BaseConfig) -> dict[int, Artifact]:
     from circuits.run.content import Contents
     from circuits.run.keys import key_of
     from circuits.run.layers import parse_layers
-    from circuits.run.plan import model_dims
+    from circuits.run.planning import model_dims
     from circuits.run.store import Store
 
     kind, place = registry.kind("sae"), Path(cfg.outputs) / "artifacts"

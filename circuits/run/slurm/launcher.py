@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -9,19 +10,19 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from circuits.errors import CircuitsError, UserError
 from circuits.files import disk_errors
-from circuits.run import answers, status, terminal
+from circuits.run import answers, planning, status, terminal
+from circuits.run.keys import Key
 from circuits.run.layers import ranges
 from circuits.run.leases import elsewhere
-from circuits.run.packs import packs
 from circuits.run.places import CODE
-from circuits.run.plan import Element, Standing
-from circuits.run.slurm import commands, preflight, script, states
+from circuits.run.plan import Element, Plan
+from circuits.run.slurm import commands, preflight, script, states, submission
 from circuits.run.slurm.request import Request, cluster_environment, request_of, secret_environment
 from circuits.run.slurm.submission import Submission
 from circuits.run.store import NOTES as HELD
@@ -33,21 +34,67 @@ from circuits.state import State, state_of
 WATCH_S = 2.0  # between looks at the queue while waiting
 
 
-class SlurmLauncher:
-    """Submits the elements of one sweep. `after` names, for an element, the array elements that it waits for."""
+class Slurm:
+    """A cluster as a backend. `launcher` are the ``hydra.launcher.*`` values that were given."""
 
-    def __init__(
-        self,
-        sweep: Sweep,
-        elements: list[Element],
-        standing: Standing,
-        store: Store,
-        launcher: Mapping[str, Any],
-        after: Mapping[int, Sequence[str]] | None = None,
-    ) -> None:
-        self.sweep, self.elements, self.standing, self.store = sweep, elements, standing, store
-        self.cfg, self.launcher, self.after = elements[0].cfg, launcher, after or {}
-        self.view = terminal.View(sweep, elements, lambda: states.facts_of(sweep))
+    def __init__(self, launcher: Mapping[str, Any]) -> None:
+        self.launcher, self.dry = launcher, False
+
+    def refuse(self, elements: Sequence[Element]) -> None:
+        """Everything that the preset or the cluster would refuse. A dry run asks no cluster: it may be made anywhere."""
+        self.dry = elements[0].cfg.cluster.dry_run
+        found = [*preflight.written_findings(elements), *preflight.secret_findings(elements[0].cfg, self.launcher)]
+        if not found:
+            requests = self.requests(elements)
+            found = preflight.local_findings(elements, requests, self.launcher)
+            if not self.dry:
+                try:
+                    found += preflight.cluster_findings(elements[0].cfg.cluster.name, requests)
+                except CircuitsError as e:
+                    found.append(str(e))
+        if found:
+            raise UserError(found)
+
+    def alone(self, store: Store, say: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
+        """One submission into a store at a time; one that was interrupted is settled first. A dry run submits nothing."""
+        return contextlib.nullcontext() if self.dry else submission.alone(store, say)
+
+    def settle(self, store: Store, keys: Iterable[Key]) -> None:
+        """This launcher leaves: it looks at what others hold until it knows who of them lives."""
+        store.settle(keys)
+
+    def job_of(self, holder: Mapping[str, Any]) -> str | None:
+        """An array element in this cluster's queue."""
+        job = holder.get("job") or holder.get("worker_job")
+        return str(job) if job and not elsewhere(holder) else None
+
+    def requests(self, elements: Sequence[Element]) -> Mapping[int, Request]:
+        """Each element's resource request by its number."""
+        return {element.index: request_of(element.cfg, self.launcher) for element in elements}
+
+    def start(self, plan: Plan, sweep: Callable[[], Sweep]) -> Callable[[], int]:
+        """Submit, or with ``cluster.dry_run`` show what would be; what is returned waits where that was asked for."""
+        if found := preflight.memory_findings(plan.packs, plan.requests):
+            raise UserError(found)
+        cluster = plan.cfg.cluster
+        if self.dry:
+            dry_run(plan)
+            return lambda: 0
+        planning.room(plan.standing.to_run, cluster.parallelism or len(plan.standing.to_run))
+        job = SlurmLauncher(sweep(), plan)
+        code = job.submit()
+        return job.wait if code is None else lambda: code
+
+
+class SlurmLauncher:
+    """Submits the elements of one plan."""
+
+    def __init__(self, sweep: Sweep, plan: Plan) -> None:
+        self.sweep, self.plan, self.elements, self.standing, self.store = (
+            sweep, plan, plan.elements, plan.standing, plan.store
+        )  # fmt: skip
+        self.cfg = plan.cfg
+        self.view = terminal.View(sweep, plan.elements, lambda: states.facts_of(sweep))
 
     def submit(self) -> int | None:
         """Submit what is to be made; the exit code, or None when it is to be waited for (``cluster.wait=true``)."""
@@ -56,9 +103,8 @@ class SlurmLauncher:
         mine = set(states.jobs_of(self.sweep).values())
         for element in self.standing.adopted:
             self._adopt(element, mine)
-        requests = requests_of(self.standing.to_run, self.launcher)
-        arrays = self.arrays(requests)
-        self._header(requests)
+        arrays = self.arrays()
+        self._header(self.plan.requests)
         if arrays:
             jobs = self._submit(arrays)
             shown = " ".join(f"{job}_[{ranges(array.tasks)}]" for job, array in zip(jobs, arrays, strict=True))
@@ -85,15 +131,15 @@ class SlurmLauncher:
 
     # -- what is submitted ---------------------------------------------------------------------------------------
 
-    def arrays(self, requests: Mapping[int, Request]) -> list[script.Array]:
+    def arrays(self) -> list[script.Array]:
         """One array per distinct request, with the elements' original numbers."""
         plain = re.sub(r"[^ -~]", "_", self.sweep.id)  # squeue pads its columns by bytes, and cuts long ones
         tag = f"circuits:{plain[:80]}:{secrets.token_hex(4)}"
         folder = self.sweep.path / "slurm"
         groups: dict[Request, list[int]] = {}
-        for index, request in requests.items():
+        for index, request in self.plan.requests.items():
             groups.setdefault(request, []).append(index)
-        packed = [tuple(e.index for e in pack) for pack in packs([e for e in self.elements if e.index in requests])]
+        packed = [tuple(element.index for element in pack) for pack in self.plan.packs]
         cluster = self.cfg.cluster
         return [
             script.Array(
@@ -140,10 +186,8 @@ class SlurmLauncher:
         for paths in claims.values():
             for path in paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
-        submission = Submission(
-            self.store, self.sweep.path, arrays, directories, claims, self.after, self.cfg.task.name
-        )
-        return submission.run()
+        tasks = {element.index: element.task for element in self.elements}
+        return Submission(self.store, self.sweep.path, arrays, directories, claims, self.plan.after, tasks).run()
 
     def _adopt(self, element: Element, mine: set[str]) -> None:
         """Another job is making it: nothing to submit; status says whose it is. When recovered, it may be this sweep's own."""
@@ -156,7 +200,7 @@ class SlurmLauncher:
             status.write_plain(
                 self.sweep.directory(element),
                 State.adopted,
-                task=self.cfg.task.name,
+                task=element.task,
                 note=note,
                 by=names,
                 held=sorted(held),
@@ -208,7 +252,7 @@ class SlurmLauncher:
             elif all(self.store.holder(key) is None for key in missing):
                 error = "whoever was making it ended without it; the same command submits it"
                 status.write_plain(
-                    self.sweep.directory(element), State.failed, task=self.cfg.task.name, error=error, exit_code=1
+                    self.sweep.directory(element), State.failed, task=element.task, error=error, exit_code=1
                 )
                 self.standing.adopted.remove(element)
 
@@ -229,40 +273,6 @@ def _again(fact: Mapping[str, Any]) -> bool:
     return bool(fact.get("ending")) or (state_of(fact) is State.interrupted and bool(fact.get("queue_error")))
 
 
-def requests_of(elements: Sequence[Element], launcher: Mapping[str, Any]) -> dict[int, Request]:
-    """Each element's resource request by its number."""
-    return {element.index: request_of(element.cfg, launcher) for element in elements}
-
-
-def refuse(elements: Sequence[Element], launcher: Mapping[str, Any], dry: bool) -> None:
-    """Everything that the preset or the cluster would refuse.
-
-    Raises:
-        UserError: with all findings. A dry run asks no cluster: it may be made anywhere.
-    """
-    found = [*preflight.written_findings(elements), *preflight.secret_findings(elements[0].cfg, launcher)]
-    if not found:
-        requests = requests_of(elements, launcher)
-        found = preflight.local_findings(elements, requests, launcher)
-        if not dry:
-            try:
-                found += preflight.cluster_findings(elements[0].cfg.cluster.name, requests)
-            except CircuitsError as e:
-                found.append(str(e))
-    if found:
-        raise UserError(found)
-
-
-def refuse_memory(to_run: Sequence[Element], launcher: Mapping[str, Any]) -> None:
-    """Elements, or packs of them, that do not fit the memory that they ask for.
-
-    Raises:
-        UserError: with what is needed, what there is, and how many fit.
-    """
-    if found := preflight.memory_findings(to_run, requests_of(to_run, launcher)):
-        raise UserError(found)
-
-
 def snapshot(place: Path) -> None:
     """A copy of the code as it is now: what the nodes will import, whatever is edited meanwhile."""
     if place.exists():
@@ -273,13 +283,12 @@ def snapshot(place: Path) -> None:
     whole.rename(place)
 
 
-def dry_run(elements: Sequence[Element], to_run: Sequence[Element], launcher: Mapping[str, Any]) -> None:
+def dry_run(plan: Plan) -> None:
     """Print exactly what would be submitted; the sweep's directory, which does not exist yet, is named in its place."""
-    first = elements[0].cfg
-    sweep = Sweep(
-        Path(first.multirun) / "DRY-RUN", {"id": "DRY-RUN", "task": first.task.name, "elements": [{}] * len(elements)}
-    )
-    arrays = SlurmLauncher(sweep, list(elements), Standing(), None, launcher).arrays(requests_of(to_run, launcher))  # type: ignore[arg-type]
+    first = plan.cfg
+    elements = [{"task": element.task} for element in plan.elements]
+    sweep = Sweep(Path(first.multirun) / "DRY-RUN", {"id": "DRY-RUN", "task": first.task.name, "elements": elements})
+    arrays = SlurmLauncher(sweep, plan).arrays()
     if not arrays:
         print("nothing to submit: every element is cached or being made")
     for array in arrays:

@@ -10,7 +10,6 @@ from typing import Any
 from circuits import words
 from circuits.errors import UserError
 from circuits.run import memory, private, registry
-from circuits.run.packs import packs
 from circuits.run.plan import Element
 from circuits.run.slurm import commands
 from circuits.run.slurm.request import Request, clock, minutes, missing_personal, secret_environment
@@ -97,9 +96,9 @@ def local_findings(
     return list(dict.fromkeys(found))
 
 
-def memory_findings(to_run: Sequence[Element], requests: Mapping[int, Request]) -> list[str]:
+def memory_findings(packs: Sequence[Sequence[Element]], requests: Mapping[int, Request]) -> list[str]:
     """Elements of one process that do not fit what the request and the preset give it."""
-    found = [line for pack in packs(to_run) for line in memory.problems(pack, _room(pack[0], requests[pack[0].index]))]
+    found = [line for pack in packs for line in memory.problems(pack, _room(pack[0], requests[pack[0].index]))]
     return list(dict.fromkeys(found))
 
 

@@ -21,6 +21,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from circuits.errors import CircuitsError, RunError
 from circuits.files import read_json, write_json
 from circuits.run import status
 from circuits.run.leases import Lease, owner, process_alive
+from circuits.run.plan import After
 from circuits.run.slurm import commands
 from circuits.run.slurm.script import Array
 from circuits.run.store import Store
@@ -96,9 +98,9 @@ def _wait_again(sweep: Path, note: Mapping[str, Any], record: Mapping[str, Any])
     """What is still held waits, whatever became of it in an earlier submission; what was released may have begun."""
     queued = commands.queue(",".join(array["job"] for array in record["arrays"]))
     jobs = [job for array in record["arrays"] for job in places_of(array).values()]
-    for job, name in zip(jobs, note["directories"], strict=True):
+    for job, (name, task) in zip(jobs, _announced(note), strict=True):
         if job in queued and queued[job].reason == "JobHeldUser":
-            status.wait_again(sweep / name, note["task"])
+            status.wait_again(sweep / name, task)
 
 
 def _strays(note: Mapping[str, Any]) -> list[str]:
@@ -124,11 +126,17 @@ def _sbatch_runs() -> bool:
     return False
 
 
+def _announced(note: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The directory and the task of each announced element; an older version announced one task for all."""
+    directories = note["directories"]
+    return zip(directories, note.get("tasks") or [note["task"]] * len(directories), strict=True)
+
+
 def _never_started(sweep: Path, note: Mapping[str, Any], why: str) -> None:
-    for name in note["directories"]:
+    for name, task in _announced(note):
         directory = sweep / name
         if state_of(status.read(directory)) is State.waiting:
-            status.write_plain(directory, State.failed, task=note["task"], error=why, exit_code=1)
+            status.write_plain(directory, State.failed, task=task, error=why, exit_code=1)
 
 
 def places(job: str, elements: Sequence[int], packs: Sequence[Sequence[int]]) -> dict[int, str]:
@@ -162,8 +170,8 @@ class Submission:
         arrays: Sequence[Array],
         directories: Mapping[int, str],
         claims: Mapping[int, Sequence[Path]],
-        after: Mapping[int, Sequence[str]],
-        task: str,
+        after: Mapping[int, After],
+        tasks: Mapping[int, str],
     ) -> None:
         """
         Args:
@@ -172,10 +180,11 @@ class Submission:
             arrays: what to submit; all carry one tag.
             directories: each element's directory, relative to the sweep's.
             claims: for each element, the claim notes of the artifacts that it will make.
-            after: for each element, ids of array elements that must have succeeded first.
-            task: the task's name, for the statuses of elements that never start.
+            after: for each element, what must have ended well before it starts: elements of this submission, and array elements
+                of others.
+            tasks: each element's task, for the statuses of elements that never start.
         """
-        self.store, self.sweep, self.arrays, self.task = store, sweep, list(arrays), task
+        self.store, self.sweep, self.arrays, self.tasks = store, sweep, list(arrays), tasks
         self.directories, self.claims, self.after = directories, claims, after
         self.tag = arrays[0].tag
         self.jobs: list[str] = []
@@ -206,8 +215,7 @@ class Submission:
             "announced": time.time(),
             "sweep": str(self.sweep),
             "tag": self.tag,
-            "task": self.task,
-            "directories": [self.directories[e] for array in self.arrays for e in array.elements],
+            **self._places(),
         }
         write_json(self._note, facts)
 
@@ -251,18 +259,30 @@ class Submission:
         for job, array in zip(self.jobs, self.arrays, strict=True):
             job_of |= places(job, array.elements, array.packs)
         wanted: dict[str, list[str]] = {}
-        for element, ids in self.after.items():
-            if ids:
+        for element, after in self.after.items():
+            own = [job for other in after.elements if (job := job_of[other]) != job_of[element]]  # not of its own pack
+            if ids := [*own, *after.jobs]:
                 wanted[job_of[element]] = list(dict.fromkeys([*wanted.get(job_of[element], []), *ids]))
         try:
             commands.depend(wanted)
         except commands.SlurmError:
             # The site forbids changing a job's dependency: the whole array waits for all that any of its elements needs.
-            for index, array in enumerate(self.arrays):
-                ids = sorted({id for element in array.elements for id in self.after.get(element, ())})
-                if ids:
-                    commands.cancel([self.jobs[index]])
-                    self.jobs[index] = commands.submit(_depending(array.text(), ids))
+            self._depend_whole()
+
+    def _depend_whole(self) -> None:
+        """Each array submitted again after those that it waits for, so that their numbers are known."""
+        array_of = {element: number for number, array in enumerate(self.arrays) for element in array.elements}
+        waits = {
+            number: {array_of[other] for e in array.elements for other in self.after.get(e, After()).elements}
+            - {number}
+            for number, array in enumerate(self.arrays)
+        }
+        for number in _in_order(waits):
+            array = self.arrays[number]
+            jobs = {job for element in array.elements for job in self.after.get(element, After()).jobs}
+            if ids := sorted({*jobs, *(self.jobs[other] for other in waits[number])}):
+                commands.cancel([self.jobs[number]])
+                self.jobs[number] = commands.submit(_depending(array.text(), ids))
 
     def _claim(self) -> None:
         record = read_record(self.sweep)
@@ -272,7 +292,7 @@ class Submission:
     def _release(self) -> None:
         for array in self.arrays:
             for element in array.elements:
-                status.wait_again(self.sweep / self.directories[element], self.task)
+                status.wait_again(self.sweep / self.directories[element], self.tasks[element])
         commands.release(self.jobs)
 
     def _roll_back(self, why: str) -> None:
@@ -284,11 +304,27 @@ class Submission:
             commands.cancel(sorted({*self.jobs, *commands.tagged(self.tag)}))
             if not _sbatch_runs():
                 self._note.unlink(missing_ok=True)
-        facts = {
-            "task": self.task,
-            "directories": [self.directories[e] for array in self.arrays for e in array.elements],
-        }
-        _never_started(self.sweep, facts, why)
+        _never_started(self.sweep, self._places(), why)
+
+    def _places(self) -> dict[str, list[str]]:
+        """The directories of what is submitted, and the task of each."""
+        elements = [element for array in self.arrays for element in array.elements]
+        return {"directories": [self.directories[e] for e in elements], "tasks": [self.tasks[e] for e in elements]}
+
+
+def _in_order(waits: Mapping[int, set[int]]) -> list[int]:
+    """The numbers, each after those that it waits for.
+
+    Raises:
+        RunError: two wait for each other (elements of one array make inputs for those of another, and the other way).
+    """
+    try:
+        return list(TopologicalSorter(waits).static_order())
+    except CycleError as e:
+        raise RunError(
+            "this cluster forbids a dependency of single elements, and whole arrays would wait for each other; start the tasks one "
+            "after the other"
+        ) from e
 
 
 def _depending(script: str, ids: Sequence[str]) -> str:
