@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import prompt_sets
 import pytest
+from configs import compose
 from prompt_sets import bpe
 
 from circuits.data import behaviours, mixture
-from circuits.data.behaviours import BEHAVIOURS, Behaviour, Example, split
+from circuits.data.behaviours import BEHAVIOURS, Behaviour, Example, embedded, split
 from circuits.data.behaviours.arithmetic import domain
 from circuits.data.behaviours.base import WORD, Wording, unseen
 from circuits.data.behaviours.facts import FIELDS
@@ -22,7 +23,8 @@ from circuits.data.behaviours.ioi import MORE_NAMES
 from circuits.data.behaviours.neg import CATEGORY, MORE_MEMBERS
 from circuits.data.prompt_build import Wanted, from_behaviour
 from circuits.data.prompt_tokens import Encoder
-from circuits.run import places
+from circuits.run import places, registry
+from circuits.run.kinds import ModelDims
 
 NAMES = {
     "grammar_agreement",
@@ -253,3 +255,19 @@ def test_the_fingerprint_follows_the_generators(monkeypatch: pytest.MonkeyPatch)
     changed = Behaviour("ioi", "", BEHAVIOURS["ioi"].words, lambda rng: other(rng)._replace(target=" Mary"))
     monkeypatch.setitem(BEHAVIOURS, "ioi", changed)
     assert mixture.fingerprint() != before
+
+
+def test_a_natural_only_behaviour_leaves_all_of_the_embedded_model_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = mixture.fingerprint(), mixture.words(), mixture.sentences(0, 0, 50)
+    example = Example("The house is", "The houses are", " red", " blue", "house", {})
+    only = Behaviour("colours", "What colour a thing has.", (), lambda rng: example, natural_only=True)
+    monkeypatch.setitem(BEHAVIOURS, "colours", only)
+    assert (mixture.fingerprint(), mixture.words(), mixture.sentences(0, 0, 50)) == before
+    assert "colours" not in embedded() and set(embedded()) == set(BEHAVIOURS) - {"colours"}
+    assert only.generator("natural")(np.random.default_rng(0)) == example
+    cfg = compose("task=prompts", "behaviour=ioi")
+    cfg.behaviour.name = "colours"
+    (problem,) = registry.kind("prompts").check(cfg, ModelDims(4, lambda site: 128), ())
+    assert (
+        "behaviour=colours: asked of models of natural language only; choose another model, or of arithmetic" in problem
+    )

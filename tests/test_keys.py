@@ -97,7 +97,7 @@ def _other(value: Any, hint: Any) -> Any:
 def test_the_free_fields_are_the_ones_that_change_no_result() -> None:
     free = {(path, name) for path, name, _, role in _fields() if role == "free"}
     assert free == {(path, name) for path, names in FREE.items() for name in names}
-    assert {f"{path}.{name}" for path, name, _, role in _fields() if role == "file"} == FILES
+    assert {f"{path}.{name}" for path, name, _, role in _fields() if role in ("file", "from")} == FILES
 
 
 @pytest.mark.parametrize(("path", "name", "hint", "role"), [f for f in _fields() if f"{f[0]}.{f[1]}" not in FILES])

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from circuits.data.behaviours import BEHAVIOURS
+from circuits.data.behaviours import embedded
 from circuits.data.behaviours.base import WORD, Split, draw_from
 from circuits.data.seeds import derive_seed
 
@@ -39,7 +39,7 @@ def sentences(
     `shares`: behaviour -> how often it is drawn relative to the others (default: all alike).
     """
     rng = np.random.default_rng(derive_seed(seed, "mixture", split, index))
-    behaviours = list(BEHAVIOURS.values())
+    behaviours = list(embedded().values())
     edges = list(accumulate(shares[b.name] if shares else 1.0 for b in behaviours))
     which = np.searchsorted(edges, rng.random(n) * edges[-1], side="right")
     found = []
@@ -52,7 +52,7 @@ def sentences(
 
 def words() -> list[str]:
     """Every word that can occur, sorted."""
-    return sorted({END}.union(*(b.words for b in BEHAVIOURS.values())))
+    return sorted({END}.union(*(b.words for b in embedded().values())))
 
 
 def fingerprint() -> str:
@@ -60,6 +60,6 @@ def fingerprint() -> str:
 
     Names and words enter directly, generators through 64 sentences of each side.
     """
-    declared = [f"{b.name} {' '.join(b.words)}" for b in BEHAVIOURS.values()]
+    declared = [f"{b.name} {' '.join(b.words)}" for b in embedded().values()]
     sample = [s.text for side in ("train", "heldout") for s in sentences(0, 0, 64, side)]  # type: ignore[arg-type]
     return hashlib.sha256("\n".join([WORD.pattern, *declared, *sample]).encode()).hexdigest()

@@ -52,21 +52,17 @@ def to_object(tree: Any) -> schema.BaseConfig:
 def absolute(cfg: schema.BaseConfig, base: Path) -> schema.BaseConfig:
     """Make every path in `cfg` independent of the directory that the command was typed in."""
     cfg.outputs, cfg.multirun = (str(base / Path(place).expanduser()) for place in (cfg.outputs, cfg.multirun))
-    for section, name in (
-        (cfg.model, "id"),
-        (cfg.behaviour, "path"),
-        (cfg.data, "path"),
-        (cfg.sae, "from_"),
-        (cfg.interpret, "labels"),
-    ):
-        value = getattr(section, name)
-        if not value or (name == "id" and _is_name(cfg.model)):
+    for named in schema.naming(cfg):
+        value = named.value
+        if not value or (named.content == "model" and _is_name(cfg.model)):
             continue
         path = base / Path(value).expanduser()
         if path.exists():
-            setattr(section, name, str(path.resolve()))
-        elif name == "path" and set(value) & set("*?["):  # a pattern: its files are looked for where it was typed
-            setattr(section, name, str(path))
+            setattr(named.section, named.name, str(path.resolve()))
+        elif named.content == "corpus" and set(value) & set(
+            "*?["
+        ):  # a pattern: its files are looked for where it was typed
+            setattr(named.section, named.name, str(path))
     return cfg
 
 

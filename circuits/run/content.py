@@ -37,19 +37,20 @@ class Contents:
             except (OSError, ValueError):
                 self._hashes = {}  # only a memory: what is lost is computed again
 
-    def of(self, where: str, section: Any) -> Any:
-        """What enters a key for field `where` (such as ``data.path``) of `section`."""
-        answers: dict[str, Callable[[Any], Any]] = {
-            "model.id": lambda model: self.model(model).identity if model.embedded is None else "embedded",
-            "behaviour.path": lambda behaviour: None if behaviour.path is None else self.records(Path(behaviour.path)),
-            "data.path": self.corpus,
-            "sae.from_": lambda sae: (
-                None if sae.from_ is None else self.directory(Path(sae.from_), "*.safetensors", "cfg.json")
-            ),
-        }
-        if where not in answers:
-            raise UserError(f"{where}: no rule for the content of this field; add one to circuits/run/content.py")
-        return answers[where](section)
+    def of(self, where: str, content: str, section: Any) -> Any:
+        """What enters a key for field `where` (such as ``data.path``) of `section`, whose content is read by the rule `content`."""
+        value = getattr(section, where.rpartition(".")[2])
+        if content == "model":
+            return self.model(section).identity if section.embedded is None else "embedded"
+        if content == "corpus":
+            return self.corpus(section)
+        if value is None:
+            return None
+        if content == "records":
+            return self.records(Path(value))
+        if content == "sae":
+            return self.directory(Path(value), "*.safetensors", "cfg.json")
+        raise UserError(f"{where}: no rule for content {content!r}; add one to Contents.of")
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute` answers, asked for once and not for each element of a sweep."""

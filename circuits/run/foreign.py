@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from circuits import schema
 from circuits.errors import CircuitsError, UserError
 from circuits.run.keys import HASH_CHARACTERS
 from circuits.schema import BaseConfig
@@ -18,18 +19,19 @@ _SHOWN = 8  # artifacts that are named in an error
 
 
 def locate(cfg: BaseConfig) -> None:
-    """Replace the name that ``sae.from`` gives by the directory that it stands for.
+    """Replace the names that ``<group>.from`` gives by the directories that they stand for.
 
     Raises:
         UserError: there is none.
     """
-    name = cfg.sae.from_
-    if name is None or Path(name).is_dir():
-        return
-    try:
-        cfg.sae.from_ = str(_located(name, Path(cfg.outputs) / "artifacts"))
-    except CircuitsError as e:
-        raise UserError(f"sae.from={name}: {e}") from e
+    for named in schema.naming(cfg, "from"):
+        name = named.value
+        if name is None or Path(name).is_dir():
+            continue
+        try:
+            setattr(named.section, named.name, str(_located(name, Path(cfg.outputs) / "artifacts")))
+        except CircuitsError as e:
+            raise UserError(f"{named.key.removesuffix('_')}={name}: {e}") from e
 
 
 def _located(name: str, artifacts: Path) -> Path:

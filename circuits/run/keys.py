@@ -114,11 +114,11 @@ def canonical(path: str, value: Any, contents: Contents) -> Any:
         result = {}
         for field in dataclasses.fields(value):
             role, member = field.metadata.get("role", "keyed"), getattr(value, field.name)
-            if role == "free" or (role == "added" and member == field.default):
+            if role in ("free", "path") or (role == "added" and member == field.default):
                 continue
             where = f"{path}.{field.name}"
-            if role == "file":
-                result[field.name] = contents.of(where, value)
+            if role in ("file", "from"):
+                result[field.name] = contents.of(where, field.metadata["content"], value)
             else:
                 result[field.name] = canonical(where, member, contents)
         return result

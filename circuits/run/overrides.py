@@ -16,6 +16,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +38,6 @@ FACTS = ("model.family", "model.layers", "model.width")
 #: Hydra's own way to Slurm; it blocks, recomposes on the node and pickles, but whoever asks for it gets it.
 STOCK_LAUNCHERS = ("submitit_slurm", "submitit_local")
 STOCK_FOLDER = "multirun/submitit"  # where its scripts and pickles go
-
-#: Paths and names: what a shell gave is one text, whatever stands in it.
-TEXTS = (
-    "data.path",
-    "behaviour.path",
-    "name",
-    "of",
-    "outputs",
-    "multirun",
-    "report.out",
-    "compare.out",
-    "export.path",
-    "interpret.labels",
-)
 
 
 @dataclass
@@ -114,6 +101,14 @@ def normalise(argv: Sequence[str]) -> Arguments:
     return arguments
 
 
+@lru_cache
+def texts() -> frozenset[str]:
+    """The keys that name something, or somebody's words: what a shell gave is one text, whatever stands in it."""
+    return frozenset(
+        {"name", "of", "outputs", "multirun", *(one.key for one in schema.naming(config.root()()))} - {"model.id"}
+    )
+
+
 def canonical(overrides: Iterable[str]) -> list[str]:
     """Each override in the form that the schema knows."""
     result: list[str] = []
@@ -123,11 +118,11 @@ def canonical(overrides: Iterable[str]) -> list[str]:
             result += _model(value)
         elif key == "behaviour" and equals:
             result += _behaviour(value)
-        elif key == "sae.from":
-            result.append(f"sae.from_={_quoted(value)}")
+        elif key.endswith(".from"):
+            result.append(f"{key}_={_quoted(value)}")
         elif key == "note" and equals:
             result.append(f"note={_text(value)}")
-        elif key in TEXTS:
+        elif key in texts():
             result.append(f"{key}={_quoted(value)}")
         else:
             result.append(word)
@@ -383,7 +378,7 @@ def _check_value(override: Any, hint: Any) -> str | None:
     for value in _plain(override):
         if Any in options or (value is None and type(None) in options):
             continue
-        key, shown = override.key_or_group.replace("from_", "from"), str(value)
+        key, shown = override.key_or_group.removesuffix("_"), str(value)
         where = f"{key}={'null' if value is None else shown.lower() if isinstance(value, bool) else shown}"
         if value == "":
             return f"{where}: empty" + (

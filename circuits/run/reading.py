@@ -294,4 +294,4 @@ def _with(cfg: BaseConfig, key: str, value: Any) -> BaseConfig:
 
 def _typed(word: str) -> str:
     """An override as a person types it."""
-    return word.replace("sae.from_=", "sae.from=", 1)
+    return re.sub(r"^(\w+\.from)_=", r"\1=", word)

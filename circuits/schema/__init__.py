@@ -3,14 +3,7 @@
 One module a group; this one joins them. Standard library only. Hydra merges ``conf/`` into the node that :func:`root_schema`
 builds, so an unknown key, a value of the wrong type or a choice that does not exist is refused before anything runs.
 
-A field's *role* says how it takes part in an artifact's key (``circuits.run.kinds``):
-
-========  ====================================================================================
-keyed     the default: it changes the result, so it enters the key
-free      it changes no result (logging, checkpoints, devices): never in a key
-added     left out of the key while at its default, so that a new option re-keys nothing
-file      names a file, a directory or a hub name: its *content* enters the key, not its spelling
-========  ====================================================================================
+A field's *role* says how it takes part in an artifact's key: see :mod:`circuits.schema.fields`.
 """
 
 from __future__ import annotations
@@ -40,7 +33,7 @@ from circuits.schema.cluster import (
     personal_schema,
 )
 from circuits.schema.data import DataConfig, DataSource
-from circuits.schema.fields import MISSING, added, file, free
+from circuits.schema.fields import MISSING, added, file, free, naming
 from circuits.schema.interpret import InterpretConfig, Pool
 from circuits.schema.model import Dtype, EmbeddedConfig, Matmul, ModelConfig, PrecisionConfig, Site
 from circuits.schema.sae import Architecture, NonFinitePolicy, Normalize, SaeConfig, SaeSource
@@ -143,5 +136,5 @@ __all__ = [
     "BehaviourConfig", "Bos", "ClusterConfig", "DataConfig", "DataSource", "Dtype", "EmbeddedConfig", "InterpretConfig",
     "Matmul", "ModelConfig", "MultiToken", "NonFinitePolicy", "Normalize", "PersonalConfig", "Pool", "PrecisionConfig",
     "QueueConfig", "Resources", "Reuse", "SaeConfig", "SaeSource", "Site", "TaskConfig", "TrackingConfig",
-    "TrackingMode", "Where", "added", "check", "file", "free", "root_schema",
+    "TrackingMode", "Where", "added", "check", "file", "free", "naming", "root_schema",
 ]  # fmt: skip

@@ -32,7 +32,9 @@ class BehaviourConfig:
     """A behaviour, how many of its prompts are drawn, and how they are tokenised."""
 
     name: str = MISSING  # a module of circuits/data/behaviours, or file
-    path: str | None = file(None)  # JSON lines: prompt, target, foil; corrupt, id, split, group and factors where known
+    path: str | None = file(
+        None, "records"
+    )  # JSON lines: prompt, target, foil; corrupt, id, split, group and factors where known
     n_samples: int | None = None  # training prompts; null: all of a file
     n_test: int | None = None  # test prompts; their groups and clean prompts are in no training prompt
     multi_token: MultiToken | None = None  # answers of several tokens; null: fail for a file, drop for a generator

@@ -23,7 +23,7 @@ class DataConfig:
     """The text stream that SAEs are trained on; never the behaviour's prompts."""
 
     source: DataSource = DataSource.embedded  # where the text comes from
-    path: str | None = file(None)  # file, directory, pattern or (datasets) hub name
+    path: str | None = file(None, "corpus")  # file, directory, pattern or (datasets) hub name
     field: str | None = None  # the JSON key or the dataset column that holds the text
     split: str | None = None  # of a hub dataset
     context: int = 64  # tokens a sequence

@@ -1,15 +1,33 @@
-"""Roles of fields: how each takes part in an artifact's key. Standard library only."""
+"""Roles of fields: how each takes part in an artifact's key, and what a person writes into it. Standard library only.
+
+========  ====================================================================================================================
+keyed     the default: it changes the result, so it enters the key
+free      it changes no result (logging, checkpoints, devices): never in a key
+added     left out of the key while at its default, so that a new option re-keys nothing
+file      names a file, a directory or a hub name: its *content* enters the key, not its spelling
+from      names what takes the place of something that would be made: a directory, an artifact, a hub name; by content, too
+path      names a file that changes no result: never in a key
+========  ====================================================================================================================
+
+What names something (``file``, ``from``, ``path``) may be written with spaces and signs on the command line, is taken from the
+directory that the command was typed in, and, where its content counts, says by which rule that is read.
+"""
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Any
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 MISSING = "???"  # OmegaConf's mark of a mandatory value
+NAMING = ("file", "from", "path")
+Content = Literal["model", "corpus", "records", "sae"]
+"""By which rule the content of what is named is read: see ``Contents``."""
 
 
-def _role(role: str, default: Any) -> Any:
-    return field(default=default, metadata={"role": role})
+def _role(role: str, default: Any, **facts: Any) -> Any:
+    return field(default=default, metadata={"role": role, **facts})
 
 
 def free(default: Any) -> Any:
@@ -22,6 +40,42 @@ def added(default: Any) -> Any:
     return _role("added", default)
 
 
-def file(default: Any) -> Any:
+def file(default: Any, content: Content) -> Any:
     """A field whose content (of the file, directory or hub revision it names) enters the key."""
-    return _role("file", default)
+    return _role("file", default, content=content)
+
+
+def taken_from(content: Content) -> Any:
+    """The field ``from_`` of a group (``sae.from=…``): what is taken instead of being made. Null where it is made."""
+    return _role("from", None, content=content)
+
+
+def named_file(default: Any) -> Any:
+    """A field that names a file which changes no result."""
+    return _role("path", default)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A field that names something: its dotted name, the section that holds it, its role."""
+
+    key: str
+    section: Any
+    name: str
+    role: str
+    content: Content | None
+
+    @property
+    def value(self) -> Any:
+        """What is written in it."""
+        return getattr(self.section, self.name)
+
+
+def naming(cfg: Any, *roles: str, under: str = "") -> Iterator[Named]:
+    """All fields of `cfg` and its sections that have one of these roles (default: those that name something)."""
+    for one in dataclasses.fields(cfg):
+        value, key, role = getattr(cfg, one.name), f"{under}{one.name}", one.metadata.get("role")
+        if role in (roles or NAMING):
+            yield Named(key, cfg, one.name, role, one.metadata.get("content"))
+        elif dataclasses.is_dataclass(value):
+            yield from naming(value, *roles, under=f"{key}.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from circuits.schema.fields import free
+from circuits.schema.fields import free, named_file
 from circuits.schema.reading import When
 
 
@@ -34,7 +34,9 @@ class InterpretConfig:
     shuffles: int = 20  # of the labels: the control
     fdr: float = 0.05  # q below which an association counts
     batch_size: int = free(32)  # sequences (or prompts) a forward pass; results agree to rounding
-    labels: str | None = free(None)  # CSV with columns feature,label (and layer), edited by people; shown in reports
+    labels: str | None = named_file(
+        None
+    )  # CSV with columns feature,label (and layer), edited by people; shown in reports
 
 
 #: Settings of the test of features on the behaviour's prompts.

@@ -54,7 +54,7 @@ class EmbeddedConfig:
 class ModelConfig:
     """A causal language model: the embedded one, a hub name or a directory."""
 
-    id: str = file(MISSING)  # hub name or directory; model=NAME and model=DIRECTORY are short for it
+    id: str = file(MISSING, "model")  # hub name or directory; model=NAME and model=DIRECTORY are short for it
     revision: str | None = free(None)  # hub branch, tag or commit; the commit it resolves to is in the key through `id`
     embedded: EmbeddedConfig | None = None
     family: str | None = free(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 
-from circuits.schema.fields import added, file, free
+from circuits.schema.fields import added, free, taken_from
 from circuits.schema.model import Site
 from circuits.schema.reading import SET, When
 
@@ -69,7 +69,7 @@ class SaeConfig:
     skip_first: int = 1  # leading positions left out: attention sinks would dominate the loss and explained variance
     heldout_sequences: int = 512  # sequences of the final measurement
     nonfinite: NonFinitePolicy = NonFinitePolicy.fail  # a NaN or infinity: fail, or drop the row (one layer a run)
-    from_: str | None = file(None)  # an SAE to measure instead of training one: directory, artifact or hub name
+    from_: str | None = taken_from("sae")  # an SAE to measure instead of training one: directory, artifact or hub name
     target_site: Site | None = added(None)  # another site to reconstruct: a transcoder  # noqa: RUF009
     k_anneal: int | None = added(None)  # steps over which k falls from four times its value
     threshold_rate: float | None = added(None)  # weight of a batch in the inference threshold

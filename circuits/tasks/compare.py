@@ -20,6 +20,7 @@ from circuits.run import places, saved, sweep
 from circuits.run.kinds import Kind
 from circuits.run.sweep import Sweep
 from circuits.schema import BaseConfig
+from circuits.schema.fields import named_file
 from circuits.words import number, visible
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Options:
 
     of: list[str] = field(default_factory=list)  # ids, names or directories; the first is the base
     force: bool = False  # also when data, model or number format differ
-    out: str | None = None  # where to put page and CSV; null: outputs/compare/A,B
+    out: str | None = named_file(None)  # where to put page and CSV; null: outputs/compare/A,B
 
 
 def run(cfg: BaseConfig) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from circuits.errors import UserError, suggest
 from circuits.files import disk_errors, read_json, write_atomic
 from circuits.schema import BaseConfig
+from circuits.schema.fields import named_file
 
 if TYPE_CHECKING:
     from circuits.run.store import Artifact
@@ -27,7 +28,7 @@ class Options:
     """Options of the export."""
 
     format: str = "saelens"  # saelens or sparsify
-    path: str | None = None  # the directory to write; it must not exist, or be empty
+    path: str | None = named_file(None)  # the directory to write; it must not exist, or be empty
 
 
 def run(cfg: BaseConfig) -> int:

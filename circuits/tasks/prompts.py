@@ -122,10 +122,15 @@ class Prompts(Kind):
         behaviour = cfg.behaviour
         if behaviour.path is not None:
             return list(_file_problems(behaviour.path))
-        from circuits.data.behaviours import BEHAVIOURS
+        from circuits.data.behaviours import BEHAVIOURS, embedded
 
         if behaviour.name not in BEHAVIOURS:
             return [f"behaviour={behaviour.name}: no module circuits/data/behaviours/{behaviour.name}.py declares it"]
+        if BEHAVIOURS[behaviour.name].natural_only and cfg.model.embedded is not None:
+            known = " ".join(embedded())
+            return [
+                f"behaviour={behaviour.name}: asked of models of natural language only; choose another model, or of {known}"
+            ]
         return []
 
     def bytes(self, cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from circuits.errors import UserError
 from circuits.run import config, private, saved, sweep
 from circuits.run.layers import ranges
 from circuits.schema import BaseConfig
+from circuits.schema.fields import named_file
 
 READS = ("of",)
 
@@ -17,7 +18,7 @@ READS = ("of",)
 class Options:
     """Options of the report."""
 
-    out: str | None = None  # where to put it; null: into the sweep's directory
+    out: str | None = named_file(None)  # where to put it; null: into the sweep's directory
 
 
 def run(cfg: BaseConfig) -> int:

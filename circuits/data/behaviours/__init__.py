@@ -7,7 +7,7 @@ import pkgutil
 
 from circuits.data.behaviours.base import Behaviour, Example, split
 
-__all__ = ["BEHAVIOURS", "Behaviour", "Example", "split"]
+__all__ = ["BEHAVIOURS", "Behaviour", "Example", "embedded", "split"]
 
 
 def _find() -> dict[str, Behaviour]:
@@ -18,3 +18,8 @@ def _find() -> dict[str, Behaviour]:
 
 
 BEHAVIOURS: dict[str, Behaviour] = _find()
+
+
+def embedded() -> dict[str, Behaviour]:
+    """The behaviours that the embedded model learns: all but those that are asked of natural language only."""
+    return {name: behaviour for name, behaviour in BEHAVIOURS.items() if not behaviour.natural_only}

@@ -62,7 +62,7 @@ OPENINGS = (
 
 @dataclass(frozen=True)
 class Behaviour:
-    """A generator of examples. The embedded model learns every behaviour there is, so its words are declared.
+    """A generator of examples. The embedded model learns every behaviour that is not `natural_only`, so its words are declared.
 
     Models of natural language are asked `natural`, where there is one, in more words and as such text is written.
     """
@@ -76,6 +76,8 @@ class Behaviour:
     """All examples, where the whole domain is to be tested rather than unseen draws (single-digit sums)."""
     natural: Callable[[np.random.Generator], Example] | None = None
     """Draws for models of natural language; None where the embedded model's wording is natural enough."""
+    natural_only: bool = False
+    """Asked of models of natural language only: `draw` writes natural text, and the embedded model never sees it."""
     digits: Callable[[np.random.Generator], Example] | None = None
     """Natural draws for tokenizers under which no natural answer is one token; None where no answer is a number."""
     aligned: bool = True

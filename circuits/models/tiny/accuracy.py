@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from circuits.data.behaviours import BEHAVIOURS, Example
+from circuits.data.behaviours import Example, embedded
 from circuits.data.behaviours.base import unseen
 from circuits.data.seeds import derive_seed
 
@@ -35,7 +35,7 @@ def correct(model: Any, tokenizer: PreTrainedTokenizerFast, examples: list[Examp
 def accuracies(model: Any, tokenizer: PreTrainedTokenizerFast, n: int, seed: int) -> dict[str, Accuracy]:
     """Behaviour -> accuracy on up to `n` unseen prompts (a behaviour with a `domain`: on all of it)."""
     measured = {}
-    for name, behaviour in BEHAVIOURS.items():
+    for name, behaviour in embedded().items():
         examples = unseen(behaviour, np.random.default_rng(derive_seed(seed, name)), n)
         right = correct(model, tokenizer, examples)
         measured[name] = Accuracy(sum(right) / len(right), len(right))

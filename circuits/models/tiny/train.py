@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging as hf_logging
 
 from circuits.data import mixture
-from circuits.data.behaviours import BEHAVIOURS
+from circuits.data.behaviours import embedded
 from circuits.data.behaviours.base import WORD
 from circuits.data.keeper import Keeper, State
 from circuits.data.seeds import derive_seed
@@ -133,7 +133,7 @@ class Curriculum:
     """Running error per behaviour: it sets what is drawn next, and says when everything is learned."""
 
     def __init__(self) -> None:
-        self.errors = dict.fromkeys(BEHAVIOURS, 1.0)
+        self.errors = dict.fromkeys(embedded(), 1.0)
 
     def shares(self) -> dict[str, float]:
         """What is not yet learned is drawn more often, what is learned is kept alive."""
