@@ -32,8 +32,8 @@ from circuits.data.npy import GrowingNpy
 from circuits.data.pieces import Entry, Piece, Pieces
 from circuits.data.reservoir import Reservoir
 from circuits.data.samples import StreamSamples
-from circuits.data.tokens import Tokens
 from circuits.files import write_json
+from circuits.model_input import ModelInput
 from circuits.models.hooks import forward
 from circuits.models.load import LM, wrap
 
@@ -46,12 +46,12 @@ class Random:
 
     name, context = "random tokens", TOKENS
 
-    def block(self, index: int, n: int) -> Tokens:
+    def block(self, index: int, n: int) -> ModelInput:
         """Sequences of block `index`."""
         ids = torch.randint(0, 160, (n, TOKENS), generator=torch.Generator().manual_seed(index))
-        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(index * n, (index + 1) * n))
+        return ModelInput(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(index * n, (index + 1) * n))
 
-    def heldout(self, n: int) -> Tokens:
+    def heldout(self, n: int) -> ModelInput:
         """None are needed."""
         raise NotImplementedError
 
@@ -132,7 +132,7 @@ def writing(folder: Path, n: int, rounds: int) -> None:
     def passes(_: Path) -> None:
         for start in range(0, n, BATCH):
             tokens = samples.window(start, min(start + BATCH, n))
-            forward(lm, tokens.ids, tokens.mask, capture={"resid_post": range(LAYERS)})
+            forward(lm, tokens, capture={"resid_post": range(LAYERS)})
 
     def captured(place: Path) -> None:
         capture(

@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHea
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from circuits.model_input import ModelInput
 from circuits.models.hooks import Edit, Result, forward
 from circuits.models.load import LM, pick_device, wrap
 from circuits.models.sites import FAMILIES, sites_of
@@ -104,13 +105,21 @@ def ours(lm: LM, ids: torch.Tensor, mask: torch.Tensor) -> Variants:
 
     return {
         "plain": plain,
-        "ours: last 5, logits": lambda: forward(lm, ids, mask, capture=stream, positions=LAST, logits="all"),
-        "ours: last 5, last logits": lambda: forward(lm, ids, mask, capture=stream, positions=LAST, logits="last"),
-        "ours: last 5, no lm_head": lambda: forward(lm, ids, mask, capture=stream, positions=LAST),
-        "ours: all positions, no lm_head": lambda: forward(lm, ids, mask, capture=stream),
-        "ours: all sites, last 5, no lm_head": lambda: forward(lm, ids, mask, capture=all_sites, positions=LAST),
-        "ours: one layer's heads zeroed, logits": lambda: forward(lm, ids, mask, edits=zero, logits="all"),
-        "ours: one layer's heads zeroed, last logits": lambda: forward(lm, ids, mask, edits=zero, logits="last"),
+        "ours: last 5, logits": lambda: forward(
+            lm, ModelInput(ids, mask), capture=stream, positions=LAST, logits="all"
+        ),
+        "ours: last 5, last logits": lambda: forward(
+            lm, ModelInput(ids, mask), capture=stream, positions=LAST, logits="last"
+        ),
+        "ours: last 5, no lm_head": lambda: forward(lm, ModelInput(ids, mask), capture=stream, positions=LAST),
+        "ours: all positions, no lm_head": lambda: forward(lm, ModelInput(ids, mask), capture=stream),
+        "ours: all sites, last 5, no lm_head": lambda: forward(
+            lm, ModelInput(ids, mask), capture=all_sites, positions=LAST
+        ),
+        "ours: one layer's heads zeroed, logits": lambda: forward(lm, ModelInput(ids, mask), edits=zero, logits="all"),
+        "ours: one layer's heads zeroed, last logits": lambda: forward(
+            lm, ModelInput(ids, mask), edits=zero, logits="last"
+        ),
     }
 
 
@@ -261,7 +270,10 @@ def main() -> None:
                 share = ratio(seconds, mine, theirs)
                 print(f"\n{mine} ÷ {theirs}: {share:.2f} (goal ≤ 1 {'met' if share <= 1 else 'MISSED'})")
         sites = {site: range(lm.dims.layers) for site in sites_of(lm.dims)}
-        part, whole = forward(lm, ids, mask, capture=sites, positions=LAST), forward(lm, ids, mask, capture=sites)
+        part, whole = (
+            forward(lm, ModelInput(ids, mask), capture=sites, positions=LAST),
+            forward(lm, ModelInput(ids, mask), capture=sites),
+        )
         print(f"\nkept, all sites: last {LAST} positions {held(part):.1f} MB, all positions {held(whole):.1f} MB\n")
     small, large = SHAPES
     families(small, ["plain", *FAMILY_COLUMNS.values()], batch, rounds, clock, device)

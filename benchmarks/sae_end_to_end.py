@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from real_model import manuals, real_model
 
 from circuits.data.stream import ActivationStream
-from circuits.data.tokens import Tokens
+from circuits.model_input import ModelInput
 from circuits.models.load import LM, load_model
 from circuits.sae.loop import Hooks, train
 from circuits.sae.spec import TrainSpec
@@ -49,11 +49,11 @@ class Source:
     def __init__(self, ids: torch.Tensor) -> None:
         self.ids = ids
 
-    def block(self, index: int, n: int) -> Tokens:
+    def block(self, index: int, n: int) -> ModelInput:
         rows = (torch.arange(n) + index * n) % len(self.ids)
-        return Tokens(self.ids[rows], torch.ones(n, CONTEXT, dtype=torch.bool), rows)
+        return ModelInput(self.ids[rows], torch.ones(n, CONTEXT, dtype=torch.bool), rows)
 
-    def heldout(self, n: int) -> Tokens:
+    def heldout(self, n: int) -> ModelInput:
         return self.block(0, n)
 
     def passes(self, index: int, n: int) -> float:

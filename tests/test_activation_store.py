@@ -22,9 +22,9 @@ from circuits.data.npy import GrowingNpy
 from circuits.data.pieces import Pieces
 from circuits.data.reservoir import Reservoir
 from circuits.data.samples import StreamSamples, count_sequences
-from circuits.data.tokens import Tokens, pad_right
 from circuits.errors import Damaged, NonFinite, UserError
 from circuits.files import write_json
+from circuits.model_input import ModelInput, padded
 from circuits.models.hooks import forward
 from circuits.models.load import LM
 from circuits.models.sites import site_width
@@ -37,14 +37,14 @@ class Sentences:
 
     name, context = "sentences", 12
 
-    def block(self, index: int, n: int) -> Tokens:
+    def block(self, index: int, n: int) -> ModelInput:
         rows = []
         for number in range(index * n, (index + 1) * n):
             generator = torch.Generator().manual_seed(number)
             rows.append(torch.randint(1, VOCAB, (LENGTHS[number % len(LENGTHS)],), generator=generator).tolist())
-        return pad_right(rows, list(range(index * n, (index + 1) * n)))
+        return padded(rows, list(range(index * n, (index + 1) * n)))
 
-    def heldout(self, n: int) -> Tokens:
+    def heldout(self, n: int) -> ModelInput:
         raise NotImplementedError
 
     def passes(self, index: int, n: int) -> float:
@@ -85,7 +85,7 @@ def captured(folder: Path, lm: LM, key: tuple[str, int], plan: Plan = PLAN) -> A
 def alone(lm: LM, number: int, key: tuple[str, int]) -> np.ndarray:
     """A sample's activations from a forward pass of its own."""
     tokens = SAMPLES.window(number, number + 1)
-    return forward(lm, tokens.ids, tokens.mask, capture=[key]).sites[key].flatten(2)[0].numpy()
+    return forward(lm, tokens, capture=[key]).sites[key].flatten(2)[0].numpy()
 
 
 # -- what is captured --------------------------------------------------------------------------------------------
@@ -235,9 +235,9 @@ def test_nothing_is_computed_twice(lm: LM, tmp_path: Path) -> None:
 
 def test_work_on_other_samples_is_refused_by_name(lm: LM, tmp_path: Path) -> None:
     class Others(Sentences):
-        def block(self, index: int, n: int) -> Tokens:
+        def block(self, index: int, n: int) -> ModelInput:
             block = super().block(index, n)
-            return Tokens(block.ids, block.mask, block.samples + 100)
+            return ModelInput(block.ids, block.mask, block.samples + 100)
 
     key = ("mlp_out", 1)
     capture(lm, SAMPLES, {key: tmp_path}, PLAN, stopping=stops_after(4))

@@ -22,8 +22,8 @@ from circuits.data.npy import NpyWriter, open_npy
 from circuits.data.rows import RowIndex
 from circuits.data.seeds import derive_seed
 from circuits.data.textstore import TextStore, tokenise
-from circuits.data.tokens import Tokens, pad_right
 from circuits.errors import Damaged, UserError
+from circuits.model_input import ModelInput, padded
 
 WORDS = [f"w{i}" for i in range(40)]
 SPECIAL = {"<bos>": 0, "<eos>": 1, "<unk>": 2}
@@ -69,12 +69,12 @@ def test_seeds_depend_on_every_part_and_on_nothing_else() -> None:
 
 
 def test_tokens_take_cuts_to_the_longest() -> None:
-    tokens = pad_right([[1, 2, 3], [4], [5, 6]], [7, 8, 9])
+    tokens = padded([[1, 2, 3], [4], [5, 6]], [7, 8, 9])
     part = tokens.take(torch.tensor([2, 1]))
     assert part.ids.tolist() == [[5, 6], [4, 0]] and part.mask.tolist() == [[True, True], [True, False]]
     assert part.samples.tolist() == [9, 8] and tokens.lengths.tolist() == [3, 1, 2]
-    with pytest.raises(ValueError, match="tokens need"):
-        Tokens(tokens.ids, tokens.mask[:, :2], tokens.samples)
+    with pytest.raises(UserError, match="needs ids and mask"):
+        ModelInput(tokens.ids, tokens.mask[:, :2], tokens.samples)
 
 
 # ---- corpora: what is read
@@ -378,7 +378,7 @@ def test_npy_written_by_rows_is_npy(tmp_path: Path, dtype: str, shape: tuple[int
 
 
 def test_row_index_names_tokens_and_survives_parquet(tmp_path: Path) -> None:
-    tokens = pad_right([[1, 2, 3], [4], [5, 6]], [7, 8, 9])
+    tokens = padded([[1, 2, 3], [4], [5, 6]], [7, 8, 9])
     index = RowIndex.from_tokens(tokens, tokens.mask & (torch.arange(3) >= 1))
     assert [c.tolist() for c in index.columns().values()] == [[0, 1, 2], [7, 7, 9], [1, 2, 1], [2, 3, 6]]
     full = RowIndex(**index.columns(), group=np.array(["a", "a", "b"]), language=np.array(["en", None, "de"], object))

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from circuits.errors import UserError
+from circuits.model_input import ModelInput
 from circuits.models import sites
 from circuits.models.hooks import Edit, forward
 from circuits.models.load import LM, load_model, wrap
@@ -85,7 +86,7 @@ def by_hand(lm: LM, layer: int, s: dict[str, torch.Tensor]) -> dict[str, torch.T
 
 def test_every_site_is_what_the_architecture_says(lm):
     ids, mask = rows(7, 5)
-    sites = forward(lm, ids, mask, capture=every_site(lm)).sites
+    sites = forward(lm, ModelInput(ids, mask), capture=every_site(lm)).sites
     for layer in range(LAYERS):
         here = {site: sites[site, layer] for site in sites_of(lm.dims)}
         for site, expected in by_hand(lm, layer, here).items():
@@ -122,7 +123,7 @@ def test_gpt2_agrees_with_a_forward_pass_written_from_the_paper():
         sites["mlp_act", layer] = act
         sites["resid_post", layer] = x = x + linear(act, f"{block}.mlp.c_proj")
     logits = norm(x, "transformer.ln_f") @ w["transformer.wte.weight"].T
-    ours = forward(lm, tokens, torch.ones_like(tokens).bool(), capture=list(sites), logits="all")
+    ours = forward(lm, ModelInput(tokens, torch.ones_like(tokens).bool()), capture=list(sites), logits="all")
     np.testing.assert_allclose(ours.logits[0].numpy(), logits, atol=1e-4, rtol=1e-4)
     for key, expected in sites.items():
         np.testing.assert_allclose(ours.sites[key][0].numpy(), expected, atol=1e-4, rtol=1e-4, err_msg=str(key))
@@ -134,9 +135,11 @@ def test_gpt2_agrees_with_a_forward_pass_written_from_the_paper():
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_capture_leaves_the_logits_bit_equal(lm, side):
     ids, mask = rows(7, 5, side=side)
-    plain = forward(lm, ids, mask, logits="all").logits
-    assert torch.equal(forward(lm, ids, mask, capture=every_site(lm), logits="all").logits, plain)
-    assert torch.equal(forward(lm, ids, mask, capture=every_site(lm), positions=2, logits="all").logits, plain)
+    plain = forward(lm, ModelInput(ids, mask), logits="all").logits
+    assert torch.equal(forward(lm, ModelInput(ids, mask), capture=every_site(lm), logits="all").logits, plain)
+    assert torch.equal(
+        forward(lm, ModelInput(ids, mask), capture=every_site(lm), positions=2, logits="all").logits, plain
+    )
 
 
 def test_logits_are_those_of_generation(lm):
@@ -149,7 +152,7 @@ def test_logits_are_those_of_generation(lm):
     for step, expected in enumerate(out.logits):
         upto = ids.shape[1] + step
         grown = torch.cat([mask, torch.ones(2, step, dtype=torch.bool)], dim=1)
-        ours = forward(lm, out.sequences[:, :upto], grown, logits="last").logits
+        ours = forward(lm, ModelInput(out.sequences[:, :upto], grown), logits="last").logits
         torch.testing.assert_close(ours, expected, **CLOSE)
 
 
@@ -157,8 +160,8 @@ def test_low_precision_passes_keep_their_dtype_and_stay_near(lm):
     ids, mask = rows(7, 5)
     name = "gpt_neox sequential" if lm.family.parallel and not lm.dims.parallel else lm.model.config.model_type
     half = build(name, torch.bfloat16)
-    low = forward(half, ids, mask, capture=every_site(lm), logits="last")
-    full = forward(lm, ids, mask, capture=every_site(lm), logits="last")
+    low = forward(half, ModelInput(ids, mask), capture=every_site(lm), logits="last")
+    full = forward(lm, ModelInput(ids, mask), capture=every_site(lm), logits="last")
     assert {tensor.dtype for tensor in low.sites.values()} == {torch.bfloat16}
     for key, tensor in full.sites.items():
         assert torch.nn.functional.cosine_similarity(low.sites[key].float(), tensor, dim=-1)[mask].min() > 0.9, key
@@ -172,7 +175,7 @@ def test_float16_models_score_finite_numbers_and_differ_from_themselves_by_no_kl
     for name, values in asdict(low).items():
         assert np.isfinite(values).all(), name
     assert np.allclose(low.logp_target, full.logp_target, atol=0.1)
-    clean = forward(half, ids, mask, logits="all").logits
+    clean = forward(half, ModelInput(ids, mask), logits="all").logits
     assert clean.dtype is torch.float16
     same, zero = (splice_losses(clean, other, clean, ids, mask) for other in (clean.clone(), torch.zeros_like(clean)))
     assert same.kl.tolist() == [0.0, 0.0] and (zero.kl > 0).all() and zero.kl.isfinite().all()
@@ -189,7 +192,7 @@ def test_images_enter_the_language_tower_where_their_tokens_stand():
 
     def run(pixels: torch.Tensor, **more):
         inputs = {"pixel_values": pixels, "token_type_ids": kinds}
-        return forward(lm, ids, mask, capture=every_site(lm), logits="last", inputs=inputs, **more)
+        return forward(lm, ModelInput(ids, mask, extra=inputs), capture=every_site(lm), logits="last", **more)
 
     one, other = (torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(2))
     first, second = run(one), run(other)
@@ -212,7 +215,7 @@ def test_a_parallel_residual_has_no_resid_mid():
     ids, mask = rows(5)
     says = r"^resid_mid: this model has none: .*parallel residual\); its sites: resid_pre head_z attn_out mlp_in"
     with pytest.raises(UserError, match=says):
-        forward(lm, ids, mask, capture=[("resid_mid", 0)])
+        forward(lm, ModelInput(ids, mask), capture=[("resid_mid", 0)])
     with pytest.raises(UserError, match=says):
         site_width(lm.dims, "resid_mid")
     assert "resid_mid" in sites_of(build("gpt_neox sequential").dims)
@@ -330,7 +333,7 @@ def test_a_family_with_llamas_names_is_the_one_line_that_the_documents_show(monk
     config = AutoConfig.for_model(family, **shape, vocab_size=50, max_position_embeddings=32, pad_token_id=0)
     lm = wrap(AutoModelForCausalLM.from_config(config))
     ids, mask = rows(7, 5)
-    s = forward(lm, ids, mask, capture={site: [1] for site in sites_of(lm.dims)}, logits="all")
+    s = forward(lm, ModelInput(ids, mask), capture={site: [1] for site in sites_of(lm.dims)}, logits="all")
     written = s.sites["resid_pre", 1] + s.sites["attn_out", 1] + s.sites["mlp_out", 1]
     assert torch.equal(s.sites["resid_post", 1], written) and s.sites["mlp_act", 1].shape[-1] == 40
     assert dims_of({"model_type": family, **shape}) == dims_of(AutoConfig.for_model(family, **shape).to_dict())

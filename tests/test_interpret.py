@@ -19,14 +19,14 @@ from torch import Tensor
 
 import circuits
 from circuits.data.prompts import Prompt, PromptSet
-from circuits.data.tokens import Tokens
 from circuits.errors import UserError
 from circuits.features import association, labels
 from circuits.features.collect import BINS, EDGES, Collected, Collector, Fresh
 from circuits.features.logits import final_scale, residual_rows, token_effects, why_none
 from circuits.features.pooling import pooled
-from circuits.features.tables import describe, together, wanted_tokens
+from circuits.features.tables import describe, wanted_tokens
 from circuits.features.texts import token_texts
+from circuits.model_input import ModelInput, joined
 from circuits.models.hooks import forward
 from circuits.models.modules import module_at
 from circuits.report.cards import histogram
@@ -46,16 +46,16 @@ def planted(d: int, features: dict[int, Tensor], d_sae: int = 12, threshold: flo
     return sae
 
 
-def text(n: int = 40, pos: int = 9, seed: int = 0) -> tuple[Tokens, Tensor]:
+def text(n: int = 40, pos: int = 9, seed: int = 0) -> tuple[ModelInput, Tensor]:
     """Random tokens (0-19) of different lengths, and activations that are one-hot in the token with a random size."""
     g = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 20, (n, pos), generator=g)
     mask = torch.arange(pos) < torch.randint(2, pos + 1, (n, 1), generator=g)
     x = torch.nn.functional.one_hot(ids, 20).float() * (1 + torch.rand(n, pos, 1, generator=g))
-    return Tokens(ids, mask, torch.arange(100, 100 + n)), torch.where(mask[..., None], x, float("nan"))
+    return ModelInput(ids, mask, torch.arange(100, 100 + n)), torch.where(mask[..., None], x, float("nan"))
 
 
-def collected(sae: SAE, tokens: Tokens, x: Tensor, cuts: list[int], **options: Any) -> Collected:
+def collected(sae: SAE, tokens: ModelInput, x: Tensor, cuts: list[int], **options: Any) -> Collected:
     collector = Collector(sae, torch.arange(sae.cfg.d_sae), **{"top_k": 5, "window": 2, **options})
     fresh = Fresh()
     for start, stop in zip([0, *cuts], [*cuts, len(tokens)], strict=True):
@@ -115,7 +115,7 @@ def test_the_stream_equals_a_naive_sort_however_it_is_cut() -> None:
 
 def test_a_sequence_that_comes_again_counts_but_gives_no_second_example() -> None:
     tokens, x = text(10)
-    twice = Tokens(tokens.ids.repeat(2, 1), tokens.mask.repeat(2, 1), torch.arange(20))
+    twice = ModelInput(tokens.ids.repeat(2, 1), tokens.mask.repeat(2, 1), torch.arange(20))
     found = collected(planted(20, {0: torch.ones(20)}), twice, x.repeat(2, 1, 1), [], top_k=20)
     assert found.repeated == 10 and set(found.sequence[0].tolist()) - {-1} == set(range(10))
     assert found.n_active[0] == int(twice.mask.sum())
@@ -124,9 +124,9 @@ def test_a_sequence_that_comes_again_counts_but_gives_no_second_example() -> Non
 def test_chunks_of_different_width_make_one_block() -> None:
     tokens, _ = text(12)
     parts = [tokens.take(slice(0, 5)), tokens.take(slice(5, 12))]
-    joined = together(parts)
-    assert torch.equal(joined.mask, tokens.mask[:, : joined.mask.shape[1]])
-    assert torch.equal(joined.ids[joined.mask], tokens.ids[tokens.mask])
+    whole = joined(parts)
+    assert torch.equal(whole.mask, tokens.mask[:, : whole.mask.shape[1]])
+    assert torch.equal(whole.ids[whole.mask], tokens.ids[tokens.mask])
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_prompts_number_does_not_depend_on_the_batch_that_it_is_in(how: Any) -
     options = {"site": "resid_post", "how": how, "skip_first": 1}
     found = [pooled(lm, {1: sae}, {1: features}, prompts, batch_size=n, **options)[1] for n in (1, 2, 100)]
     assert np.allclose(found[0], found[1], atol=1e-4) and np.allclose(found[0], found[2], atol=1e-4)
-    x = forward(lm, ids, mask, capture=[("resid_post", 1)]).sites["resid_post", 1]
+    x = forward(lm, ModelInput(ids, mask), capture=[("resid_post", 1)]).sites["resid_post", 1]
     for i, n in enumerate(lengths):
         active = torch.relu(x[i, 1:n] @ sae.W_enc)[:, features]
         naive = {"max": active.amax(0), "mean": active.mean(0), "last": active[-1]}[how]
@@ -385,7 +385,9 @@ def test_from_the_sae_to_the_page_and_back_with_labels(warm: Cli) -> None:
     row = found.examples.iloc[0]
     ids = torch.tensor([[int(i) for i in row["token_ids"]]])
     if row["first"] == 0:  # the whole of what came before the peak: the activation follows from model and SAE alone
-        x = forward(lm, ids, torch.ones_like(ids, dtype=torch.bool), capture=[("resid_post", 2)]).sites["resid_post", 2]
+        x = forward(lm, ModelInput(ids, torch.ones_like(ids, dtype=torch.bool)), capture=[("resid_post", 2)]).sites[
+            "resid_post", 2
+        ]
         assert float(sae.encode(x)[0, row["peak"], row["feature"]]) == pytest.approx(row["activation"], rel=1e-4)
     manifest = json.loads((artifact / "manifest.json").read_text())
     assert manifest["inputs"]["sae"]["content"] and manifest["inputs"]["prompts"]["content"]
@@ -416,7 +418,9 @@ def test_tokens_keep_their_space(warm: Cli) -> None:
     (ids,) = lm.tokenizer(["the cat, near"], add_special_tokens=False)["input_ids"]
     texts = token_texts(lm.tokenizer, ids)
     assert "".join(texts[i] for i in ids) == " the cat, near"
-    assert wanted_tokens(Tokens(torch.tensor([[5, 6]]), torch.tensor([[True, False]]), torch.tensor([0])), None) == {5}
+    assert wanted_tokens(
+        ModelInput(torch.tensor([[5, 6]]), torch.tensor([[True, False]]), torch.tensor([0])), None
+    ) == {5}
 
 
 def test_a_histogram_shows_the_bins_that_hold_something() -> None:

@@ -18,6 +18,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from circuits.errors import UserError
+from circuits.model_input import ModelInput
 from circuits.models.hooks import forward
 from circuits.models.identify import ModelFacts, inspect_model
 from circuits.models.load import asked_model, available_devices, load_model, pick_device
@@ -109,7 +110,7 @@ def test_a_saved_model_loads_frozen_and_computes_the_same(saved):
     source = (GPT2LMHeadModel if saved.name == "gpt2" else Qwen2ForCausalLM).from_pretrained(saved).eval()
     with torch.no_grad():
         expected = source(ids).logits
-    assert torch.equal(forward(lm, ids, torch.ones_like(ids).bool(), logits="all").logits, expected)
+    assert torch.equal(forward(lm, ModelInput(ids, torch.ones_like(ids).bool()), logits="all").logits, expected)
 
 
 def test_the_asked_dtype_is_the_dtype(saved):

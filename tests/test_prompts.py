@@ -167,10 +167,10 @@ def test_batches_hold_every_prompt_once_whatever_the_side_and_order() -> None:
     found = prompts.PromptSet(draw("facts").prompts)
     for options in ({"side": "left"}, {"by_length": False}, {}):
         batches = list(found.batches(7, **options))
-        assert sorted(i for b in batches for i in b.index) == list(range(52))
+        assert sorted(i for b in batches for i in b.samples.tolist()) == list(range(52))
         for b in batches:
-            for r, i in enumerate(b.index):
-                assert tuple(b.ids[r][b.mask[r]].tolist()) == found[i].ids and b.samples[r] == found[i].id
+            for r, i in enumerate(b.samples.tolist()):
+                assert tuple(b.ids[r][b.mask[r]].tolist()) == found[i].ids
                 assert b.positions[r][b.mask[r]].tolist() == list(range(len(found[i].ids)))
                 assert int(b.ids[r, b.last[r]]) == found[i].ids[-1]
     assert torch.equal(next(iter(found.batches(3, "corrupt"))).mask, next(iter(found.batches(3))).mask)

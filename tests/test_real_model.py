@@ -11,6 +11,7 @@ import torch
 from conftest import Cli
 
 from circuits.data.behaviours import BEHAVIOURS
+from circuits.model_input import ModelInput
 from circuits.models.hooks import forward
 from circuits.models.load import load_model
 from circuits.run import places
@@ -42,7 +43,7 @@ def test_what_is_captured_is_what_the_model_computes(real_model: Path) -> None:
     mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
         theirs = lm.model(ids, output_hidden_states=True)
-        ours = forward(lm, ids, mask, capture={"resid_post": [3, 12]})
+        ours = forward(lm, ModelInput(ids, mask), capture={"resid_post": [3, 12]})
     for layer in (3, 12):
         torch.testing.assert_close(ours.sites["resid_post", layer], theirs.hidden_states[layer + 1])
     assert lm.tokenizer.decode([int(theirs.logits[0, -1].argmax())]) == " Mary"

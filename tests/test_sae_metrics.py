@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import NonFinite, RunError
+from circuits.model_input import ModelInput
 from circuits.models.hooks import forward
 from circuits.models.load import LM, wrap
 from circuits.sae.evaluate import require_finite
@@ -201,7 +202,7 @@ def test_splicing_replaces_kept_positions_only(lm: LM, site: str) -> None:
     nothing = splice_sums(lm, {1: bad}, ids, mask, torch.zeros_like(mask), site=site)[1]
     assert torch.equal(nothing.ce_clean, nothing.ce_spliced) and torch.equal(nothing.ce_clean, nothing.ce_zero)
     evaluator = Evaluator(bad)
-    x = forward(lm, ids, mask, capture=[(site, 1)]).sites[site, 1].flatten(2)
+    x = forward(lm, ModelInput(ids, mask), capture=[(site, 1)]).sites[site, 1].flatten(2)
     evaluator.add(x, keep)
     evaluator.add_splice(found[1])
     result = evaluator.result()

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from circuits.data.stream import ActivationStream, Batch, Position, _bad_rows
-from circuits.data.tokens import Tokens, pad_right
 from circuits.errors import NonFinite, RunError, UserError
+from circuits.model_input import ModelInput, padded
 from circuits.models.hooks import forward
 from circuits.models.load import LM, wrap
 
@@ -30,17 +30,17 @@ class RandomSource:
     def __init__(self, shortest: int = 3, context: int = 12) -> None:
         self.shortest, self.context = shortest, context
 
-    def _sequences(self, first: int, n: int) -> Tokens:
+    def _sequences(self, first: int, n: int) -> ModelInput:
         rows = []
         for sample in range(first, first + n):
             rng = np.random.default_rng(sample)
             rows.append(rng.integers(0, VOCAB, rng.integers(self.shortest, self.context + 1)).tolist())
-        return pad_right(rows, list(range(first, first + n)))
+        return padded(rows, list(range(first, first + n)))
 
-    def block(self, index: int, n: int) -> Tokens:
+    def block(self, index: int, n: int) -> ModelInput:
         return self._sequences(index * n, n)
 
-    def heldout(self, n: int) -> Tokens:
+    def heldout(self, n: int) -> ModelInput:
         return self._sequences(10**9, n)
 
     def passes(self, index: int, n: int) -> float:
@@ -50,7 +50,7 @@ class RandomSource:
 class FailingSource(RandomSource):
     """Its third block cannot be made."""
 
-    def block(self, index: int, n: int) -> Tokens:
+    def block(self, index: int, n: int) -> ModelInput:
         if index == 2:
             raise UserError("corpus.jsonl, line 7: not JSON")
         return super().block(index, n)
@@ -98,7 +98,7 @@ def naive_rows(stream: ActivationStream, layer: int, block: int = 0) -> Tensor:
     rows = []
     for i in range(len(tokens)):
         one = tokens.take(slice(i, i + 1))
-        site = forward(stream.lm, one.ids, one.mask, capture=[(stream.site, layer)]).sites[(stream.site, layer)]
+        site = forward(stream.lm, one, capture=[(stream.site, layer)]).sites[(stream.site, layer)]
         rows.append(site.flatten(2)[0, stream.skip_first :])
     return torch.cat(rows)
 
@@ -169,7 +169,7 @@ def test_heldout_keeps_order_and_marks_what_counts(lm: LM) -> None:
         assert torch.equal(chunk.tokens.ids, part.ids) and not chunk.keep[:, 0].any()
         assert torch.equal(chunk.keep[:, 1:], part.mask[:, 1:])
         for layer, found in chunk.sites.items():
-            expected = forward(lm, part.ids, part.mask, capture=[("resid_post", layer)]).sites[("resid_post", layer)]
+            expected = forward(lm, part, capture=[("resid_post", layer)]).sites[("resid_post", layer)]
             assert torch.equal(found, expected)
 
 
@@ -185,7 +185,7 @@ def broken(lm: LM, token: int) -> LM:
 class OneBadToken(RandomSource):
     """The last token stands only at the end of sequence 5 (and of one held-out sequence)."""
 
-    def _sequences(self, first: int, n: int) -> Tokens:
+    def _sequences(self, first: int, n: int) -> ModelInput:
         tokens = super()._sequences(first, n)
         tokens.ids[tokens.ids == VOCAB - 1] = 0
         for row, sample in enumerate(tokens.samples.tolist()):
@@ -224,9 +224,9 @@ def test_dropped_rows_are_counted_and_the_rest_is_finite(lm: LM) -> None:
 class AllZero(RandomSource):
     """Nothing but token 0."""
 
-    def _sequences(self, first: int, n: int) -> Tokens:
+    def _sequences(self, first: int, n: int) -> ModelInput:
         tokens = super()._sequences(first, n)
-        return Tokens(torch.zeros_like(tokens.ids), tokens.mask, tokens.samples)
+        return ModelInput(torch.zeros_like(tokens.ids), tokens.mask, tokens.samples)
 
 
 def test_very_large_is_not_infinite() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_models import SEQUENTIAL, build, every_site, rows
 
+from circuits.model_input import ModelInput
 from circuits.models.hooks import forward
 from circuits.models.load import LM
 from circuits.models.sites import FAMILIES, hook_name
@@ -55,7 +56,7 @@ def test_agrees_with_transformer_lens_at_every_site(family: str) -> None:
     ids, mask = rows(9, 9)
     with torch.no_grad():
         logits, cache = lens.run_with_cache(ids)
-    ours = forward(lm, ids, mask, capture=every_site(lm), logits="all")
+    ours = forward(lm, ModelInput(ids, mask), capture=every_site(lm), logits="all")
     torch.testing.assert_close(ours.logits, logits, atol=1e-4, rtol=1e-4)
     for (site, layer), tensor in ours.sites.items():
         theirs = cache[hook_name(site, layer)]

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from circuits.data.pieces import Entry, Piece, Pieces
 from circuits.data.samples import Samples, kept_positions
-from circuits.data.tokens import Tokens
 from circuits.errors import Damaged, NonFinite, OutOfMemory
+from circuits.model_input import ModelInput
 from circuits.models.hooks import Key, forward
 from circuits.models.load import DTYPES, LM
 from circuits.models.sites import site_width
-from circuits.models.transfer import sent
+from circuits.transfer import sent
 
 WINDOW = 4  # batches that are sorted by length together
 ON_DISK: dict[str, np.dtype[Any]] = {
@@ -157,7 +157,7 @@ def capture(
     return tally
 
 
-def _windows(samples: Samples, plan: Plan) -> Iterator[tuple[int, Tokens, list[Tensor]]]:
+def _windows(samples: Samples, plan: Plan) -> Iterator[tuple[int, ModelInput, list[Tensor]]]:
     """Every window: its first sample, its tokens, and the rows of each of its batches that are this process's."""
     size, number = WINDOW * plan.batch_size, 0
     for start in range(0, len(samples), size):
@@ -188,7 +188,7 @@ def _unknown(
 
 @torch.no_grad()
 def _run(
-    lm: LM, tokens: Tokens, numbers: list[int], wanted: Sequence[Key], plan: Plan, window: _Window, samples: Samples
+    lm: LM, tokens: ModelInput, numbers: list[int], wanted: Sequence[Key], plan: Plan, window: _Window, samples: Samples
 ) -> None:
     """One forward pass; the kept rows of every sample, in the stored type, go into `window`."""
     layers = range(lm.dims.layers)
@@ -198,7 +198,7 @@ def _run(
     keep = kept_positions(tokens, plan.last_n, plan.skip_first)
     last_n = None if plan.last_n is None else min(plan.last_n, tokens.ids.shape[1])
     try:
-        found = forward(lm, tokens.ids, tokens.mask, capture=keys, positions=last_n)
+        found = forward(lm, tokens, capture=keys, positions=last_n)
     except torch.OutOfMemoryError as e:
         raise OutOfMemory(
             f"out of memory on {lm.device} in a pass over {len(tokens)} sequences of {tokens.ids.shape[1]} tokens; "
@@ -220,7 +220,7 @@ def _run(
             window.found.setdefault(key, {}).update(zip(numbers, parts, strict=True))
 
 
-def _among_last(keep: Bool[Tensor, "n pos"], tokens: Tokens, last_n: int) -> Bool[Tensor, "n last"]:
+def _among_last(keep: Bool[Tensor, "n pos"], tokens: ModelInput, last_n: int) -> Bool[Tensor, "n last"]:
     """`keep` as seen by a pass that returned the last `last_n` valid positions of each row, left-filled."""
     place = tokens.lengths[:, None] - last_n + torch.arange(last_n)
     return keep.gather(1, place.clamp(min=0)) & (place >= 0)

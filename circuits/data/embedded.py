@@ -12,8 +12,8 @@ from typing import Any
 
 from circuits.data import mixture
 from circuits.data.behaviours.base import WORD, Split
-from circuits.data.tokens import Tokens, pad_right
 from circuits.errors import UserError
+from circuits.model_input import ModelInput, padded
 
 CHUNK = 256
 """Sentences drawn together. A sentence is named by its number alone, so blocks of any size cut the same stream."""
@@ -38,11 +38,11 @@ class EmbeddedSource:
         self._pad: int = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._ids = _word_ids(tokenizer)
 
-    def block(self, index: int, n: int) -> Tokens:
+    def block(self, index: int, n: int) -> ModelInput:
         """Sentences ``index * n … (index + 1) * n - 1`` of the training stream."""
         return self._tokens(index * n, n, "train")
 
-    def heldout(self, n: int) -> Tokens:
+    def heldout(self, n: int) -> ModelInput:
         """The first `n` sentences of the held-out stream."""
         return self._tokens(0, n, "heldout")
 
@@ -50,12 +50,12 @@ class EmbeddedSource:
         """A generator has no end to come to."""
         return 0.0
 
-    def _tokens(self, start: int, n: int, side: Split) -> Tokens:
+    def _tokens(self, start: int, n: int, side: Split) -> ModelInput:
         first, last = start // CHUNK, (start + n - 1) // CHUNK
         chunks = (mixture.sentences(self._seed, c, CHUNK, side) for c in range(first, last + 1))
         drawn = list(chain.from_iterable(chunks))[start - first * CHUNK :][:n]
         sequences = [(self._bos + ids)[: self.context] for ids in self._encode([s.text for s in drawn])]
-        return pad_right(sequences, list(range(start, start + n)), self._pad)
+        return padded(sequences, list(range(start, start + n)), self._pad)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, without special tokens."""

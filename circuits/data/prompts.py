@@ -27,9 +27,8 @@ from circuits.files import read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
-    from jaxtyping import Bool, Int
-    from torch import Tensor
+
+    from circuits.model_input import ModelInput
 
 PROMPTS, TOKENS, META = "prompts.jsonl", "tokens.parquet", "meta.json"
 TEXT = ("id", "prompt", "corrupt", "target", "foil", "behaviour", "split", "group", "factors")
@@ -63,32 +62,6 @@ class Prompt:
     def text(self) -> dict[str, Any]:
         """The record without its token ids."""
         return {name: value for name, value in asdict(self).items() if name in TEXT}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows padded to the longest of them."""
-
-    samples: tuple[str, ...]
-    """The prompt's id of each row."""
-    index: tuple[int, ...]
-    """Where each row's prompt stands in the set."""
-    ids: Int[Tensor, "batch pos"]
-    mask: Bool[Tensor, "batch pos"]
-    positions: Int[Tensor, "batch pos"]
-    """Position ids: 0, 1, 2 … over each row's valid tokens."""
-    last: Int[Tensor, " batch"]
-    """Column of each row's last valid token."""
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on `device`."""
-        from circuits.models.transfer import sent
-
-        moved = (sent(t, device) for t in (self.ids, self.mask, self.positions, self.last))
-        return Batch(self.samples, self.index, *moved)
 
 
 @dataclass(frozen=True)
@@ -186,9 +159,9 @@ class PromptSet:
 
     def batches(
         self, size: int, which: Which = "prompt", side: Side = "right", by_length: bool = True
-    ) -> Iterator[Batch]:
+    ) -> Iterator[ModelInput]:
         """All prompts (or corrupt ones) in batches of at most `size`; `by_length` puts the longest first."""
-        return batches(self.sequences(which), self.samples, size, side=side, by_length=by_length)
+        return batches(self.sequences(which), size, side=side, by_length=by_length)
 
     def table(self) -> pd.DataFrame:
         """One row a prompt: sample, behaviour, split, group, tokens, and a column ``factor.<name>`` for each factor."""
@@ -204,13 +177,14 @@ class PromptSet:
 
 def batches(
     sequences: Sequence[Sequence[int]],
-    samples: Sequence[str],
     size: int,
     side: Side = "right",
     by_length: bool = True,
     pad: int = 0,
-) -> Iterator[Batch]:
-    """Token sequences in padded batches of at most `size`."""
+) -> Iterator[ModelInput]:
+    """Token sequences in padded batches of at most `size`; a row's sample is the place of its sequence."""
+    from circuits.model_input import padded
+
     if size < 1:
         raise UserError(f"a batch of {size} prompts: at least 1")
     order = list(range(len(sequences)))
@@ -218,22 +192,7 @@ def batches(
         order.sort(key=lambda i: (-len(sequences[i]), i))
     for start in range(0, len(order), size):
         index = order[start : start + size]
-        yield _padded([sequences[i] for i in index], [samples[i] for i in index], index, side, pad)
-
-
-def _padded(rows: Sequence[Sequence[int]], samples: Sequence[str], index: Sequence[int], side: Side, pad: int) -> Batch:
-    import torch
-
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        where = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        ids[i, where] = torch.tensor(row, dtype=torch.long)
-        mask[i, where] = True
-    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    last = torch.where(mask, torch.arange(width), -1).amax(dim=1)
-    return Batch(tuple(samples), tuple(index), ids, mask, positions, last)
+        yield padded([sequences[i] for i in index], index, pad, side)
 
 
 def write(directory: Path, prompts: Sequence[Prompt], meta: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from circuits.data.seeds import derive_seed
 from circuits.data.stream import Batch, Position
 from circuits.errors import Damaged, UserError
 from circuits.models.load import DTYPES
-from circuits.models.transfer import locked
+from circuits.transfer import locked
 from circuits.words import size
 
 CHUNK_BYTES = 16 << 20

@@ -18,9 +18,9 @@ from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuits.data.tokens import Tokens
 from circuits.errors import Damaged
 from circuits.files import write_atomic
+from circuits.model_input import ModelInput
 
 _NUMBERS = ("row", "sample", "position", "token_id")
 
@@ -60,7 +60,7 @@ class RowIndex:
         return RowIndex(**{name: column[rows] for name, column in self.columns().items()})
 
     @classmethod
-    def from_tokens(cls, tokens: Tokens, keep: Bool[Tensor, "n pos"], first_row: int = 0) -> RowIndex:
+    def from_tokens(cls, tokens: ModelInput, keep: Bool[Tensor, "n pos"], first_row: int = 0) -> RowIndex:
         """The kept tokens in reading order: sequence by sequence, position by position."""
         sequence, position = (index.numpy() for index in keep.cpu().nonzero(as_tuple=True))
         ids: Int[Tensor, "n pos"] = tokens.ids.cpu()

@@ -15,8 +15,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from circuits.data.prompts import PromptSet
-from circuits.data.tokens import Tokens, TokenSource, pad_right
+from circuits.data.tokens import TokenSource
 from circuits.errors import UserError
+from circuits.model_input import ModelInput, joined, padded
 
 BLOCK = 1024  # sequences that are asked of a stream together
 
@@ -30,7 +31,7 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def window(self, start: int, stop: int) -> Tokens:
+    def window(self, start: int, stop: int) -> ModelInput:
         """Sequences `start` … `stop` - 1; `Tokens.samples` are their numbers in the source (a corpus's context …)."""
 
     def names(self, start: int, stop: int) -> list[str]:
@@ -50,7 +51,7 @@ class StreamSamples:
                 "lower activations.n_sequences (or activations.tokens), or give more text"
             )
         self.source, self._n = source, n
-        self._block: tuple[int, Tokens] | None = None
+        self._block: tuple[int, ModelInput] | None = None
 
     @property
     def name(self) -> str:
@@ -59,14 +60,14 @@ class StreamSamples:
     def __len__(self) -> int:
         return self._n
 
-    def window(self, start: int, stop: int) -> Tokens:
+    def window(self, start: int, stop: int) -> ModelInput:
         parts = []
         for index in range(start // BLOCK, (stop - 1) // BLOCK + 1):
             if self._block is None or self._block[0] != index:
                 self._block = (index, self.source.block(index, BLOCK))
             first = index * BLOCK
             parts.append(self._block[1].take(slice(max(start - first, 0), min(stop - first, BLOCK))))
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return parts[0] if len(parts) == 1 else joined(parts)
 
     def names(self, start: int, stop: int) -> list[str]:
         return [str(number) for number in self.window(start, stop).samples.tolist()]
@@ -93,8 +94,8 @@ class PromptSamples:
         """Tokens of the longest prompt."""
         return max(len(ids) for ids in self._sequences)
 
-    def window(self, start: int, stop: int) -> Tokens:
-        return pad_right([list(ids) for ids in self._sequences[start:stop]], list(range(start, stop)))
+    def window(self, start: int, stop: int) -> ModelInput:
+        return padded([list(ids) for ids in self._sequences[start:stop]], list(range(start, stop)))
 
     def names(self, start: int, stop: int) -> list[str]:
         return self.prompts.samples[start:stop]
@@ -112,7 +113,7 @@ class PromptSamples:
         return columns
 
 
-def kept_positions(tokens: Tokens, last_n: int | None, skip_first: int) -> Bool[Tensor, "n pos"]:
+def kept_positions(tokens: ModelInput, last_n: int | None, skip_first: int) -> Bool[Tensor, "n pos"]:
     """Which tokens of right-padded sequences are captured: not the first `skip_first`, then the last `last_n` of each."""
     place = torch.arange(tokens.ids.shape[1])
     keep = tokens.mask & (place >= skip_first)
@@ -146,7 +147,7 @@ def count_sequences(source: TokenSource, rows: int, last_n: int | None, skip_fir
     return n
 
 
-def row_columns(tokens: Tokens, keep: Bool[Tensor, "n pos"], last_n: int | None) -> dict[str, np.ndarray]:
+def row_columns(tokens: ModelInput, keep: Bool[Tensor, "n pos"], last_n: int | None) -> dict[str, np.ndarray]:
     """The token columns of the row index, in reading order; ``_sequence`` is the row's sequence in `tokens`."""
     sequence, position = (index.numpy() for index in keep.nonzero(as_tuple=True))
     lengths = tokens.lengths.numpy()
@@ -159,11 +160,3 @@ def row_columns(tokens: Tokens, keep: Bool[Tensor, "n pos"], last_n: int | None)
         "token_id": tokens.ids.numpy()[sequence, position],
         "padded": short[sequence],
     }
-
-
-def _joined(parts: list[Tokens]) -> Tokens:
-    width = max(part.ids.shape[1] for part in parts)
-    pad = [(0, width - part.ids.shape[1]) for part in parts]
-    ids = torch.cat([torch.nn.functional.pad(part.ids, p) for part, p in zip(parts, pad, strict=True)])
-    mask = torch.cat([torch.nn.functional.pad(part.mask, p) for part, p in zip(parts, pad, strict=True)])
-    return Tokens(ids, mask, torch.cat([part.samples for part in parts]))

@@ -25,12 +25,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.data.seeds import derive_seed
-from circuits.data.tokens import Tokens, TokenSource
+from circuits.data.tokens import TokenSource
 from circuits.errors import NonFinite, OutOfMemory, RunError, UserError
+from circuits.model_input import ModelInput
 from circuits.models.hooks import forward
 from circuits.models.load import LM
 from circuits.models.sites import check_layer, check_site, site_width
-from circuits.models.transfer import pinned, sent
+from circuits.transfer import pinned, sent
 
 _PROBE = 256
 """Sequences of the source's first block by whose mean length a block is sized."""
@@ -65,7 +66,7 @@ class Batch:
 class Heldout:
     """A chunk of held-out sequences, in order."""
 
-    tokens: Tokens
+    tokens: ModelInput
     """In main memory, where it can be looked at without waiting for a device."""
     keep: Bool[Tensor, "n pos"]
     """Positions that count: valid, not among the skipped first ones, finite where non-finite ones are dropped. In main memory."""
@@ -75,7 +76,7 @@ class Heldout:
 
 @dataclass(frozen=True)
 class _Chunk:
-    tokens: Tokens
+    tokens: ModelInput
     source_rows: Int[Tensor, " rows"]
     """Kept positions, as numbers into the chunk's flattened ``[n * pos]``."""
     places: Int[Tensor, " rows"]
@@ -219,7 +220,7 @@ class ActivationStream:
             )
         return float(keep.sum()) / len(keep)
 
-    def _keep(self, tokens: Tokens) -> Bool[Tensor, "n pos"]:
+    def _keep(self, tokens: ModelInput) -> Bool[Tensor, "n pos"]:
         return tokens.mask & (torch.arange(tokens.ids.shape[1]) >= self.skip_first)
 
     def _prepare(self, index: int) -> _Block:
@@ -268,9 +269,9 @@ class ActivationStream:
         return True
 
     @torch.no_grad()
-    def _capture(self, tokens: Tokens) -> dict[int, Float[Tensor, "n pos width"]]:
+    def _capture(self, tokens: ModelInput) -> dict[int, Float[Tensor, "n pos width"]]:
         wanted = [(site, layer) for site in (self.site, self.target) if site is not None for layer in self.layers]
-        sites = forward(self.lm, tokens.ids, tokens.mask, capture=wanted).sites
+        sites = forward(self.lm, tokens, capture=wanted).sites
         if self.target is None:
             return {layer: sites[(self.site, layer)].flatten(2) for layer in self.layers}
         both = {layer: [sites[(site, layer)].flatten(2) for site in (self.site, self.target)] for layer in self.layers}

@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from circuits.data.keeper import Keeper, State
 from circuits.data.npy import GrowingNpy, open_npy
 from circuits.data.seeds import derive_seed
-from circuits.data.tokens import Tokens
 from circuits.errors import Damaged, UserError
 from circuits.files import read_json, write_json
+from circuits.model_input import ModelInput
 
 SIDES = ("train", "heldout")
 FILES = (*(f"{side}{name}.npy" for side in SIDES for name in ("", "_documents")), "tokens.json")
@@ -237,14 +237,14 @@ class TextStore:
     def context(self) -> int:
         return int(self.facts["context"])
 
-    def block(self, index: int, n: int) -> Tokens:
+    def block(self, index: int, n: int) -> ModelInput:
         """Sequences ``index * n … index * n + n - 1`` of the endless stream; all of full length."""
         numbers = np.arange(index * n, (index + 1) * n)
         epochs, places = np.divmod(numbers, len(self._train))
         rows = np.concatenate([self._order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
         return self._tokens(self._train, rows, 0)
 
-    def heldout(self, n: int) -> Tokens:
+    def heldout(self, n: int) -> ModelInput:
         """The first `n` held-out contexts in a seeded order (fewer when there are no more)."""
         order = self._permutation(len(self._heldout), "heldout-order")
         return self._tokens(self._heldout, order[:n], len(self._train))
@@ -278,12 +278,12 @@ class TextStore:
         return np.random.Generator(np.random.PCG64(derive_seed(self.seed, *purpose))).permutation(n)
 
     @staticmethod
-    def _tokens(store: NDArray[Any], rows: NDArray[np.int64], first_sample: int) -> Tokens:
+    def _tokens(store: NDArray[Any], rows: NDArray[np.int64], first_sample: int) -> ModelInput:
         order = np.argsort(rows, kind="stable")  # read the disk forwards, whatever the order wanted
         ids = np.empty((len(rows), store.shape[1]), np.int64)
         ids[order] = store[rows[order]]
         mask = torch.ones(ids.shape, dtype=torch.bool)
-        return Tokens(torch.from_numpy(ids), mask, torch.from_numpy(rows + first_sample))
+        return ModelInput(torch.from_numpy(ids), mask, torch.from_numpy(rows + first_sample))
 
 
 def _after(documents: Iterable[str], count: int, keeper: Keeper[str]) -> Iterator[str]:

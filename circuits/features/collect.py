@@ -23,9 +23,9 @@ from torch import Tensor
 
 from circuits.data.keeper import State
 from circuits.errors import UserError
-from circuits.models.transfer import sent, widest
 from circuits.sae.memory import FEATURES_AT_ONCE
 from circuits.sae.modules import SAE
+from circuits.transfer import sent, widest
 
 LOWEST, PER_OCTAVE, BINS = -10, 2, 48
 EDGES: NDArray[np.float64] = 2.0 ** (LOWEST + np.arange(BINS + 1) / PER_OCTAVE)

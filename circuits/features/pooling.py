@@ -17,9 +17,9 @@ from circuits.errors import UserError
 from circuits.features.collect import feature_activations
 from circuits.models.hooks import check_finite, forward
 from circuits.models.load import LM
-from circuits.models.transfer import sent
 from circuits.sae.memory import FEATURES_AT_ONCE
 from circuits.sae.modules import SAE
+from circuits.transfer import sent
 
 How = Literal["max", "mean", "last"]
 
@@ -57,13 +57,13 @@ def pooled(
         if done < keeper.start:
             done += len(batch)
             continue
-        sites = forward(lm, batch.ids, batch.mask, capture=[(site, layer) for layer in going]).sites
+        sites = forward(lm, batch, capture=[(site, layer) for layer in going]).sites
         keep = batch.mask & (batch.positions >= skip_first)
         for layer, sae in ((layer, saes[layer]) for layer in going):
             x = sites[site, layer].flatten(2)
             counted = sent(keep, x.device)[..., None]
-            check_finite(torch.where(counted, x, 0.0), site, layer, batch.index)  # a prompt's number in the set
-            found[layer][list(batch.index)] = _pool(sae, features[layer], x, keep, batch.last, how)
+            check_finite(torch.where(counted, x, 0.0), site, layer, batch.samples)  # a prompt's number in the set
+            found[layer][batch.samples.numpy()] = _pool(sae, features[layer], x, keep, batch.last, how)
         done += len(batch)
         keeper.step(done, len(prompts), lambda layer: ({"pooled": torch.from_numpy(found[layer])}, {}))
     keeper.end(done, lambda layer: ({"pooled": torch.from_numpy(found[layer])}, {}))

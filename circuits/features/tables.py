@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from circuits.data.tokens import Tokens
 from circuits.features import labels
 from circuits.features.association import strongest
 from circuits.features.collect import EDGES, Collected
 from circuits.features.logits import TokenEffects
 from circuits.features.saved import ASSOCIATIONS, EXAMPLES, FEATURES, LABELS, META, Windows, suggestion
 from circuits.files import write_json
+from circuits.model_input import ModelInput
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Described:
         labels.write_template(out / LABELS, int(self.meta["layer"]), guesses, {})
 
 
-def wanted_tokens(tokens: Tokens, effects: TokenEffects | None) -> set[int]:
+def wanted_tokens(tokens: ModelInput, effects: TokenEffects | None) -> set[int]:
     """Every token id whose text the tables need."""
     ids = set(tokens.ids[tokens.mask].unique().tolist())
     if effects is not None:
@@ -52,7 +50,7 @@ def wanted_tokens(tokens: Tokens, effects: TokenEffects | None) -> set[int]:
 
 def describe(
     found: Collected,
-    tokens: Tokens,
+    tokens: ModelInput,
     texts: Mapping[int, str],
     effects: TokenEffects | None,
     associations: pd.DataFrame,
@@ -99,7 +97,7 @@ def describe(
     return Described(pd.DataFrame(rows), examples, associations, {**meta, "edges": EDGES.tolist()}, single)
 
 
-def _examples(found: Collected, tokens: Tokens, texts: Mapping[int, str]) -> tuple[pd.DataFrame, list[Windows]]:
+def _examples(found: Collected, tokens: ModelInput, texts: Mapping[int, str]) -> tuple[pd.DataFrame, list[Windows]]:
     ids, lengths, samples = tokens.ids.cpu().numpy(), tokens.lengths.cpu().numpy(), tokens.samples.cpu().numpy()
     reach = found.windows.shape[2] // 2
     rows: list[dict[str, Any]] = []
@@ -142,17 +140,3 @@ def _examples(found: Collected, tokens: Tokens, texts: Mapping[int, str]) -> tup
         "activations",
     )
     return pd.DataFrame(rows, columns=list(columns)), windows
-
-
-def together(parts: Sequence[Tokens]) -> Tokens:
-    """Chunks of sequences as one block, on the CPU."""
-    width = max(part.ids.shape[1] for part in parts)
-
-    def padded(tensor: Tensor) -> Tensor:
-        return torch.nn.functional.pad(tensor.cpu(), (0, width - tensor.shape[1]))
-
-    return Tokens(
-        torch.cat([padded(part.ids) for part in parts]),
-        torch.cat([padded(part.mask) for part in parts]),
-        torch.cat([part.samples.cpu() for part in parts]),
-    )

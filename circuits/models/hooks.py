@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from circuits.errors import NonFinite, UserError
+from circuits.model_input import ModelInput
 from circuits.models.load import LM
 from circuits.models.modules import hooked, module_at, only_at, restarted
 from circuits.models.positions import Kept, last_positions, position_ids
 from circuits.models.sites import Tap, check_layer, check_site
-from circuits.models.transfer import sent
+from circuits.transfer import sent
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -72,8 +73,7 @@ class Result:
 
 def forward(
     lm: LM,
-    ids: Int[Tensor, "batch pos"],
-    mask: Bool[Tensor, "batch pos"],
+    rows: ModelInput,
     *,
     capture: Capture = (),
     positions: int | None = None,
@@ -81,20 +81,19 @@ def forward(
     logits: Logits = None,
     detach: bool = True,
     prefix: Prefix | None = None,
-    inputs: Mapping[str, Tensor] | None = None,
 ) -> Result:
-    """One pass over right- or left-padded rows.
+    """One pass over right- or left-padded rows, of text or of text and images.
 
     `capture` keeps sites, all positions or the last `positions` valid ones of each row; edits apply in the given order,
     before a capture at the same site. `logits`: ``all`` [batch, pos, vocab], ``last`` [batch, vocab] at each row's last
-    valid token. `detach=False` keeps the graph (see above). `inputs` are what else the model takes besides tokens: an image's
-    ``pixel_values`` and ``token_type_ids``.
+    valid token. `detach=False` keeps the graph (see above).
     """
+    ids, mask = rows.ids, rows.mask
     wanted = _keys(capture)
     _check_request(lm, wanted, positions, edits, logits, prefix)
     _check_rows(lm, ids, mask, prefix)
     # An image's place holders may lie beyond the embedding; the rows of a prefix were looked at when it was made.
-    if inputs is None and prefix is None:
+    if not rows.extra and prefix is None:
         _check_ids(lm, ids)
     mask = mask.bool()
     kept = None if positions is None else last_positions(mask, positions).to(lm.device)
@@ -108,18 +107,16 @@ def forward(
         run.attach(edits, hooks)
         if last is not None:
             hooks.enter_context(only_at(module_at(lm.model, lm.family.lm_head), last))
-        out = _call(lm, ids, mask, inputs or {})
+        out = _call(lm, ids, mask, rows.extra)
     if out is not None and last is not None:
         out = out[:, 0]
     chosen = {} if kept is None else {"index": kept.index, "valid": kept.valid}
     return Result(out, {key: run.sites[key] for key in wanted}, **chosen)
 
 
-def make_prefix(
-    lm: LM, ids: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"], layer: int, edits: Sequence[Edit] = ()
-) -> Prefix:
+def make_prefix(lm: LM, rows: ModelInput, layer: int, edits: Sequence[Edit] = ()) -> Prefix:
     """Run up to `layer` once; passes with this prefix (same rows, same mask) then start there, with equal logits."""
-    return Prefix(layer, forward(lm, ids, mask, capture=[("resid_pre", layer)], edits=edits).sites["resid_pre", layer])
+    return Prefix(layer, forward(lm, rows, capture=[("resid_pre", layer)], edits=edits).sites["resid_pre", layer])
 
 
 def finite_rows(tensor: Float[Tensor, "batch ..."]) -> Bool[Tensor, " batch"]:

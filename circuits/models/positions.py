@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from circuits.models.transfer import sent
+from circuits.transfer import sent
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from circuits.data.keeper import Keeper, State
-from circuits.data.prompts import Batch, PromptSet, Side, batches
+from circuits.data.prompts import PromptSet, Side, batches
 from circuits.errors import NonFinite, UserError
+from circuits.model_input import ModelInput
 from circuits.models.load import LM
 from circuits.models.modules import module_at, only_at
-from circuits.models.transfer import sent
+from circuits.transfer import sent
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -76,10 +77,9 @@ def score(
         return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}, {}
 
     done = 0
-    names = [prompts[row.prompt].id for row in rows]
-    for batch in batches([row.sequence for row in rows], names, batch_size, side=side, by_length=by_length):
+    for batch in batches([row.sequence for row in rows], batch_size, side=side, by_length=by_length):
         if done >= keeper.start:
-            _score_batch(lm, prompts, [rows[i] for i in batch.index], batch, found)
+            _score_batch(lm, prompts, [rows[i] for i in batch.samples.tolist()], batch, found)
             keeper.step(done + len(batch), len(rows), state)
         done += len(batch)
     keeper.end(done, state)
@@ -108,7 +108,9 @@ def _check(lm: LM, prompts: PromptSet) -> None:
 
 
 @torch.inference_mode()
-def _score_batch(lm: LM, prompts: PromptSet, rows: Sequence[_Row], batch: Batch, found: dict[str, list[float]]) -> None:
+def _score_batch(
+    lm: LM, prompts: PromptSet, rows: Sequence[_Row], batch: ModelInput, found: dict[str, list[float]]
+) -> None:
     answers = [_answers(row) for row in rows]
     spans = [max(len(tokens) for _, tokens in given) for given in answers]
     # Of every token of every answer: the row, the column of the logits at which it is predicted, and its id.
@@ -121,7 +123,7 @@ def _score_batch(lm: LM, prompts: PromptSet, rows: Sequence[_Row], batch: Batch,
     starts = [(r, max(spans) - span) for r, span in enumerate(spans)]
     sound, table, best = _looked_up(answer_logits(lm, batch, max(spans)).float(), read, starts)
     if not bool(sound.all()):
-        sample = batch.samples[int((~sound).nonzero()[0, 0])]
+        sample = prompts[rows[int((~sound).nonzero()[0, 0])].prompt].id
         raise NonFinite(f"non-finite logits, prompt {sample}; use precision=fp32 or precision=bf16")
     at = 0
     for row, given, (top, probability) in zip(rows, answers, best.tolist(), strict=True):
@@ -160,7 +162,7 @@ def _answers(row: _Row) -> list[tuple[str, tuple[int, ...]]]:
     return [(row.answer, row.tokens)]
 
 
-def answer_logits(lm: LM, batch: Batch, n: int) -> Float[Tensor, "batch n vocab"]:
+def answer_logits(lm: LM, batch: ModelInput, n: int) -> Float[Tensor, "batch n vocab"]:
     """Logits at the last `n` valid positions of each row; of shorter rows the first columns repeat position 0."""
     batch = batch.to(lm.device)
     last = _last(batch, n)
@@ -171,12 +173,14 @@ def answer_logits(lm: LM, batch: Batch, n: int) -> Float[Tensor, "batch n vocab"
             position_ids=batch.positions,
             use_cache=False,
             return_dict=True,
+            **batch.extra,
         )
     logits: Tensor = out.logits
     return logits
 
 
-def _last(batch: Batch, n: int) -> Int[Tensor, "batch n"]:
-    first = batch.last - batch.mask.sum(dim=1) + 1
+def _last(batch: ModelInput, n: int) -> Int[Tensor, "batch n"]:
+    last = batch.last
+    first = last - batch.lengths + 1
     back = torch.arange(n - 1, -1, -1, device=batch.ids.device)
-    return torch.maximum(batch.last[:, None] - back, first[:, None])
+    return torch.maximum(last[:, None] - back, first[:, None])

@@ -96,10 +96,10 @@ def _checked_pass(lm: LM, device: torch.device, dtype: torch.dtype, start: float
     if {tuple(row) for row in train.ids.tolist()} & {tuple(row) for row in heldout.ids.tolist()}:
         raise RunError("a held-out sentence is among the training sentences")
     capture = {site: range(lm.dims.layers) for site in SITES}
-    plain = forward(lm, train.ids, train.mask, logits="all")
-    found = forward(lm, train.ids, train.mask, capture=capture, positions=LAST, logits="all")
+    plain = forward(lm, train, logits="all")
+    found = forward(lm, train, capture=capture, positions=LAST, logits="all")
     sham = [Edit("resid_mid", 1, lambda x: x), Edit("head_z", 0, lambda x: x)]
-    edited = forward(lm, train.ids, train.mask, edits=sham, logits="all")
+    edited = forward(lm, train, edits=sham, logits="all")
     unchanged = {"capture": found.logits, "an identity edit": edited.logits}
     if plain.logits is None:
         raise RunError("the pass gave no logits")

@@ -22,9 +22,9 @@ import torch
 
 from circuits.data.stream import ActivationStream, Batch, Position
 from circuits.errors import NonFinite, UserError
-from circuits.models.transfer import sent
 from circuits.sae.spec import TrainSpec
 from circuits.sae.training import Trainer
+from circuits.transfer import sent
 
 FIRST_ROWS = 4096  # by which an SAE's input normalisation is set
 TURN_BATCHES, TURN_SECONDS = 8, 2.0  # at most, of all SAEs together: a run that is told to stop does so after a turn

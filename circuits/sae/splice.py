@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuits.model_input import ModelInput
 from circuits.models.hooks import Edit, Prefix, forward
 from circuits.models.load import LM
-from circuits.models.transfer import sent
 from circuits.sae.metrics import SpliceSums
 from circuits.sae.modules import SAE
+from circuits.transfer import sent
 
 
 def splice_losses(
@@ -104,10 +105,10 @@ def splice_sums(
     restart from what it had at their layer."""
 
     def logits(*edits: Edit, prefix: Prefix) -> Tensor:
-        found = forward(lm, ids, mask, edits=edits, logits="all", prefix=prefix).logits
+        found = forward(lm, ModelInput(ids, mask), edits=edits, logits="all", prefix=prefix).logits
         return torch.empty(0) if found is None else found
 
-    whole = forward(lm, ids, mask, capture={"resid_pre": saes}, logits="all")
+    whole = forward(lm, ModelInput(ids, mask), capture={"resid_pre": saes}, logits="all")
     clean = torch.empty(0) if whole.logits is None else whole.logits
     at, sums = kept_rows(keep, clean.device), {}
     for layer, sae in saes.items():

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from circuits.data.seeds import derive_seed
 from circuits.errors import Damaged, NonFinite, UserError
-from circuits.models.transfer import sent
 from circuits.sae import normalise
 from circuits.sae.modules import SAE, Objective, Outcome, SAEConfig, Weights, architecture
 from circuits.sae.modules.gradients import buffer
@@ -28,6 +27,7 @@ from circuits.sae.normalise import Units
 from circuits.sae.optimiser import Optimiser
 from circuits.sae.spec import TrainSpec
 from circuits.sae.stopping import Best
+from circuits.transfer import sent
 
 Name = TypeVar("Name", bound=Hashable)
 DEAD_EVERY = 32

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from circuits.data.stream import ActivationStream
-    from circuits.data.tokens import Tokens
     from circuits.features.association import Factor
     from circuits.features.collect import Collected
     from circuits.features.saved import Interpretation
+    from circuits.model_input import ModelInput
     from circuits.models.load import LM
     from circuits.run.context import Context, Work
     from circuits.sae.modules import SAE
@@ -250,10 +250,10 @@ def _layer(context: Context, path: Path, lm: LM) -> Layer:
 
 def _collect(
     context: Context, stream: ActivationStream, layers: Mapping[int, Layer], works: Mapping[int, Work]
-) -> tuple[dict[int, Collected], Tokens]:
+) -> tuple[dict[int, Collected], ModelInput]:
     """One pass over held-out text for all layers."""
     from circuits.features.collect import Collector, Fresh
-    from circuits.features.tables import together
+    from circuits.model_input import joined
 
     given = context.cfg.interpret
     collectors = {
@@ -279,7 +279,7 @@ def _collect(
     keeper.end(done, lambda layer: collectors[layer].state())
     if not parts:
         raise UserError(f"{stream.source.name}: no held-out sequence; give more text (data.path)")
-    return {layer: collector.result() for layer, collector in collectors.items()}, together(parts)
+    return {layer: collector.result() for layer, collector in collectors.items()}, joined(parts)
 
 
 @dataclass(frozen=True)

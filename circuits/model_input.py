@@ -1,0 +1,111 @@
+"""What goes into a model: one record for text and for images, for forward passes, scoring, capture and training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from circuits.errors import UserError
+from circuits.transfer import pinned, sent
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """Padded rows of token ids, and what else the model takes for them.
+
+    Raises:
+        UserError: shapes that do not belong together.
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    """Token ids, int64; whatever stands where `mask` is False is never read."""
+    mask: Bool[Tensor, "batch pos"]
+    """True at valid tokens, which stand together; padding is on either side."""
+    samples: Int[Tensor, " batch"] = None  # type: ignore[assignment]
+    """The number of each row in its source, so that an error or a feature's example can say where it came from; 0, 1, 2 … where
+    none is given."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further tensors under the names that the model's forward takes, a row (an image) for each row here: ``pixel_values``
+    [batch, channels, height, width], ``token_type_ids`` [batch, pos] …"""
+
+    def __post_init__(self) -> None:
+        if self.samples is None:
+            object.__setattr__(self, "samples", torch.arange(len(self.ids)))
+        if self.ids.shape != self.mask.shape or self.samples.shape != self.ids.shape[:1] or self.ids.ndim != 2:
+            shapes = f"ids {tuple(self.ids.shape)}, mask {tuple(self.mask.shape)}, samples {tuple(self.samples.shape)}"
+            raise UserError(f"a model's input needs ids and mask [batch, pos] and samples [batch], got {shapes}")
+        if wrong := [name for name, tensor in self.extra.items() if len(tensor) != len(self.ids)]:
+            raise UserError(
+                f"{wrong[0]} {tuple(self.extra[wrong[0]].shape)}: a row for each of {len(self.ids)} is needed"
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """Valid tokens of each row."""
+        return self.mask.sum(dim=1)
+
+    @property
+    def positions(self) -> Int[Tensor, "batch pos"]:
+        """Position ids: 0, 1, 2 … over each row's valid tokens."""
+        return (self.mask.long().cumsum(-1) - 1).clamp(min=0)
+
+    @property
+    def last(self) -> Int[Tensor, " batch"]:
+        """Column of each row's last valid token."""
+        return torch.where(self.mask, torch.arange(self.mask.shape[1], device=self.mask.device), -1).amax(dim=1)
+
+    def take(self, index: slice | Int[Tensor, " m"]) -> ModelInput:
+        """The rows `index` (a slice or row numbers), without columns that are padding in all of them (one stays)."""
+        mask = self.mask[index]
+        used = mask.any(0).nonzero()[:, 0] if mask.numel() else torch.zeros(0)
+        columns = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1 if len(mask) else None)
+        whole = self.ids.shape[1]
+        extra = {
+            name: (tensor[index][:, columns] if tensor.ndim > 1 and tensor.shape[1] == whole else tensor[index])
+            for name, tensor in self.extra.items()
+        }
+        return ModelInput(self.ids[index][:, columns], mask[:, columns], self.samples[index], extra)
+
+    def to(self, device: torch.device) -> ModelInput:
+        """The same on `device`, without waiting where that can be."""
+        ids, mask, samples = (sent(tensor, device) for tensor in (self.ids, self.mask, self.samples))
+        return ModelInput(ids, mask, samples, {name: sent(tensor, device) for name, tensor in self.extra.items()})
+
+    def pinned(self, device: torch.device) -> ModelInput:
+        """The same, in memory that `device` copies from without the host."""
+        extra = {name: pinned(tensor, device) for name, tensor in self.extra.items()}
+        return ModelInput(pinned(self.ids, device), pinned(self.mask, device), self.samples, extra)
+
+
+def padded(
+    sequences: Sequence[Sequence[int]], samples: Iterable[int] | None = None, pad: int = 0, side: str = "right"
+) -> ModelInput:
+    """Sequences of different lengths as rows, padded on the right (or the left) to the longest."""
+    width = max((len(row) for row in sequences), default=0)
+    ids = torch.full((len(sequences), width), pad, dtype=torch.int64)
+    for i, row in enumerate(sequences):
+        where = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        ids[i, where] = torch.tensor(row, dtype=torch.int64)
+    lengths = torch.tensor([len(row) for row in sequences], dtype=torch.int64)[:, None]
+    place = torch.arange(width)
+    mask = place < lengths if side == "right" else place >= width - lengths
+    numbers = range(len(sequences)) if samples is None else samples
+    return ModelInput(ids, mask, torch.tensor(list(numbers), dtype=torch.int64))
+
+
+def joined(parts: Sequence[ModelInput]) -> ModelInput:
+    """Rows of several inputs (of text, padded on the right) as one, in main memory."""
+    width = max(part.ids.shape[1] for part in parts)
+
+    def wide(tensor: Tensor) -> Tensor:
+        return torch.nn.functional.pad(tensor.cpu(), (0, width - tensor.shape[1]))
+
+    ids, mask = (torch.cat([wide(getattr(part, name)) for part in parts]) for name in ("ids", "mask"))
+    return ModelInput(ids, mask, torch.cat([part.samples.cpu() for part in parts]))
