@@ -63,6 +63,15 @@ REFUSED = [
     ("task=sae model=gpt2 model.embedded.steps=3", "model.embedded.steps: model=gpt2 does not read it; model=tiny does"),
     ("task=sae model.layers=2", "model.layers: a fact of the model, not a choice"),
     ("task=sae data.max_tokens=500", "data.max_tokens=500: data=embedded does not read it; data=text, jsonl, datasets do"),
+    ("task=sae sae.allow_small=true",
+     "sae.allow_small=true: data=embedded does not read it; data=text, jsonl, datasets do, or sae.source=store does"),
+    ("task=sae sae.from=/tmp sae.allow_small=true", "sae.allow_small=true: sae.from=/tmp does not read it; leave sae.from out"),
+    ("task=sae model.allow_fallback=true",
+     "model.allow_fallback=true: model.device=auto does not read it; a device by its name (cuda, mps) does"),
+    ("task=sae cluster.stage=/tmp", "cluster.stage=/tmp: sae.source=stream does not read it; sae.source=store does"),
+    ("task=prompts cluster=slurm cluster.cpu.gpu_type=x",
+     "cluster.cpu.gpu_type=x: task.resources.gpus=0 does not read it; cluster.gpu.gpu_type is of the queue with GPUs"),
+    ("task=status of=x status.all=true", "status.all=true: of=x does not read it; leave of out"),
     ("task=sae cluster.gpu.account=x", "cluster.gpu.account=x: cluster=local does not read it; cluster=slurm does"),
     ("task=sae cluster.setup=[x]", "cluster.setup=[x]: cluster=local does not read it; cluster=slurm does"),
     ("task=sae cluster.parallelism=3",
@@ -83,6 +92,19 @@ REFUSED = [
 def test_what_this_config_does_not_read_is_refused_and_what_would_read_it_is_named(line: str, says: str) -> None:
     (message,) = refused(*line.split())
     assert message.startswith(says)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "task=sae data=text data.path=/etc/hostname sae.allow_small=true",
+        "task=sae sae.source=store sae.allow_small=true cluster.stage=/tmp",
+        "task=sae model.device=cuda:0 model.allow_fallback=true",
+        "task=status status.all=true status.verify=true",
+    ],
+)
+def test_what_one_of_two_conditions_reads_is_taken(line: str) -> None:
+    compose(*line.split())
 
 
 def test_what_a_sweep_has_in_common_is_read_by_one_of_it_and_what_it_varies_by_each(tmp_path: Path) -> None:

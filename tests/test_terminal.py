@@ -20,6 +20,7 @@ from circuits.run import streams
 from circuits.run.console import Rows, Terminal
 from circuits.run.outcome import summary_lines
 from circuits.run.pace import Pace
+from circuits.run.prose import cells, fold
 from circuits.words import left, number, one_line, plus_minus, size, visible
 
 SMALL = (
@@ -27,7 +28,6 @@ SMALL = (
     "sae.batch_size=64",
     "sae.block_rows=256",
     "sae.heldout_sequences=8",
-    "sae.allow_small=true",
     "tracking=off",
 )
 
@@ -96,6 +96,32 @@ def test_nothing_printed_is_markup() -> None:
     rows = Rows(["id", "[bold]"])
     rows.add("[/x]", "[topk,relu] :smile:")
     assert drawn(rows, 80) == ["id    [bold]", "[/x]  [topk,relu] :smile:"]
+
+
+# -- prose -------------------------------------------------------------------------------------------------------
+
+
+def test_prose_is_folded_between_words_and_nothing_that_is_copied_is_cut() -> None:
+    path = "/home/somebody/" + "a-long-folder/" * 6 + "prompts.jsonl"
+    command = "python launch.py task=sae 'layer=range(10,25)' name='a; b' data=text data.path=corpus.txt sae.k=64"
+    text = f"error: {path}, line 3: no field target (or correct_answer); it has prompt 猫猫猫猫 and foil; make it with: {command}"
+    lines = fold(text, 80)
+    assert " ".join(line.strip() for line in lines) == text and lines[0].startswith("error: ")
+    assert any(path in line for line in lines) and any(command in line for line in lines), "to be copied as they are"
+    assert all(cells(line) <= 80 for line in lines if path not in line and command not in line) and len(lines) > 2
+    for width in (0, cells(text)):
+        assert fold(text, width) == [text], "no terminal, or room enough"
+    assert fold("  0  layer=1  " + "word " * 20, 40)[0].startswith("  0  layer=1  word")
+
+
+def test_an_error_is_folded_on_a_terminal_and_one_line_elsewhere(cli: Cli) -> None:
+    words = ["task=sae", "data.max_tokens=500", "layer=0"]
+    code, text = terminal(cli, *words)
+    assert code == 2 and text.splitlines() == [
+        "error: data.max_tokens=500: data=embedded does not read it; data=text, jsonl,",
+        "  datasets do",
+    ]
+    assert cli(*words).errors == [" ".join(line.strip() for line in text.splitlines())]
 
 
 # -- the end of a sweep ------------------------------------------------------------------------------------------

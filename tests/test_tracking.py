@@ -347,13 +347,18 @@ def test_what_wandb_has_not_finished_in_time_is_left_and_nothing_hangs_at_exit(t
 def test_a_run_that_fails_marks_its_open_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     said: list[str] = []
-    tracker = Tracker(tmp_path, TrackingConfig(mode=TrackingMode.offline), "group", [], said.append)
-    tracker.start(3, "key", "name", {"layer": 3})
+    group = "größe" * 60  # W&B takes 128 bytes
+    tracker = Tracker(tmp_path, TrackingConfig(mode=TrackingMode.offline), group, [], said.append)
+    tracker.start(3, "key", f"{group}/L3", {"layer": 3})
     tracker.log(1, {"loss": 1.0}, 3)
     tracker.close()
     wandb.teardown()  # its service writes the last rows when it ends
     one = files(tmp_path)[3]
     assert one["exit"] == 1 and [row["loss"] for row in one["history"]] == [1.0]
+    names = (one["run"].run_group, one["run"].display_name)
+    assert names == (wandb_runs.fitting(group), wandb_runs.fitting(f"{group}/L3")) and len(set(names)) == 2
+    assert all(len(name.encode()) <= 128 and name.startswith("größe" * 15) for name in names)
+    assert wandb_runs.fitting("a" * 128) == "a" * 128
     assert len(said) == 1 and said[0].startswith("W&B is offline; upload with: wandb sync ")
 
 

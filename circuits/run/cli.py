@@ -11,7 +11,8 @@ from typing import Any
 from circuits.errors import CircuitsError, RunError, UserError
 from circuits.files import REASONS
 from circuits.run import overrides, places, streams
-from circuits.words import one_line, visible
+from circuits.run.prose import put
+from circuits.words import one_line
 
 SHOWN = 100  # letters of a name in an error
 _exit_code = 0
@@ -169,5 +170,5 @@ def _fail(error: CircuitsError, cause: BaseException | None = None) -> int:
         traceback.print_exception(cause or error)
     for message in error.messages if isinstance(error, UserError) else [str(error)]:
         for line in message.splitlines():
-            print(f"error: {visible(line)}", file=sys.stderr)
+            put(f"error: {line}")
     return error.exit_code

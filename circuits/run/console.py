@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from circuits.run.prose import fold
 from circuits.words import visible
 
 PIPED = 240  # columns of what is no terminal: a file, a pipe
@@ -37,9 +38,10 @@ class Terminal(Console):
         return self.is_terminal and not self.is_dumb_terminal and self.file.isatty()
 
     def tell(self, text: str) -> None:
-        """One line, or several, as they are: never folded, never cut."""
+        """One line, or several; on a terminal folded between words, elsewhere as they are."""
         for line in text.split("\n"):
-            self.print(Text(visible(line)), soft_wrap=True)
+            for part in fold(visible(line), self.width if self.is_terminal else 0):
+                self.print(Text(part), soft_wrap=True)
 
     def table(self, rows: Rows) -> None:
         """A table, as wide as this terminal."""
@@ -75,7 +77,7 @@ class Rows:
     rows: list[list[Text]] = field(default_factory=list)
 
     def add(self, *cells: str | Text) -> None:
-        """A row; what is no letter is shown as a sign."""
+        """A row; line ends, tabs and other control characters are shown as signs."""
         self.rows.append([Text(visible(cell)) if isinstance(cell, str) else cell for cell in cells])
 
     def lines(self, width: int) -> list[Text]:

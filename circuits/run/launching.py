@@ -6,7 +6,6 @@ No torch. A plan holds the elements of one task, or of several, each waiting for
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from circuits.run.keys import Key
 from circuits.run.kinds import ModelDims
 from circuits.run.plan import Backend, Element, Plan, standing
 from circuits.run.planning import keys_of, model_dims
+from circuits.run.prose import put
 from circuits.run.store import Store
 from circuits.run.sweep import Sweep, create, kind_of, relaunched
 from circuits.schema import Backend as Place
@@ -186,7 +186,7 @@ def one_here(tree: Any) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    put(text)
 
 
 def _memo(find: Callable[[Key], Any]) -> Callable[[Key], Any]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from circuits import schema
 from circuits.run import config, places, reading, registry
-from circuits.schema.reading import CHOICE_OF, SET, plain, wanted
+from circuits.schema.reading import CHOICE_OF, SET, When, plain, wanted
 
 PAGE = places.CODE / "docs" / "options.md"
 RUN = "run-level"
@@ -155,12 +155,18 @@ def _only(key: str) -> str:
     """The choice under which a key is read, where there is one."""
     parts = key.split(".")
     told = [
-        (when.hint if SET in when.values and when.hint else wanted(when.key, when.values)).rpartition(" ")[0]
+        " or ".join(map(_named, filter(None, (when, when.other))))
         for length in range(1, len(parts) + 1)
         for when in schema.READ_WHEN.get(".".join(parts[:length]), ())
         if None not in when.values
     ]
     return " and ".join(dict.fromkeys(text for text in told if text))
+
+
+def _named(when: When) -> str:
+    """The choice that a condition asks for: ``sae.source=store``; nothing where no choice fulfils it."""
+    hinted = when.hint and (SET in when.values or when.but)
+    return (when.hint if hinted else wanted(when.key, when.values) if when.values else "").rpartition(" ")[0]
 
 
 def _text(value: Any) -> str:

@@ -31,6 +31,7 @@ from circuits.run.leases import owner
 from circuits.run.places import RECORD, safe_name
 from circuits.run.places import SWEEP as FILE
 from circuits.run.plan import Element
+from circuits.run.prose import put
 from circuits.state import State
 
 ID_LENGTH = 48  # letters of a name that stand in the sweep's id, which is typed and shown in tables
@@ -194,5 +195,5 @@ def find(of: str, outputs: Path, multirun: Path, key: str = "of") -> Sweep:
         older = " ".join(sweep.id for sweep in found[1:SHOWN]) + (" …" if len(found) > SHOWN else "")
         newest = f"{found[0].id} ({found[0].record['created']})"
         told = f"{len(found)} sweeps have this name; this is the newest, {newest}; older: {older}"
-        print(f"note: {key}={of}: {told}", file=sys.stderr)
+        put(f"note: {key}={of}: {told}")
     return found[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from circuits.run.console import relative as relative
 from circuits.run.kinds import Kind
 from circuits.run.layers import ranges
 from circuits.run.outcome import summary_lines
+from circuits.run.prose import put
 from circuits.run.sweep import Sweep
 from circuits.state import State, state_of
 from circuits.words import duration, left, number, one_line, visible, whole
@@ -173,7 +173,7 @@ class View:
             self._interrupted(interrupted, states, kept)
             return
         for wrong, line in summary_lines([(e.index, _label(e), self.sweep.directory(e), f) for e, f in states]):
-            print(line, file=sys.stderr) if wrong else self.say(line)
+            put(line) if wrong else self.say(line)
 
     def _interrupted(self, why: str, states: Sequence[tuple[Element, dict[str, Any]]], kept: int) -> None:
         """What is kept, what did not come to a safe point, and how to go on."""
@@ -195,7 +195,7 @@ class View:
         """A line to standard error, once."""
         if text not in self._notes:
             self._notes.add(text)
-            print(f"note: {visible(text)}", file=sys.stderr)
+            put(f"note: {visible(text)}")
 
 
 def _label(element: Element) -> str:

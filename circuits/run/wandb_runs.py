@@ -29,6 +29,7 @@ CONNECT_S = 5.0  # for each step of asking the server: connecting, reading
 PROBE_S = 8.0  # for all of it, name lookup included
 INIT_S = 10.0  # that wandb may take to open an online run
 CLOSE_S = 30.0  # that the end of a run waits for W&B
+LONGEST = 128  # bytes of a group's or a run's name that the server takes
 
 _answers: dict[tuple[str, str], str | None] = {}  # per server and key: one question a process
 _asking = threading.Lock()
@@ -160,8 +161,8 @@ class Runs:
             mode="online" if online else "offline",
             dir=str(self._dir),
             id=run_id,
-            name=name,
-            group=self._group,
+            name=fitting(name),
+            group=fitting(self._group),
             job_type=self._job,
             tags=tags,
             config=config,
@@ -227,6 +228,15 @@ class Runs:
         return shlex.quote(os.path.relpath(self._dir / "wandb")) + (
             "/offline-run-*" if found is self._offline_dirs else "/*run-*"
         )
+
+
+def fitting(name: str) -> str:
+    """`name`; a longer one than W&B takes is cut, with a hash of all of it at its end: what differs stays apart."""
+    whole = name.encode()
+    if len(whole) <= LONGEST:
+        return name
+    end = f"-{sha256_text(name)[:8]}"
+    return whole[: LONGEST - len(end)].decode(errors="ignore") + end
 
 
 def _summarised(metrics: Mapping[str, Any]) -> dict[str, Any]:

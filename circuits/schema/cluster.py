@@ -116,6 +116,11 @@ READ_WHEN = {
     "cluster.parallelism": (When("cluster.backend", ("slurm",), False, "cluster.workers says how many at a time"),),
     "cluster.gpu": (_SLURM, When("task.resources.gpus", (SOME,), False, "cluster.cpu is where jobs without a GPU go")),
     "cluster.cpu": (_SLURM, When("task.resources.gpus", (0,), False, "cluster.gpu is where jobs with a GPU go")),
+    **{
+        f"cluster.cpu.{name}": (When("task.resources.gpus", (), False, f"cluster.gpu.{name} is of the queue with GPUs"),)
+        for name in ("cpus_per_gpu", "gpu_type", "gpu_memory")
+    },
+    "cluster.stage": (When("sae.source", ("store",), strict=False),),
     "cluster.workers": (When("cluster.backend", ("local",), hint="cluster.parallelism bounds an array"),),
     "cluster.grace_s": (When("cluster.backend", ("local",), False, "cluster.signal_s is Slurm's"),),
     "task.resources.memory": (_SLURM,),

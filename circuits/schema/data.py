@@ -31,9 +31,9 @@ class DataConfig:
     max_tokens: int | None = None  # tokenise no more than so many
 
 
-_FILES = tuple(source.value for source in DataSource if source is not DataSource.embedded)
+FILES = tuple(source.value for source in DataSource if source is not DataSource.embedded)
 READ_WHEN = {
-    **{f"data.{name}": (When("data.source", _FILES),) for name in ("path", "heldout", "max_tokens")},
+    **{f"data.{name}": (When("data.source", FILES),) for name in ("path", "heldout", "max_tokens")},
     "data.field": (When("data.source", ("jsonl", "datasets")),),
     "data.split": (When("data.source", ("datasets",)),),
 }

@@ -67,7 +67,12 @@ class ModelConfig:
     allow_fallback: bool = free(False)  # use the next device when the named one is absent
 
 
-READ_WHEN = {"model.embedded": (When("model.embedded", (SET,), False, "model=tiny does"),)}
+READ_WHEN = {
+    "model.embedded": (When("model.embedded", (SET,), False, "model=tiny does"),),
+    "model.allow_fallback": (
+        When("model.device", (), False, "a device by its name (cuda, mps) does", ("auto", "cpu")),
+    ),
+}
 
 
 @dataclass

@@ -30,23 +30,34 @@ class When:
     Attributes:
         strict: a value beside its default is refused too where it is not read, whoever wrote it.
         hint: what to write instead, where there is something else.
+        but: values with which it is not read, where `values` are none.
+        other: another condition, under which it is read, too.
     """
 
     key: str
     values: tuple[Any, ...]
     strict: bool = True
     hint: str = ""
+    but: tuple[Any, ...] = ()
+    other: When | None = None
 
     def holds(self, cfg: Any) -> bool:
         """Whether it is so in `cfg`."""
+        if self.other is not None and self.other.holds(cfg):
+            return True
         value = plain(lookup(cfg, self.key))
+        if self.but:
+            return value not in self.but
         if SET in self.values and value is not None:
             return True
         return value in self.values or (SOME in self.values and value > 0)
 
     def says(self, cfg: Any) -> str:
         """Who does not read it in `cfg`, and what would: ``sae=relu does not read it; sae=topk does``."""
-        return f"{_shown(self.key, lookup(cfg, self.key), cfg)} does not read it; {self.hint or wanted(self.key, self.values)}"
+        reads = self.hint or wanted(self.key, self.values)
+        if self.other is not None:
+            reads += f", or {wanted(self.other.key, self.other.values)}"
+        return f"{_shown(self.key, lookup(cfg, self.key), cfg)} does not read it; {reads}"
 
 
 Table = Mapping[str, Sequence[When]]

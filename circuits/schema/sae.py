@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 
+from circuits.schema.data import FILES
 from circuits.schema.fields import added, free, taken_from
 from circuits.schema.model import Site
 from circuits.schema.reading import SET, When
@@ -181,12 +182,15 @@ MEASURED = (
     "nonfinite",
     "min_r2",
 )
+#: Whose rows have an end: the embedded generator's have none.
+_COUNTED = When("data.source", FILES, strict=False, other=When("sae.source", ("store",)))
 READ_WHEN = {
     f"sae.{field.name}": (
         *([] if field.name in MEASURED else [When("sae.from_", (None,), strict=False)]),
         *([When("sae.architecture", tuple(a.value for a in READ_BY[field.name]))] if field.name in READ_BY else []),
         *([When("sae.source", ("stream",))] if field.name == "block_rows" else []),
         *([When("sae.source", ("store",))] if field.name == "ram" else []),
+        *([_COUNTED] if field.name == "allow_small" else []),
         *(
             [When("sae.patience", (SET,))]
             if field.name in ("min_delta", "validate_every", "validation_sequences")

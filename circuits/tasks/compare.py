@@ -8,7 +8,6 @@ changed. Written to ``outputs/compare/A,B/``.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from circuits.errors import UserError
 from circuits.files import disk_errors, write_atomic
 from circuits.run import places, saved, sweep
 from circuits.run.kinds import Kind
+from circuits.run.prose import put
 from circuits.run.sweep import Sweep
 from circuits.schema import BaseConfig
 from circuits.schema.fields import named_file
@@ -260,7 +260,7 @@ def _show(
     if len(found) > SHOWN:
         terminal.tell(f"… and {len(found) - SHOWN} more, in the CSV and the report")
     for note in notes:
-        print(f"note: {visible(note)}", file=sys.stderr)
+        put(f"note: {visible(note)}")
     terminal.tell(f"csv     {relative(out / 'compare.csv')}\nreport  {relative(page)}")
 
 

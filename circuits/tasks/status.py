@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any
 from circuits.errors import Damaged
 from circuits.run import sweep
 from circuits.run.console import Rows, Terminal, console, relative
+from circuits.run.prose import put
 from circuits.run.states import ended, facts_of, hints, look_twice
 from circuits.run.store import verify
 from circuits.run.terminal import done_of, speed
 from circuits.schema import BaseConfig
+from circuits.schema.reading import When
 from circuits.state import State, counts, state_of
 from circuits.words import duration, one_line, visible
 
@@ -31,6 +32,9 @@ class Options:
     all: bool = False  # every sweep, not only the newest 30
 
 
+READ_WHEN = {"status.all": (When("of", (None,)),)}
+
+
 def run(cfg: BaseConfig) -> int:
     """Show the table; exit code 1 when something asked for with ``verify`` is damaged."""
     options: Any = getattr(cfg, "status")  # noqa: B009 (joined to the schema at run time)
@@ -38,7 +42,7 @@ def run(cfg: BaseConfig) -> int:
     while True:
         outputs, multirun = Path(cfg.outputs), Path(cfg.multirun)
         sweeps = [sweep.find(cfg.of, outputs, multirun)] if cfg.of else sweep.every(outputs, multirun)
-        look_twice(sweeps if options.all else sweeps[:NEWEST], _say)
+        look_twice(sweeps if options.all else sweeps[:NEWEST], put)
         if cfg.of is None:
             live = _overview(shown, sweeps, options.all)
         else:
@@ -47,10 +51,6 @@ def run(cfg: BaseConfig) -> int:
             break
         time.sleep(2)
     return _verify(shown, cfg) if options.verify else 0
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _overview(shown: Terminal, sweeps: list[sweep.Sweep], everything: bool) -> bool:
