@@ -143,7 +143,7 @@ EXPLAINED = {
 class Named(Contents):
     """Contents by their names: nothing is read."""
 
-    def of(self, where: str, section: Any) -> Any:
+    def of(self, where: str, content: str, section: Any) -> Any:
         return repr(lookup(section, where.split(".")[1]))
 
     def tokenizer(self, model: Any) -> str:
