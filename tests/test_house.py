@@ -248,7 +248,7 @@ def test_every_task_yaml_names_a_function_that_exists(task: str) -> None:
 
 
 def test_every_task_module_is_a_task_or_makes_an_artifact_that_tasks_need() -> None:
-    needed = {name for kind in registry.kinds().values() for name in kind.needed()}
+    needed = {name for kind in registry.kinds().values() for name in kind.needed}
     for name, found in registry.modules().items():
         assert name in places.choices("task") or (
             found.KIND.name in needed and found.KIND.inline and type(found.KIND).make is not Kind.make
@@ -263,7 +263,7 @@ def test_every_kind_declares_sections_and_inputs_that_exist(name: str) -> None:
         for part in section.split("."):
             assert hasattr(value, part) or (section == "model.embedded"), section
             value = getattr(value, part)
-    assert all(other in registry.kinds() for other in kind.needed())
+    assert all(other in registry.kinds() for other in kind.needed)
 
 
 def test_a_notebook_opens_the_embedded_model(warm: Cli) -> None:

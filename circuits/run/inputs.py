@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from circuits.errors import UserError
 from circuits.run import registry
@@ -23,9 +23,9 @@ def of(kind: Kind, cfg: BaseConfig, layers: Layers = SOME) -> list[Input]:
     found = kind.inputs(kind.normal(cfg), layers)
     names = [one.name for one in found]
     for one in found:
-        if one.kind not in kind.needed():
+        if one.kind not in kind.needed:
             raise UserError(
-                f"kind {kind.name}: {one.kind} is an input and does not stand in its needs: {' '.join(kind.needed())}"
+                f"kind {kind.name}: {one.kind} is an input and does not stand in its needs: {' '.join(kind.needed)}"
             )
         if names.count(one.name) > 1:
             raise UserError(f"kind {kind.name}: two inputs are called {one.name}; give them names")
@@ -39,10 +39,14 @@ def walk(kind: Kind, cfg: BaseConfig, layers: Layers = SOME) -> Iterator[tuple[K
         yield from walk(registry.kind(one.kind), one.cfg, one.layers)
 
 
-def problems(kind: Kind, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
-    """What `kind` and the kinds of its inputs find wrong, each line once; a site that the model lacks is such a finding."""
+Family = Iterable[tuple[Kind, BaseConfig, Layers]]
+"""What :func:`walk` gives."""
+
+
+def problems(family: Family, dims: ModelDims) -> list[str]:
+    """What these kinds find wrong, each line once; a site that the model lacks is such a finding."""
     found: list[str] = []
-    for one, mine, at in walk(kind, cfg, layers):
+    for one, mine, at in family:
         try:
             found += one.check(mine, dims, at)
         except UserError as e:
@@ -50,9 +54,9 @@ def problems(kind: Kind, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> li
     return list(dict.fromkeys(found))
 
 
-def remarks(kind: Kind, cfg: BaseConfig, layers: Layers) -> list[str]:
-    """What a person should know of this artifact and of what it is made from, each line once."""
-    return list(dict.fromkeys(line for one, mine, at in walk(kind, cfg, layers) for line in one.remarks(mine, at)))
+def remarks(family: Family) -> list[str]:
+    """What a person should know of an artifact and of what it is made from, each line once."""
+    return list(dict.fromkeys(line for one, mine, at in family for line in one.remarks(mine, at)))
 
 
 def sections(kind: Kind, cfg: BaseConfig) -> frozenset[str]:

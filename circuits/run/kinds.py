@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -146,6 +147,7 @@ class Kind:
     memory_keys: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[tuple[Column, ...]] = ()
 
+    @cached_property
     def needed(self) -> dict[str, tuple[str, ...] | None]:
         """The kinds of :attr:`needs`, each with what it is made of here (None: whatever it can be)."""
         return {n: None for n in self.needs if isinstance(n, str)} | {

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def plan(
     """
     elements, errors = [], []
     swept = _swept(lists)
-    composer = Composer(compose)
+    composer, hidden = Composer(compose), cache(private.word)  # words are alike in most elements
     for index, overrides in enumerate(lists):
         try:
             cfg = config.absolute(composer(overrides), base)
@@ -59,8 +60,8 @@ def plan(
             continue
         mine = {key: value for key, _, value in (word.partition("=") for word in overrides) if key in swept}
         private.declare(cfg.cluster.secrets)
-        shown = {key: private.word(f"{key}={value}").partition("=")[2] for key, value in mine.items()}
-        elements.append(Element(index, [private.word(word) for word in overrides], cfg, shown))
+        shown = {key: hidden(f"{key}={value}").partition("=")[2] for key, value in mine.items()}
+        elements.append(Element(index, [hidden(word) for word in overrides], cfg, shown))
     for key in sorted(swept - ({"task"} if tasks else set())):
         if not key.startswith("task.resources.") and key.split(".")[0] in ONE_VALUE:
             noun = "task" if key == "task" else "value of it"
@@ -151,6 +152,7 @@ class _Checker:
         except UserError as e:
             self.errors += e.messages
             return
+        family = list(inputs.walk(kind, cfg, element.layers))
         found = (
             []
             if cfg.model.allow_fallback or cfg.cluster.backend is not Backend.local
@@ -161,7 +163,7 @@ class _Checker:
             _writable("multirun", cfg.multirun, make=False) if self.count > 1 else None,
             _precision(cfg, dims),
             text_problem(cfg),
-            *inputs.problems(kind, cfg, dims, element.layers),
+            *inputs.problems(family, dims),
         ]
         self.errors += [error for error in found if error]
         if self.errors:
@@ -176,7 +178,7 @@ class _Checker:
             return
         element.bytes = kind.bytes(cfg, dims)
         element.memory = kind.memory(cfg, dims, element.layers)
-        element.remarks = inputs.remarks(kind, cfg, element.layers)
+        element.remarks = inputs.remarks(family)
 
     def _dims(self, cfg: BaseConfig) -> ModelDims | None:
         """The model's dimensions; of a preset that cannot be reached, what its yaml says; None when nothing is known."""
@@ -218,7 +220,7 @@ NO_MODEL = "; no model was named: add model=NAME or model=DIRECTORY, or set your
 def _without(kind: Kind, cfg: BaseConfig, dims: ModelDims, located: bool) -> list[str]:
     """What is wrong with a config besides its model, or besides the SAE that ``sae.from`` names in vain."""
     known = cfg if located else replace(cfg, sae=replace(cfg.sae, from_=None, k=None, groups=None))
-    return inputs.problems(kind, known, dims, ())
+    return inputs.problems(inputs.walk(kind, known, ()), dims)
 
 
 def text_problem(cfg: BaseConfig) -> str | None:

@@ -36,7 +36,7 @@ def kinds() -> dict[str, Kind]:
     every = [getattr(module, "KIND", None) for module in modules().values()]
     found: dict[str, Kind] = {kind.name: kind for kind in every if kind is not None}
     for one in found.values():
-        if unknown := sorted(set(one.needed()) - set(found)):
+        if unknown := sorted(set(one.needed) - set(found)):
             raise UserError(f"kind {one.name} needs {unknown[0]}" + suggest(unknown[0], found, "kinds"))
         _refuse_circle(one.name, found, ())
     return found
@@ -45,7 +45,7 @@ def kinds() -> dict[str, Kind]:
 def _refuse_circle(name: str, known: dict[str, Kind], trail: tuple[str, ...]) -> None:
     if name in trail:
         raise UserError(f"kinds need each other in a circle: {' → '.join([*trail[trail.index(name) :], name])}")
-    for other in known[name].needed():
+    for other in known[name].needed:
         if other in known:
             _refuse_circle(other, known, (*trail, name))
 
@@ -105,12 +105,12 @@ def reads(task: str) -> frozenset[str]:
 def chain(task: str) -> list[tuple[Kind, bool]]:
     """The task's kind and all that it may need under some config, each with whether it is made in the task's runs."""
     start, makes, found = start_of(task), hasattr(modules().get(task), "KIND"), []
-    waiting, seen = ([(start, tuple(start.needed()))] if start else []), set()
+    waiting, seen = ([(start, tuple(start.needed))] if start else []), set()
     while waiting:
         current, needs = waiting.pop()
         if (current.name, needs) in seen:
             continue
         seen.add((current.name, needs))
         found.append((current, makes if current is start else current.inline))
-        waiting += [(kind(name), current.needed().get(name) or tuple(kind(name).needed())) for name in needs]
+        waiting += [(kind(name), current.needed.get(name) or tuple(kind(name).needed)) for name in needs]
     return found

@@ -245,7 +245,7 @@ def _context(directory: Path, record: dict[str, Any], cfg: Any, status: Any, sto
     place = directory if (directory / SWEEP).exists() else directory.parent
     if edited := provenance.edited_since(place / SWEEP):
         log.write(f"warning: {edited}")
-    for remark in inputs.remarks(kind, cfg, tuple(record["layers"])):
+    for remark in inputs.remarks(inputs.walk(kind, cfg, tuple(record["layers"]))):
         log.write(f"warning: {remark}")
     tags = tracked.tags(kind, cfg, None)
     tracker = Tracker(directory, cfg.tracking, record["group"], tags, log.write, kind.name)

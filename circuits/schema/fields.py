@@ -16,8 +16,10 @@ directory that the command was typed in, and, where its content counts, says by 
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 MISSING = "???"  # OmegaConf's mark of a mandatory value
@@ -71,11 +73,24 @@ class Named:
         return getattr(self.section, self.name)
 
 
-def naming(cfg: Any, *roles: str, under: str = "") -> Iterator[Named]:
+def naming(cfg: Any, *roles: str) -> Iterator[Named]:
     """All fields of `cfg` and its sections that have one of these roles (default: those that name something)."""
-    for one in dataclasses.fields(cfg):
-        value, key, role = getattr(cfg, one.name), f"{under}{one.name}", one.metadata.get("role")
-        if role in (roles or NAMING):
-            yield Named(key, cfg, one.name, role, one.metadata.get("content"))
-        elif dataclasses.is_dataclass(value):
-            yield from naming(value, *roles, under=f"{key}.")
+    for path, role, content in _named(type(cfg)):  # type: ignore[arg-type]
+        section = cfg
+        for name in path[:-1]:
+            section = getattr(section, name)
+        if section is not None and role in (roles or NAMING):
+            yield Named(".".join(path), section, path[-1], role, content)
+
+
+@lru_cache
+def _named(cls: type) -> tuple[tuple[tuple[str, ...], str, Content | None], ...]:
+    """Path, role and content rule of all fields of a dataclass, and of those inside, that have a role."""
+    found: list[tuple[tuple[str, ...], str, Content | None]] = []
+    hints = typing.get_type_hints(cls)
+    for one in dataclasses.fields(cls):
+        if role := one.metadata.get("role"):
+            found.append(((one.name,), role, one.metadata.get("content")))
+        elif dataclasses.is_dataclass(hints[one.name]):
+            found += [((one.name, *path), role, content) for path, role, content in _named(hints[one.name])]
+    return tuple(found)
