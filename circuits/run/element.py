@@ -16,7 +16,7 @@ from typing import Any
 
 from circuits.run import streams
 from circuits.run.places import LOG
-from circuits.run.running import Opened, on_cluster, settle
+from circuits.run.running import Opened, on_cluster
 from circuits.run.signals import StopFlag, Stopped  # signals are handled before anything heavy is imported
 from circuits.state import State, state_of
 
@@ -46,7 +46,7 @@ def run_pack(directories: list[Path], stop: StopFlag) -> int:
         if (before := _ended_before(directory)) is not None:
             codes.append(before)
         else:
-            waiting.append(Opened.at(directory, f"pack {number}/{len(directories)}"))
+            waiting.append(_opened(directory, f"pack {number}/{len(directories)}"))
     codes += [code for code in waiting if isinstance(code, int)]
     for group in _groups([one for one in waiting if isinstance(one, Opened)]):
         if "CIRCUITS_STDOUT_IS_LOG" in os.environ:  # else a person's terminal
@@ -62,6 +62,34 @@ def run_pack(directories: list[Path], stop: StopFlag) -> int:
         if any(one.code > 128 for one in group):  # stopped; asked between two elements, the next stops as it begins
             break
     return next((code for code in codes if code > 128), next((code for code in codes if code), 0))
+
+
+def _opened(directory: Path, place: str = "") -> Opened | int:
+    """The element of a directory; on a cluster Slurm's state decides what becomes of it when it is stopped."""
+    opened = Opened.at(directory, place)
+    if isinstance(opened, Opened) and on_cluster():
+        from circuits.run.slurm import requeue
+
+        opened.judge = requeue.judge
+    return opened
+
+
+def settle(ended: Sequence[Opened]) -> None:
+    """Close the elements that ended in this process; on a cluster: their claims, the sweep's page, and the queue, asked once."""
+    if on_cluster():
+        from circuits.run.slurm import requeue
+
+        for one in ended:
+            if not one.again:
+                requeue.close(one.directory, one.log.write)
+        asking = [one for one in ended if one.again == "ask"]
+        if asking and not requeue.queue_again(asking[0].log.write):
+            for one in asking:
+                told = "could not be queued again; the same command goes on from what was saved"
+                one.status.finish(State.interrupted, one.code, told)
+                requeue.close(one.directory, one.log.write)
+    for one in ended:
+        one.log.close()
 
 
 def _groups(elements: list[Opened]) -> list[list[Opened]]:
@@ -112,7 +140,7 @@ def _output_to(log: Path) -> None:
 
 def run(directory: Path, stop: StopFlag) -> int:
     """Run the element in `directory` in this process; its exit code."""
-    opened = Opened.at(directory)
+    opened = _opened(directory)
     if isinstance(opened, int):
         return opened
     opened.begin(stop)

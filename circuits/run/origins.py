@@ -17,7 +17,7 @@ import yaml  # type: ignore[import-untyped]
 from circuits import schema
 from circuits.errors import UserError
 from circuits.run import config, overrides, personal, places, private, reading
-from circuits.run.planning import text_problem
+from circuits.run.reading import text_problem
 
 COLUMN = 44  # where what is said of a value begins
 TYPED, BUILT_IN = "command line", "built in"

@@ -20,7 +20,7 @@ from circuits.run.keys import Key, Unit, key_of_unit, units
 from circuits.run.kinds import Kind, ModelDims
 from circuits.run.layers import LayerOutOfRange, parse_layers, ranges
 from circuits.run.plan import Element
-from circuits.schema import Backend, BaseConfig, DataSource, Dtype
+from circuits.schema import Backend, BaseConfig, Dtype
 from circuits.words import size
 
 ONE_VALUE = (
@@ -162,7 +162,7 @@ class _Checker:
             _writable("outputs", cfg.outputs, make=True),
             _writable("multirun", cfg.multirun, make=False) if self.count > 1 else None,
             _precision(cfg, dims),
-            text_problem(cfg),
+            reading.text_problem(cfg),
             *inputs.problems(family, dims),
         ]
         self.errors += [error for error in found if error]
@@ -221,19 +221,6 @@ def _without(kind: Kind, cfg: BaseConfig, dims: ModelDims, located: bool) -> lis
     """What is wrong with a config besides its model, or besides the SAE that ``sae.from`` names in vain."""
     known = cfg if located else replace(cfg, sae=replace(cfg.sae, from_=None, k=None, groups=None))
     return inputs.problems(inputs.walk(kind, known, ()), dims)
-
-
-def text_problem(cfg: BaseConfig) -> str | None:
-    """Why a model cannot read the embedded model's sentences, where this config has it read any."""
-    model = cfg.model
-    if cfg.data.source is not DataSource.embedded or model.embedded is not None:
-        return None
-    if reading.why("data=embedded", cfg) is not None:
-        return None
-    return (
-        f"data=embedded: the toy sentences that model=tiny is trained on, no text for model={model.id}; choose data=text, jsonl or "
-        "datasets with data.path=FILE, a directory or a hub name"
-    )
 
 
 def model_dims(cfg: BaseConfig) -> ModelDims:

@@ -22,7 +22,7 @@ from typing import Any
 from circuits import schema
 from circuits.run import config, inputs, overrides, personal, places, registry
 from circuits.run.kinds import Kind
-from circuits.schema import BaseConfig
+from circuits.schema import BaseConfig, DataSource
 from circuits.schema.reading import CHOICE_OF, Table, When, failing, lookup, plain, wanted
 from circuits.schema.task import Where
 
@@ -216,6 +216,19 @@ def decides(path: str) -> bool:
 
 def _inner(hint: Any) -> Any:
     return next((o for o in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(o)), None)
+
+
+def text_problem(cfg: BaseConfig) -> str | None:
+    """Why a model cannot read the embedded model's sentences, where this config has it read any."""
+    model = cfg.model
+    if cfg.data.source is not DataSource.embedded or model.embedded is not None:
+        return None
+    if why("data=embedded", cfg) is not None:
+        return None
+    return (
+        f"data=embedded: the toy sentences that model=tiny is trained on, no text for model={model.id}; choose data=text, jsonl or "
+        "datasets with data.path=FILE, a directory or a hub name"
+    )
 
 
 # -- what would read it ----------------------------------------------------------------------------------------------

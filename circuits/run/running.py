@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +23,9 @@ from circuits.state import State, state_of
 
 KEPT = "what was saved is kept, and the same command goes on from it"
 HURRIED_S = 5.0  # for W&B, when we were asked to stop: whoever asked will not wait long
+
+Judge = Callable[[str, int], Any]
+"""From the signal, and how often its time was up before, to whether it is queued again and what its status says."""
 
 
 class Opened:
@@ -36,6 +39,8 @@ class Opened:
         """None until it has begun, and where not even that could be written."""
         self.failure: BaseException | None = None
         self.trace: str | None = None
+        self.judge: Judge | None = None
+        """Says what becomes of it when it is stopped, where a scheduler runs it."""
         self.code, self.again = 0, ""
         """How it ended; whether Slurm is to be asked to queue it again ("ask") or has ("queued")."""
 
@@ -125,7 +130,7 @@ class Opened:
             return self.code
         state, code, error, again = State.done, 0, None, ""
         if isinstance(failure, Stopped):
-            state, error, again = _stopped(str(failure), status)
+            state, error, again = _stopped(str(failure), status, self.judge)
             numbers = {"SIGUSR2": signal.SIGUSR2, "SIGINT": signal.SIGINT}
             code, self.trace = 128 + numbers.get(str(failure), signal.SIGTERM), None
         elif isinstance(failure, GateError):
@@ -150,24 +155,6 @@ class Opened:
         return code
 
 
-def settle(ended: Sequence[Opened]) -> None:
-    """Close the elements that ended in this process; on a cluster: their claims, the sweep's page, and the queue, asked once."""
-    if on_cluster():
-        from circuits.run.slurm import requeue
-
-        for one in ended:
-            if not one.again:
-                requeue.close(one.directory, one.log.write)
-        asking = [one for one in ended if one.again == "ask"]
-        if asking and not requeue.queue_again(asking[0].log.write):
-            for one in asking:
-                told = "could not be queued again; the same command goes on from what was saved"
-                one.status.finish(State.interrupted, one.code, told)
-                requeue.close(one.directory, one.log.write)
-    for one in ended:
-        one.log.close()
-
-
 def on_cluster() -> bool:
     """Whether a job of ours runs this (not somebody's own ``salloc`` session)."""
     from circuits.run.leases import worker_job
@@ -175,13 +162,11 @@ def on_cluster() -> bool:
     return worker_job() is not None
 
 
-def _stopped(reason: str, status: Any) -> tuple[State, str, str]:
+def _stopped(reason: str, status: Any, judge: Judge | None) -> tuple[State, str, str]:
     """Of an element that was asked to stop: its state, the line, and whether Slurm is to be asked to queue it again, or has."""
-    if not on_cluster():
+    if judge is None:
         return State.interrupted, f"stopped ({reason}); {KEPT}", ""
-    from circuits.run.slurm import requeue
-
-    verdict = requeue.judge(reason, status.facts["timeouts"])
+    verdict = judge(reason, status.facts["timeouts"])
     status.facts["timeouts"] += verdict.timed_out
     state = State.failed if verdict.timed_out and not verdict.again else State.interrupted
     return state, verdict.error, "ask" if verdict.again else "queued" if verdict.queued else ""
