@@ -24,7 +24,8 @@ from circuits import host
 from circuits.run import local, status, terminal
 from circuits.run import sweep as sweeps
 from circuits.run.signals import Stopped
-from circuits.run.slurm.script import BODY, CHECKED, ELEMENT
+from circuits.run.slurm.request import Request
+from circuits.run.slurm.script import Array
 from circuits.run.states import facts_of as facts_of_sweep
 
 
@@ -131,13 +132,11 @@ def at_a_moment(folder: Path, when: Callable[[Path], None]) -> tuple[int, dict]:
     directory = sweep.directory(element)
     status.wait_again(directory, "prompts")
     (folder / "elements.txt").write_text(f"{directory}\n")
-    body = (
-        ELEMENT.replace("{elements}", str(folder / "elements.txt")) + CHECKED + BODY.replace("{python}", sys.executable)
-    )
+    request = Request(name="x", partition=None, account=None, qos=None, minutes=1, cpus=1, memory="1G")
+    array = Array(request, (0,), folder, "tag", sys.executable, ROOT, (), {})
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     script = subprocess.Popen(
-        ["bash", "-c", f"asked=\ntrap 'asked=1' USR2\n{body}"],
-        env={**kept, "SLURM_ARRAY_TASK_ID": "0", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        ["bash", "-c", array.text()], env={**kept, "SLURM_ARRAY_TASK_ID": "0", "HF_HUB_OFFLINE": "1"}
     )
     when(directory)
     if script.poll() is None:

@@ -9,6 +9,7 @@ from conftest import Cli
 from slurm.queueing import Queue
 from slurm.sweeps import PROMPTS, SLURM, ours, sweep_dir
 
+from circuits.run.slurm import states
 from circuits.run.slurm.states import facts_of
 from circuits.run.sweep import load
 
@@ -74,3 +75,14 @@ def test_a_job_that_was_never_launched_is_not_told_as_memory(slurm: Queue, cli: 
     facts = ended(slurm, cli)
     assert facts["state"] == "killed" and "memory" not in str(facts["error"]), facts
     assert "before the run began (" in str(facts["error"]) and "scontrol show job" in str(facts["error"])
+
+
+def test_a_signal_before_the_scripts_first_line_is_named_whatever_reason_slurm_gives(tmp_path: Path) -> None:
+    """Slurm calls it a launch failure where bash had not begun to read; a true one has a number that is no signal's."""
+    for code, said in (
+        ("0:12", "killed by SIGUSR2 before the run began"),
+        ("0:53", "(JobLaunchFailure); scontrol show job 7"),
+    ):
+        facts = {"state": "waiting", "job": "7_0"}
+        states._last_word(facts, "FAILED", code, {"Reason": "JobLaunchFailure", "JobId": "7"}, tmp_path, tmp_path)
+        assert said in str(facts["error"]) and facts["state"] == "killed", facts

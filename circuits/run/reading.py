@@ -202,13 +202,13 @@ def _asked_by_gates() -> frozenset[str]:
 
 @lru_cache
 def decides(path: str) -> bool:
-    """Whether a field takes part in keys: it is not ``free``, and in no section that is."""
+    """Whether a field takes part in keys: it is neither ``free`` nor a ``path``, and in no section that is."""
     section: Any = config.root()
     for name in path.split("."):
         members = {f.name: f for f in dataclasses.fields(section)} if dataclasses.is_dataclass(section) else {}
         if name not in members:
             return True
-        if members[name].metadata.get("role") == "free":
+        if members[name].metadata.get("role") in ("free", "path"):
             return False
         section = _inner(typing.get_type_hints(section)[name])
     return True

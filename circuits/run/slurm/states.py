@@ -176,14 +176,20 @@ def _explain(sweep: Sweep, gone: Mapping[int, dict[str, Any]], jobs: Mapping[int
         _last_word(facts, state, code, mine, _directory(sweep, index), sweep.path / "slurm")
 
 
+def _signal(code: str) -> int:
+    """The second half of Slurm's ``status:signal``; 0 where there is none."""
+    number = code.partition(":")[2]
+    return int(number) if number.isdigit() else 0
+
+
 def _gone(state: str, code: str, begun: bool) -> str:
     """How a job ended of which Slurm knows no reason by name: its exit code is ``status:signal``."""
-    status_, _, number = code.partition(":")
+    status_, number = code.partition(":")[0], _signal(code)
     when = "" if begun else " before the run began"
     said = f" (Slurm says {state} {code})" if state else ""
-    if number.isdigit() and int(number):
+    if number:
         try:
-            name = signal.Signals(int(number)).name
+            name = signal.Signals(number).name
         except ValueError:
             name = f"signal {number}"
         return f"killed by {name}{when}, without a word{said}"
@@ -206,7 +212,8 @@ def _last_word(
     begun = state_of(facts) is not State.waiting
     error = facts["error"] if spoke else said if early or not begun else None
     if error is None and not begun and slurm == "FAILED":
-        error = status.last_error(folder / f"{facts.get('job')}.out") or _not_launched(shown)
+        by_signal = _signal(code) in {number.value for number in signal.Signals}  # Slurm's own are none: 53
+        error = status.last_error(folder / f"{facts.get('job')}.out") or (None if by_signal else _not_launched(shown))
     error = error or f"{_ENDED.get(slurm) or _gone(slurm, code, facts.get('state') == 'running')}{kept}"
     state = (
         State.cancelled if slurm == "CANCELLED" else
