@@ -26,7 +26,16 @@ TRAIN = [
     "sae.batch_size=512",
     "sae.heldout_sequences=16",
 ]
-WORK = {"activations": "shard-*/journal.jsonl", "sae": "step-*.safetensors"}
+READ = [
+    "task=sae",
+    "sae.steps=2",
+    "sae.block_rows=4096",
+    "sae.heldout_sequences=16",
+    "sae.allow_small=true",
+    "data=text",
+    "data.path=text.txt",
+]
+WORK = {"activations": "shard-*/journal.jsonl", "sae": "step-*.safetensors", "tokens": "tokens.*/.train.npy.part"}
 
 
 class Writer:
@@ -64,11 +73,15 @@ class Writer:
         pytest.param("activations", CAPTURE, (0, 1), marks=pytest.mark.soak),
         pytest.param("sae", TRAIN, (1, 0)),
         pytest.param("sae", TRAIN, (0, 1), marks=pytest.mark.soak),
+        pytest.param("tokens", READ, (1, 0)),
+        pytest.param("tokens", READ, (0, 1)),
     ],
 )
 def test_two_writers_end_with_one_whole_artifact(
     warm: Cli, wait_until: Wait, kind: str, words: list[str], order: tuple[int, int]
 ) -> None:
+    lines = (f"the cat number {i} is near the dogs of house {i % 97}\n" for i in range(20_000))
+    (warm.folder / "text.txt").write_text("".join(lines))
     words, place = [*words, "layer=1", QUICK, "tracking=off"], warm.outputs / "artifacts"
     writers: list[Writer] = []
     seen: set[tuple[str, int]] = set()

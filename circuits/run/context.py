@@ -15,6 +15,7 @@ from circuits.run import absent, cores, gates, inputs, provenance, registry, tra
 from circuits.run.content import Contents
 from circuits.run.keys import Key, Unit, key_of, key_of_unit, units
 from circuits.run.kinds import Input, Kind, Layers
+from circuits.run.leases import certainly_gone, is_me, owner
 from circuits.run.scope import Scope
 from circuits.run.signals import StopFlag
 from circuits.run.status import Status, entry, now
@@ -49,6 +50,7 @@ class Run:
     tainted: list[str] = field(default_factory=list)  # gates that said no, and were passed by force=true
     live: set[str] = field(default_factory=set)  # keys of what has a W&B run already, while it is made
     told: set[str] = field(default_factory=set)  # and of what W&B has been told to its end
+    me: Mapping[str, Any] = field(default_factory=owner)  # this process, beside unfinished work
 
 
 class Work:
@@ -61,6 +63,18 @@ class Work:
         self.partial = context.run.store.partial(key, owner="reuse=force" if forced else None)
         if not context.kind.inline:
             cores.note(self.partial, context.run.cfg.task.resources.cpus)
+
+    def own(self, share: str) -> Path:
+        """A directory of its unfinished work that no other process writes to: for files that grow.
+
+        What a process that is gone left of the same `share` is in it; that of any other one is left alone.
+        """
+        from circuits.data.pieces import take_over
+
+        me = self._context.run.me
+        directory = self.partial / f"{share}.{me['token'][:12]}"
+        take_over(self.partial, share, directory.name, me, lambda facts: certainly_gone(facts) or is_me(facts))
+        return directory
 
     def commit(self, write: Callable[[Path], None], **facts: Any) -> Artifact:
         """Publish what `write` puts into a fresh directory.

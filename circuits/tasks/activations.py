@@ -22,7 +22,6 @@ from circuits.run.content import Contents
 from circuits.run.keys import Unit
 from circuits.run.kinds import Column, Input, Kind, Layers, ModelDims
 from circuits.run.labels import behaviour_name, readable
-from circuits.run.leases import certainly_gone, is_me, owner
 from circuits.schema import (
     ActivationsConfig,
     ActivationSource,
@@ -197,16 +196,13 @@ run = KIND.run
 def _make(context: Context, works: Mapping[Unit, Work]) -> str | None:
     """Do this run's share of these artifacts; why they are not whole yet when others' shares are missing, or None."""
     from circuits.data.capture import capture
-    from circuits.data.pieces import take_over
 
     given = resolved(context.cfg.activations)
     made = _prepare(context, given)
     keys = {one: _site_and_layer(one, given) for one in works}
     partials = {keys[one]: work.partial for one, work in works.items()}
-    me = owner()
-    made.plan = replace(made.plan, writer=me["token"][:12])
-    for partial in partials.values():
-        take_over(partial, made.plan.share, made.plan.piece, me, lambda facts: certainly_gone(facts) or is_me(facts))
+    for work in works.values():
+        made.plan = replace(made.plan, writer=work.own(made.plan.share).suffix[1:])
 
     def progress(done: int, total: int, tally: Tally) -> None:
         rate = tally.rows / tally.seconds if tally.seconds else 0.0

@@ -65,12 +65,22 @@ class Tokens(Kind):
 
     def make(self, context: Context, works: Mapping[Any, Work]) -> None:
         """Tokenise the corpus and publish it."""
+        (work,) = works.values()
+        try:
+            self._make(context, work)
+        except FileNotFoundError:  # another process was first, and cleared the unfinished work
+            if context.run.store.find(work.key) is None:
+                raise
+            context.say(f"{work.key.id} was made by another process meanwhile")
+
+    def _make(self, context: Context, work: Work) -> None:
+        """`make`, as if nobody else did."""
         from circuits.data.corpora import documents
         from circuits.data.textstore import FILES, finished, tokenise
         from circuits.models.identify import inspect_model, local_files
         from circuits.models.load import load_tokenizer
 
-        (work,), data = works.values(), context.cfg.data
+        data, mine = context.cfg.data, work.own("tokens")
         model = inspect_model(*context.model_files())
         with context.phase("loading the tokenizer"):
             tokenizer = load_tokenizer(local_files(model))
@@ -86,22 +96,22 @@ class Tokens(Kind):
             data.source.value, data.path, data.field or "text", data.split, revision=commit if pinned else None
         )
 
-        facts = finished(work.partial) or tokenise(  # it may have been cut while it was published
+        facts = finished(mine) or tokenise(  # it may have been cut while it was published
             texts,
             tokenizer,
-            work.partial,
+            mine,
             context=data.context,
             heldout_fraction=data.heldout or 0.05,
             max_tokens=data.max_tokens,
             seed=context.cfg.seed,
             progress=progress,
             vocabulary=model.dims.vocab,
-            keeper=context.keeper({"tokens": work}, "place"),
+            keeper=context.keeper({"tokens": work}, f"{mine.name}/place"),
         )
 
         def write(out: Path) -> None:
             for name in FILES:
-                shutil.copyfile(work.partial / name, out / name)
+                shutil.copyfile(mine / name, out / name)
 
         context.say(f"made {work.commit(write).id}: {facts['n_tokens']:,} tokens of {facts['n_documents']:,} documents")
 
