@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from configs import plan
-from conftest import Cli
+from conftest import ROOT, Cli
 
 from circuits.host import free_memory
 from circuits.run import machine
+from circuits.run import sweep as sweeps
 from circuits.run.local import pool_size
 from circuits.run.memory import Room, here, problems
 from circuits.sae.memory import training
@@ -111,3 +115,28 @@ def test_a_sweep_that_does_not_fit_starts_nothing(cli: Cli) -> None:
     dry = cli("task=sae", "layer=all", "sae.expansion=2000", "cluster=csd3", "user.csd3.account=A", "cluster.dry_run=true",
               "cluster.gpu.gpu_memory=4G")  # fmt: skip
     assert dry.code == 2 and "a GPU of csd3 has 4G; 3 fit" in dry.err, dry.err
+
+
+@pytest.mark.parametrize(("told", "kept"), [({}, True), ({"MALLOC_ARENA_MAX": "2"}, False)])
+def test_a_run_uses_the_memory_of_large_tensors_again(warm: Cli, told: dict[str, str], kept: bool) -> None:
+    """Pages that the kernel has to find for a tensor of 64 MB that is made twenty times: those of one of them, or of all."""
+    (element,) = plan("task=prompts", "behaviour=ioi", "tracking=off", base=warm.folder)
+    directory = sweeps.create([element], warm.folder).directory(element)
+    program = (
+        "import resource, sys, torch\n"
+        "from circuits.run.element import main\n"
+        "pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "assert main([sys.argv[1]]) == 0\n"
+        "before = pages()\n"
+        "for _ in range(20): torch.empty(16 << 20).fill_(1.0)\n"
+        "print('pages', (pages() - before) * resource.getpagesize() >> 20)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(directory)],
+        env={**warm.environment(), "PYTHONPATH": str(ROOT), **told},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    megabytes = int(done.stdout.rsplit("pages", 1)[1])
+    if platform.libc_ver()[0] == "glibc":  # others are left as they are
+        assert megabytes < 2 * 64 if kept else megabytes > 10 * 64

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from circuits import host
 from circuits.run import private
 from circuits.run.places import LOG, RECORD, SWEEP
 from circuits.run.signals import StopFlag, Stopped
@@ -83,6 +84,7 @@ class Opened:
             self.failure = e
             return
         _set_threads(self.cfg.task.resources.cpus or 1)
+        host.keep_memory()
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         os.environ.setdefault("TQDM_DISABLE", "1")
         if self.place:
