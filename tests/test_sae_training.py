@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from configs import plan
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from circuits.sae.modules.selection import BatchSelection, largest_of_rows, with
 from circuits.sae.normalise import Units
 from circuits.sae.spec import TrainSpec
 from circuits.sae.training import Trainer
+from circuits.schema.sae import settled
 
 CPU = torch.device("cpu")
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -297,6 +299,26 @@ def test_auxiliary_loss_brings_dead_features_back() -> None:
             trainer.train_step(rows(i))
         alive[aux] = int((trainer.since_fired < 640).sum())
     assert alive[1 / 32] > alive[0.0] + 20
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_short_run_tells_its_dead_features_from_the_living(name: str) -> None:
+    """`sae.dead_after` left to the run is a tenth of its rows: 25,600 would call nothing dead in a run of 1,920."""
+    (element,) = plan("task=sae", "layer=0", f"sae={name}", "sae.steps=60", "sae.batch_size=32")
+    after = settled(element.cfg.sae).dead_after
+    assert after == 192
+    weak = {"relu": {"l1": 1e-3}, "gated": {"l1": 1e-3}, "jumprelu": {"l0_coefficient": 1e-4, "threshold": 0.05}}
+    for planted in (0, 5):
+        spec = small(name, d_sae=16, steps=60, dead_after=after, resample_every=10**6, **weak.get(name, {}))
+        trainer = Trainer(spec, CPU, rows(-1, 256))
+        for bias in trainer.weights.keys() & {"b_enc", "b_gate"}:
+            trainer.weights[bias].data[:planted] = -1e3
+        told = []
+        for i in range(60):
+            trainer.train_step(rows(i))
+            told.append(trainer.metrics()["dead_fraction"])
+        assert told[:5] == [0.0] * 5, "in 160 rows none can be called dead"
+        assert told[5:] == [planted / 16] * 55
 
 
 def test_schedules() -> None:
