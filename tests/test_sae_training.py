@@ -21,7 +21,7 @@ from circuits.sae.modules.selection import BatchSelection, largest_of_rows, with
 from circuits.sae.normalise import Units
 from circuits.sae.spec import TrainSpec
 from circuits.sae.training import Trainer
-from circuits.schema.sae import settled
+from circuits.schema.sae import dead_rows, settled
 
 CPU = torch.device("cpu")
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -301,15 +301,17 @@ def test_auxiliary_loss_brings_dead_features_back() -> None:
     assert alive[1 / 32] > alive[0.0] + 20
 
 
+def test_a_feature_is_dead_after_a_tenth_of_the_rows_where_nobody_says_otherwise() -> None:
+    """25,600 rows would call nothing dead in a run of 1,920."""
+    (element,) = plan("task=sae", "layer=0", "sae.steps=60", "sae.batch_size=32")
+    assert settled(element.cfg.sae).dead_after == dead_rows(60, 32) == 192
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_a_short_run_tells_its_dead_features_from_the_living(name: str) -> None:
-    """`sae.dead_after` left to the run is a tenth of its rows: 25,600 would call nothing dead in a run of 1,920."""
-    (element,) = plan("task=sae", "layer=0", f"sae={name}", "sae.steps=60", "sae.batch_size=32")
-    after = settled(element.cfg.sae).dead_after
-    assert after == 192
     weak = {"relu": {"l1": 1e-3}, "gated": {"l1": 1e-3}, "jumprelu": {"l0_coefficient": 1e-4, "threshold": 0.05}}
     for planted in (0, 5):
-        spec = small(name, d_sae=16, steps=60, dead_after=after, resample_every=10**6, **weak.get(name, {}))
+        spec = small(name, d_sae=16, steps=60, dead_after=dead_rows(60, 32), resample_every=10**6, **weak.get(name, {}))
         trainer = Trainer(spec, CPU, rows(-1, 256))
         for bias in trainer.weights.keys() & {"b_enc", "b_gate"}:
             trainer.weights[bias].data[:planted] = -1e3
