@@ -119,6 +119,12 @@ def _sign(character: str) -> str:
     )  # line ends of Unicode, and what turns the direction of what follows
 
 
+def reason(error: BaseException, most: int = 120) -> str:
+    """What an error of a library says, for one of our lines: its first line, cut between words where it is long."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= most else f"{line[:most].rpartition(' ')[0] or line[:most]} …"
+
+
 def one_line(text: str) -> str:
     """A message of several lines as one: ``; `` between them."""
     return visible("; ".join(line.strip() for line in text.splitlines() if line.strip()))

@@ -21,7 +21,7 @@ from circuits.run.console import Rows, Terminal
 from circuits.run.outcome import summary_lines
 from circuits.run.pace import Pace
 from circuits.run.prose import cells, fold
-from circuits.words import left, number, one_line, plus_minus, size, visible
+from circuits.words import left, number, one_line, plus_minus, reason, size, visible
 
 SMALL = (
     "sae.steps=3",
@@ -72,6 +72,8 @@ def test_a_steady_time_left() -> None:
 
 def test_what_cannot_be_seen_is_a_sign_and_one_line_is_one_line() -> None:
     assert visible("a\nb\tc\x1b[31m\r\ud83d é…") == "a⏎b⇥c␛[31m␍\\ud83d é…"
+    assert reason(ValueError("a" * 100 + " and more of it\nb")) == "a" * 100 + " and more of it"
+    assert reason(ValueError("please unset " * 20)).endswith("unset …") and reason(OSError()) == "OSError"
     assert visible("\u202egpj") == "\\u202egpj" and one_line("a\n  b\n") == "a; b"
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from circuits.errors import UserError, suggest
 from circuits.models import unread
 from circuits.models.weights import INDEX, WEIGHTS, check_weights, read_object
+from circuits.words import reason
 
 Answer = TypeVar("Answer")
 
@@ -162,9 +163,8 @@ def not_reached(name: str, revision: str | None, why: Exception, presets: Sequen
 
 
 def _unreachable(name: str, why: Exception, revision: str | None = None) -> str:
-    reason = (str(why) or type(why).__name__).splitlines()[0][:120]
     return (
-        f"the hub was not reached ({reason}); where there is network run: {_prefetch(name, revision)}, "
+        f"the hub was not reached ({reason(why)}); where there is network run: {_prefetch(name, revision)}, "
         "or give the directory of a copy"
     )
 

@@ -20,6 +20,7 @@ from circuits.models.identify import inspect_model, local_files
 from circuits.models.modules import module_at
 from circuits.models.sites import Dims, Family, dims_of, family_of, fp16_problem, site_width
 from circuits.models.weights import check_vocabulary, read_object
+from circuits.words import reason
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -195,9 +196,8 @@ def load_tokenizer(directory: Path) -> Any:
     try:
         return loader.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as e:
-        reason = (str(e) or type(e).__name__).strip().splitlines()[0][:120]
         raise UserError(
-            f"{directory}: its tokenizer cannot be read ({reason}); save one there with tokenizer.save_pretrained"
+            f"{directory}: its tokenizer cannot be read ({reason(e)}); save one there with tokenizer.save_pretrained"
         ) from e
 
 

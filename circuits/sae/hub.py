@@ -17,6 +17,7 @@ from circuits.errors import UserError
 from circuits.models.hub import NETWORK_SECONDS, within
 from circuits.sae import unread
 from circuits.sae.unread import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS
+from circuits.words import reason
 
 NAME = re.compile(r"(?P<repository>\w[\w.-]*/[\w.-]+)(?P<folder>(?:/[^/@]+)*)/?(?:@(?P<revision>[^@\s]+))?")
 FILES = (CONFIG, WEIGHTS, SPARSIFY_WEIGHTS, "sparsity.safetensors")
@@ -70,7 +71,7 @@ def _fetched(repository: str, folder: str, revision: str | None) -> Path:
     try:  # by the branch's name, so that the cache learns which commit it is
         snapshot = snapshot_download(repository, revision=revision, allow_patterns=list(sizes), etag_timeout=5)
     except (HTTPError, OSError) as e:
-        raise UserError(f"fetching it broke ({_reason(e)}); the same command goes on from there") from e
+        raise UserError(f"fetching it broke ({reason(e)}); the same command goes on from there") from e
     return Path(snapshot) / folder
 
 
@@ -112,10 +113,6 @@ def _files(repository: str, folder: str, revision: str | None) -> dict[str, int]
 
 def _unreached(why: Exception) -> str:
     return (
-        f"no such directory, it is not in the local Hugging Face cache, and the hub was not reached ({_reason(why)}); where there "
+        f"no such directory, it is not in the local Hugging Face cache, and the hub was not reached ({reason(why)}); where there "
         "is network the same command fetches it, or give the directory of a copy"
     )
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:120]
