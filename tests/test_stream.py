@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-from circuits.data.stream import ActivationStream, Batch, Position, _bad_rows
+from circuits.data.heldout import bad_rows
+from circuits.data.stream import ActivationStream, Batch, Position
 from circuits.errors import NonFinite, RunError, UserError
 from circuits.model_input import ModelInput, padded
 from circuits.models.hooks import forward
@@ -234,7 +235,7 @@ def test_very_large_is_not_infinite() -> None:
     rows[1, 2, 5], rows[3, 0, 0] = float("inf"), float("nan")
     expected = torch.zeros(4, 3, dtype=torch.bool)
     expected[1, 2] = expected[3, 0] = True
-    found = _bad_rows([torch.zeros(4, 3, 8), rows, rows[:, :, ::2].half()])
+    found = bad_rows([torch.zeros(4, 3, 8), rows, rows[:, :, ::2].half()])
     assert not found[0].any() and torch.equal(found[1], expected) and found[2].all()
 
 

@@ -12,19 +12,19 @@ from typing import Any
 
 from circuits.data.activations import ActivationStore
 from circuits.data.reservoir import Reservoir
-from circuits.data.stream import ActivationStream, Batch, Position
+from circuits.data.stream import Batch, Position, Stream
 from circuits.data.tokens import TokenSource
 from circuits.errors import UserError
 from circuits.models.load import DTYPES, LM
 from circuits.models.sites import site_width
 
 
-class StoredStream(ActivationStream):
+class StoredStream(Stream):
     """Batches of `stores` (one a layer; with a `target` site a pair of them); held-out activations from the model.
 
     `contents` are the stores' content hashes: a position in one store is none in another. `ram_bytes` bounds each layer's
     shuffled rows. `model`: the id and revision that the stores have to be of, where `lm` does not know its own. The other
-    arguments are those of :class:`ActivationStream`.
+    arguments are those of :class:`Stream`.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class StoredStream(ActivationStream):
         seed: int = 0,
         **given: Any,
     ) -> None:
-        super().__init__(lm, source, batch_size=batch_size, block_rows=2 * batch_size, seed=seed, **given)
+        super().__init__(lm, source, batch_size=batch_size, seed=seed, **given)
         sites = (self.site,) if self.target is None else (self.site, self.target)
         for layer, found in stores.items():
             for store, site in zip(found, sites, strict=True):

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.data.keeper import Keeper, State
-from circuits.data.stream import ActivationStream
+from circuits.data.stream import Stream
 from circuits.errors import NonFinite
 from circuits.sae.metrics import Evaluator, SpliceSums
 from circuits.sae.modules import SAE
@@ -26,7 +26,7 @@ Measured = tuple[dict[str, Any], Float[Tensor, " d_sae"]]
 
 
 def measure(
-    stream: ActivationStream,
+    stream: Stream,
     saes: Mapping[int, SAE],
     untrained: Mapping[int, SAE],
     *,
@@ -84,7 +84,7 @@ def measure(
     return measured
 
 
-def _facts(stream: ActivationStream, sae: SAE, n_sequences: int, chunk: int) -> dict[str, Any]:
+def _facts(stream: Stream, sae: SAE, n_sequences: int, chunk: int) -> dict[str, Any]:
     """What the sums of a layer are a function of, beside its key: the very SAE (a machine may train another one), the batches."""
     beside = list(stream.layers) if stream.nonfinite == "drop" else []  # a row that is dropped for one layer is for all
     weights = [repr(float(value.sum(dtype=torch.float32))) for value in sae.state_dict().values()]
@@ -95,7 +95,7 @@ def _part(tensors: Mapping[str, Tensor], before: str) -> dict[str, Tensor]:
     return {name.removeprefix(before): value for name, value in tensors.items() if name.startswith(before)}
 
 
-def _sequences(stream: ActivationStream) -> int:
+def _sequences(stream: Stream) -> int:
     """How many go through the model together."""
     lm = stream.lm
     one = 3 * stream.source.context * lm.dims.vocab * lm.dtype.itemsize

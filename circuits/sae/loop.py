@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from circuits.data.stream import ActivationStream, Batch, Position
+from circuits.data.stream import Batch, Position, Stream
 from circuits.errors import NonFinite, UserError
 from circuits.sae.spec import TrainSpec
 from circuits.sae.training import Trainer
@@ -57,7 +57,7 @@ class Hooks(Generic[Name]):
 
 
 def train(
-    stream: ActivationStream,
+    stream: Stream,
     specs: Mapping[Name, TrainSpec],
     resumed: Mapping[Name, tuple[Trainer, Position]],
     hooks: Hooks[Name],
@@ -88,7 +88,7 @@ class _Training(Generic[Name]):
 
     def __init__(
         self,
-        stream: ActivationStream,
+        stream: Stream,
         specs: Mapping[Name, TrainSpec],
         resumed: Mapping[Name, tuple[Trainer, Position]],
         hooks: Hooks[Name],
@@ -238,7 +238,7 @@ class _Training(Generic[Name]):
         self.good[name] = done
 
 
-def validation_rows(stream: ActivationStream, skip: int, n_sequences: int) -> dict[int, torch.Tensor]:
+def validation_rows(stream: Stream, skip: int, n_sequences: int) -> dict[int, torch.Tensor]:
     """Rows by layer of the `n_sequences` held-out sequences after the first `skip`, which the final measurement uses.
 
     Raises:

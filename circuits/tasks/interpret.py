@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from circuits.data.stream import ActivationStream
+    from circuits.data.heldout import HeldoutPass
     from circuits.features.association import Factor
     from circuits.features.collect import Collected
     from circuits.features.saved import Interpretation
@@ -206,21 +206,18 @@ def _make(context: Context, works: Mapping[int, Work]) -> None:
         context.say(f"layer {layer}: {metrics['n_features']:,} features{told}: {artifact.id}")
 
 
-def _stream(context: Context, layers: list[int]) -> ActivationStream:
+def _stream(context: Context, layers: list[int]) -> HeldoutPass:
     """The model and its held-out text, as activations of `layers`."""
-    from circuits.data.stream import ActivationStream
+    from circuits.data.heldout import HeldoutPass
 
     cfg, lm = context.cfg, context.open_model()
     source = context.token_source(lm)
-    return ActivationStream(
+    return HeldoutPass(
         lm,
         source,
         site=cfg.sae.site.value,
         layers=layers,
-        batch_size=1,  # of the training stream, which is not read here
-        block_rows=2,
         forward_batch=cfg.interpret.batch_size,
-        seed=cfg.seed,
         skip_first=cfg.sae.skip_first,
         nonfinite=cfg.sae.nonfinite.value,
     )
@@ -249,7 +246,7 @@ def _layer(context: Context, path: Path, lm: LM) -> Layer:
 
 
 def _collect(
-    context: Context, stream: ActivationStream, layers: Mapping[int, Layer], works: Mapping[int, Work]
+    context: Context, stream: HeldoutPass, layers: Mapping[int, Layer], works: Mapping[int, Work]
 ) -> tuple[dict[int, Collected], ModelInput]:
     """One pass over held-out text for all layers."""
     from circuits.features.collect import Collector, Fresh

@@ -12,7 +12,7 @@ from circuits.tasks._sae.member import Member
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from circuits.data.stream import ActivationStream
+    from circuits.data.stream import Stream
     from circuits.run.context import Context
     from circuits.sae.history import History
     from circuits.sae.modules import SAE
@@ -22,7 +22,7 @@ def publish(
     member: Member,
     saes: Mapping[int, SAE],
     untrained: Mapping[int, SAE],
-    stream: ActivationStream,
+    stream: Stream,
     steps: Mapping[int, tuple[int, int]],
 ) -> None:
     """Measure on held-out text, all layers in one pass, and publish one artifact per layer.
@@ -71,7 +71,7 @@ def _write(
     layer: int,
     saes: Mapping[int, SAE],
     measured: Mapping[int, Any],
-    stream: ActivationStream,
+    stream: Stream,
     histories: Mapping[int, History],
 ) -> None:
     """The files of one artifact: a SAELens directory, the metrics and the training curve."""

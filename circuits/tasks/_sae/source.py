@@ -12,14 +12,14 @@ from circuits.words import size
 
 if TYPE_CHECKING:
     from circuits.data.stored import StoredStream
-    from circuits.data.stream import ActivationStream
+    from circuits.data.stream import Stream
     from circuits.data.tokens import TokenSource
     from circuits.models.load import LM
     from circuits.run.context import Context
     from circuits.run.store import Artifact
 
 
-def open_stream(context: Context, layers: list[int]) -> ActivationStream:
+def open_stream(context: Context, layers: list[int]) -> Stream:
     """The model and the data of this config, as activations of `layers`."""
     from circuits.data.stream import ActivationStream
 
@@ -70,7 +70,7 @@ def _stored_stream(context: Context, lm: LM, source: TokenSource, given: dict[st
     return stream
 
 
-def too_few(members: Mapping[int, Member], stream: ActivationStream) -> dict[int, Exception]:
+def too_few(members: Mapping[int, Member], stream: Stream) -> dict[int, Exception]:
     """The members that have too few distinct rows to train on and did not allow it: each says so itself."""
     from circuits.data.stored import StoredStream
     from circuits.data.textstore import TextStore

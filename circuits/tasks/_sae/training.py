@@ -15,7 +15,7 @@ from circuits.tasks._sae.publish import publish
 from circuits.tasks._sae.source import open_stream, too_few
 
 if TYPE_CHECKING:
-    from circuits.data.stream import ActivationStream, Position
+    from circuits.data.stream import Position, Stream
     from circuits.run.context import Context, Work
     from circuits.sae.checkpoint import Writer
     from circuits.sae.loop import Hooks
@@ -95,9 +95,7 @@ def _train(members: Mapping[int, Member]) -> dict[int, Exception]:
     return failures
 
 
-def _begin(
-    member: Member, specs: Mapping[int, TrainSpec], stream: ActivationStream
-) -> dict[int, tuple[Trainer, Position]]:
+def _begin(member: Member, specs: Mapping[int, TrainSpec], stream: Stream) -> dict[int, tuple[Trainer, Position]]:
     """Its training curves and W&B runs opened; what continues from its newest checkpoints."""
     from circuits.sae.history import History
 
@@ -120,7 +118,7 @@ def _begin(
     return resumed
 
 
-def _finish(member: Member, trained: dict[int, Trainer], stream: ActivationStream) -> None:
+def _finish(member: Member, trained: dict[int, Trainer], stream: Stream) -> None:
     """Measure and publish what was trained of one member's SAEs."""
     if not trained:
         return
@@ -142,7 +140,7 @@ def _finish(member: Member, trained: dict[int, Trainer], stream: ActivationStrea
     publish(member, saes, untrained, own, steps)
 
 
-def _spec(context: Context, stream: ActivationStream, layer: int) -> TrainSpec:
+def _spec(context: Context, stream: Stream, layer: int) -> TrainSpec:
     from circuits.sae.spec import TrainSpec
 
     sae = settled(context.cfg.sae)
@@ -171,9 +169,7 @@ def _spec(context: Context, stream: ActivationStream, layer: int) -> TrainSpec:
     )
 
 
-def _resumed(
-    context: Context, work: Work, spec: TrainSpec, stream: ActivationStream
-) -> tuple[Trainer, Position] | None:
+def _resumed(context: Context, work: Work, spec: TrainSpec, stream: Stream) -> tuple[Trainer, Position] | None:
     """What the newest whole checkpoint continues, and its place in the stream; a damaged one is named, the one before it taken."""
     from circuits.data.stream import Position
     from circuits.sae import checkpoint
@@ -196,7 +192,7 @@ def _resumed(
 
 
 def _hooks(
-    members: Mapping[int, Member], stream: ActivationStream, writer: Writer, diverged: dict[Name, NonFinite]
+    members: Mapping[int, Member], stream: Stream, writer: Writer, diverged: dict[Name, NonFinite]
 ) -> Hooks[Name]:
     """What the loop tells: to each member its own. SAEs whose loss is no number are put into `diverged`."""
     from circuits.sae import checkpoint
