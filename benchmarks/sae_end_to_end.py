@@ -202,7 +202,8 @@ def report(rates: dict[str, list[float]], given: argparse.Namespace, tokens: int
     per = "second of the processor" if given.cpu_time else "second"
     print(
         f"One TopK SAE (expansion {EXPANSION}, k = {K}, batch {BATCH}) on SmolLM2-135M-Instruct, resid_post of layer "
-        f"{given.layer}, {tokens:,} tokens in float32 on {given.threads} threads; medians of {given.rounds} rounds.\n"
+        f"{given.layer}, {tokens:,} tokens in float32, threads: {given.threads}; medians of {given.rounds} rounds; load average "
+        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.\n"
     )
     print(f"| | tokens a {per} | ours ÷ it | range | goal |\n|---|---|---|---|---|")
     pairs = zip(rates["forward"], rates["steps"], strict=True)

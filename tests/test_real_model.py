@@ -16,8 +16,9 @@ from circuits.models.hooks import forward
 from circuits.models.load import load_model
 from circuits.run import places
 
-SHOWS = {"facts": 0.9, "factual_recall": 0.9, "grammar_agreement": 0.85, "induction": 0.95, "ioi": 0.95}
-"""Behaviours that the model has, and the least share of pairs that it gets right."""
+SHOWS = {"facts": 0.9, "factual_recall": 0.9, "grammar_agreement": 0.8, "induction": 0.9, "ioi": 0.9}
+"""Behaviours that the model has, and the least share of pairs that it gets right: two prompts of 32 or more below the lowest of
+seeds 0, 1 and 2, which gave 0.97 (facts), 1.00 (factual_recall), 0.91 (grammar_agreement), 0.97 (induction) and 0.97 (ioi)."""
 
 
 def metrics(path: Path) -> dict[str, Any]:
@@ -59,6 +60,7 @@ def test_ten_behaviours_are_told_apart_and_multi_token_answers_leave_by_themselv
     found = {path.name.split("-", 1)[0]: metrics(path) for path in cli.artifacts("baseline")}
     right = {name: found[name]["pair_acc"] for name in BEHAVIOURS}
     assert all(right[name] >= least for name, least in SHOWS.items()), right
+    # Seeds 0, 1, 2 gave 0.41, 0.56, 0.44.
     assert right["logic"] < 0.7, "transitive comparison is beyond 135 M parameters"
     for name in ("cf", "factual_recall"):
         (log,) = (path.read_text() for path in cli.folder.glob(f"multirun/*/*/*behaviour={name}/run.log"))
@@ -81,8 +83,10 @@ def test_an_sae_of_english_beats_its_control_and_its_features_are_named(
     assert done.code == 0, done.out + done.err
     (made,) = cli.artifacts("sae")
     found = metrics(made)
-    assert found["explained_variance"] > max(0.3, found["control"]["explained_variance"] + 0.1), found
-    assert found["ce_score"] > 0, found
+    # Seeds 0, 1, 2 gave 0.93, 0.91, 0.89; their controls 0.23, 0.20, 0.24; CE scores of 0.97, 0.96, 0.97.
+    assert found["explained_variance"] > 0.75, found
+    assert found["explained_variance"] > found["control"]["explained_variance"] + 0.4, found
+    assert found["ce_score"] > 0.85, found
     few = ["behaviour=grammar_agreement", "behaviour.n_samples=24", "behaviour.n_test=8", "interpret.n_sequences=128"]
     done = cli("task=interpret", *sae, *short, *few, timeout=900)
     assert done.code == 0, done.out + done.err
