@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from circuits.run import api, config, overrides, places, registry
+from circuits.run import asked, config, overrides, places, registry
 from circuits.run import planning as planner
 from circuits.run.content import Contents
 from circuits.run.keys import Key, key_of
@@ -19,20 +19,20 @@ from circuits.schema import BaseConfig
 
 def compose(*words: str, base: Path | None = None) -> BaseConfig:
     """The config that a command line composes, with absolute paths."""
-    cfg = api.compose(list(words)) if words else copy.deepcopy(_default(places.CONF))
+    cfg = asked.compose(list(words)) if words else copy.deepcopy(_default(places.CONF))
     return config.absolute(cfg, base or Path.cwd())
 
 
 @functools.cache
 def _default(conf: Path) -> BaseConfig:
-    return api.compose([])
+    return asked.compose([])
 
 
 def key(*words: str, kind: str = "sae", layers: tuple[int, ...] = (1,), base: Path | None = None) -> Key:
     """The key of `kind` under a command line, also under one that a run would refuse since it does not read all of it."""
     arguments = overrides.normalise(words)
     overrides.check(arguments)
-    cfg = config.absolute(api.composed(arguments.overrides), base or Path.cwd()) if words else compose(base=base)
+    cfg = config.absolute(asked.composed(arguments.overrides), base or Path.cwd()) if words else compose(base=base)
     return key_of(registry.kind(kind), cfg, layers, Contents())
 
 

@@ -10,7 +10,7 @@ import pytest
 from configs import plan
 from conftest import Cli
 
-from circuits.run import cores, machine
+from circuits.run import cores, machine, threads
 from circuits.run.local import pool_size
 from circuits.run.machine import _cpu_quota
 from circuits.run.plan import Element
@@ -58,7 +58,7 @@ def test_the_shell_bounds_the_threads_and_work_goes_on_with_those_it_was_begun_w
 ) -> None:
     (element,) = settled(tmp_path, "task=sae", "layer=2")
     (key,) = element.keys.values()
-    cores.note(Store(tmp_path / "artifacts").partial(key), 3)
+    threads.note(Store(tmp_path / "artifacts").partial(key), 3)
     assert [e.cfg.task.resources.cpus for e in settled(tmp_path, "task=sae", "layer=2")] == [3]
     assert [e.cfg.task.resources.cpus for e in settled(tmp_path, "task=sae", "layer=1,2")] == [4, 3]
     assert [e.cfg.task.resources.cpus for e in settled(tmp_path, "task=sae", "layer=2", "task.resources.cpus=5")] == [5]

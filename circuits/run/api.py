@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from circuits import schema
 from circuits.errors import UserError
 from circuits.files import read_json
-from circuits.run import config, foreign, nearest, overrides, places, reading, registry
+from circuits.run import asked, config, foreign, nearest, places, registry
 from circuits.run.content import Contents
 from circuits.run.keys import key_of
 from circuits.run.kinds import Kind
@@ -33,7 +33,7 @@ def find_artifact(kind_name: str, given: Mapping[str, Any]) -> tuple[Kind, Artif
     kind = registry.kind(kind_name)
     words = _words(given)
     own = [f"task={kind.name}"] if kind.name in places.choices("task") else []  # the task that reads these keys
-    cfg = config.absolute(compose([*own, *words]), Path.cwd())
+    cfg = config.absolute(asked.compose([*own, *words]), Path.cwd())
     foreign.locate(cfg)
     if variants := kind.variants(cfg):
         raise UserError(f"{kind.name}: one of its variants, please: {' '.join(variants)}")
@@ -83,7 +83,7 @@ def open_model(given: Mapping[str, Any]) -> LM:
     """See :func:`circuits.open_model`."""
     from circuits.models.load import asked_model
 
-    cfg = config.absolute(compose(_words(given)), Path.cwd())
+    cfg = config.absolute(asked.compose(_words(given)), Path.cwd())
     if cfg.model.embedded is not None:
         own = {name: value for name, value in given.items() if re.match(r"outputs|model(__embedded__|$)", name)}
         files: tuple[str, str | None] = str(find_artifact("tiny", own)[1].path), None
@@ -102,38 +102,6 @@ def open_model(given: Mapping[str, Any]) -> LM:
 def _words(given: Mapping[str, Any]) -> list[str]:
     """Python's keywords as the command line has them."""
     return [f"{name.replace('__', '.')}={_written(value)}" for name, value in given.items()]
-
-
-def compose(words: list[str]) -> schema.BaseConfig:
-    """The config of these overrides, as `launch.py` would compose it.
-
-    Raises:
-        UserError: anything that the command line would refuse.
-    """
-    arguments = overrides.normalise(words)
-    overrides.check(arguments)
-    cfg = composed(arguments.overrides)
-    errors = reading.joined(schema.check(cfg), reading.unread([arguments.overrides], [cfg]))
-    if errors:
-        raise UserError(errors)
-    return cfg
-
-
-def composed(words: list[str]) -> schema.BaseConfig:
-    """The config of these canonical overrides, not checked."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    config.register()
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(places.CONF)):
-            return config.to_object(hydra_compose("config", overrides=words))
-    except (HydraException, OmegaConfBaseException) as e:
-        raise UserError(config.one_line(e)) from e
 
 
 def _layer(kind: Kind, cfg: schema.BaseConfig) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from circuits.errors import Damaged, GateError, UserError
 from circuits.files import disk_errors, read_json
-from circuits.run import absent, cores, gates, inputs, provenance, registry, tracked
+from circuits.run import absent, gates, inputs, provenance, registry, threads, tracked
 from circuits.run.content import Contents
 from circuits.run.keys import Key, Unit, key_of, key_of_unit, units
 from circuits.run.kinds import Input, Kind, Layers
@@ -62,7 +62,7 @@ class Work:
         forced = context.run.cfg.reuse is Reuse.force and not context.kind.inline
         self.partial = context.run.store.partial(key, owner="reuse=force" if forced else None)
         if not context.kind.inline:
-            cores.note(self.partial, context.run.cfg.task.resources.cpus)
+            threads.note(self.partial, context.run.cfg.task.resources.cpus)
 
     def own(self, share: str) -> Path:
         """A directory of its unfinished work that no other process writes to: for files that grow.

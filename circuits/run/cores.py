@@ -11,19 +11,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from circuits.errors import Damaged
-from circuits.files import read_json, write_json
-from circuits.run import machine
+from circuits.run import machine, threads
 from circuits.schema import Backend
 
 if TYPE_CHECKING:
     from circuits.run.plan import Element
     from circuits.run.store import Store
-
-THREADS = "threads.json"  # in the directory of unfinished work
 
 
 def settle(elements: Sequence[Element], store: Store) -> None:
@@ -45,21 +40,6 @@ def workers(elements: int, pack: int, asked: int | None, fits: int) -> int:
     return asked if asked is not None else max(1, min(fits, -(-elements // pack)))
 
 
-def note(unfinished: Path, threads: int | None) -> None:
-    """Write down beside unfinished work how many threads it is made with."""
-    if threads is not None and noted(unfinished) != threads:
-        write_json(unfinished / THREADS, threads)
-
-
-def noted(unfinished: Path) -> int | None:
-    """What :func:`note` wrote."""
-    try:
-        found = read_json(unfinished / THREADS)
-    except (OSError, ValueError, Damaged):
-        return None
-    return found if isinstance(found, int) and found > 0 else None
-
-
 def _share(elements: Sequence[Element]) -> int:
     cfg, cores = elements[0].cfg, machine.cores()
     fits = cores
@@ -74,4 +54,4 @@ def _share(elements: Sequence[Element]) -> int:
 
 def _begun(element: Element, store: Store) -> int | None:
     """The threads of its unfinished work, if there is some."""
-    return next(filter(None, (noted(store.beside(key, "partial")) for key in element.keys.values())), None)
+    return next(filter(None, (threads.noted(store.beside(key, "partial")) for key in element.keys.values())), None)

@@ -70,7 +70,7 @@ def meanings(section: type) -> dict[str, str]:
 
 @lru_cache
 def _default() -> schema.BaseConfig:
-    from circuits.run.api import composed
+    from circuits.run.asked import composed
 
     return composed(["task=sae"])
 

@@ -339,7 +339,7 @@ def _elsewhere(key: str, known: Mapping[str, Any]) -> str:
 
 def _check_launcher(key: str) -> str | None:
     """hydra-submitit-launcher's own names: those that mean something here."""
-    from circuits.run.slurm.request import LAUNCHER_KEYS, launcher_names
+    from circuits.run.launcher_keys import LAUNCHER_KEYS, launcher_names
 
     name = key.split(".")[2]
     if name in LAUNCHER_KEYS or name.startswith("_"):

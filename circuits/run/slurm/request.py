@@ -10,33 +10,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from circuits.errors import UserError
 from circuits.run import private
+from circuits.run.launcher_keys import LAUNCHER_KEYS
 from circuits.run.private import HIDDEN
 from circuits.schema import BaseConfig, PersonalConfig, QueueConfig
-
-#: hydra-submitit-launcher's keys (its ``SlurmQueueConf``) that have a meaning here, and the field of :class:`Request` each sets.
-LAUNCHER_KEYS = {
-    "timeout_min": "minutes",
-    "cpus_per_task": "cpus",
-    "gpus_per_node": "gpus",
-    "mem_gb": "memory",
-    "name": "name",
-    "partition": "partition",
-    "qos": "qos",
-    "constraint": "constraint",
-    "exclude": "exclude",
-    "gres": "gres",
-    "account": "account",
-    "signal_delay_s": "signal_s",
-    "max_num_timeout": "max_num_timeout",
-    "array_parallelism": "parallelism",
-    "setup": "setup",
-    "additional_parameters": "more",
-}
 
 
 @dataclass(frozen=True)
@@ -218,10 +199,3 @@ def minutes(text: str) -> int:
 def clock(count: int) -> str:
     """Minutes as ``HH:MM:SS``, as people read a job's limit."""
     return f"{count // 60:02d}:{count % 60:02d}:00"
-
-
-def launcher_names() -> tuple[str, ...]:
-    """All names that hydra-submitit-launcher's typed config has."""
-    from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
-
-    return tuple(f.name for f in fields(SlurmQueueConf))
