@@ -59,7 +59,8 @@ class Chain:
         for key in element.keys.values():
             if self.store.find(key) is None:
                 yield from _made_elsewhere(key, seen)
-        yield from self._gates_of(element)
+        if not element.cfg.force:  # by force a run goes on without
+            yield from self._gates_of(element)
 
     def _gates_of(self, element: Element) -> list[Key]:
         kind = registry.kind(element.task)
@@ -110,7 +111,8 @@ def _declared(kind: Kind, element: Element) -> Iterator[Input]:
     for cfg in variants or [element.cfg]:
         for layers in each:
             yield from _leaves(kind, cfg, layers)
-    yield from (Input(name, (), element.cfg) for name in kind.gates(element.cfg))
+    if not element.cfg.force:
+        yield from (Input(name, (), element.cfg) for name in kind.gates(element.cfg))
 
 
 def _leaves(kind: Kind, cfg: Any, layers: Layers) -> Iterator[Input]:
