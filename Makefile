@@ -65,7 +65,7 @@ lock: setup
 
 # What is generated from the code: docs/options.md.
 docs: setup
-	@$(BIN)/python -m circuits.run.options
+	@$(BIN)/python -m circuits.command.options
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info

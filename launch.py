@@ -2,7 +2,7 @@
 
 import sys
 
-from circuits.run.cli import main
+from circuits.launch.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -26,12 +26,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from circuits.data.activations import ActivationStore
-from circuits.data.capture import WINDOW, Plan, capture
+from circuits.activations.capture import WINDOW, Plan, capture
+from circuits.activations.pieces import Entry, Piece, Pieces
+from circuits.activations.reservoir import Reservoir
+from circuits.activations.samples import StreamSamples
+from circuits.activations.store import ActivationStore
 from circuits.data.npy import GrowingNpy
-from circuits.data.pieces import Entry, Piece, Pieces
-from circuits.data.reservoir import Reservoir
-from circuits.data.samples import StreamSamples
 from circuits.files import write_json
 from circuits.model_input import ModelInput
 from circuits.models.hooks import forward

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from real_model import manuals, real_model
 
-from circuits.data.stream import ActivationStream
+from circuits.activations.stream import ActivationStream
 from circuits.host import keep_memory
 from circuits.model_input import ModelInput
 from circuits.models.load import LM, load_model

@@ -27,9 +27,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from circuits.data.activations import ActivationStore
+from circuits.activations.reservoir import Reservoir
+from circuits.activations.store import ActivationStore
 from circuits.data.npy import GrowingNpy
-from circuits.data.reservoir import Reservoir
 from circuits.files import write_json
 from circuits.sae.loop import FIRST_ROWS, Hooks, train
 from circuits.sae.spec import TrainSpec

@@ -48,7 +48,7 @@ resources: {gpus: 0, cpus: 1, memory: 1G, time: "00:10:00"}
 CLOCK = '''"""When the task's code is reached."""
 import time
 from circuits.run.context import Context
-from circuits.run.kinds import Kind
+from circuits.store.kinds import Kind
 class Clock(Kind):
     """A clock."""
     name = "clock"

@@ -23,14 +23,14 @@ def open(what: str, **options: Any) -> Any:
 
     Returns:
         What the kind is in memory: ``sae``: a :class:`circuits.sae.modules.base.SAE` on the CPU; ``activations``: an
-        :class:`~circuits.data.activations.ActivationStore`; ``interpret``: an :class:`~circuits.features.saved.Interpretation`;
+        :class:`~circuits.activations.store.ActivationStore`; ``interpret``: an :class:`~circuits.features.saved.Interpretation`;
         ``prompts``: a :class:`~circuits.data.prompts.PromptSet`; ``baseline``: a :class:`~circuits.stats.saved.Measurement`;
         ``tokens``: a :class:`~circuits.data.textstore.TextStore`; ``tiny``: an :class:`~circuits.models.load.LM`.
 
     Raises:
         UserError: the options are wrong, or the artifact does not exist (the message is the command that makes it).
     """
-    from circuits.run.api import open_artifact
+    from circuits.launch.api import open_artifact
 
     return open_artifact(what, options)
 
@@ -44,6 +44,6 @@ def open_model(**options: Any) -> LM:
     Raises:
         UserError: there is no such model, or the embedded one was not made yet (the message is the command that makes it).
     """
-    from circuits.run.api import open_model as opened
+    from circuits.launch.api import open_model as opened
 
     return opened(options)

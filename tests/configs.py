@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from circuits.run import asked, config, overrides, places, registry
-from circuits.run import planning as planner
-from circuits.run.content import Contents
-from circuits.run.keys import Key, key_of
-from circuits.run.plan import Element
+from circuits.command import asked, overrides
+from circuits.launch import planning as planner
+from circuits.launch.plan import Element
+from circuits.run import config
 from circuits.schema import BaseConfig
+from circuits.store import places, registry
+from circuits.store.contents import Contents
+from circuits.store.keys import Key, key_of
 
 
 def compose(*words: str, base: Path | None = None) -> BaseConfig:

@@ -15,13 +15,13 @@ import torch
 from conftest import ROOT
 from small_models import LAYERS, VOCAB, build
 
-from circuits.data import rowtable
-from circuits.data.activations import ActivationStore
-from circuits.data.capture import ON_DISK, Plan, capture
+from circuits.activations import rowtable
+from circuits.activations.capture import ON_DISK, Plan, capture
+from circuits.activations.pieces import Pieces
+from circuits.activations.reservoir import Reservoir
+from circuits.activations.samples import StreamSamples, count_sequences
+from circuits.activations.store import ActivationStore
 from circuits.data.npy import GrowingNpy
-from circuits.data.pieces import Pieces
-from circuits.data.reservoir import Reservoir
-from circuits.data.samples import StreamSamples, count_sequences
 from circuits.errors import Damaged, NonFinite, UserError
 from circuits.files import write_json
 from circuits.model_input import ModelInput, padded
@@ -415,7 +415,7 @@ def test_a_store_ten_times_the_budget_is_read_within_it(tmp_path: Path) -> None:
     written(tmp_path / "s", 10 * budget // 4096, width=1024)
     code = (
         "import sys, resource; from pathlib import Path; import torch\n"
-        "from circuits.data.activations import ActivationStore; from circuits.data.reservoir import Reservoir\n"
+        "from circuits.activations.store import ActivationStore; from circuits.activations.reservoir import Reservoir\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)\n"
         f"store = ActivationStore(Path(sys.argv[1])); r = Reservoir(store, batch_size=256, ram_bytes={budget})\n"
         "torch.zeros(1).float(); before, rows = peak(), 0\n"

@@ -20,17 +20,17 @@ from conftest import QUICK, Cli
 from prompt_sets import animals, bpe, save_model, write_jsonl
 
 import circuits
-from circuits.data.activations import ActivationStore
-from circuits.data.capture import ON_DISK, Plan, capture
-from circuits.data.embedded import EmbeddedSource
-from circuits.data.pieces import Pieces
+from circuits.activations.capture import ON_DISK, Plan, capture
+from circuits.activations.pieces import Pieces
+from circuits.activations.rowtable import summary
+from circuits.activations.samples import PromptSamples, Samples, StreamSamples
+from circuits.activations.store import ActivationStore
 from circuits.data.prompts import read
-from circuits.data.rowtable import summary
-from circuits.data.samples import PromptSamples, Samples, StreamSamples
 from circuits.errors import UserError
 from circuits.models.load import LM, load_model
 from circuits.models.sites import site_width
-from circuits.run import registry
+from circuits.store import registry
+from circuits.tiny.source import EmbeddedSource
 from circuits.words import size
 
 COMMON = ["task=activations", QUICK, "tracking=off"]
@@ -213,7 +213,7 @@ def test_a_list_of_sites_has_the_keys_of_each_alone() -> None:
 
 
 def test_shards_share_the_artifact_and_have_leases_of_their_own(tmp_path: Path) -> None:
-    from circuits.run.store import Store
+    from circuits.store.store import Store
 
     words = ["task=activations", "activations.source=data", "layer=0", "activations.world_size=2"]
     one, other = plan(*words, "activations.shard=0,1")

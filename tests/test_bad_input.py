@@ -17,7 +17,7 @@ from conftest import QUICK, ROOT, Cli
 from prompt_sets import bpe, save_model
 from safetensors.torch import load_file, save_file
 
-from circuits.run import sweep as sweeps
+from circuits.launch import sweep as sweeps
 
 SHORT = [QUICK, "sae.steps=60", "sae.heldout_sequences=64", "sae.block_rows=4096", "tracking=off"]
 
@@ -208,7 +208,7 @@ def _element(warm: Cli, *words: str) -> Path:
 def _by_hand(warm: Cli, directory: Path, limit: tuple[int, int]) -> subprocess.CompletedProcess[str]:
     """Run the element with a resource limit."""
     return subprocess.run(
-        [sys.executable, "-m", "circuits.run.element", str(directory)],
+        [sys.executable, "-m", "circuits.launch.element", str(directory)],
         env={**warm.environment(), "PYTHONPATH": str(ROOT)},
         preexec_fn=lambda: resource.setrlimit(limit[0], (limit[1], limit[1])),
         capture_output=True, text=True, timeout=300, check=False,
@@ -250,6 +250,6 @@ def test_an_element_whose_input_was_edited_stops_in_one_line(warm: Cli) -> None:
 
 def test_an_empty_folder_is_no_element(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "circuits.run.element", str(tmp_path)]
+    command = [sys.executable, "-m", "circuits.launch.element", str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1

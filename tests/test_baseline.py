@@ -19,10 +19,10 @@ from conftest import QUICK, ROOT, Cli
 from prompt_sets import animals, bpe, save_model, write_jsonl
 from small_models import MODELS, VOCAB, build
 
+from circuits.activations.scoring import score
 from circuits.data.prompts import Prompt, PromptSet, read
 from circuits.errors import UserError
 from circuits.models.load import LM, load_model
-from circuits.models.scoring import score
 from circuits.stats.answers import summarise
 from circuits.stats.calibration import binary, calibration
 
@@ -153,7 +153,7 @@ TASK = '''
 """A task that stands on a baseline."""
 
 from circuits.files import write_json
-from circuits.run.kinds import Input, Kind
+from circuits.store.kinds import Input, Kind
 
 
 class After(Kind):

@@ -13,7 +13,7 @@ import pytest
 from configs import compose
 from prompt_sets import bpe
 
-from circuits.data import behaviours, mixture
+from circuits.data import behaviours
 from circuits.data.behaviours import BEHAVIOURS, Behaviour, Example, embedded, split
 from circuits.data.behaviours.arithmetic import domain
 from circuits.data.behaviours.base import WORD, Wording, unseen
@@ -23,8 +23,9 @@ from circuits.data.behaviours.ioi import MORE_NAMES
 from circuits.data.behaviours.neg import CATEGORY, MORE_MEMBERS
 from circuits.data.prompt_build import Wanted, from_behaviour
 from circuits.data.prompt_tokens import Encoder
-from circuits.run import places, registry
-from circuits.run.kinds import ModelDims
+from circuits.store import places, registry
+from circuits.store.kinds import ModelDims
+from circuits.tiny import mixture
 
 NAMES = {
     "grammar_agreement",

@@ -14,9 +14,9 @@ from slurm.queueing import Queue
 from slurm.sweeps import SLURM, SMALL, element, status, sweep_dir
 
 from circuits.errors import UserError
-from circuits.run.chain import Chain
-from circuits.run.content import Contents
-from circuits.run.store import Store
+from circuits.launch.chain import Chain
+from circuits.store.contents import Contents
+from circuits.store.store import Store
 
 STAGES = """
 import json, sys

@@ -20,12 +20,12 @@ from test_baseline import prompt_set
 from test_stream import make_lm, make_stream
 from torch import Tensor
 
-from circuits.data.reservoir import Reservoir
+from circuits.activations.reservoir import Reservoir
+from circuits.activations.scoring import score
 from circuits.features.collect import Collector, Fresh
 from circuits.features.logits import token_effects
 from circuits.features.pooling import pooled
 from circuits.models.load import LM, wrap
-from circuits.models.scoring import score
 from circuits.sae.evaluate import measure
 from circuits.sae.loop import Hooks, train
 from circuits.sae.memory import training

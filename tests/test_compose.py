@@ -11,9 +11,10 @@ import pytest
 from configs import copy_conf, edit
 from omegaconf import OmegaConf
 
+from circuits.command.compose import Composer
 from circuits.errors import UserError
-from circuits.run import config, places
-from circuits.run.compose import Composer
+from circuits.run import config
+from circuits.store import places
 
 Compose = Callable[[Sequence[str]], Any]
 

@@ -10,11 +10,12 @@ import pytest
 from configs import plan
 from conftest import Cli
 
-from circuits.run import cores, machine, threads
-from circuits.run.local import pool_size
+from circuits.launch import cores
+from circuits.launch.local import pool_size
+from circuits.launch.plan import Element
+from circuits.run import machine, threads
 from circuits.run.machine import _cpu_quota
-from circuits.run.plan import Element
-from circuits.run.store import Store
+from circuits.store.store import Store
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,10 @@ from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from circuits.activations.rows import RowIndex
 from circuits.data import corpora
 from circuits.data.corpora import check_corpus, content_hash, documents
 from circuits.data.npy import NpyWriter, open_npy
-from circuits.data.rows import RowIndex
 from circuits.data.seeds import derive_seed
 from circuits.data.textstore import TextStore, tokenise
 from circuits.errors import Damaged, UserError

@@ -8,7 +8,9 @@ import pytest
 from configs import compose, copy_conf
 from test_overrides import fresh_choices, refused
 
-from circuits.run import cli, overrides, places
+from circuits.command import overrides
+from circuits.launch import cli
+from circuits.store import places
 
 __all__ = ["fresh_choices"]  # a fixture that every test uses
 

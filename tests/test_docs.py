@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import QUICK, ROOT, Cli
 
+from circuits.command import overrides
 from circuits.errors import UserError
-from circuits.run import overrides
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -84,7 +84,7 @@ def test_a_new_task_is_one_module_and_one_yaml(warm: Cli, tmp_path: Path) -> Non
 
 def test_the_python_page_runs_as_it_stands(warm: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks, one after the other, on small artifacts: the options that made them small are added to every kind's own."""
-    from circuits.run import api
+    from circuits.launch import api
 
     text = [QUICK, "sae.heldout_sequences=16"]
     sae = [

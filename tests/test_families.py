@@ -17,16 +17,16 @@ from test_baseline import prompt_set
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from circuits.activations.scoring import score
 from circuits.errors import UserError
 from circuits.model_input import ModelInput
 from circuits.models import sites
 from circuits.models.hooks import Edit, forward
 from circuits.models.load import LM, load_model, wrap
 from circuits.models.modules import module_at
-from circuits.models.scoring import score
 from circuits.models.sites import FAMILIES, dims_of, family_of, fp16_problem, site_width, sites_of
-from circuits.run import places
 from circuits.sae.splice import splice_losses
+from circuits.store import places
 
 
 @pytest.fixture(scope="module", params=MODELS)

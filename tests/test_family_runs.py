@@ -17,9 +17,10 @@ from test_load import make
 from circuits.errors import UserError
 from circuits.models.identify import cached_weights, inspect_model
 from circuits.models.load import load_model
-from circuits.run import config, registry
-from circuits.run.content import Contents
-from circuits.run.keys import key_of
+from circuits.run import config
+from circuits.store import registry
+from circuits.store.contents import Contents
+from circuits.store.keys import key_of
 
 CPU = torch.device("cpu")
 ONE, TWO = ("0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from circuits.data.activations import ActivationStore
+from circuits.activations.reservoir import Reservoir
+from circuits.activations.store import ActivationStore
 from circuits.data.npy import GrowingNpy
-from circuits.data.reservoir import Reservoir
 from circuits.files import write_json
 from circuits.sae.modules import architectures
 from circuits.sae.spec import TrainSpec

@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 
 import circuits
 from circuits import schema
-from circuits.run import config, places, registry
-from circuits.run.kinds import Kind
+from circuits.run import config
+from circuits.store import places, registry
+from circuits.store.kinds import Kind
 
 HEAVY = (
     "torch",
@@ -32,8 +33,22 @@ HEAVY = (
     "sae_lens",
     "submitit",
 )
-FRAMEWORK = ("hydra", "omegaconf", "wandb", "submitit", "circuits.run", "circuits.tasks", "circuits.schema")
-NOT_ROOMS = ("run", "schema", "tasks")
+LEVELS = ("schema", "store", "run", "command", "launch")
+"""The framework, from what others stand on to what stands on all of it."""
+LIBRARY: dict[str, tuple[str, ...]] = {
+    "stats": (),
+    "models": (),
+    "data": (),
+    "tiny": ("models", "data"),
+    "activations": ("models", "data"),
+    "sae": ("activations", "models", "data", "stats"),
+    "features": ("sae", "activations", "models", "data", "stats"),
+    "report": ("stats", "features"),
+}
+"""The library rooms, and what each may import of the others."""
+FRAMEWORK = ("hydra", "omegaconf", "wandb", "submitit", "circuits.tasks", *(f"circuits.{name}" for name in LEVELS))
+NOT_ROOMS = ("tasks", *LEVELS)
+LARGEST = 0.15  # of the house, in one room
 
 
 # -- reading the code --------------------------------------------------------------------------------------------
@@ -45,7 +60,7 @@ def sources(*folders: str) -> list[Path]:
 
 
 def module(file: Path) -> str:
-    """``circuits.run.keys``."""
+    """``circuits.store.keys``."""
     parts = file.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -101,7 +116,7 @@ def rooms() -> list[Path]:
 
 
 def room_names() -> list[str]:
-    """The library rooms: every package of circuits but the framework's two."""
+    """The library rooms: every package of circuits but the framework's."""
     return sorted(
         path.parent.name for path in (ROOT / "circuits").glob("*/__init__.py") if path.parent.name not in NOT_ROOMS
     )
@@ -122,9 +137,29 @@ def test_stats_and_report_know_nothing_of_models_or_torch() -> None:
     }
 
 
-def test_run_imports_no_torch_and_no_task() -> None:
+def test_the_arrows_between_rooms_run_one_way() -> None:
+    assert set(room_names()) == set(LIBRARY), "a new room says what it may import"
+    allowed = {name: set(others) for name, others in LIBRARY.items()}
+    allowed |= {name: {*LEVELS[:i], *LIBRARY} for i, name in enumerate(LEVELS)}
+    allowed |= {"schema": set(), "tasks": {*LIBRARY, "schema", "store", "run", "command", "launch"}}
+    for room, others in allowed.items():
+        files = sources(f"circuits/{room}")
+        found = {name.split(".")[1] for file in files for name in imports(file) if name.count(".") > 1}
+        found &= {*allowed}
+        assert not found - others - {room}, f"{room} imports {sorted(found - others - {room})}"
+
+
+def test_no_room_holds_more_than_its_share_of_the_house() -> None:
+    lines = dict.fromkeys((*LIBRARY, *LEVELS, "tasks"), 0)
+    for room in lines:
+        lines[room] = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in sources(f"circuits/{room}"))
+    whole = sum(lines.values())
+    assert not {room: round(n / whole, 3) for room, n in lines.items() if n > LARGEST * whole}
+
+
+def test_the_framework_imports_no_torch_and_no_task() -> None:
     tasks = tuple(f"circuits.tasks.{name}" for name in registry.modules())
-    files = sources("circuits/run", "hydra_plugins")
+    files = sources(*(f"circuits/{level}" for level in LEVELS), "hydra_plugins")
     assert not {module(f): found for f in files if (found := of(imports(f), ("torch", "transformers", *tasks)))}
 
 
@@ -179,7 +214,8 @@ def loaded_by(code: str, *arguments: str, folder: Path) -> set[str]:
 
 
 def test_importing_the_framework_and_all_tasks_loads_no_library(tmp_path: Path) -> None:
-    names = [module(file) for file in sources("circuits/run", "circuits/tasks", "hydra_plugins")]
+    framework = (f"circuits/{level}" for level in LEVELS)
+    names = [module(file) for file in sources(*framework, "circuits/tasks", "hydra_plugins")]
     assert loaded_by("import " + ", ".join(["launch", "circuits.schema", *names]), folder=tmp_path) == set()
 
 
@@ -187,13 +223,13 @@ def test_importing_the_framework_and_all_tasks_loads_no_library(tmp_path: Path) 
     "words", [["--help"], ["--cfg", "job"], ["task=sae", "layer=0", "sae=relu", "--cfg", "job"], ["task=status"]]
 )
 def test_what_only_shows_loads_no_library(words: list[str], tmp_path: Path) -> None:
-    code = "import sys; from circuits.run.cli import main; code = main(sys.argv[1:]); assert code == 0, code"
+    code = "import sys; from circuits.launch.cli import main; code = main(sys.argv[1:]); assert code == 0, code"
     assert loaded_by(code, *words, folder=tmp_path) == set()
     assert list(tmp_path.iterdir()) == [], "and writes nothing"
 
 
 def test_wrong_input_is_told_before_any_library_is_loaded(tmp_path: Path) -> None:
-    code = "import sys; from circuits.run.cli import main; assert main(sys.argv[1:]) == 2"
+    code = "import sys; from circuits.launch.cli import main; assert main(sys.argv[1:]) == 2"
     assert loaded_by(code, "task=sae", "layer=9", folder=tmp_path) == set()
 
 

@@ -22,11 +22,11 @@ from safetensors.numpy import save_file
 
 from circuits import schema
 from circuits.errors import UserError
-from circuits.models.tiny.spec import TinySpec, hf_config
-from circuits.run import places, registry
-from circuits.run.content import Contents
-from circuits.run.keys import canonical, key_of
-from circuits.run.scope import Scope
+from circuits.store import places, registry
+from circuits.store.contents import Contents
+from circuits.store.keys import canonical, key_of
+from circuits.store.scope import Scope
+from circuits.tiny.spec import TinySpec, hf_config
 
 SAE = registry.kind("sae")
 #: Fields that may change without changing any result. Another one here is a decision, not an accident.
@@ -286,7 +286,7 @@ def test_a_crlf_copy_of_a_corpus_has_the_same_key_and_an_edited_one_another(tmp_
 def test_editing_a_corpus_in_place_changes_its_key_although_hashes_are_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("circuits.run.content.SETTLED_NS", -1)  # what was just written is remembered too
+    monkeypatch.setattr("circuits.store.contents.SETTLED_NS", -1)  # what was just written is remembered too
     file, memory = corpus(tmp_path / "a.txt"), tmp_path / "store" / ".hashes.json"
     cfg = compose("data=text", f"data.path={file}")
     first = key_of(SAE, cfg, (1,), Contents(memory)).hash
@@ -301,7 +301,7 @@ def test_another_content_of_the_same_size_and_time_is_another_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: bool
 ) -> None:
     """As ``cp -p``, ``rsync -t`` and ``touch -r`` leave it; and written in the same tick of the clock as what was hashed."""
-    monkeypatch.setattr("circuits.run.content.SETTLED_NS", -1 if settled else 60_000_000_000)
+    monkeypatch.setattr("circuits.store.contents.SETTLED_NS", -1 if settled else 60_000_000_000)
     file, memory = tmp_path / "a.jsonl", tmp_path / ".hashes.json"
     file.write_text('{"id": 1}\n')
     before = file.stat()
@@ -313,7 +313,7 @@ def test_another_content_of_the_same_size_and_time_is_another_content(
 
 
 def test_a_broken_memory_of_hashes_is_only_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circuits.run.content.SETTLED_NS", -1)  # what was just written is remembered too
+    monkeypatch.setattr("circuits.store.contents.SETTLED_NS", -1)  # what was just written is remembered too
     file, memory = corpus(tmp_path / "a.txt"), tmp_path / ".hashes.json"
     cfg = compose("data=text", f"data.path={file}")
     first = key_of(SAE, cfg, (1,), Contents(memory)).hash

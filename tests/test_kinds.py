@@ -13,17 +13,17 @@ import pytest
 from configs import compose, plan
 from conftest import QUICK, ROOT, Cli
 
-from circuits.run import inputs, registry
-from circuits.run.content import Contents
-from circuits.run.keys import key_of
-from circuits.run.kinds import Input, Kind, Layers, one_a_layer
 from circuits.schema import BaseConfig
+from circuits.store import inputs, registry
+from circuits.store.contents import Contents
+from circuits.store.keys import key_of
+from circuits.store.kinds import Input, Kind, Layers, one_a_layer
 
 SHARED = '''
 """One table over the SAEs of a set of layers."""
 
 from circuits.files import read_json, write_json
-from circuits.run.kinds import Column, Input, Kind, one_a_layer
+from circuits.store.kinds import Column, Input, Kind, one_a_layer
 
 
 class Shared(Kind):

@@ -17,11 +17,11 @@ import pytest
 from configs import plan
 from conftest import QUICK, Cli
 
+from circuits.launch import sweep as sweeps
+from circuits.launch.local import LocalLauncher, Worker
+from circuits.launch.plan import Plan, Standing
 from circuits.run import machine
-from circuits.run import sweep as sweeps
-from circuits.run.local import LocalLauncher, Worker
-from circuits.run.plan import Plan, Standing
-from circuits.run.store import Store
+from circuits.store.store import Store
 
 SHORT = [QUICK, "sae.heldout_sequences=64", "sae.block_rows=4096", "tracking=off"]
 Wait = Callable[..., None]
@@ -32,7 +32,7 @@ def elements(cli: Cli) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if "circuits.run.element" in words and str(cli.folder) in words[-1]:
+        if "circuits.launch.element" in words and str(cli.folder) in words[-1]:
             found.append(process)
     return found
 
@@ -124,7 +124,7 @@ def recovered_locally(cli: Cli, killed: str) -> None:
     assert json.loads(before)["state"] == "done" and (sweep / "failed_items.json").exists()
     place = cli.folder / "broken"
     place.mkdir()
-    dies = "import os, sys\nif 'circuits.run.element' in sys.orig_argv: os._exit(7)\n"
+    dies = "import os, sys\nif 'circuits.launch.element' in sys.orig_argv: os._exit(7)\n"
     (place / "sitecustomize.py").write_text(dies)
     broken = cli(*words, PYTHONPATH=str(place))
     assert broken.code == 1 and "ended with exit code 7 without a word" in broken.err, broken.err

@@ -8,7 +8,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from circuits.errors import UserError
-from circuits.run.layers import LayerOutOfRange, parse_layers, ranges
+from circuits.store.layers import LayerOutOfRange, parse_layers, ranges
 
 KEY9 = (0, 6, 10, 14, 18, 22, 26, 30, 33)
 

@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from circuits.run import leases, pulse
-from circuits.run.leases import Lease, Note, owner, process_alive
+from circuits.store import leases, pulse
+from circuits.store.leases import Lease, Note, owner, process_alive
 
 
 def held_elsewhere(path: Path, **changed: Any) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from configs import plan
 from conftest import ROOT, Cli
 
 from circuits.host import free_memory
+from circuits.launch import sweep as sweeps
+from circuits.launch.local import pool_size
+from circuits.launch.memory import Room, here, problems
 from circuits.run import machine
-from circuits.run import sweep as sweeps
-from circuits.run.local import pool_size
-from circuits.run.memory import Room, here, problems
 from circuits.sae.memory import training
 
 
@@ -124,7 +124,7 @@ def test_a_run_uses_the_memory_of_large_tensors_again(warm: Cli, told: dict[str,
     directory = sweeps.create([element], warm.folder).directory(element)
     program = (
         "import resource, sys, torch\n"
-        "from circuits.run.element import main\n"
+        "from circuits.launch.element import main\n"
         "pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "assert main([sys.argv[1]]) == 0\n"
         "before = pages()\n"

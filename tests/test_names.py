@@ -10,12 +10,13 @@ import pytest
 from configs import compose
 from conftest import Cli
 
-from circuits.run import provenance, registry
-from circuits.run.keys import Key, units
-from circuits.run.kinds import Kind
-from circuits.run.places import safe_name
-from circuits.run.store import Store
+from circuits.run import provenance
 from circuits.schema import BaseConfig
+from circuits.store import registry
+from circuits.store.keys import Key, units
+from circuits.store.kinds import Kind
+from circuits.store.places import safe_name
+from circuits.store.store import Store
 
 HOSTILE = (
     "/abs/olute",

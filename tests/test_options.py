@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import Cli
 
-from circuits.run import options, places, reading
+from circuits.command import options, reading
+from circuits.store import places
 
 
 def test_every_key_that_a_task_reads_says_what_it_means() -> None:

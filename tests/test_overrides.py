@@ -11,8 +11,10 @@ from configs import compose, copy_conf, edit
 from test_load import make
 
 from circuits import schema
+from circuits.command import overrides
 from circuits.errors import UserError
-from circuits.run import cli, overrides, places, registry
+from circuits.launch import cli
+from circuits.store import places, registry
 
 
 def checked(*words: str) -> list[str]:

@@ -17,7 +17,7 @@ from slurm.queueing import Queue
 from slurm.sweeps import SLURM, SMALL, element, ours, state, status, submitted, sweep_dir
 
 from circuits.errors import UserError
-from circuits.run.packs import packs
+from circuits.launch.packs import packs
 
 BASELINE = ["task=baseline", QUICK, "behaviour.n_samples=30", "behaviour.n_test=10",
             "baseline.resamples=50", "tracking=off"]  # fmt: skip
@@ -125,7 +125,7 @@ def worker(cli: Cli) -> psutil.Process:
     (found,) = [
         process
         for process in psutil.process_iter(["cmdline"])
-        if "circuits.run.element" in (words := process.info["cmdline"] or []) and str(cli.folder) in words[-1]
+        if "circuits.launch.element" in (words := process.info["cmdline"] or []) and str(cli.folder) in words[-1]
     ]
     return found
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from circuits.data.pieces import Entry, Piece, Pieces, take_over
+from circuits.activations.pieces import Entry, Piece, Pieces, take_over
 
 FP32 = np.dtype(np.float32)
 SHARE = "shard-0-of-1"

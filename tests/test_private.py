@@ -78,8 +78,8 @@ def test_a_config_on_disk_holds_no_secret_and_no_interpolation(tmp_path: Path) -
 
 def test_a_job_gets_its_secrets_from_the_shell_and_its_script_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     from circuits.errors import UserError
-    from circuits.run.slurm.preflight import secret_findings
-    from circuits.run.slurm.request import cluster_environment, secret_environment
+    from circuits.launch.slurm.preflight import secret_findings
+    from circuits.launch.slurm.request import cluster_environment, secret_environment
 
     cfg = BaseConfig()
     cfg.cluster.environment = {"HF_TOKEN": TOKEN, "HF_HOME": "/x"}

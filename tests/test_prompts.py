@@ -18,16 +18,17 @@ from prompt_sets import END, animals, bpe, digit_bpe, save_model, write_jsonl
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from circuits.command import overrides
 from circuits.data import prompts
 from circuits.data.behaviours import BEHAVIOURS
 from circuits.data.prompt_build import Built, Wanted, from_behaviour, from_file
 from circuits.data.prompt_records import Record
 from circuits.data.prompt_tokens import Encoder
 from circuits.errors import Damaged, UserError
-from circuits.models.tiny.spec import vocabulary
-from circuits.models.tiny.tokenizer import build_tokenizer
-from circuits.run import overrides, places
-from circuits.run.content import Contents
+from circuits.store import places
+from circuits.store.contents import Contents
+from circuits.tiny.spec import vocabulary
+from circuits.tiny.tokenizer import build_tokenizer
 
 CHAT = "{{ bos_token }}Q: {{ messages[0]['content'] }}\nA:"
 

@@ -49,7 +49,7 @@ def python(checkout: Path, *words: str) -> str:
 
 def warnings(checkout: Path, sweep: Path, element: str) -> list[str]:
     """What an element says of the code; it ends soon: what it may only read does not exist."""
-    shown = python(checkout, "-m", "circuits.run.element", str(sweep / element))
+    shown = python(checkout, "-m", "circuits.launch.element", str(sweep / element))
     assert "reuse=readonly" in shown
     return [line.split("warning: ")[1] for line in shown.splitlines() if "warning: " in line]
 

@@ -14,11 +14,13 @@ import pytest
 from configs import compose, plan
 
 from circuits import schema
+from circuits.command import reading
 from circuits.errors import UserError
-from circuits.run import config, reading, registry
-from circuits.run.content import Contents
-from circuits.run.keys import key_of_unit, units
+from circuits.run import config
 from circuits.schema.reading import CHOICE_OF, lookup
+from circuits.store import registry
+from circuits.store.contents import Contents
+from circuits.store.keys import key_of_unit, units
 
 
 def refused(*words: str) -> list[str]:

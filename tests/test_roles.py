@@ -10,11 +10,12 @@ import pytest
 from configs import compose
 
 from circuits import schema
+from circuits.command import foreign, overrides
 from circuits.errors import UserError
-from circuits.run import config, foreign, overrides
-from circuits.run.content import Contents
-from circuits.run.keys import canonical
+from circuits.run import config
 from circuits.schema.fields import file, free, named_file, taken_from
+from circuits.store.contents import Contents
+from circuits.store.keys import canonical
 
 
 @dataclass

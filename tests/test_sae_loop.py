@@ -11,8 +11,8 @@ import torch
 from test_activation_store import written
 from test_stream import make_lm, make_stream
 
-from circuits.data.reservoir import Reservoir
-from circuits.data.stream import ActivationStream, Position
+from circuits.activations.reservoir import Reservoir
+from circuits.activations.stream import ActivationStream, Position
 from circuits.sae import loop
 from circuits.sae.loop import Hooks, train, validation_rows
 from circuits.sae.spec import TrainSpec

@@ -20,13 +20,13 @@ from safetensors.torch import load_file
 from small_models import build
 from test_stream import RandomSource
 
-from circuits.data.activations import ActivationStore
-from circuits.data.stored import StoredStream
+from circuits.activations.store import ActivationStore
+from circuits.activations.stored import StoredStream
 from circuits.errors import Damaged, UserError
 from circuits.files import sha256_file
 from circuits.models.load import LM
 from circuits.models.sites import site_width
-from circuits.run import registry, staging
+from circuits.store import registry, staging
 from circuits.tasks._sae import Member
 from circuits.tasks._sae.source import too_few
 

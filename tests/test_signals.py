@@ -21,12 +21,13 @@ from slurm.sweeps import PROMPTS, SLURM, submitted, sweep_dir
 from test_launch import SHORT, Wait, elements, of_folder, training
 
 from circuits import host
-from circuits.run import local, status, terminal
-from circuits.run import sweep as sweeps
+from circuits.launch import local, terminal
+from circuits.launch import sweep as sweeps
+from circuits.launch.slurm.request import Request
+from circuits.launch.slurm.script import Array
+from circuits.launch.states import facts_of as facts_of_sweep
+from circuits.run import status
 from circuits.run.signals import Stopped
-from circuits.run.slurm.request import Request
-from circuits.run.slurm.script import Array
-from circuits.run.states import facts_of as facts_of_sweep
 
 
 def facts_of(cli: Cli) -> dict:

@@ -73,7 +73,7 @@ def test_a_bad_night(slurm: Queue, warm: Cli, tmp_path: Path) -> None:
     sweep = sweep_dir(warm)
     for number in (2, 3):
         slurm.wait(lambda n=number: training(sweep, n) or state(sweep, n) == "done", what=f"element {number} to train")
-    slurm.kill_tasks(f"{job}_2", "circuits.run.element")
+    slurm.kill_tasks(f"{job}_2", "circuits.launch.element")
     if state(sweep, 3) == "running":
         slurm.run("scontrol", "requeue", f"{job}_3")
     ended = slurm.wait_ended(job)
@@ -317,7 +317,7 @@ def test_a_dry_run_prints_the_script_and_submits_nothing(cli: Cli) -> None:
     assert "wckey" not in done.out
     assert "export HF_HOME=/scratch/me/huggingface" in done.out and "export HF_HUB_OFFLINE=1" in done.out
     assert "export WANDB_MODE=offline" in done.out, "whatever tracking.mode says: nothing there reaches a server"
-    assert "module load rhel8/default-amp" in done.out and "-m circuits.run.element" in done.out
+    assert "module load rhel8/default-amp" in done.out and "-m circuits.launch.element" in done.out
     assert not (cli.folder / "multirun").exists()
     from_env = cli(*words, CIRCUITS_CSD3_ACCOUNT="FROM-ENV")
     assert "#SBATCH --account=FROM-ENV" in from_env.out
@@ -364,7 +364,7 @@ def test_without_accounting_a_killed_element_is_told_and_waiting_ends(own_slurm:
     own_slurm.wait(lambda: training(sweep_dir(warm), 0), what="training")
     sweep = sweep_dir(warm)
     (job,) = {name.split("_")[0] for name in ours(own_slurm, sweep)}
-    own_slurm.kill_tasks(f"{job}_0", "circuits.run.element", number)
+    own_slurm.kill_tasks(f"{job}_0", "circuits.launch.element", number)
     own_slurm.wait(lambda: training(sweep, 1) or state(sweep, 1) == "done", what="the other one, untouched")
     own_slurm.cancel(f"{job}_1")
     out, _ = waiting.communicate(timeout=200)

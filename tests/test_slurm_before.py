@@ -9,9 +9,9 @@ from conftest import Cli
 from slurm.queueing import Queue
 from slurm.sweeps import PROMPTS, SLURM, ours, sweep_dir
 
-from circuits.run.slurm import states
-from circuits.run.slurm.states import facts_of
-from circuits.run.sweep import load
+from circuits.launch.slurm import states
+from circuits.launch.slurm.states import facts_of
+from circuits.launch.sweep import load
 
 
 def ended(slurm: Queue, cli: Cli) -> dict[str, object]:

@@ -11,12 +11,12 @@ from configs import compose, copy_conf
 from conftest import Cli
 from prompt_sets import bpe, save_model
 
-from circuits.run.layers import ranges as written
-from circuits.run.plan import Element
-from circuits.run.slurm import preflight
-from circuits.run.slurm.commands import numbers
-from circuits.run.slurm.request import clock, minutes, missing_personal, placeholder, request_of
-from circuits.run.slurm.script import BODY
+from circuits.launch.plan import Element
+from circuits.launch.slurm import preflight
+from circuits.launch.slurm.request import clock, minutes, missing_personal, placeholder, request_of
+from circuits.launch.slurm.script import BODY
+from circuits.slurm_commands import numbers
+from circuits.store.layers import ranges as written
 
 DRY = ["task=sae", "layer=0", "cluster.dry_run=true"]
 

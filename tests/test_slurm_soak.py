@@ -32,7 +32,7 @@ MODULE = '''"""Sleeps, then commits when it slept; no torch."""
 import os, time
 from circuits.files import write_json
 from circuits.run.context import Context
-from circuits.run.kinds import Kind
+from circuits.store.kinds import Kind
 class Tick(Kind):
     """A tick."""
     name = "tick"
@@ -208,7 +208,7 @@ def hurt(queue: Queue, victim: str, fault: str) -> bool:
         return True
     try:
         if fault == "worker":
-            return bool(queue.kill_tasks(victim, "circuits.run.element"))
+            return bool(queue.kill_tasks(victim, "circuits.launch.element"))
         if fault == "requeue":
             queue.run("scontrol", "requeue", victim)
         else:

@@ -16,8 +16,9 @@ from conftest import ROOT, Cli
 from slurm.queueing import Queue
 from slurm.sweeps import PROMPTS, SLURM, ours, state, status, submitted, sweep_dir
 
-from circuits.run.slurm import commands, requeue, submission
-from circuits.run.store import Store
+from circuits import slurm_commands as commands
+from circuits.launch.slurm import requeue, submission
+from circuits.store.store import Store
 
 
 def _python(code: str, cli: Cli, **extra: str) -> subprocess.CompletedProcess[str]:
@@ -29,7 +30,7 @@ def _python(code: str, cli: Cli, **extra: str) -> subprocess.CompletedProcess[st
 
 KILLED = """
 import os, signal, sys
-from circuits.run.slurm import submission
+from circuits.launch.slurm import submission
 run = submission.Submission.run
 def until(self, between=lambda step: None):
     def stop(step):
@@ -37,7 +38,7 @@ def until(self, between=lambda step: None):
             os.kill(os.getpid(), signal.SIGKILL)
     return run(self, stop)
 submission.Submission.run = until
-from circuits.run.cli import main
+from circuits.launch.cli import main
 sys.argv = ["launch.py"]
 sys.exit(main({words!r}))
 """
@@ -84,10 +85,10 @@ AFTER = """
 import sys
 from pathlib import Path
 from circuits.run import launching, sweep
-from circuits.run.plan import After, Plan, Standing
-from circuits.run.slurm import commands
-from circuits.run.slurm.launcher import Slurm, SlurmLauncher
-from circuits.run.store import Store
+from circuits.launch.plan import After, Plan, Standing
+from circuits.launch.slurm import commands
+from circuits.launch.slurm.launcher import Slurm, SlurmLauncher
+from circuits.store.store import Store
 found = sweep.load(Path({sweep!r}))
 elements = launching.planned(found)
 store = Store(Path(elements[0].cfg.outputs) / "artifacts")

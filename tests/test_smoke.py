@@ -139,6 +139,6 @@ def test_what_a_broken_installation_raises_is_a_finding_and_no_traceback(look, m
     def broken(*_: object) -> None:
         raise ImportError("libcudart.so.12: cannot open shared object file\nmore")
 
-    monkeypatch.setattr("circuits.models.selfcheck.check_pass", broken)
+    monkeypatch.setattr("circuits.tiny.selfcheck.check_pass", broken)
     lines = look(absent=("forward",))
     assert lines["forward"][1] == "ImportError: libcudart.so.12: cannot open shared object file"

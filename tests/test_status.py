@@ -16,12 +16,14 @@ from configs import compose, plan
 
 from circuits.errors import RunError, UserError
 from circuits.files import write_json
-from circuits.run import answers, launching, pulse, status, sweep, tracking
+from circuits.launch import answers, launching, sweep
 from circuits.run import running as running_module
+from circuits.run import status, tracking
 from circuits.run.status import Status
 from circuits.run.tracking import Tracker
 from circuits.schema import TrackingConfig, TrackingMode
 from circuits.state import State
+from circuits.store import pulse
 from circuits.tasks import status as task
 
 

@@ -14,12 +14,12 @@ from test_interpret import planted, text
 from test_sae_loop import STEPS, equal, run, spec
 from test_stream import VOCAB, RandomSource, make_lm, make_stream, one_thread  # noqa: F401 (for this module, too)
 
+from circuits.activations.scoring import score
+from circuits.activations.stream import ActivationStream, Position
 from circuits.data import textstore
 from circuits.data.keeper import Keeper
-from circuits.data.stream import ActivationStream, Position
 from circuits.features.collect import Collector, Fresh
 from circuits.features.pooling import pooled
-from circuits.models.scoring import score
 from circuits.sae import loop
 from circuits.sae.evaluate import measure
 from circuits.sae.loop import Hooks, train

@@ -17,10 +17,10 @@ import pytest
 
 from circuits.errors import Damaged, DiskFull
 from circuits.files import sha256_text
-from circuits.run import store as store_module
-from circuits.run.keys import Key
-from circuits.run.leases import Note, owner
-from circuits.run.store import MANIFEST, Artifact, Store, content_hash, verify
+from circuits.store import store as store_module
+from circuits.store.keys import Key
+from circuits.store.leases import Note, owner
+from circuits.store.store import MANIFEST, Artifact, Store, content_hash, verify
 
 FACTS: dict[str, Any] = {"inputs": {}, "by": "a test"}
 
@@ -440,7 +440,7 @@ def test_the_holder_is_whoever_has_the_lease_or_else_the_claim(store: Store) -> 
 
 
 def test_a_holder_on_another_host_that_fell_silent_is_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circuits.run.pulse.STALE_S", 0.2)
+    monkeypatch.setattr("circuits.store.pulse.STALE_S", 0.2)
     (store.root / "sae").mkdir(parents=True)
     store.beside(key(), "lease").write_text(json.dumps({**owner(by="x"), "host": "another"}))
     assert store.holder(key()) is not None

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-from circuits.data.heldout import bad_rows
-from circuits.data.stream import ActivationStream, Batch, Position
+from circuits.activations.heldout import bad_rows
+from circuits.activations.stream import ActivationStream, Batch, Position
 from circuits.errors import NonFinite, RunError, UserError
 from circuits.model_input import ModelInput, padded
 from circuits.models.hooks import forward

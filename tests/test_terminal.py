@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from conftest import QUICK, Cli
 
+from circuits.console import Rows, Terminal
+from circuits.launch.outcome import summary_lines
+from circuits.prose import cells, fold
 from circuits.run import streams
-from circuits.run.console import Rows, Terminal
-from circuits.run.outcome import summary_lines
 from circuits.run.pace import Pace
-from circuits.run.prose import cells, fold
 from circuits.words import left, number, one_line, plus_minus, reason, size, visible
 
 SMALL = (
@@ -280,7 +280,7 @@ def test_line_ends_in_a_page_are_signs(tmp_path: Path) -> None:
 
 def test_what_a_notebook_prints_is_short() -> None:
     from circuits.data.prompts import Prompt, PromptSet
-    from circuits.run.store import Artifact
+    from circuits.store.store import Artifact
 
     assert (
         repr(Artifact(Path("outputs/artifacts/sae/x-1"), {"kind": "sae", "files": {str(i): {} for i in range(99)}}))

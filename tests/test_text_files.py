@@ -17,10 +17,10 @@ import pyarrow as pa
 import pytest
 from prompt_sets import bpe
 
+from circuits.command import overrides
 from circuits.data.corpora import check_corpus, content_hash, documents
 from circuits.data.textstore import TextStore, tokenise
 from circuits.errors import UserError
-from circuits.run import overrides
 
 DOCS = [f"document {i} of the corpus, «é» and 猫" for i in range(60)]
 LINES = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(DOCS)).encode()

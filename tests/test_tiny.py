@@ -17,17 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from circuits.data import mixture
 from circuits.data.behaviours import BEHAVIOURS
 from circuits.data.behaviours.base import WORD, Split, unseen
-from circuits.data.embedded import CHUNK, EmbeddedSource
 from circuits.data.keeper import Keeper
 from circuits.errors import NonFinite, UserError
 from circuits.models.load import load_tokenizer
-from circuits.models.tiny.accuracy import accuracies, correct
-from circuits.models.tiny.spec import SPECIALS, TinySpec, hf_config, vocabulary
-from circuits.models.tiny.tokenizer import build_tokenizer, word_ids
-from circuits.models.tiny.train import Curriculum, Packed, encode, fit, new_model, pack, train, weighted_loss
+from circuits.tiny import mixture
+from circuits.tiny.accuracy import accuracies, correct
+from circuits.tiny.source import CHUNK, EmbeddedSource
+from circuits.tiny.spec import SPECIALS, TinySpec, hf_config, vocabulary
+from circuits.tiny.tokenizer import build_tokenizer, word_ids
+from circuits.tiny.train import Curriculum, Packed, encode, fit, new_model, pack, train, weighted_loss
 
 SMALL = TinySpec(layers=2, width=32, mlp=64, batch=16, steps=20, warmup=5, decay=5)
 
@@ -47,7 +47,7 @@ def learned(tiny_dir: Path) -> Qwen2ForCausalLM:
 
 def test_shape_and_vocabulary_need_no_torch() -> None:
     code = (
-        "import sys; from circuits.models.tiny.spec import *; from circuits.data.mixture import fingerprint;"
+        "import sys; from circuits.tiny.spec import *; from circuits.tiny.mixture import fingerprint;"
         "hf_config(TinySpec(), len(vocabulary())); fingerprint(); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

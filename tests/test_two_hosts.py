@@ -19,13 +19,16 @@ from conftest import ROOT, Cli
 from slurm.queueing import Queue
 from slurm.sweeps import PROMPTS, SLURM, sweep_dir
 
+from circuits import slurm_commands as commands
 from circuits.files import read_json
-from circuits.run import launching, pulse, status, sweep
-from circuits.run.leases import Note, owner
-from circuits.run.slurm import commands, states, submission
-from circuits.run.slurm.launcher import Slurm
-from circuits.run.states import facts_of, look_twice
-from circuits.run.store import Store
+from circuits.launch import launching, sweep
+from circuits.launch.slurm import states, submission
+from circuits.launch.slurm.launcher import Slurm
+from circuits.launch.states import facts_of, look_twice
+from circuits.run import status
+from circuits.store import pulse
+from circuits.store.leases import Note, owner
+from circuits.store.store import Store
 
 
 @pytest.fixture
@@ -87,7 +90,7 @@ def test_a_slurm_submission_takes_over_what_a_dead_process_of_another_host_holds
     elsewhere(Store(cli.outputs / "artifacts").beside(element.keys[None], "lease"), pid=1234)
     code = """import sys
 from circuits.run import pulse
-from circuits.run.cli import main
+from circuits.launch.cli import main
 pulse.STALE_S = 1
 sys.exit(main(sys.argv[1:]))"""
     done = subprocess.run(

@@ -13,8 +13,9 @@ from conftest import QUICK, Cli, template
 from test_launch import Wait
 from warm.client import REAL, SOCKET, Running
 
-from circuits.run import status, sweep
-from circuits.run.store import verify
+from circuits.launch import sweep
+from circuits.run import status
+from circuits.store.store import verify
 
 CAPTURE = ["task=activations", "activations.source=data", "activations.n_sequences=800", "activations.batch_size=4",
            "activations.chunk=16"]  # fmt: skip

@@ -1,0 +1,1 @@
+"""What models read: behaviours and their prompts, corpora, tokens, splits. Knows no model."""

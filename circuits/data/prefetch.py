@@ -10,7 +10,7 @@ from typing import Any
 
 from circuits.data import hub
 from circuits.errors import UserError
-from circuits.models.prefetch import Fetched, check_room, fetched
+from circuits.fetched import Fetched, check_room, fetched
 
 
 def fetch_dataset(name: str) -> Fetched:

@@ -1,4 +1,1 @@
-"""What a run IS, with no science in it: overrides, kinds and keys, the store, launching, status, tracking, provenance.
-
-Nothing here imports torch. Tasks are reached by their ``_target_`` string only.
-"""
+"""What a run IS: its context, its status and signals, its log and provenance, what W&B is told. No torch, no science."""

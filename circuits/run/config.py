@@ -17,7 +17,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from circuits import schema
 from circuits.errors import UserError
-from circuits.run import places, private, registry
+from circuits.run import private
+from circuits.store import places, registry
 
 
 def register() -> None:

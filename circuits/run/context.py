@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 from circuits.errors import Damaged, GateError, UserError
 from circuits.files import disk_errors, read_json
-from circuits.run import absent, gates, inputs, provenance, registry, threads, tracked
-from circuits.run.content import Contents
-from circuits.run.keys import Key, Unit, key_of, key_of_unit, units
-from circuits.run.kinds import Input, Kind, Layers
-from circuits.run.leases import certainly_gone, is_me, owner
-from circuits.run.scope import Scope
+from circuits.run import provenance, threads, tracked
 from circuits.run.signals import StopFlag
 from circuits.run.status import Status, entry, now
-from circuits.run.store import Artifact, Store
 from circuits.run.tracking import Tracker
 from circuits.schema import BaseConfig, DataSource, Reuse
+from circuits.store import absent, gates, inputs, registry
+from circuits.store.contents import Contents
+from circuits.store.keys import Key, Unit, key_of, key_of_unit, units
+from circuits.store.kinds import Input, Kind, Layers
+from circuits.store.leases import certainly_gone, is_me, owner
+from circuits.store.scope import Scope
+from circuits.store.store import Artifact, Store
 
 if TYPE_CHECKING:
     from circuits.data.keeper import Keeper
@@ -69,7 +70,7 @@ class Work:
 
         What a process that is gone left of the same `share` is in it; that of any other one is left alone.
         """
-        from circuits.data.pieces import take_over
+        from circuits.activations.pieces import take_over
 
         me = self._context.run.me
         directory = self.partial / f"{share}.{me['token'][:12]}"
@@ -228,7 +229,7 @@ class Context:
         """The artifact of input `name` (of `layer`, where that kind has layers): found in the store, or made now when the kind
         is made by whoever needs it.
 
-        `name` is that of an :class:`~circuits.run.kinds.Input` or its kind; with `layer`, of the input at that layer.
+        `name` is that of an :class:`~circuits.store.kinds.Input` or its kind; with `layer`, of the input at that layer.
 
         Raises:
             UserError: it is missing and is a task's own work; the message names all that this run misses of it, and the command
@@ -302,8 +303,8 @@ class Context:
 
     def token_source(self, lm: LM) -> TokenSource:
         """The text that the config names, as tokens of the model."""
-        from circuits.data.embedded import EmbeddedSource
         from circuits.data.textstore import TextStore
+        from circuits.tiny.source import EmbeddedSource
 
         if self.cfg.data.source is DataSource.embedded:
             return EmbeddedSource(lm.tokenizer, self.cfg.seed, self.cfg.data.context)
@@ -313,7 +314,7 @@ class Context:
 
     def staged(self, artifact: Artifact, files: Sequence[str]) -> Path:
         """A directory with these files of an artifact: its own, or with ``cluster.stage`` a copy on this machine's disk."""
-        from circuits.run.staging import staged
+        from circuits.store.staging import staged
 
         if (stage := self.run.cfg.cluster.stage) is None:
             return artifact.path

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.files import read_json, sha256_file
-from circuits.run.places import CODE
+from circuits.store.places import CODE
 
 PACKAGES = ("torch", "transformers", "numpy", "safetensors", "datasets", "tokenizers", "scipy", "pandas", "pyarrow",
             "hydra-core", "omegaconf", "submitit", "hydra-submitit-launcher", "wandb")  # fmt: skip

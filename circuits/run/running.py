@@ -1,6 +1,6 @@
 """A run in progress: its log, its status, what its task is given, and its last word.
 
-An element is opened from its directory, begun, performed and ended; :mod:`circuits.run.element` does so with one, or with the
+An element is opened from its directory, begun, performed and ended; :mod:`circuits.launch.element` does so with one, or with the
 elements of a pack. Whatever happens in between becomes the element's outcome and exit code; nothing is swallowed.
 """
 
@@ -18,9 +18,9 @@ from typing import IO, Any
 
 from circuits import host
 from circuits.run import private
-from circuits.run.places import LOG, RECORD, SWEEP
 from circuits.run.signals import StopFlag, Stopped
 from circuits.state import State, state_of
+from circuits.store.places import LOG, RECORD, SWEEP
 
 KEPT = "what was saved is kept, and the same command goes on from it"
 HURRIED_S = 5.0  # for W&B, when we were asked to stop: whoever asked will not wait long
@@ -66,7 +66,7 @@ class Opened:
     @property
     def together(self) -> str | None:
         """What elements that can be made in one go with this one have equal."""
-        from circuits.run import registry
+        from circuits.store import registry
 
         kind = registry.modules()[self.record["task"]].KIND
         made = kind.together(self.cfg)
@@ -159,7 +159,7 @@ class Opened:
 
 def on_cluster() -> bool:
     """Whether a job of ours runs this (not somebody's own ``salloc`` session)."""
-    from circuits.run.leases import worker_job
+    from circuits.store.leases import worker_job
 
     return worker_job() is not None
 
@@ -213,11 +213,12 @@ class Log:
 def _context(directory: Path, record: dict[str, Any], cfg: Any, status: Any, stop: StopFlag, log: Log) -> Any:
     """What the element's task is given, once its gates have been asked."""
     from circuits.files import write_json
-    from circuits.run import inputs, provenance, registry, tracked
-    from circuits.run.content import Contents
+    from circuits.run import provenance, tracked
     from circuits.run.context import Context, Run
-    from circuits.run.store import Store
     from circuits.run.tracking import Tracker
+    from circuits.store import inputs, registry
+    from circuits.store.contents import Contents
+    from circuits.store.store import Store
 
     kind = registry.modules()[record["task"]].KIND
     outputs = Path(cfg.outputs)
@@ -266,7 +267,7 @@ def _context(directory: Path, record: dict[str, Any], cfg: Any, status: Any, sto
 def _same_keys(context: Any, record: dict[str, Any]) -> None:
     """An element runs what was submitted: its keys must not have changed since (an edited file, other code)."""
     from circuits.errors import UserError
-    from circuits.run.keys import unit
+    from circuits.store.keys import unit
 
     for key, submitted in ((context.key(one), record["keys"][unit(one)]) for one in context.units):
         if key.hash != submitted:
@@ -281,8 +282,8 @@ def _explain(error: Exception, cfg: Any) -> str:
     first = str(error).splitlines()[0] if str(error) else ""
     kind = type(error).__name__
     if kind == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in first:
-        from circuits.run import registry
         from circuits.schema.reading import lookup
+        from circuits.store import registry
 
         keys = registry.kind(cfg.task.name).memory_keys
         named = " or ".join(f"{key} ({lookup(cfg, key)})" for key in keys)

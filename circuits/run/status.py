@@ -1,7 +1,7 @@
 """``status.json``: what a run is doing, written by the run itself, read by whoever asks.
 
 The states are those of :class:`circuits.state.State`. A reader trusts "running" only while the process lives (on another host:
-until its heartbeat is silent, see :mod:`circuits.run.pulse`); else the run was killed, and says so.
+until its heartbeat is silent, see :mod:`circuits.store.pulse`); else the run was killed, and says so.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.files import read_json, write_json
-from circuits.run import pulse
-from circuits.run.leases import LOOK_S, owner, process_alive, worker_job
 from circuits.run.pace import Pace
 from circuits.state import State, state_of
+from circuits.store import pulse
+from circuits.store.leases import LOOK_S, owner, process_alive, worker_job
 
 if TYPE_CHECKING:
-    from circuits.run.kinds import Kind
-    from circuits.run.store import Artifact
+    from circuits.store.kinds import Kind
+    from circuits.store.store import Artifact
 
 FILE = "status.json"
 WRITE_EVERY_S = 0.5

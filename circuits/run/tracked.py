@@ -11,16 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.run import config, inputs, places, private, provenance, status
-from circuits.run.keys import Key
-from circuits.run.kinds import Kind
-from circuits.run.labels import behaviour_name
+from circuits.run import config, private, provenance, status
 from circuits.schema import BaseConfig
+from circuits.store import inputs, places
+from circuits.store.keys import Key
+from circuits.store.kinds import Kind
+from circuits.store.labels import behaviour_name
 
 if TYPE_CHECKING:
     from circuits.run.context import Context
-    from circuits.run.store import Artifact
     from circuits.run.tracking import Tracker
+    from circuits.store.store import Artifact
 
 TABLE = "per_prompt.parquet"
 ROWS = 1000  # of a table; the artifact has all

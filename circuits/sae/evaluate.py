@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits.activations.stream import Stream
 from circuits.data.keeper import Keeper, State
-from circuits.data.stream import Stream
 from circuits.errors import NonFinite
 from circuits.sae.metrics import Evaluator, SpliceSums
 from circuits.sae.modules import SAE

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from circuits.data.stream import Batch, Position, Stream
+from circuits.activations.stream import Batch, Position, Stream
 from circuits.errors import NonFinite, UserError
 from circuits.sae.spec import TrainSpec
 from circuits.sae.training import Trainer

@@ -79,7 +79,7 @@ class PersonalConfig:
 
 
 def personal_schema(clusters: Iterable[str]) -> type:
-    """The ``user`` section: one :class:`PersonalConfig` per cluster, and the person's defaults (``circuits.run.personal``)."""
+    """The ``user`` section: one :class:`PersonalConfig` per cluster, and the person's defaults (``circuits.command.personal``)."""
     fields: list[tuple[str, Any, Any]] = [
         (name, PersonalConfig, field(default_factory=PersonalConfig)) for name in clusters
     ]

@@ -1,7 +1,7 @@
 """What of a config is read, given the rest of it. One table for the whole schema, as data; standard library only.
 
 A group's module lists its conditions in ``READ_WHEN``: the field ``sae.ram`` is read while ``sae.source`` is ``store``. From that
-come the refusal of an override that nothing reads (:mod:`circuits.run.reading`, which adds what tasks and their inputs read) and
+come the refusal of an override that nothing reads (:mod:`circuits.command.reading` adds what tasks and their inputs read) and
 of a value beside its default in a yaml (:func:`problems`).
 """
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from circuits.run.content import Contents
-from circuits.run.kinds import Input, Layers, ModelDims
 from circuits.schema import BaseConfig, DataSource
+from circuits.store.contents import Contents
+from circuits.store.kinds import Input, Layers, ModelDims
 
 
 def model_input(cfg: BaseConfig) -> list[Input]:
@@ -24,7 +24,7 @@ def mixture(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
     """For the key: the embedded generator's identity, where it is the data."""
     if cfg.data.source is not DataSource.embedded:
         return {}
-    from circuits.data import mixture
+    from circuits.tiny import mixture
 
     return {"mixture": contents.once("mixture", mixture.fingerprint)}
 

@@ -18,10 +18,6 @@ from typing import TYPE_CHECKING, Any
 from circuits.errors import RunError, UserError
 from circuits.files import write_json
 from circuits.run import status
-from circuits.run.content import Contents
-from circuits.run.keys import Unit
-from circuits.run.kinds import Column, Input, Kind, Layers, ModelDims
-from circuits.run.labels import behaviour_name, readable
 from circuits.schema import (
     ActivationsConfig,
     ActivationSource,
@@ -31,14 +27,18 @@ from circuits.schema import (
 )
 from circuits.schema.activations import SEQUENCES, sites
 from circuits.schema.reading import When
+from circuits.store.contents import Contents
+from circuits.store.keys import Unit
+from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims
+from circuits.store.labels import behaviour_name, readable
 from circuits.tasks._shared import context_problems, layer_name, mixture, model_input, text_input
 from circuits.words import size
 
 if TYPE_CHECKING:
-    from circuits.data.activations import ActivationStore
-    from circuits.data.capture import Plan, Tally
-    from circuits.data.pieces import Pieces
-    from circuits.data.samples import Samples
+    from circuits.activations.capture import Plan, Tally
+    from circuits.activations.pieces import Pieces
+    from circuits.activations.samples import Samples
+    from circuits.activations.store import ActivationStore
     from circuits.models.load import LM
     from circuits.run.context import Context, Work
 
@@ -184,7 +184,7 @@ class Activations(Kind):
 
     def load(self, path: Path) -> ActivationStore:
         """The rows and their index."""
-        from circuits.data.activations import ActivationStore
+        from circuits.activations.store import ActivationStore
 
         return ActivationStore(path)
 
@@ -195,7 +195,7 @@ run = KIND.run
 
 def _make(context: Context, works: Mapping[Unit, Work]) -> str | None:
     """Do this run's share of these artifacts; why they are not whole yet when others' shares are missing, or None."""
-    from circuits.data.capture import capture
+    from circuits.activations.capture import capture
 
     given = resolved(context.cfg.activations)
     made = _prepare(context, given)
@@ -244,7 +244,7 @@ class Capture:
 
 def _prepare(context: Context, given: ActivationsConfig) -> Capture:
     """The model and the samples of this config. What is wrong with prompts is said before the model is loaded."""
-    from circuits.data.capture import Plan
+    from circuits.activations.capture import Plan
 
     prompts = None if given.source is ActivationSource.data else _prompts(context, given)
     lm = context.open_model()
@@ -263,8 +263,8 @@ def _prepare(context: Context, given: ActivationsConfig) -> Capture:
 
 def _prompts(context: Context, given: ActivationsConfig) -> Samples:
     """The behaviour's prompts, none longer than the model's context and one at least as long as what is kept of each."""
+    from circuits.activations.samples import PromptSamples
     from circuits.data.prompts import read
-    from circuits.data.samples import PromptSamples
     from circuits.models.identify import inspect_model
 
     prompts, skip = PromptSamples(read(context.require("prompts").path), "the prompts"), given.skip_first or 0
@@ -279,7 +279,7 @@ def _prompts(context: Context, given: ActivationsConfig) -> Samples:
 
 def _stream(context: Context, given: ActivationsConfig, lm: LM) -> Samples:
     """The first sequences of the training stream."""
-    from circuits.data.samples import StreamSamples, count_sequences
+    from circuits.activations.samples import StreamSamples, count_sequences
 
     source = context.token_source(lm)
     n = given.n_sequences
@@ -293,8 +293,8 @@ def _put_together(
     context: Context, works: Mapping[Unit, Work], keys: Mapping[Unit, tuple[str, int]], made: Capture, measured: Any
 ) -> int:
     """Publish every artifact of which all samples are there; how many samples are still missing of the others."""
-    from circuits.data.capture import ON_DISK
-    from circuits.data.pieces import Pieces
+    from circuits.activations.capture import ON_DISK
+    from circuits.activations.pieces import Pieces
     from circuits.models.sites import site_width
 
     left = 0
@@ -342,7 +342,7 @@ def _publish(
     folder: Path,
 ) -> None:
     """Write one artifact: values and norms in sample order, the row index, the facts, the metrics."""
-    from circuits.data import rowtable
+    from circuits.activations import rowtable
 
     site, layer = key
     index = folder / f"{site}.parquet"  # the same for all layers of a site

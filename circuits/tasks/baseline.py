@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
 from circuits.files import write_json
-from circuits.run.kinds import Column, Input, Kind, Layers, ModelDims
-from circuits.run.labels import behaviour_and_model, readable
 from circuits.schema import BaseConfig
 from circuits.schema.fields import free
+from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims
+from circuits.store.labels import behaviour_and_model, readable
 from circuits.tasks._shared import model_input
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from circuits.activations.scoring import Scores
     from circuits.data.prompts import PromptSet
     from circuits.models.load import LM
-    from circuits.models.scoring import Scores
     from circuits.run.context import Context, Work
     from circuits.stats.saved import Measurement
 
@@ -136,8 +136,8 @@ class Baseline(Kind):
 
     def make(self, context: Context, works: Mapping[Any, Work]) -> None:
         """Score every prompt, and publish the table and its summary."""
+        from circuits.activations.scoring import score
         from circuits.data import prompts
-        from circuits.models.scoring import score
         from circuits.stats.answers import summarise, units_of
 
         (work,), options, seed = works.values(), context.cfg.baseline, context.cfg.seed

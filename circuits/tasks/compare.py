@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
 from circuits.files import disk_errors, write_atomic
-from circuits.run import places, saved, sweep
-from circuits.run.kinds import Kind
-from circuits.run.prose import put
-from circuits.run.sweep import Sweep
+from circuits.launch import saved, sweep
+from circuits.launch.sweep import Sweep
+from circuits.prose import put
 from circuits.schema import BaseConfig
 from circuits.schema.fields import named_file
+from circuits.store import places
+from circuits.store.kinds import Kind
 from circuits.words import number, visible
 
 if TYPE_CHECKING:
@@ -231,8 +232,8 @@ def _show(
     page: Path,
 ) -> None:
     """What differs, the differences, and where the files are."""
+    from circuits.console import Rows, console, relative
     from circuits.report.compare_page import between, signed
-    from circuits.run.console import Rows, console, relative
 
     terminal, (base, *others) = console(), list(sweeps)
     terminal.tell(f"compare · {found[0].base.ref.kind} · {' and '.join(others)} against {base}")

@@ -17,7 +17,7 @@ from circuits.schema import BaseConfig
 from circuits.schema.fields import named_file
 
 if TYPE_CHECKING:
-    from circuits.run.store import Artifact
+    from circuits.store.store import Artifact
 
 NAMES = "sae"  # the kind whose artifacts the config names
 FORMATS = ("saelens", "sparsify")
@@ -48,12 +48,12 @@ def _find(cfg: BaseConfig) -> dict[int, Artifact]:
     Raises:
         UserError: one does not exist; the message is the command that trains it.
     """
-    from circuits.run import nearest, registry
-    from circuits.run.content import Contents
-    from circuits.run.keys import key_of
-    from circuits.run.layers import parse_layers
-    from circuits.run.planning import model_dims
-    from circuits.run.store import Store
+    from circuits.launch.planning import model_dims
+    from circuits.store import nearest, registry
+    from circuits.store.contents import Contents
+    from circuits.store.keys import key_of
+    from circuits.store.layers import parse_layers
+    from circuits.store.store import Store
 
     kind, place = registry.kind("sae"), Path(cfg.outputs) / "artifacts"
     store, contents = Store(place), Contents(place / ".hashes.json")

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
 from circuits.files import write_json
-from circuits.run.kinds import Column, Input, Kind, Layers, ModelDims
-from circuits.run.labels import behaviour_name, readable
 from circuits.schema import BaseConfig, InterpretConfig
 from circuits.schema.interpret import OF_ASSOCIATION, chosen
+from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims
+from circuits.store.labels import behaviour_name, readable
 from circuits.tasks._shared import layer_name, model_input, text_input
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from circuits.data.heldout import HeldoutPass
+    from circuits.activations.heldout import HeldoutPass
     from circuits.features.association import Factor
     from circuits.features.collect import Collected
     from circuits.features.saved import Interpretation
@@ -208,7 +208,7 @@ def _make(context: Context, works: Mapping[int, Work]) -> None:
 
 def _stream(context: Context, layers: list[int]) -> HeldoutPass:
     """The model and its held-out text, as activations of `layers`."""
-    from circuits.data.heldout import HeldoutPass
+    from circuits.activations.heldout import HeldoutPass
 
     cfg, lm = context.cfg, context.open_model()
     source = context.token_source(lm)

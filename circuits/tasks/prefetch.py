@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from circuits.console import Rows, console
 from circuits.errors import UserError
-from circuits.run.console import Rows, console
-from circuits.run.places import choices
 from circuits.schema import BaseConfig, DataSource
+from circuits.store.places import choices
 from circuits.words import size
 
 if TYPE_CHECKING:

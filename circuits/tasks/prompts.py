@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from circuits.errors import UserError
 from circuits.files import write_json
-from circuits.run.content import Contents
-from circuits.run.kinds import Column, Kind, Layers, ModelDims
-from circuits.run.labels import behaviour_and_model, readable
 from circuits.schema import BaseConfig
 from circuits.schema.behaviour import FILE, MultiToken, multi_token
+from circuits.store.contents import Contents
+from circuits.store.kinds import Column, Kind, Layers, ModelDims
+from circuits.store.labels import behaviour_and_model, readable
 
 if TYPE_CHECKING:
     from circuits.data.prompts import PromptSet
@@ -42,9 +42,9 @@ def _tokenizer_identity(cfg: BaseConfig, contents: Contents) -> str:
 
 @lru_cache
 def _embedded_identity() -> str:
-    from circuits.data import mixture
     from circuits.data.behaviours.base import WORD
     from circuits.files import sha256_text
+    from circuits.tiny import mixture
 
     return "embedded:" + sha256_text("\n".join([WORD.pattern, *mixture.words()]))
 
@@ -190,8 +190,8 @@ run = KIND.run
 def _tokenizer(cfg: BaseConfig, contents: Contents) -> tuple[Any, int]:
     """The model's tokenizer, and how many ids the model embeds. The embedded model need not be trained for that."""
     if cfg.model.embedded is not None:
-        from circuits.models.tiny.spec import TinySpec, vocabulary
-        from circuits.models.tiny.tokenizer import build_tokenizer
+        from circuits.tiny.spec import TinySpec, vocabulary
+        from circuits.tiny.tokenizer import build_tokenizer
 
         return build_tokenizer(vocabulary(), TinySpec().max_positions), len(vocabulary())
     from circuits.models.identify import inspect_model, local_files

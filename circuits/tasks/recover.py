@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from circuits.errors import UserError
-from circuits.run import launching, sweep
+from circuits.launch import launching, sweep
 from circuits.schema import BaseConfig
 
 READS = ("of",)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from circuits.errors import UserError
-from circuits.run import config, private, saved, sweep
-from circuits.run.layers import ranges
+from circuits.launch import saved, sweep
+from circuits.run import config, private
 from circuits.schema import BaseConfig
 from circuits.schema.fields import named_file
+from circuits.store.layers import ranges
 
 READS = ("of",)
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
-from circuits.run.content import Contents
-from circuits.run.kinds import Column, Input, Kind, Layers, Memory, ModelDims, Need
-from circuits.run.labels import readable
 from circuits.schema import BaseConfig, Dtype, NonFinitePolicy, SaeConfig, stored
 from circuits.schema.sae import MEASURED, settled
+from circuits.store.contents import Contents
+from circuits.store.kinds import Column, Input, Kind, Layers, Memory, ModelDims, Need
+from circuits.store.labels import readable
 from circuits.tasks import _sae
 from circuits.tasks._shared import context_problems, layer_name, mixture, model_input, text_input
 

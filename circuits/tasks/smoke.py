@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from circuits.console import Rows, console
 from circuits.errors import CircuitsError, RunError, UserError
+from circuits.launch.local import pool_size
 from circuits.run import machine, wandb_runs
-from circuits.run.console import Rows, console
-from circuits.run.local import pool_size
 from circuits.run.provenance import packages
 from circuits.schema import Backend, BaseConfig, Dtype, TrackingMode
 from circuits.words import size
@@ -28,7 +28,7 @@ from circuits.words import size
 if TYPE_CHECKING:
     import torch
 
-    from circuits.models.selfcheck import Memory
+    from circuits.tiny.selfcheck import Memory
 
 READS = ("model", "precision", "cluster", "tracking", "user")
 SCHEDULER = ("sbatch", "squeue", "sacct", "scancel", "scontrol")
@@ -50,7 +50,7 @@ def run(cfg: BaseConfig) -> int:
     Raises:
         RunError: something that was asked for is absent.
     """
-    from circuits.models.selfcheck import memory
+    from circuits.tiny.selfcheck import memory
 
     before = memory()
     device, line = _device(cfg)
@@ -86,7 +86,7 @@ def _looked(what: str, look: Callable[[], Line]) -> Line:
 
 
 def _versions() -> Line:
-    from circuits.models.selfcheck import libraries
+    from circuits.tiny.selfcheck import libraries
 
     known = {
         **libraries(),
@@ -119,8 +119,8 @@ def _device(cfg: BaseConfig) -> tuple[torch.device, Line]:
 
 def _dtypes(cfg: BaseConfig, device: torch.device) -> Line:
     from circuits.models.load import DTYPES
-    from circuits.models.selfcheck import dtype_problem
     from circuits.models.sites import fp16_problem
+    from circuits.tiny.selfcheck import dtype_problem
 
     asked = cfg.precision.dtype.value
     problems = {name: dtype_problem(name, device) for name in DTYPES}
@@ -137,7 +137,7 @@ def _dtypes(cfg: BaseConfig, device: torch.device) -> Line:
 def _forward(cfg: BaseConfig, device: torch.device) -> Line:
     """A pass with capture; in float32 where the asked format is none of the device's (that is another line)."""
     from circuits.models.load import DTYPES
-    from circuits.models.selfcheck import check_pass, dtype_problem
+    from circuits.tiny.selfcheck import check_pass, dtype_problem
 
     asked = cfg.precision.dtype.value
     found = check_pass(device, DTYPES["fp32" if dtype_problem(asked, device) else asked])

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from circuits.console import Rows, Terminal, console, relative
 from circuits.errors import Damaged
-from circuits.run import sweep
-from circuits.run.console import Rows, Terminal, console, relative
-from circuits.run.prose import put
-from circuits.run.states import ended, facts_of, hints, look_twice
-from circuits.run.store import verify
-from circuits.run.terminal import done_of, speed
+from circuits.launch import sweep
+from circuits.launch.states import ended, facts_of, hints, look_twice
+from circuits.launch.terminal import done_of, speed
+from circuits.prose import put
 from circuits.schema import BaseConfig
 from circuits.schema.reading import When
 from circuits.state import State, counts, state_of
+from circuits.store.store import verify
 from circuits.words import duration, one_line, visible
 
 READS = ("of",)

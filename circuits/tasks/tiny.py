@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.run.content import Contents
-from circuits.run.kinds import Kind, Layers, ModelDims
 from circuits.schema import BaseConfig
+from circuits.store.contents import Contents
+from circuits.store.kinds import Kind, Layers, ModelDims
 
 if TYPE_CHECKING:
     from circuits.models.load import LM
@@ -26,8 +26,8 @@ class Tiny(Kind):
 
     def extra(self, cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
         """What the model depends on besides its config: the mixture it is trained on and the version of its training."""
-        from circuits.data import mixture
-        from circuits.models.tiny.spec import VERSION
+        from circuits.tiny import mixture
+        from circuits.tiny.spec import VERSION
 
         return {"mixture": contents.once("mixture", mixture.fingerprint), "training": VERSION}
 
@@ -43,8 +43,8 @@ class Tiny(Kind):
         """Train and publish the model."""
         import torch
 
-        from circuits.models.tiny.spec import TinySpec
-        from circuits.models.tiny.train import train
+        from circuits.tiny.spec import TinySpec
+        from circuits.tiny.train import train
 
         (work,), embedded = works.values(), context.cfg.model.embedded
         spec = TinySpec(

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.files import exists
-from circuits.run.content import Contents
-from circuits.run.kinds import Input, Kind, Layers, ModelDims
-from circuits.run.labels import readable
 from circuits.schema import BaseConfig, DataConfig
+from circuits.store.contents import Contents
+from circuits.store.kinds import Input, Kind, Layers, ModelDims
+from circuits.store.labels import readable
 from circuits.tasks._shared import model_input
 
 if TYPE_CHECKING:

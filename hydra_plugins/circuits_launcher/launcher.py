@@ -35,7 +35,7 @@ ConfigStore.instance().store(group="hydra/launcher", name="circuits", node=_NODE
 
 
 class CircuitsLauncher(Launcher):
-    """Composes each element once and hands them over; the sweep's exit code is kept by ``circuits.run.cli``."""
+    """Composes each element once and hands them over; the sweep's exit code is kept by ``circuits.launch.cli``."""
 
     def __init__(self, **given: Any) -> None:
         plain = {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in given.items()}
@@ -57,6 +57,6 @@ class CircuitsLauncher(Launcher):
                 return self.config
             return loader.load_sweep_config(self.config, list(overrides))
 
-        # hydra.main passes this function; it is circuits.run.cli's, which launches the sweep and keeps its exit code
+        # hydra.main passes this function; it is circuits.launch.cli's, which launches the sweep and keeps its exit code
         self.task_function((compose, [list(overrides) for overrides in job_overrides], self.given))
         return []

@@ -38,7 +38,7 @@ def prepare() -> None:
     import circuits
 
     for info in pkgutil.walk_packages(circuits.__path__, "circuits."):
-        if not info.name.startswith("circuits.run.slurm"):  # its hydra plugin looks at the environment
+        if not info.name.startswith("circuits.launch.slurm"):  # its hydra plugin looks at the environment
             importlib.import_module(info.name)
     gc.freeze()
 
@@ -66,10 +66,10 @@ def run(asked: dict[str, Any], fds: list[int]) -> None:
         sys.executable = asked["python"]
         if asked["run"] == "launch":
             sys.argv = [str(ROOT / "launch.py"), *asked["argv"]]
-            from circuits.run.cli import main
+            from circuits.launch.cli import main
         else:
             sys.argv = ["element", *asked["argv"]]
-            from circuits.run.element import main
+            from circuits.launch.element import main
         code = main(asked["argv"])
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 0 if e.code is None else 1

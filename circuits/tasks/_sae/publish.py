@@ -12,7 +12,7 @@ from circuits.tasks._sae.member import Member
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from circuits.data.stream import Stream
+    from circuits.activations.stream import Stream
     from circuits.run.context import Context
     from circuits.sae.history import History
     from circuits.sae.modules import SAE

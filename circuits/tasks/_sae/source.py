@@ -11,17 +11,17 @@ from circuits.tasks._sae.member import Member
 from circuits.words import size
 
 if TYPE_CHECKING:
-    from circuits.data.stored import StoredStream
-    from circuits.data.stream import Stream
+    from circuits.activations.stored import StoredStream
+    from circuits.activations.stream import Stream
     from circuits.data.tokens import TokenSource
     from circuits.models.load import LM
     from circuits.run.context import Context
-    from circuits.run.store import Artifact
+    from circuits.store.store import Artifact
 
 
 def open_stream(context: Context, layers: list[int]) -> Stream:
     """The model and the data of this config, as activations of `layers`."""
-    from circuits.data.stream import ActivationStream
+    from circuits.activations.stream import ActivationStream
 
     cfg = context.cfg
     if stored.read(cfg):  # a missing one is told before anything is loaded
@@ -52,8 +52,8 @@ def _stores(context: Context, layer: int) -> list[Artifact]:
 
 def _stored_stream(context: Context, lm: LM, source: TokenSource, given: dict[str, Any]) -> StoredStream:
     """The stores of these layers, to train from; the model is for the measurement."""
-    from circuits.data.activations import FILES, ActivationStore
-    from circuits.data.stored import StoredStream
+    from circuits.activations.store import FILES, ActivationStore
+    from circuits.activations.stored import StoredStream
 
     sae = context.cfg.sae
     artifacts = {layer: _stores(context, layer) for layer in given["layers"]}
@@ -72,7 +72,7 @@ def _stored_stream(context: Context, lm: LM, source: TokenSource, given: dict[st
 
 def too_few(members: Mapping[int, Member], stream: Stream) -> dict[int, Exception]:
     """The members that have too few distinct rows to train on and did not allow it: each says so itself."""
-    from circuits.data.stored import StoredStream
+    from circuits.activations.stored import StoredStream
     from circuits.data.textstore import TextStore
 
     rows = None  # the embedded generator never ends

@@ -15,7 +15,7 @@ from circuits.tasks._sae.publish import publish
 from circuits.tasks._sae.source import open_stream, too_few
 
 if TYPE_CHECKING:
-    from circuits.data.stream import Position, Stream
+    from circuits.activations.stream import Position, Stream
     from circuits.run.context import Context, Work
     from circuits.sae.checkpoint import Writer
     from circuits.sae.loop import Hooks
@@ -171,7 +171,7 @@ def _spec(context: Context, stream: Stream, layer: int) -> TrainSpec:
 
 def _resumed(context: Context, work: Work, spec: TrainSpec, stream: Stream) -> tuple[Trainer, Position] | None:
     """What the newest whole checkpoint continues, and its place in the stream; a damaged one is named, the one before it taken."""
-    from circuits.data.stream import Position
+    from circuits.activations.stream import Position
     from circuits.sae import checkpoint
     from circuits.sae.training import Trainer
 

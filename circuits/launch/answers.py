@@ -1,0 +1,151 @@
+"""What every launcher does beside running elements: answers from the store, their log, the page, the exit code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from circuits.errors import CircuitsError, UserError
+from circuits.files import read_json, write_json
+from circuits.launch.plan import Element
+from circuits.launch.sweep import Sweep
+from circuits.run import config, status, tracked
+from circuits.schema import TrackingMode
+from circuits.state import State, state_of
+from circuits.store import gates, registry
+from circuits.store.contents import Contents
+from circuits.store.places import LOG, RECORD
+from circuits.store.store import Artifact, Store, content_hash
+
+CACHED_S = 60.0  # that the cached elements of a sweep may take W&B, all together
+FAILED_ITEMS = "failed_items.json"
+Say = Callable[[str], None]
+
+
+def answer_cached(sweep: Sweep, element: Element, store: Store, note: Say) -> None:
+    """The element's answer from the store, gates included. One that has answered (in a sweep that is recovered) keeps its own."""
+    if state_of(status.read(sweep.directory(element))).measured:
+        return
+    kind = registry.kind(element.task)
+    contents = Contents(store.root / ".hashes.json")
+    asked = gates.refusals(kind.gates(element.cfg), element.cfg, store.find, contents)
+    entries, gate = [], "; ".join(asked) or None
+    for one, key in element.keys.items():
+        layer = one[0] if isinstance(one, tuple) else one
+        artifact = store.find(key)
+        if artifact is None:
+            raise UserError(f"{key.id} went away while it was being read; run the same command again")
+        metrics = read_json(artifact.path / "metrics.json")
+        shown = {**metrics, **kind.derived(element.cfg, metrics)}
+        entries.append(status.entry(kind, artifact, layer, shown, cached=True))
+        gate = gate or kind.gate(element.cfg, metrics)
+        _note_provenance(sweep, artifact, store, note)
+    facts: dict[str, Any] = {"task": kind.name, "began": status.now(), "ended": status.now(), "artifacts": entries}
+    if gate:
+        facts.update(error=gate, exit_code=3)
+    status.write_plain(sweep.directory(element), State.gate if gate else State.cached, **facts)
+
+
+def _note_provenance(sweep: Sweep, artifact: Artifact, store: Store, note: Say) -> None:
+    """Say when an answer from the store was made by other code, or from another build of an input."""
+    here, there = sweep.record["code"], artifact.manifest["code"]
+    if here["commit"] != there["commit"]:
+        note(
+            f"{artifact.id} was made by commit {(there['commit'] or '?')[:10]}; this is {(here['commit'] or '?')[:10]}"
+        )
+    for name, facts in artifact.manifest["inputs"].items():
+        manifest = store.root / facts["id"] / "manifest.json"
+        if manifest.exists() and facts["content"]:
+            found = read_json(manifest)
+            now = content_hash(found["files"], found.get("measured", ()))
+            before = content_hash(found["files"], found.get("measured", ()), besides=())  # as it was once counted
+            if facts["content"] not in (now, before):
+                note(
+                    f"{artifact.id} was made from another build of its input {name} ({facts['id']}: content "
+                    f"{facts['content'][:10]} then, {now[:10]} now); reuse=force makes it anew"
+                )
+
+
+def log_cached(sweep: Sweep, directories: Iterable[Path], note: Say) -> None:
+    """Cached elements log their stored summary, so that a sweep is whole in W&B too. Once for each, and in W&B as many as
+    `CACHED_S` are enough for: the job of the element that ends last waits for it."""
+    from circuits.run.tracking import FILE, Tracker
+
+    told: set[str] = set()
+
+    def warn(text: str) -> None:  # where the files are stands in the other elements' logs
+        if text.startswith("warning") and text not in told:
+            told.add(text)
+            note(text)
+
+    wanted = [directory for directory in directories if not (directory / FILE).exists()]
+    end, left = time.monotonic() + CACHED_S, 0
+    for directory in wanted:
+        facts = status.read(directory)
+        record, cfg = read_json(directory / RECORD), config.load(directory / "config.yaml")
+        kind, group = registry.kind(record["task"]), sweep.record["group"]
+        budget = end - time.monotonic()
+        if budget <= 0 and cfg.tracking.mode is not TrackingMode.disabled:
+            left, cfg.tracking.mode = left + 1, TrackingMode.disabled
+        given, own = (sweep.id, record["overrides"], record["swept"]), [*tracked.tags(kind, cfg, None), "cached"]
+        tracker = Tracker(directory, cfg.tracking, group, own, warn, kind.name)
+        for item in facts["artifacts"]:
+            layer, path = item["layer"], Path(item["path"])
+            metrics = {**read_json(path / "metrics.json"), **item["metrics"]}
+            settings = tracked.settings(kind, cfg, *given, artifact=item["id"], cached=True)
+            tags, key = tracked.tags(kind, cfg, layer), tracked.stored(item["id"], record["name"])
+            tracked.tell(tracker, f"{sweep.id}/{record['name']}", key, layer, metrics, settings, tags, path)
+        tracker.close(max(0.0, min(CACHED_S, budget)))
+    if left:
+        note(
+            f"{left} of {len(wanted)} cached elements are not in W&B: {CACHED_S:.0f} s were up; their metrics.jsonl has all"
+        )
+
+
+def write_failed(sweep: Sweep, facts: Mapping[int, Mapping[str, Any]], note: Say) -> None:
+    """``failed_items.json`` in the sweep's directory: what failed, why, and where its log is; no file where nothing did."""
+    items = {item["index"]: item for item in sweep.record["elements"]}
+    failed = [
+        {
+            "index": index,
+            "name": items[index]["name"],
+            "state": state_of(found),
+            "error": found.get("error"),
+            "log": str(sweep.directory(items[index]) / LOG),
+        }
+        for index, found in sorted(facts.items())
+        if (state := state_of(found)).badly or state is State.gate
+    ]
+    try:
+        if failed:
+            write_json(sweep.path / FAILED_ITEMS, failed)
+        else:
+            (sweep.path / FAILED_ITEMS).unlink(missing_ok=True)
+    except CircuitsError as e:  # a full disk: the exit code and the table still tell
+        note(str(e))
+
+
+def make_report(sweep: Sweep, note: Say) -> Path | None:
+    """The sweep's page; a sweep is done, whatever became of its page."""
+    try:
+        page: Path = registry.modules()["report"].make(sweep.path)
+        return page
+    except Exception as e:
+        note(f"no report ({type(e).__name__}: {e}); task=report of={sweep.id} makes it again")
+        return None
+
+
+def exit_code(facts: Iterable[dict[str, Any]]) -> int:
+    """Of a whole sweep, from its elements' facts: 0, the one reason that all failures share (2 or 3), else 1."""
+    codes = {_code(f) for f in facts}
+    codes.discard(0)
+    if not codes:
+        return 0
+    return codes.pop() if len(codes) == 1 and codes <= {2, 3} else 1
+
+
+def _code(facts: Mapping[str, Any]) -> int:
+    state = state_of(facts)
+    return 0 if state.well else 3 if state is State.gate else facts.get("exit_code") or 1

@@ -1,0 +1,202 @@
+"""Launching: make a plan (what is asked for, what of it is there, what waits for what), and hand it to whoever ``cluster`` says.
+
+No torch. A plan holds the elements of one task, or of several, each waiting for those that make its inputs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from circuits.errors import UserError
+from circuits.launch import answers, cores, local, planning
+from circuits.launch.chain import Chain
+from circuits.launch.plan import Backend, Element, Plan, standing
+from circuits.launch.planning import keys_of, model_dims
+from circuits.launch.sweep import Sweep, create, kind_of, relaunched
+from circuits.prose import put
+from circuits.run import config, status
+from circuits.schema import Backend as Place
+from circuits.schema import Where
+from circuits.store.contents import Contents
+from circuits.store.keys import Key
+from circuits.store.kinds import ModelDims
+from circuits.store.store import Store
+
+Compose = Callable[[Sequence[str]], Any]
+
+
+def launch(compose: Compose, lists: Sequence[Sequence[str]], launcher: Mapping[str, Any] | None = None) -> int:
+    """Plan a sweep, run it where ``cluster`` says, show how it went; the exit code.
+
+    Args:
+        compose: overrides → composed config.
+        lists: the overrides of each element.
+        launcher: the ``hydra.launcher.*`` values that were given.
+
+    Raises:
+        UserError: anything that preflight finds; nothing was started.
+    """
+    base = Path.cwd()
+    elements = planning.plan(compose, lists, base)
+    first = elements[0].cfg
+    if first.task.where is Where.here:
+        module, _, name = first.task._target_.rpartition(".")
+        function = getattr(importlib.import_module(module), name)
+        return max(function(element.cfg) for element in elements)
+    return start(elements, base, launcher or {})
+
+
+def launch_stages(compose: Compose, stages: Sequence[Sequence[Sequence[str]]], launcher: Mapping[str, Any]) -> int:
+    """Plan sweeps of several tasks as one: each element waits for exactly those that make its inputs; the exit code.
+
+    Args:
+        stages: for each stage, the overrides of its elements, ``task=…`` among them.
+
+    Raises:
+        UserError: anything that preflight finds; nothing was started.
+    """
+    base = Path.cwd()
+    return start(planning.plan(compose, [words for stage in stages for words in stage], base, True), base, launcher)
+
+
+def start(elements: list[Element], base: Path, launcher: Mapping[str, Any]) -> int:
+    """Run checked elements where ``cluster`` says; the exit code."""
+    for remark in dict.fromkeys(remark for element in elements for remark in element.remarks):
+        _say(f"warning: {remark}")
+    store = _store(elements)
+    store.sweep_leftovers()
+    cores.settle(elements, store)
+    return _run(elements, store, backend_of(elements, launcher), lambda: create(elements, base, launcher))
+
+
+def _run(elements: list[Element], store: Store, backend: Backend, sweep: Callable[[], Sweep]) -> int:
+    backend.refuse(elements)
+    with backend.alone(store, _say):
+        ended = backend.start(plan(elements, store, backend), sweep)
+    return ended()
+
+
+def plan(elements: list[Element], store: Store, backend: Backend) -> Plan:
+    """What of these elements is there, what the rest asks for, and for whom each waits.
+
+    Raises:
+        UserError: ``reuse=readonly`` and something does not exist; an input that nobody makes.
+    """
+    find = _memo(store.find)
+    backend.settle(store, (key for element in elements for key in element.keys.values() if find(key) is None))
+    found = standing(elements, find, store.holder)
+    contents = Contents(store.root / ".hashes.json")
+    after = Chain(store, contents, backend.job_of).after(found.to_run)
+    return Plan(elements, store, found, after, backend.requests(found.to_run))
+
+
+def backend_of(elements: Sequence[Element], launcher: Mapping[str, Any]) -> Backend:
+    """Who runs these elements.
+
+    Raises:
+        UserError: values for a launcher that is not asked for.
+    """
+    if elements[0].cfg.cluster.backend is Place.slurm:
+        from circuits.launch.slurm.launcher import Slurm
+
+        return Slurm(launcher)
+    if launcher:
+        raise UserError(
+            f"hydra.launcher.{next(iter(launcher))}: cluster=local does not read it; cluster=slurm, csd3 and ncc do"
+        )
+    return local.Local()
+
+
+def recover(sweep: Sweep) -> int:
+    """Run, or submit, exactly the elements of `sweep` whose artifacts are missing, under their original numbers.
+
+    Raises:
+        UserError: what the elements would make has changed since.
+    """
+    elements = planned(sweep)
+    store = _store(elements)
+    find = _memo(store.find)
+    if all(find(key) is not None for element in elements for key in element.keys.values()):
+        return _nothing_missing(sweep, elements, store)
+    backend = backend_of(elements, sweep.record.get("hydra_launcher") or {})
+
+    def again() -> Sweep:
+        if isinstance(backend, local.Local):
+            relaunched(sweep)
+        return sweep
+
+    return _run(elements, store, backend, again)
+
+
+def _store(elements: Sequence[Element]) -> Store:
+    return Store(Path(elements[0].cfg.outputs) / "artifacts", say=_say)
+
+
+def _nothing_missing(sweep: Sweep, elements: list[Element], store: Store) -> int:
+    """Say so. An element that failed here and whose artifacts were made elsewhere since answers from the store."""
+    for element in elements:
+        answers.answer_cached(sweep, element, store, _say)
+    print(f"{sweep.id}: nothing is missing, all {len(elements)} elements are done")
+    known = {element.index: status.read(sweep.directory(element)) for element in elements}
+    answers.write_failed(sweep, known, _say)
+    return answers.exit_code(known.values())
+
+
+def planned(sweep: Sweep) -> list[Element]:
+    """The elements of a sweep on disk, as they were planned.
+
+    Raises:
+        UserError: a key changed since (an edited file, another version of the kind).
+    """
+    changed, elements = [], []
+    contents: dict[str, Contents] = {}
+    dims: dict[Any, ModelDims] = {}
+    for item in sweep.record["elements"]:
+        cfg = config.load(sweep.directory(item) / "config.yaml")
+        mine = contents.setdefault(cfg.outputs, Contents(Path(cfg.outputs) / "artifacts" / ".hashes.json"))
+        kind = kind_of(sweep, item)
+        element = Element(item["index"], item["overrides"], cfg, item["swept"], tuple(item["layers"]))
+        element.keys = keys_of(kind, cfg, element.layers, mine)
+        model = (cfg.model.id, cfg.model.revision, str(cfg.model.embedded))
+        if model not in dims:
+            dims[model] = model_dims(cfg)
+        element.bytes = kind.bytes(cfg, dims[model])
+        element.memory = kind.memory(cfg, dims[model], element.layers)
+        if {key.id for key in element.keys.values()} != set(item["artifacts"].values()):
+            changed.append(item["name"])
+        elements.append(element)
+    if changed:
+        raise UserError(
+            f"{sweep.id}: what {' '.join(changed)} would make has changed since it was submitted (an edited file, or other code); "
+            f"launch it anew: {sweep.record['command']}"
+        )
+    return elements
+
+
+def one_here(tree: Any) -> int:
+    """One element in this process: Hydra's stock launchers call this, in a job of theirs; the exit code."""
+    base = Path.cwd()
+    elements = planning.plan(lambda words: tree, [[]], base)
+    resources = elements[0].cfg.task.resources
+    resources.cpus = resources.cpus or 1  # such a launcher may run many jobs here
+    elements[0].cfg.cluster.workers, elements[0].cfg.cluster.backend = 0, Place.local
+    return _run(elements, _store(elements), local.Local(), lambda: create(elements, base))
+
+
+def _say(text: str) -> None:
+    put(text)
+
+
+def _memo(find: Callable[[Key], Any]) -> Callable[[Key], Any]:
+    """`find`, asked once per key (a damaged artifact is named once)."""
+    known: dict[str, Any] = {}
+
+    def remembered(key: Key) -> Any:
+        if key.hash not in known:
+            known[key.hash] = find(key)
+        return known[key.hash]
+
+    return remembered

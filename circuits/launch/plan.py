@@ -1,0 +1,155 @@
+"""A plan: what a command line is going to do. It is computed once (:mod:`circuits.launch.planning`) and handed on. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+from circuits.errors import UserError
+from circuits.launch import packs
+from circuits.schema import BaseConfig, Reuse
+from circuits.store.keys import Key, Unit
+from circuits.store.kinds import Memory
+from circuits.store.places import safe_name
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from circuits.launch.sweep import Sweep
+    from circuits.store.store import Store
+
+NAME_LENGTH = 80  # letters of an element's directory: file systems stop at 255 bytes, terminals long before
+
+
+@dataclass
+class Element:
+    """One element of a sweep, before it runs."""
+
+    index: int
+    overrides: list[str]
+    cfg: BaseConfig
+    swept: dict[str, str] = field(default_factory=dict)
+    layers: tuple[int, ...] = ()
+    keys: dict[Unit, Key] = field(default_factory=dict)
+    bytes: tuple[int, int] = (0, 0)  # of one artifact; of its unfinished work
+    memory: Memory | None = None
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def task(self) -> str:
+        """The name of its task."""
+        return self.cfg.task.name
+
+    @property
+    def name(self) -> str:
+        """``003-layer=14``: number, then what was swept, made safe for file systems."""
+        text = ",".join(f"{key}={value}" for key, value in self.swept.items())
+        safe = safe_name(text, NAME_LENGTH).strip("_")
+        return safe_name(f"{self.index:03d}-{safe}", NAME_LENGTH).rstrip("-,_")
+
+
+@dataclass
+class Standing:
+    """What of a planned sweep is there already."""
+
+    cached: list[Element] = field(default_factory=list)
+    adopted: list[Element] = field(default_factory=list)  # a live sweep or process is making it
+    to_run: list[Element] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class After:
+    """What must have ended well before an element starts: elements of its own plan, and others' jobs in the queue."""
+
+    elements: tuple[int, ...] = ()
+    jobs: tuple[str, ...] = ()
+
+
+@dataclass
+class Plan:
+    """Elements, of one task or of several; what of them is there; what each of the rest waits for.
+
+    Attributes:
+        after: by an element's number; who waits for nothing is left out.
+        requests: what each element that is to run asks of a scheduler, by its number; empty where there is none.
+    """
+
+    elements: list[Element]
+    store: Store
+    standing: Standing
+    after: Mapping[int, After] = field(default_factory=dict)
+    requests: Mapping[int, Any] = field(default_factory=dict)
+
+    @property
+    def cfg(self) -> BaseConfig:
+        """The config of the first element, for what a whole sweep has one value of."""
+        return self.elements[0].cfg
+
+    @cached_property
+    def packs(self) -> list[list[Element]]:
+        """The elements that are to run, by the process that runs them (``pack=N``).
+
+        Raises:
+            UserError: elements of one pack differ in their model or resources.
+        """
+        return packs.packs(self.standing.to_run)
+
+
+class Backend(Protocol):
+    """Who runs a plan's elements: this machine (:mod:`circuits.launch.local`) or Slurm (:mod:`circuits.launch.slurm.launcher`)."""
+
+    def refuse(self, elements: Sequence[Element]) -> None:
+        """Refuse what can be refused of these elements, whatever of them is there already.
+
+        Raises:
+            UserError: with all findings.
+        """
+
+    def alone(self, store: Store, say: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Held while a plan is made and started, where only one may be at a time."""
+
+    def settle(self, store: Store, keys: Iterable[Key]) -> None:
+        """Learn of those who hold these keys whether they live, where one look is not enough."""
+
+    def job_of(self, holder: Mapping[str, Any]) -> str | None:
+        """The job of a maker that the queue can wait for; None: the run itself waits."""
+
+    def requests(self, elements: Sequence[Element]) -> Mapping[int, Any]:
+        """What each element asks of a scheduler, by its number."""
+
+    def start(self, plan: Plan, sweep: Callable[[], Sweep]) -> Callable[[], int]:
+        """Start what is to run, in the directory that `sweep` makes. What is returned waits for the end and gives the exit code.
+
+        Raises:
+            UserError: it does not fit (memory, disk, pack); no directory was made.
+        """
+
+
+def standing(
+    elements: Iterable[Element], find: Callable[[Key], Any], holder: Callable[[Key], Mapping[str, Any] | None]
+) -> Standing:
+    """Sort elements into cached, in somebody else's hands, and to run.
+
+    Raises:
+        UserError: ``reuse=readonly`` and something does not exist.
+    """
+    result, absent = Standing(), []
+    for element in elements:
+        missing = [key for key in element.keys.values() if find(key) is None]
+        if element.cfg.reuse is Reuse.force:
+            result.to_run.append(element)
+        elif not missing:
+            result.cached.append(element)
+        elif element.cfg.reuse is Reuse.readonly:
+            absent += [
+                f"reuse=readonly: {key.id} does not exist; leave reuse=readonly out to make it" for key in missing
+            ]
+        elif all(holder(key) is not None for key in missing):
+            result.adopted.append(element)
+        else:
+            result.to_run.append(element)
+    if absent:
+        raise UserError(absent)
+    return result

@@ -1,0 +1,182 @@
+"""The script of one array, as sbatch gets it: submitit's header, our body.
+
+The header is written by submitit's own (private, therefore pinned) script writer. The body runs each element by its own
+command, ``python -m circuits.launch.element DIR``, and hands on what Slurm tells the batch shell:
+
+* USR2 (time is nearly up, or the node is wanted) is repeated every second until the element ends: while Python starts, the
+  signal is ignored, so the first ones may be lost, never all of them; it is sent only once it is ignored or heard;
+* TERM is passed on once.
+
+Module loads and the lines of ``cluster.setup`` come before it, and stop the element where one fails. The exit status is the
+element's.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from circuits.launch.slurm.request import Request
+from circuits.store.layers import ranges
+
+ELEMENTS = "elements.txt"  # in the sweep's slurm/ folder: line N+1 is the directory of element N
+# A pack's line holds the directories of all its elements, with tabs between them.
+
+ELEMENT = r"""
+# element
+IFS=$'\t' read -r -a dirs <<<"$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {elements})"
+dir=${dirs[0]:-}
+if [ -z "$dir" ] || ! cd "$dir"; then echo "error: element $SLURM_ARRAY_TASK_ID: its directory is gone"; exit 1; fi
+exec >>"$dir/run.log" 2>&1 </dev/null
+export CIRCUITS_STDOUT_IS_LOG="$dir/run.log"
+"""
+
+#: How the line begins that says what of the set-up failed.
+SETUP = "set-up on "
+CHECKED = r"""
+# setup: nothing is built upon a line that failed, by the rules of set -e; what a sourced file does inside is its own business
+failed() {
+  local code=$?
+  [ "${FUNCNAME[1]:-}" = source ] && return
+  echo "error: {setup}$(hostname) failed with exit code $code: $step"
+  exit 1
+}
+load_modules() {  # older versions of module complain and return 0
+  local said code=0
+  said=$(mktemp) || return 1
+  module load "$@" 2>"$said" || code=$?
+  grep -q ':ERROR:[0-9]' "$said" && code=1
+  cat "$said" >&2
+  rm -f "$said"
+  return $code
+}
+trap failed ERR
+""".replace("{setup}", SETUP)
+
+BODY = r"""
+trap - ERR
+set -u
+( trap '' USR2; exec {python} -m circuits.launch.element "${dirs[@]}" ) & child=$!
+deaf_or_listening() {  # a process that was forked just now would be ended by USR2
+  [ -r /proc/$child/status ] || return 0
+  local name mask ignored=0 heard=0
+  while read -r name mask; do
+    case $name in SigIgn:) ignored=$((16#$mask >> 11 & 1)) ;; SigCgt:) heard=$((16#$mask >> 11 & 1)) ;; esac
+  done </proc/$child/status
+  [ $ignored -eq 1 ] && return 0
+  [ $heard -eq 1 ] && ! [ /proc/$child/exe -ef /proc/$$/exe ]  # a copy of this shell still has this shell's trap
+}
+trap 'kill -TERM $child 2>/dev/null' TERM
+while :; do
+  if [ -n "$asked" ]; then
+    if deaf_or_listening 2>/dev/null; then kill -USR2 $child 2>/dev/null; fi
+    sleep 1 & wait $! ; kill -0 $child 2>/dev/null && continue
+  fi
+  wait $child; code=$?
+  kill -0 $child 2>/dev/null || break
+done
+wait $child 2>/dev/null; again=$?
+[ $again -eq 127 ] || code=$again
+if [ $code -gt 128 ]; then trap - USR2 TERM; kill -$((code - 128)) $$; fi  # ended by a signal: Slurm is to know which
+exit $code
+"""
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array job to be."""
+
+    request: Request
+    elements: tuple[int, ...]  # their original numbers
+    folder: Path  # the sweep's slurm/ folder
+    tag: str  # of the whole submission, in the job's comment
+    python: str
+    code: Path  # what is imported on the node
+    setup: Sequence[str]
+    environment: Mapping[str, str]
+    packs: tuple[tuple[int, ...], ...] = ()  # of more than one element; each runs under the number of its first
+    cluster: str | None = None  # whose queue holds it, for notes in a store that several clusters share
+
+    @property
+    def tasks(self) -> list[int]:
+        """The array's own numbers."""
+        behind = {member for pack in self.packs for member in pack[1:]}
+        return [element for element in self.elements if element not in behind]
+
+    @property
+    def listing(self) -> Path:
+        """The file that tells the numbers' directories. Packs have one of their own: recovery forms other packs."""
+        return self.folder / (f"packs-{self.tag.rpartition(':')[2]}.txt" if self.packs else ELEMENTS)
+
+    def text(self) -> str:
+        """The whole script."""
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in self._exports().items()]
+        setup = [
+            line
+            for words in (*self.setup, *self.request.setup)
+            for line in (f"step={shlex.quote(words.replace('load_modules', 'module load', 1))}", words)
+        ]
+        early = ["asked=", "trap 'asked=1' USR2  # before anything that takes time"]
+        element = ELEMENT.replace("{elements}", shlex.quote(str(self.listing)))
+        body = BODY.replace("{python}", shlex.quote(self.python))
+        return "\n".join([header(self), "", *early, element, CHECKED, *setup, *lines, "", "# run"]) + body
+
+    def _exports(self) -> dict[str, str]:
+        return {
+            "PYTHONUNBUFFERED": "1",
+            "TQDM_DISABLE": "1",
+            "GOMP_SPINCOUNT": "10000",
+            "CIRCUITS_MAX_TIMEOUTS": str(self.request.max_num_timeout),
+            "CIRCUITS_SLURM_TAG": self.tag,
+            **({"CIRCUITS_SLURM_CLUSTER": self.cluster} if self.cluster else {}),
+            **self.environment,
+            "PYTHONPATH": str(self.code),
+        }
+
+
+def pattern(path: str) -> str:
+    """A path inside one of sbatch's file name patterns, where ``%j`` would be a job's number."""
+    return path.replace("%", "%%")
+
+
+def header(array: Array) -> str:
+    """The ``#SBATCH`` lines, by submitit."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    request = array.request
+    more: dict[str, object] = {
+        "array": ranges(array.tasks) + (f"%{request.parallelism}" if request.parallelism else ""),
+        "chdir": str(array.folder),
+        "output": f"{pattern(str(array.folder))}/%A_%a.out",
+        "signal": f"B:USR2@{request.signal_s}",
+        "kill-on-invalid-dep": "yes",
+        **dict(request.more),
+    }
+    text = _make_sbatch_string(
+        command="true",
+        folder=array.folder,
+        job_name=request.name,
+        partition=request.partition,
+        account=request.account,
+        qos=request.qos,
+        time=request.minutes,
+        nodes=1,
+        ntasks_per_node=1,
+        cpus_per_task=request.cpus,
+        mem=request.memory,
+        gres=request.gres,
+        constraint=request.constraint,
+        exclude=request.exclude,
+        mail_type=request.mail_type,
+        mail_user=request.mail,
+        comment=array.tag,
+        wckey=None,  # type: ignore[arg-type]  # submitit's own default charges a key that most sites do not have
+        stderr_to_stdout=True,
+        additional_parameters=more,
+        use_srun=False,
+    )
+    lines = [line for line in text.splitlines() if line.startswith(("#!", "#SBATCH"))]
+    lines += ["#SBATCH --requeue", "#SBATCH --hold", *(f"#SBATCH {option}" for option in request.sbatch)]
+    return "\n".join(lines)

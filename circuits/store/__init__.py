@@ -1,0 +1,1 @@
+"""What an artifact is: kinds and their inputs, keys, contents, leases, the store."""

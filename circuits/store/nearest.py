@@ -1,0 +1,86 @@
+"""The artifact of the store that is most like one that is not there, and the keys in which they differ. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from circuits.files import read_json
+from circuits.store.keys import Key
+
+MOST = 2000  # artifacts that are looked at, the newest
+SHOWN = 4  # keys that are named
+_LAYER = 3  # another layer is as far as so many keys
+
+
+def told(root: Path, key: Key) -> str:
+    """For the end of an error: ``; nearest there: sae/tiny-L2-topk-25d1dd88328f (sae.k=32, not 64)``, or nothing.
+
+    Args:
+        root: the store's directory, of all kinds.
+        key: what does not exist.
+    """
+    wanted = json.loads(key.payload)
+    found = [(differing(wanted, payload), name) for name, payload in _payloads(root / key.kind)]
+    if not found:
+        return f"; there is no artifact of kind {key.kind} in {root}"
+    differences, name = min(found, key=lambda one: (_distance(one[0]), one[1]))
+    listed = [f"{where}={_text(there)}, not {_text(here)}" for where, (here, there) in differences.items()]
+    more = f"; {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return f"; nearest there: {key.kind}/{name} ({'; '.join(listed[:SHOWN]) or 'alike in its config'}{more})"
+
+
+def differing(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between two keys' payloads, by config key: as wanted, as it is there."""
+    found = {
+        where: (here, its)
+        for where, here, its in _leaves(wanted.get("config", {}), there.get("config", {}))
+        if here != its
+    }
+    if wanted.get("layers") != there.get("layers"):
+        found = {"layer": (wanted.get("layers"), there.get("layers")), **found}
+    if wanted.get("version") != there.get("version"):
+        found["version of the kind"] = (wanted.get("version"), there.get("version"))
+    if not found:  # the same words, made from something else
+        parts = {"input": "inputs", "": "extra"}
+        for what, part in parts.items():
+            for name, here, its in _leaves(wanted.get(part, {}), there.get(part, {})):
+                if here != its:
+                    found[f"{what} {name}".strip()] = (here, its)
+    return found
+
+
+def _payloads(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and key payload of the artifacts of one kind."""
+    manifests = sorted(place.glob("[!.]*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in manifests[:MOST]:
+        try:
+            payload = json.loads(read_json(path)["payload"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged: whoever reads it says so
+        yield path.parent.name, payload
+
+
+def _leaves(here: Any, there: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Values of two trees by dotted name; None where one has none."""
+    if isinstance(here, dict) or isinstance(there, dict):
+        mine, its = (tree if isinstance(tree, dict) else {} for tree in (here, there))
+        for name in dict.fromkeys([*mine, *its]):
+            where = name if path and name.startswith(f"{path}.") else f"{path}.{name}".lstrip(".")
+            yield from _leaves(mine.get(name), its.get(name), where)
+    else:
+        yield path.removesuffix("_"), here, there
+
+
+def _distance(differences: Mapping[str, Any]) -> int:
+    return sum(_LAYER if where == "layer" else 1 for where in differences)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    if isinstance(value, str) and len(value) == 64:
+        return value[:10]  # a hash
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

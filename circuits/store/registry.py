@@ -1,0 +1,116 @@
+"""Which tasks and kinds there are, from the files alone: conf/task/*.yaml and circuits/tasks/*.py.
+
+A module of ``circuits/tasks`` may declare ``KIND`` (an object of its subclass of ``Kind``: what it makes), ``READS`` (keys,
+sections and fields that it reads besides), ``NAMES`` (the kind whose artifacts it finds by the config), ``Options`` (a dataclass of
+its own options, at the root under the task's name) and ``READ_WHEN`` (on what else it depends whether one of these is read).
+Importing one costs no torch: tasks import their library inside functions.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import lru_cache
+from types import ModuleType
+
+import circuits.tasks
+from circuits import schema
+from circuits.errors import UserError, suggest
+from circuits.store.kinds import Kind
+
+
+@lru_cache
+def modules() -> dict[str, ModuleType]:
+    """All modules of circuits/tasks by name; one that begins with an underscore is a part of another."""
+    names = [info.name for info in pkgutil.iter_modules(circuits.tasks.__path__) if not info.name.startswith("_")]
+    return {name: importlib.import_module(f"circuits.tasks.{name}") for name in sorted(names)}
+
+
+@lru_cache
+def kinds() -> dict[str, Kind]:
+    """All artifact kinds by name.
+
+    Raises:
+        UserError: one needs a kind that does not exist, or, over others, itself.
+    """
+    every = [getattr(module, "KIND", None) for module in modules().values()]
+    found: dict[str, Kind] = {kind.name: kind for kind in every if kind is not None}
+    for one in found.values():
+        if unknown := sorted(set(one.needed) - set(found)):
+            raise UserError(f"kind {one.name} needs {unknown[0]}" + suggest(unknown[0], found, "kinds"))
+        _refuse_circle(one.name, found, ())
+    return found
+
+
+def _refuse_circle(name: str, known: dict[str, Kind], trail: tuple[str, ...]) -> None:
+    if name in trail:
+        raise UserError(f"kinds need each other in a circle: {' → '.join([*trail[trail.index(name) :], name])}")
+    for other in known[name].needed:
+        if other in known:
+            _refuse_circle(other, known, (*trail, name))
+
+
+def kind(name: str) -> Kind:
+    """The kind called `name`.
+
+    Raises:
+        UserError: there is none; the message lists them.
+    """
+    if name not in kinds():
+        raise UserError(f"{name}: no such kind of artifact" + suggest(name, kinds(), "kinds"))
+    return kinds()[name]
+
+
+def options() -> dict[str, type]:
+    """Tasks' own option dataclasses, by task name."""
+    return {name: module.Options for name, module in modules().items() if hasattr(module, "Options")}
+
+
+def start_of(task: str) -> Kind | None:
+    """The kind that `task` makes, or whose artifacts it names by its config (``NAMES``)."""
+    module = modules().get(task)
+    made: Kind | None = getattr(module, "KIND", None)
+    named: str | None = getattr(module, "NAMES", None)
+    return made if made is not None or named is None else kind(named)
+
+
+#: Run-level keys that a task without a kind reads, whatever its module names.
+ALWAYS = ("outputs", "multirun", "task")
+
+
+@lru_cache
+def own(task: str) -> frozenset[str]:
+    """What `task` reads beside what its kind and that one's inputs do: keys, sections and fields, dotted."""
+    module = modules().get(task)
+    return frozenset((*getattr(module, "READS", ()), *([task] if hasattr(module, "Options") else [])))
+
+
+def run_keys(task: str) -> tuple[str, ...]:
+    """The run-level keys that `task` reads: all, where it makes something."""
+    found = schema.RUN_KEYS if hasattr(modules().get(task), "KIND") else ALWAYS
+    return (*found, *(key for key in own(task) if key in schema.RUN_KEYS))
+
+
+@lru_cache
+def reads(task: str) -> frozenset[str]:
+    """The root keys and sections that `task` or its inputs may read."""
+    found = {name.split(".")[0] for name in own(task)}
+    for current, _ in chain(task):
+        found.update(section.split(".")[0] for section in current.sections)
+        if current.layers != "none":
+            found.add("layer")
+    return frozenset(found)
+
+
+def chain(task: str) -> list[tuple[Kind, bool]]:
+    """The task's kind and all that it may need under some config, each with whether it is made in the task's runs."""
+    start, makes, found = start_of(task), hasattr(modules().get(task), "KIND"), []
+    waiting, seen = ([(start, tuple(start.needed))] if start else []), set()
+    while waiting:
+        current, needs = waiting.pop()
+        if (current.name, needs) in seen:
+            continue
+        seen.add((current.name, needs))
+        found.append((current, makes if current is start else current.inline))
+        waiting += [(kind(name), current.needed.get(name) or tuple(kind(name).needed)) for name in needs]
+    return found
