@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 from small_models import LAYERS, VOCAB, build
 
-from circuits.activations import rowtable
+from circuits.activations import rows as row_index
 from circuits.activations.capture import ON_DISK, Plan, capture
 from circuits.activations.pieces import Pieces
 from circuits.activations.reservoir import Reservoir
@@ -70,7 +70,7 @@ def publish(partial: Path, out: Path, lm: LM, key: tuple[str, int], plan: Plan =
     assert pieces.missing(len(SAMPLES)) == 0
     out.mkdir(parents=True)
     pieces.write(out)
-    rowtable.write(out / "rows.parquet", SAMPLES, plan, set(pieces.dropped))
+    row_index.write(out / "rows.parquet", SAMPLES, plan, set(pieces.dropped))
     facts = {"site": key[0], "layer": key[1], "width": pieces.width, "dtype": plan.dtype, "n_rows": pieces.rows}
     write_json(out / "meta.json", facts)
     return ActivationStore(out)

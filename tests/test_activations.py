@@ -22,7 +22,7 @@ from prompt_sets import animals, bpe, save_model, write_jsonl
 import circuits
 from circuits.activations.capture import ON_DISK, Plan, capture
 from circuits.activations.pieces import Pieces
-from circuits.activations.rowtable import summary
+from circuits.activations.rows import summary
 from circuits.activations.samples import PromptSamples, Samples, StreamSamples
 from circuits.activations.store import ActivationStore
 from circuits.data.prompts import read
@@ -113,7 +113,7 @@ def test_shards_of_a_sweep_make_what_one_process_makes_and_a_later_run_only_what
         assert samples.prompts[sample] is prompt and own["token_id"].tolist() == list(prompt.ids[-5:])
         assert set(own["group"]) == {prompt.group} and set(own["split"]) == {prompt.split}
         assert all(set(own[f"factor.{factor}"]) == {value} for factor, value in prompt.factors.items())
-    assert store.index.group is not None and np.isfinite(store.values).all()
+    assert "group" in store.rows and np.isfinite(store.values).all()
     with pytest.raises(UserError, match="one of its variants, please: mlp_act resid_post"):
         circuits.open("activations", layer=3, activations__site="[mlp_act,resid_post]", **given)
 

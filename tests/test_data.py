@@ -16,7 +16,6 @@ from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from circuits.activations.rows import RowIndex
 from circuits.data import corpora
 from circuits.data.corpora import check_corpus, content_hash, documents
 from circuits.data.npy import NpyWriter, open_npy
@@ -372,24 +371,3 @@ def test_npy_written_by_rows_is_npy(tmp_path: Path, dtype: str, shape: tuple[int
     writer.close()
     assert (np.load(tmp_path / "x.npy") == rows).all() and (open_npy(tmp_path / "x.npy", rows.shape) == rows).all()
     assert [file.name for file in tmp_path.iterdir()] == ["x.npy"]
-
-
-# ---- the row index
-
-
-def test_row_index_names_tokens_and_survives_parquet(tmp_path: Path) -> None:
-    tokens = padded([[1, 2, 3], [4], [5, 6]], [7, 8, 9])
-    index = RowIndex.from_tokens(tokens, tokens.mask & (torch.arange(3) >= 1))
-    assert [c.tolist() for c in index.columns().values()] == [[0, 1, 2], [7, 7, 9], [1, 2, 1], [2, 3, 6]]
-    full = RowIndex(**index.columns(), group=np.array(["a", "a", "b"]), language=np.array(["en", None, "de"], object))
-    picked = full.select(np.array([False, True, True]))
-    picked.to_parquet(tmp_path / "rows.parquet")
-    back = RowIndex.from_parquet(tmp_path / "rows.parquet")
-    assert back.row.tolist() == [1, 2] and back.language is not None and back.language.tolist() == [None, "de"]
-    assert back.group is not None and back.group.tolist() == ["a", "b"] and back.token_type is None and len(back) == 2
-    with pytest.raises(ValueError, match="column sample has shape"):
-        RowIndex(index.row, index.sample[:2], index.position, index.token_id)
-    data = (tmp_path / "rows.parquet").read_bytes()
-    (tmp_path / "rows.parquet").write_bytes(data[: len(data) // 2])
-    with pytest.raises(Damaged, match=r"rows\.parquet: truncated or altered"):
-        RowIndex.from_parquet(tmp_path / "rows.parquet")

@@ -80,6 +80,57 @@ def test_a_new_task_is_one_module_and_one_yaml(warm: Cli, tmp_path: Path) -> Non
     assert other.returncode == 0 and len(warm.artifacts("norms")) == 3, other.stdout + other.stderr
     refused = launch("task=norms", "sae.k=3")
     assert refused.returncode == 2 and "sae.k: task=norms does not read it; " in refused.stderr
+    before = _files(checkout)
+    (checkout / "conf" / "norms").mkdir()
+    (checkout / "conf" / "norms" / "default.yaml").write_text("order: 2.0\n")
+    (checkout / "conf" / "norms" / "taxi.yaml").write_text("order: 1.0\n")
+    (checkout / "circuits" / "report" / "sections" / "norms.py").write_text(SECTION)
+    (code,) = re.findall(r"```python\n(.*?)\n```", (ROOT / "docs" / "behaviours.md").read_text(), re.DOTALL)
+    (checkout / "circuits" / "data" / "behaviours" / "colours.py").write_text(
+        code.replace("draw=draw)", "draw=draw, natural_only=True)")
+    )
+    (checkout / "conf" / "behaviour" / "colours.yaml").write_text("name: colours\n")
+    taxi = launch("task=norms", "layer=1", "norms=taxi", QUICK, "tracking=off")
+    assert taxi.returncode == 0, taxi.stdout + taxi.stderr
+    pages = [page.read_text() for page in warm.outputs.glob("runs/*/norms-*/report.html")]
+    assert any("Norms of 1 artifact" in page for page in pages), "its own section"
+    assert "norms=default" in launch("task=norms", "--help").stdout and "norms" in launch("--help").stdout
+    wrong = launch("task=norms", "norms=taxy", QUICK)
+    assert wrong.returncode == 2 and "norms=taxy: no such norms; did you mean taxi?" in wrong.stderr
+    only = launch("task=prompts", "behaviour=colours", QUICK)
+    assert only.returncode == 2 and "behaviour=colours: asked of models of natural language only" in only.stderr
+    schema = checkout / "circuits" / "schema" / "sae.py"
+    schema.write_text(
+        schema.read_text().replace(
+            "    k: int | None", "    fancy: bool = added(False)  # a new option of SAEs\n    k: int | None", 1
+        )
+    )
+    assert "sae.fancy=false" in launch("task=sae", "--help").stdout
+    touched = {name for name, facts in _files(checkout).items() if before.get(name) != facts}
+    assert touched == {
+        "conf/norms/default.yaml", "conf/norms/taxi.yaml", "circuits/report/sections/norms.py",
+        "circuits/data/behaviours/colours.py", "conf/behaviour/colours.yaml", "circuits/schema/sae.py",
+    }  # fmt: skip
+    again = launch("task=norms", "layer=1,2", QUICK, "tracking=off")
+    assert "2 cached" in again.stdout, "what was added has re-keyed nothing"
+
+
+SECTION = '''
+from circuits.report.content import Part
+from circuits.report.registry import View, section
+
+
+@section("norms", order=90)
+def norms(view: View) -> Part:
+    """The norms."""
+    return Part("Norms", f"Norms of {len(view.entries)} artifact.", ())
+'''
+
+
+def _files(checkout: Path) -> dict[str, str]:
+    """The checkout's files and what is in them."""
+    found = [*checkout.rglob("*.py"), *checkout.rglob("*.yaml")]
+    return {str(file.relative_to(checkout)): file.read_text() for file in found}
 
 
 def test_the_python_page_runs_as_it_stands(warm: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,104 +1,93 @@
-"""The row index: which activation row came from which token of which sample.
+"""The row index of captured activations, ``rows.parquet``: which row came from which token of which sample.
 
-Activations are flat rows ``[N, width]``; this table of equal length says, for each of them, where it was. It travels
-beside them as parquet, opens in pandas, and is what "held out by group" and "position of interest" are computed from.
+It is written window by window, so that its size is bounded by the disk only.
 """
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Int
 from numpy.typing import NDArray
-from torch import Tensor
 
-from circuits.errors import Damaged
-from circuits.files import write_atomic
-from circuits.model_input import ModelInput
+from circuits.activations.samples import BLOCK, Samples, kept_positions, row_columns
+from circuits.activations.store import NORMS, ROWS, VALUES
+from circuits.data.npy import open_npy
+from circuits.files import disk_errors
 
-_NUMBERS = ("row", "sample", "position", "token_id")
+if TYPE_CHECKING:
+    from circuits.activations.capture import Plan
+
+POSITIONS = 64  # of which the metrics give the mean norm
+_WORDS = ("sample_id", "behaviour", "split", "group")
 
 
-@dataclass(frozen=True)
-class RowIndex:
-    """One entry a row; the optional columns are absent (None) where a study has no such thing."""
-
-    row: NDArray[np.int64]
-    """The row's number in the stored activations; kept by `select`."""
-    sample: NDArray[np.int64]
-    """The sequence it came from, as its source names it."""
-    position: NDArray[np.int64]
-    """The token's position in the sequence, from 0."""
-    token_id: NDArray[np.int64]
-    group: NDArray[Any] | None = None
-    """What is held out together (a prompt's clean text, an image)."""
-    token_type: NDArray[Any] | None = None
-    """For example subject, verb, last, image."""
-    language: NDArray[Any] | None = None
-
-    def __post_init__(self) -> None:
-        for name, column in self.columns().items():
-            if column.shape != (len(self.row),):
-                raise ValueError(f"row index: column {name} has shape {column.shape}, expected ({len(self.row)},)")
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """The columns that are there, by name."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: column for name, column in found.items() if column is not None}
-
-    def select(self, rows: NDArray[Any]) -> RowIndex:
-        """The entries at `rows` (numbers or a mask of this index's length); they keep their row numbers."""
-        return RowIndex(**{name: column[rows] for name, column in self.columns().items()})
-
-    @classmethod
-    def from_tokens(cls, tokens: ModelInput, keep: Bool[Tensor, "n pos"], first_row: int = 0) -> RowIndex:
-        """The kept tokens in reading order: sequence by sequence, position by position."""
-        sequence, position = (index.numpy() for index in keep.cpu().nonzero(as_tuple=True))
-        ids: Int[Tensor, "n pos"] = tokens.ids.cpu()
-        return cls(
-            row=np.arange(first_row, first_row + len(sequence)),
-            sample=tokens.samples.cpu().numpy()[sequence],
-            position=position,
-            token_id=ids.numpy()[sequence, position],
-        )
-
-    def to_parquet(self, path: Path) -> None:
-        """Write atomically; words are dictionary-encoded."""
-        table = pa.table({name: _arrow(name, column) for name, column in self.columns().items()})
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer)
-        write_atomic(path, buffer.getvalue())
-
-    @classmethod
-    def from_parquet(cls, path: Path) -> RowIndex:
-        """Read what `to_parquet` wrote; `Damaged` when it is not that."""
+def write(path: Path, samples: Samples, plan: Plan, dropped: set[int]) -> int:
+    """Write the index of every captured row, in the order of the values; how many rows. `dropped` samples have none."""
+    rows, writer = 0, None
+    with disk_errors(path):
         try:
-            table = pq.read_table(path)
-        except FileNotFoundError as e:
-            raise Damaged(f"{path}: missing") from e
-        except (pa.ArrowException, OSError) as e:
-            raise Damaged(f"{path}: truncated or altered ({str(e).splitlines()[0]})") from e
-        if missing := [name for name in _NUMBERS if name not in table.column_names]:
-            raise Damaged(f"{path}: no column {' '.join(missing)}")
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: _numpy(table[name]) for name in table.column_names if name in known})
+            for start in range(0, len(samples), BLOCK):
+                table = _table(samples, plan, dropped, start, min(start + BLOCK, len(samples)), rows)
+                writer = writer or pq.ParquetWriter(path, table.schema)
+                writer.write_table(table)
+                rows += len(table)
+        finally:
+            if writer is not None:
+                writer.close()
+    return rows
 
 
-def _arrow(name: str, column: NDArray[Any]) -> pa.Array:
-    if name in _NUMBERS:
-        return pa.array(column, pa.int64())
-    return pa.array(column.tolist(), pa.string()).dictionary_encode()
+def _table(samples: Samples, plan: Plan, dropped: set[int], start: int, stop: int, first_row: int) -> pa.Table:
+    tokens = samples.window(start, stop)
+    keep = kept_positions(tokens, plan.last_n, plan.skip_first)
+    keep[[number - start for number in dropped if start <= number < stop]] = False
+    columns = row_columns(tokens, keep, plan.last_n)
+    sequence = columns.pop("_sequence")
+    found: dict[str, Any] = {"row": pa.array(np.arange(first_row, first_row + len(sequence)))}
+    found |= {name: pa.array(column) for name, column in columns.items()}
+    for name, values in samples.columns(start, stop).items():
+        words = pa.array(values, pa.string() if name in _WORDS or name.startswith("factor.") else None)
+        found[name] = words.take(pa.array(sequence)).dictionary_encode()
+    return pa.table(found)
 
 
-def _numpy(column: pa.ChunkedArray) -> NDArray[Any]:
-    words = pa.types.is_dictionary(column.type)
-    return (column.cast(pa.string()) if words else column).to_numpy()
+def summary(directory: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a written store: its size, its norms in the mean and by position, what was dropped."""
+    rows = facts["n_rows"]
+    norms = open_npy(directory / NORMS, (rows,))
+    by = "position" if facts["last_n"] is None else "from_end"
+    index = pq.read_table(directory / ROWS, columns=[by, "sample"])
+    place = index[by].to_numpy()
+    counts = np.bincount(place)
+    sums = np.bincount(place, weights=norms)
+    seen = np.flatnonzero(counts)[:POSITIONS]
+    return {
+        "rows": rows,
+        "samples": facts["n_samples"],
+        "dropped": len(facts["dropped"]),
+        "gigabytes": (directory / VALUES).stat().st_size / 1e9,
+        **{name: facts[name] for name in ("site", "layer", "width", "dtype")},
+        "norm": float(norms.mean(dtype=np.float64)) if rows else None,
+        "norm_ci": _interval(norms, index["sample"].to_numpy()),
+        "norm_by_position": {
+            "by": by,
+            "positions": seen.tolist(),
+            "mean": (sums[seen] / counts[seen]).tolist(),
+            "rows": counts[seen].tolist(),
+        },
+    }
+
+
+def _interval(values: NDArray[np.float32], samples: NDArray[np.int64]) -> list[float] | None:
+    """95% interval of the mean over rows, with whole samples as the unit (linearised ratio of sums, Cochran 1977, ch. 6)."""
+    _, sample = np.unique(samples, return_inverse=True)
+    counts, sums = np.bincount(sample), np.bincount(sample, weights=values)
+    if len(counts) < 2:
+        return None
+    mean = sums.sum() / counts.sum()
+    spread = np.sqrt(len(counts) / (len(counts) - 1) * np.square(sums - mean * counts).sum()) / counts.sum()
+    return [float(mean - 1.96 * spread), float(mean + 1.96 * spread)]

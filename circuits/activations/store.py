@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from circuits.activations.rows import RowIndex
 
 VALUES, NORMS, ROWS, META = "values.npy", "norms.npy", "rows.parquet", "meta.json"
 FILES = (VALUES, META)
@@ -70,17 +69,18 @@ class ActivationStore:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """The whole row index."""
+        """The row index: which token of which sample each row came from, and what is known of the sample.
+
+        Raises:
+            Damaged: the file is not whole.
+        """
         import pandas as pd
+        import pyarrow as pa
 
-        return pd.read_parquet(self.path / ROWS)
-
-    @cached_property
-    def index(self) -> RowIndex:
-        """The row index in the form that every study shares."""
-        from circuits.activations.rows import RowIndex
-
-        return RowIndex.from_parquet(self.path / ROWS)
+        try:
+            return pd.read_parquet(self.path / ROWS)
+        except (pa.ArrowException, OSError) as e:
+            raise Damaged(f"{self.path / ROWS}: truncated or altered ({str(e).splitlines()[0]})") from e
 
     def float32(self, rows: slice | NDArray[Any]) -> NDArray[np.float32]:
         """Rows (a slice or their numbers) as float32, in memory."""

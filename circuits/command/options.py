@@ -120,12 +120,9 @@ def _of(head: str, field: Any, cfg: schema.BaseConfig) -> Iterator[Option]:
     yield from _fields(type(value), head, value)
 
 
-@lru_cache
 def _chosen(group: str) -> str:
-    """The choice that conf/config.yaml makes."""
-    text = (places.CONF / "config.yaml").read_text(encoding="utf-8")
-    found = re.search(rf"^  - {group}: (\w+)", text, re.MULTILINE)
-    return found[1] if found else "null"
+    """The choice that is made where nothing is said."""
+    return registry.presets().get(group) or places.default_choice(group)
 
 
 def _fields(section: type, path: str, value: Any) -> Iterator[Option]:

@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from circuits.errors import UserError
 from circuits.report.content import Part
 from circuits.report.style import Looks
 from circuits.report.types import ArtifactRef, Element
@@ -56,9 +57,16 @@ _SECTIONS: dict[str, Section] = {}
 
 
 def section(kind: str, order: int) -> Callable[[Render], Render]:
-    """Register the decorated function as the section of artifacts of `kind`."""
+    """Register the decorated function as the section of artifacts of `kind`.
+
+    Raises:
+        UserError: another module has registered one.
+    """
 
     def register(render: Render) -> Render:
+        before = _SECTIONS.get(kind)
+        if before is not None and before.render.__module__ != render.__module__:
+            raise UserError(f"two sections of {kind}: in {before.render.__module__} and {render.__module__}")
         _SECTIONS[kind] = Section(kind, order, render)
         return render
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from dataclasses import field
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
@@ -22,8 +23,15 @@ from circuits.store import places, registry
 
 
 def register() -> None:
-    """Give Hydra the schema: one root node, so that no choice of a group is anything but a real one."""
-    ConfigStore.instance().store(name="schema", node=root(), provider="circuits")
+    """Give Hydra the schema: one root node, so that no choice of a group is anything but a real one.
+
+    Presets of a task's own options are chosen here, so that a new task touches no other file.
+    """
+    chosen = ["_self_", *({group: choice} for group, choice in registry.presets().items())]
+    node = dataclasses.make_dataclass(
+        "Schema", [("defaults", list, field(default_factory=lambda: chosen))], bases=(root(),)
+    )
+    ConfigStore.instance().store(name="schema", node=node, provider="circuits")
 
 
 def root() -> type:

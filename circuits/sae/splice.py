@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.model_input import ModelInput
+from circuits.models.edits import kept_rows, replaced
 from circuits.models.hooks import Edit, Prefix, forward
 from circuits.models.load import LM
 from circuits.sae.metrics import SpliceSums
@@ -48,23 +49,6 @@ def splice_losses(
         rows.append(torch.stack([*ce, (clean.exp() * (clean - spliced)).nansum()]))
     sums = torch.stack(rows).cpu().double().T if rows else torch.zeros(4, 0, dtype=torch.float64)
     return SpliceSums(torch.tensor(counts, dtype=torch.float64), *sums)
-
-
-def kept_rows(keep: Bool[Tensor, "n pos"], device: torch.device) -> Int[Tensor, " rows"]:
-    """Kept positions, as numbers into the flattened ``[n · pos]``."""
-    return sent(keep.flatten().nonzero().squeeze(1), device)
-
-
-def replaced(fn: Callable[[Tensor], Tensor], at: Int[Tensor, " rows"]) -> Callable[[Tensor], Tensor]:
-    """An edit function that puts ``fn(x)`` at kept positions (:func:`kept_rows`); `fn` sees rows [rows, width], heads side by
-    side."""
-
-    def edit(x: Tensor) -> Tensor:
-        flat = x.flatten(0, 1)
-        rows = fn(flat.index_select(0, at).flatten(1))
-        return flat.index_copy(0, at, rows.view(len(at), *flat.shape[1:]).to(x.dtype)).view(x.shape)
-
-    return edit
 
 
 def reconstruct(sae: SAE) -> Callable[[Tensor], Tensor]:

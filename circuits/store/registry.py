@@ -2,8 +2,9 @@
 
 A module of ``circuits/tasks`` may declare ``KIND`` (an object of its subclass of ``Kind``: what it makes), ``READS`` (keys,
 sections and fields that it reads besides), ``NAMES`` (the kind whose artifacts it finds by the config), ``Options`` (a dataclass of
-its own options, at the root under the task's name) and ``READ_WHEN`` (on what else it depends whether one of these is read).
-Importing one costs no torch: tasks import their library inside functions.
+its own options, at the root under the task's name, or under ``SECTION``; presets of them stand in ``conf/<section>/``, the default
+among them is ``PRESET``) and ``READ_WHEN`` (on what else it depends whether one of these is read). Importing one costs no torch:
+tasks import their library inside functions.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from types import ModuleType
 import circuits.tasks
 from circuits import schema
 from circuits.errors import UserError, suggest
+from circuits.store import places
 from circuits.store.kinds import Kind
 
 
@@ -61,9 +63,35 @@ def kind(name: str) -> Kind:
     return kinds()[name]
 
 
+def section(task: str) -> str | None:
+    """Where the own options of `task` stand in the config: under the task's name, or what its module calls ``SECTION``."""
+    module = modules().get(task)
+    return getattr(module, "SECTION", task) if hasattr(module, "Options") else None
+
+
 def options() -> dict[str, type]:
-    """Tasks' own option dataclasses, by task name."""
-    return {name: module.Options for name, module in modules().items() if hasattr(module, "Options")}
+    """Tasks' own option dataclasses, by section."""
+    found = {section(name): module.Options for name, module in modules().items() if hasattr(module, "Options")}
+    return {name: options for name, options in found.items() if name is not None}
+
+
+def presets() -> dict[str, str]:
+    """The groups of presets for tasks' own options (``conf/<section>/*.yaml``), and what is chosen where nothing is said.
+
+    Raises:
+        UserError: a group without a default.
+    """
+    found = {}
+    for name, module in modules().items():
+        where = section(name)
+        if where is None or not (there := places.choices(where)):
+            continue
+        found[where] = getattr(module, "PRESET", "default")
+        if found[where] not in there:
+            raise UserError(
+                f"conf/{where}: no {found[where]}.yaml; circuits/tasks/{name}.py names the default as PRESET"
+            )
+    return found
 
 
 def start_of(task: str) -> Kind | None:
@@ -82,7 +110,7 @@ ALWAYS = ("outputs", "multirun", "task")
 def own(task: str) -> frozenset[str]:
     """What `task` reads beside what its kind and that one's inputs do: keys, sections and fields, dotted."""
     module = modules().get(task)
-    return frozenset((*getattr(module, "READS", ()), *([task] if hasattr(module, "Options") else [])))
+    return frozenset((*getattr(module, "READS", ()), *filter(None, [section(task)])))
 
 
 def run_keys(task: str) -> tuple[str, ...]:

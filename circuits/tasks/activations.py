@@ -342,13 +342,13 @@ def _publish(
     folder: Path,
 ) -> None:
     """Write one artifact: values and norms in sample order, the row index, the facts, the metrics."""
-    from circuits.activations import rowtable
+    from circuits.activations import rows
 
     site, layer = key
     index = folder / f"{site}.parquet"  # the same for all layers of a site
     if not index.exists():
         with context.phase("writing the index of rows"):
-            rowtable.write(index, made.samples, made.plan, set(pieces.dropped))
+            rows.write(index, made.samples, made.plan, set(pieces.dropped))
     _, revision = context.model_files()
     cfg = context.cfg
     facts = {
@@ -371,9 +371,9 @@ def _publish(
 
     def write(out: Path) -> None:
         pieces.write(out, own=made.plan.piece)
-        shutil.copyfile(index, out / rowtable.ROWS)
+        shutil.copyfile(index, out / rows.ROWS)
         write_json(out / "meta.json", facts)
-        found.update(rowtable.summary(out, facts), **measured)
+        found.update(rows.summary(out, facts), **measured)
         write_json(out / "metrics.json", found)
 
     artifact = work.commit(write, measured=["metrics.json"], dropped=facts["dropped"])
