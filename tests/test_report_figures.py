@@ -9,11 +9,17 @@ from pathlib import Path
 from test_report import Page, sweep, write_sae
 
 from circuits.report import Element, build
+from circuits.state import State
 
 
 def test_one_run_over_a_set_of_layers_has_one_unnamed_series(tmp_path: Path) -> None:
     element = Element(
-        0, "000", ["layer=all"], {}, "done", artifacts=[write_sae(tmp_path / "store", layer, 32) for layer in range(3)]
+        0,
+        "000",
+        ["layer=all"],
+        {},
+        State.done,
+        artifacts=[write_sae(tmp_path / "store", layer, 32) for layer in range(3)],
     )
     report = dataclasses.replace(sweep(tmp_path / "other", layers=1), elements=[element])
     page = Page(build(report, tmp_path))

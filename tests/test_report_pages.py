@@ -20,6 +20,7 @@ from circuits.report import build
 from circuits.report.charts import Point, by_layer
 from circuits.report.style import Looks
 from circuits.report.types import ArtifactRef, Element, ReportInput
+from circuits.state import State
 
 ODD = "§"  # in no other prompt: the broken token
 
@@ -187,13 +188,13 @@ def interpreted(folder: Path, meta: dict[str, Any], **metrics: Any) -> ArtifactR
 )  # fmt: skip
 def test_an_interpretation_says_why_no_factor_was_tested(tmp_path: Path, meta: Any, metrics: Any, says: str) -> None:
     ref = interpreted(tmp_path / "store" / "interpret" / "one", meta, **metrics)
-    element = Element(0, "000", [], {}, "done", artifacts=[ref])
+    element = Element(0, "000", [], {}, State.done, artifacts=[ref])
     page = build(ReportInput("t", "q", "s", "c", "a", [element], "2026"), tmp_path / "out").read_text()
     assert says in html.unescape(page)
 
 
 def test_ends_of_lines_in_model_text_are_signs(tmp_path: Path) -> None:
     ref = interpreted(tmp_path / "store" / "interpret" / "one", {"pool": None})
-    element = Element(0, "000", [], {}, "done", artifacts=[ref])
+    element = Element(0, "000", [], {}, State.done, artifacts=[ref])
     page = build(ReportInput("t", "q", "s", "c", "a", [element], "2026"), tmp_path / "out").read_text()
     assert ">⏎</span> b" in page and ">⏎⏎</code>" in page and ">⇥</code>" in page and "a\\u202e" in page

@@ -39,12 +39,15 @@ def by_layer(
     ylabel: str,
     *,
     control: Sequence[Point] = (),
+    names: tuple[str, str] = ("", ""),
     floor: float | None = None,
     fractions: bool = False,
     height: float = 2.7,
     across_label: str | None = None,
 ) -> tuple[Sheet, int]:
     """Values by layer, one line per series, drawn side by side within a layer so that intervals stay apart.
+
+    `names`: what the `control` is called, and what is measured where nothing sets series apart.
 
     Values below `floor` are drawn as ▼ on the floor; how many is returned, because the caption has to say it. Where all
     points are of one layer, the series take the place of the layers on the x axis, under `across_label`.
@@ -58,7 +61,15 @@ def by_layer(
     neighbours = set(itertools.pairwise(layers))
     with drawing():
         shown = [] if named or turned else series
-        sheet = Sheet(name, looks, shown, height=height + room, control=bool(control), bottom=BOTTOM + room)
+        sheet = Sheet(
+            name,
+            looks,
+            shown,
+            height=height + room,
+            control=names[0] if control else "",
+            plain=names[1],
+            bottom=BOTTOM + room,
+        )
         axes = sheet.axes
         place = _places(layers, series, across)
         low = _axis_range(axes, [*points, *control], floor)

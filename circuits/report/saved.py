@@ -30,6 +30,20 @@ def load_json(ref: ArtifactRef, name: str, problems: list[str]) -> dict[str, Any
     return {}
 
 
+def load_metrics(
+    ref: ArtifactRef, needed: Sequence[str], problems: list[str], null: bool = True
+) -> dict[str, Any] | None:
+    """An artifact's measurement, ``metrics.json``; None, with a line in `problems`, where it lacks one of `needed`.
+
+    `null`: whether a null counts as a value.
+    """
+    metrics = load_json(ref, "metrics.json", problems)
+    lacking = [name for name in needed if name not in metrics or (metrics[name] is None and not null)]
+    if metrics and lacking:
+        problems.append(f"{ref.label}: metrics.json lacks {', '.join(lacking)}")
+    return None if lacking else metrics
+
+
 def load_table(
     ref: ArtifactRef, name: str, columns: Sequence[str], problems: list[str], texts: Sequence[str] = ()
 ) -> pd.DataFrame | None:

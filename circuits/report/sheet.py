@@ -21,7 +21,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from circuits.report.content import Figure
-from circuits.report.style import CONTROL_LABEL, INK, MUTED, PAPER, RC, Look, Looks
+from circuits.report.style import INK, MUTED, PAPER, RC, Look, Looks
 from circuits.report.svg import inline_svg, swatch
 
 WIDTH = 9.5
@@ -35,7 +35,8 @@ PNG_DPI = 160
 class Sheet:
     """A canvas `height` inches high (legend excluded) with a grid of panels below a legend for `series`.
 
-    Beyond `LEGEND` series the drawing names none of them: the page does, behind a fold.
+    Beyond `LEGEND` series the drawing names none of them: the page does, behind a fold. `control` is what the control is called
+    where one is drawn, `plain` what is measured where nothing sets series apart.
     """
 
     def __init__(
@@ -48,7 +49,8 @@ class Sheet:
         width: float = WIDTH,
         grid: tuple[int, int] = (1, 1),
         titled: bool = False,
-        control: bool = False,
+        control: str = "",
+        plain: str = "",
         shown: Shown = "both",
         bottom: float = BOTTOM,
     ) -> None:
@@ -59,7 +61,7 @@ class Sheet:
         if len(series) > LEGEND:
             self._legend = tuple((swatch(looks[label], shown), label) for label in series)
             series = []
-        handles = _handles(looks, series, control, shown)
+        handles = _handles(looks, series, control, plain, shown)
         columns = _legend_columns(handles, width)
         legend = LEGEND_ROW * -(-len(handles) // columns) + 0.06 if handles else 0.0
         total = height + legend
@@ -126,14 +128,14 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def _handles(looks: Looks, series: Sequence[str], control: bool, shown: Shown) -> list[Line2D]:
+def _handles(looks: Looks, series: Sequence[str], control: str, plain: str, shown: Shown) -> list[Line2D]:
     """Nothing to tell apart, nothing to explain: a single unnamed series without a control has no legend."""
     if not control and list(series) == [""]:
         return []
     styles = {"both": joined, "marks": marks, "lines": stroke}
-    made = [Line2D([], [], label=label or "trained SAE", **styles[shown](looks[label])) for label in series]
+    made = [Line2D([], [], label=label or plain, **styles[shown](looks[label])) for label in series]
     if control:
-        made.append(Line2D([], [], label=CONTROL_LABEL, **CONTROL_MARKS))
+        made.append(Line2D([], [], label=f"{control} (control)", **CONTROL_MARKS))
     return made
 
 

@@ -16,7 +16,6 @@ INK, MUTED, GRID, PAPER = "#1f2430", "#626b7a", "#dfe3ea", "#ffffff"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0a0a0a")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (5, 1.5, 1.2, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-CONTROL_LABEL = "untrained SAE (control)"
 
 CSS_NAMES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
     color: f"--s{i}" for i, color in enumerate(SERIES)

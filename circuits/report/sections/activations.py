@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from circuits.report.charts import Point, by_layer, multiples, pages
 from circuits.report.content import Answer, Block, Cell, Column, Figure, Part, Table
 from circuits.report.registry import Entry, View, section
-from circuits.report.saved import load_json
+from circuits.report.saved import load_json, load_metrics
 from circuits.report.sheet import drawing, stroke
 from circuits.report.style import Looks
 from circuits.report.words import (
@@ -78,11 +78,7 @@ def activations(view: View) -> Part:
 def _read(view: View, problems: list[str]) -> list[Record]:
     found: list[tuple[Entry, dict[str, Any]]] = []
     for entry in view.entries:
-        metrics = load_json(entry.ref, "metrics.json", problems)
-        lacking = [name for name in NEEDED if name not in metrics]
-        if metrics and lacking:
-            problems.append(f"{entry.ref.label}: metrics.json: lacks {', '.join(lacking)}")
-        if not lacking:
+        if (metrics := load_metrics(entry.ref, NEEDED, problems)) is not None:
             found.append((entry, metrics))
     several = len({metrics["site"] for _, metrics in found}) > 1
     records = []

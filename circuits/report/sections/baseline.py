@@ -11,7 +11,7 @@ import pandas as pd
 
 from circuits.report.content import Answer, Block, Cell, Column, Figure, Part, Table
 from circuits.report.registry import Entry, View, section
-from circuits.report.saved import load_json, load_table
+from circuits.report.saved import load_metrics, load_table
 from circuits.report.sections.prompts import name
 from circuits.report.sheet import Sheet, drawing, label_axes, marks, stroke
 from circuits.report.style import INK, MUTED, PAPER, Looks
@@ -86,11 +86,8 @@ def baseline(view: View) -> Part:
 
 
 def _read(entry: Entry, problems: list[str]) -> Record | None:
-    metrics = load_json(entry.ref, "metrics.json", problems)
-    lacking = [name for name in NEEDED if metrics.get(name) is None]
-    if metrics and lacking:
-        problems.append(f"{entry.ref.label}: metrics.json lacks {', '.join(lacking)}")
-    if lacking:
+    metrics = load_metrics(entry.ref, NEEDED, problems, null=False)
+    if metrics is None:
         return None
     rows = load_table(entry.ref, "per_prompt.parquet", ("diff",), problems, SHOWN)
     return Record(entry, metrics, rows if rows is not None and "diff" in rows else None)

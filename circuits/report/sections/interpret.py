@@ -16,7 +16,7 @@ from circuits.report.cards import Card, Cards, Example, Token, Words, histogram
 from circuits.report.charts import Point, by_layer
 from circuits.report.content import Answer, Block, Cell, Column, Figure, Note, Part, Table
 from circuits.report.registry import Entry, View, section
-from circuits.report.saved import load_json
+from circuits.report.saved import load_json, load_metrics
 from circuits.report.style import Looks
 from circuits.report.words import ABSENT, counts, decimal, listed, percent, plural, ranges, short, visible, whole
 
@@ -99,11 +99,8 @@ def interpret(view: View) -> Part:
 
 
 def _read(entry: Entry, problems: list[str]) -> Record | None:
-    metrics, meta = (load_json(entry.ref, name, problems) for name in ("metrics.json", "meta.json"))
-    if not metrics or not meta:
-        return None
-    if lacking := [name for name in NEEDED if name not in metrics]:
-        problems.append(f"{entry.ref.label}: metrics.json: lacks {', '.join(lacking)}")
+    metrics, meta = load_metrics(entry.ref, NEEDED, problems), load_json(entry.ref, "meta.json", problems)
+    if metrics is None or not meta:
         return None
     tables = []
     for name in ("features.parquet", "examples.parquet", "associations.parquet"):
@@ -176,12 +173,14 @@ def _shares(looks: Looks, records: list[Record]) -> Figure:
                 )
             )
     sheet, _ = by_layer(
-        "interpret-associations", looks, points, "tests with q below the limit", control=control, fractions=True
+        "interpret-associations",
+        looks,
+        points,
+        "tests with q below the limit",
+        control=control,
+        names=("labels shuffled", "labels as they are"),
+        fractions=True,
     )
-    for handle in sheet.canvas.legends[0].get_texts() if sheet.canvas.legends else []:
-        handle.set_text({"untrained SAE (control)": "labels shuffled (control)", "trained SAE": "labels as they are"}.get(
-            handle.get_text(), handle.get_text()
-        ))  # fmt: skip
     columns = ("layer", "tested", "significant", "significant_share", "shuffled_share", "shuffled_any", "replicated")
     data = pd.DataFrame({**{name: r.metrics.get(name) for name in columns}, "artifact": r.label} for r in records)
     caption = (

@@ -94,6 +94,7 @@ def measure_figure(view: View, records: Sequence[Record], measure: Measure, *, c
         points,
         measure.axis,
         control=controls,
+        names=("untrained SAE", "trained SAE"),
         floor=measure.floor,
         fractions=measure.fractions,
         height=2.4 if control else 2.2,

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from circuits.report.registry import Entry, View
-from circuits.report.saved import load_json, load_table
+from circuits.report.saved import load_metrics, load_table
 
 NUMBERS = (
     "explained_variance",
@@ -90,7 +90,7 @@ def read_all(view: View) -> tuple[list[Record], list[str]]:
 def _read(entry: Entry, problems: list[str]) -> Record:
     ref = entry.ref
     wrong: list[str] = []
-    metrics = load_json(ref, "metrics.json", problems)
+    metrics = load_metrics(ref, (), problems) or {}
     numbers = _numbers(metrics, wrong) if metrics else {}
     intervals = {
         name: pair for name in ("explained_variance", "l0", "ce_score") if (pair := _interval(metrics, name, wrong))
