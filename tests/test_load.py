@@ -12,16 +12,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from prompt_sets import bpe
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from circuits.errors import UserError
 from circuits.model_input import ModelInput
 from circuits.models.hooks import forward
 from circuits.models.identify import ModelFacts, inspect_model
-from circuits.models.load import asked_model, available_devices, load_model, pick_device
+from circuits.models.load import asked_model, available_devices, load_model, load_processor, pick_device
 from circuits.models.sites import Dims, dims_of, family_of, hook_name, site_width
 
 CPU = torch.device("cpu")
@@ -273,3 +283,25 @@ def test_products_are_computed_as_the_precision_says(model_dir, matmul):
         assert torch.backends.cuda.matmul.allow_tf32 == (matmul != "highest")
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_a_vision_language_model_has_its_processor_and_a_language_model_none(tmp_path: Path) -> None:
+    words = bpe(300)
+    signs = {"image_token": "<img>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    named = {name: getattr(words, name) for name in ("bos_token", "eos_token", "unk_token")}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words.backend_tokenizer, pad_token=words.eos_token, extra_special_tokens=signs, **named
+    )
+    assert load_processor(tmp_path) is None
+    images = Gemma3ImageProcessorPil(size={"height": 8, "width": 8})
+    Gemma3Processor(images, tokenizer, image_seq_length=4).save_pretrained(tmp_path)
+    found = load_processor(tmp_path)(
+        text="<boi> one", images=[[Image.new("RGB", (16, 8), "red")]], return_tensors="pt", padding=True
+    )
+    mask = found.pop("attention_mask").bool()
+    rows = ModelInput(found.pop("input_ids"), mask, extra=dict(found))
+    assert rows.extra["pixel_values"].shape == (1, 3, 8, 8) and rows.extra["token_type_ids"].shape == rows.ids.shape
+    assert int(rows.extra["token_type_ids"].sum()) == 4, "four tokens stand for the image"
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "NoSuchProcessor"')
+    with pytest.raises(UserError, match="how its images are prepared cannot be read"):
+        load_processor(tmp_path)

@@ -110,6 +110,7 @@ def archive(kind: str) -> bytes:
         ("a.csv", b'id,text\n1,"open\n2,b\n', "line 2: not a table"),
         ("a.csv", b"id,body\n1,2\n", "no field 'text'; fields: body id"),
     ],
+    ids=lambda value: "raw" if isinstance(value, bytes) else value,  # what is packed holds the time: workers must agree on names
 )  # fmt: skip
 def test_what_is_no_text_of_ours_is_named_before_the_start(name: str, raw: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(raw)

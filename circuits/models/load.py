@@ -27,7 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class LM:
-    """A Hugging Face causal language model with what hooks need to know about it. Make one by load_model or wrap."""
+    """A Hugging Face (vision-)language model with what hooks need to know about it. Made by load_model or wrap."""
 
     name: str
     model: nn.Module
@@ -36,6 +36,8 @@ class LM:
     family: Family
     device: torch.device
     dtype: torch.dtype
+    processor: Any = None
+    """Of a vision-language model: makes ``pixel_values`` of images and places their tokens in a text."""
 
     def __repr__(self) -> str:
         return f"LM({self.name}: {self.dims.layers} layers of {self.dims.width}, {self.dtype}, {self.device})"
@@ -87,7 +89,7 @@ def load_model(name_or_dir: str, *, revision: str | None = None, dtype: torch.dt
     except SafetensorError as e:
         raise Damaged(f"{directory}: its weights cannot be read ({e}); copy or download them again") from e
     _check_report(directory, report)
-    return wrap(model.to(device), load_tokenizer(directory), name=name_or_dir)
+    return wrap(model.to(device), load_tokenizer(directory), name=name_or_dir, processor=load_processor(directory))
 
 
 _kept: dict[tuple[Any, ...], LM] = {}  # the latest model that `kept_model` gave
@@ -138,15 +140,34 @@ def asked_model(
     return kept_model(name_or_dir, revision=revision, dtype=DTYPES[precision], device=chosen, say=say)
 
 
-def wrap(model: nn.Module, tokenizer: Any = None, name: str = "") -> LM:
-    """An LM around a Hugging Face causal language model that is already in memory (it is frozen and put in eval)."""
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")  # one of them says how images are prepared
+
+
+def load_processor(directory: Path) -> Any:
+    """The processor of a vision-language model's directory; None of a language model.
+
+    Raises:
+        UserError: it cannot be made (its files, or a library that it needs).
+    """
+    if not any((directory / name).is_file() for name in PROCESSORS):
+        return None
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except (ImportError, OSError, ValueError, TypeError) as e:
+        raise UserError(f"{directory}: how its images are prepared cannot be read: {reason(e)}") from e
+
+
+def wrap(model: nn.Module, tokenizer: Any = None, name: str = "", processor: Any = None) -> LM:
+    """An LM around a Hugging Face language model that is already in memory (it is frozen and put in eval)."""
     config = model.config.to_dict()  # type: ignore[union-attr,operator]
     first = next(model.parameters())
     family = family_of(config["model_type"], name or "this model")
     dims, name = dims_of(config), name or config["model_type"]
     _check_sites(model, family, dims, f"{name}: family {config['model_type']} of circuits/models/sites.py")
     model.eval().requires_grad_(False)
-    return LM(name, model, tokenizer, dims, family, first.device, first.dtype)
+    return LM(name, model, tokenizer, dims, family, first.device, first.dtype, processor)
 
 
 def _check_sites(model: nn.Module, family: Family, dims: Dims, what: str) -> None:
