@@ -100,7 +100,7 @@ if {forbidden}:
     commands.depend = refuse
 new = sweep.create(elements, Path.cwd())
 after = {{number: After(jobs=tuple(jobs)) for number, jobs in {after!r}.items()}}
-plan = Plan(elements, store, Standing(to_run=elements), after, Slurm({{}}).requests(elements))
+plan = Plan(elements, store, Standing(to_run=elements), [[one] for one in elements], after, Slurm({{}}).requests(elements))
 sys.exit(SlurmLauncher(new, plan).submit())
 """
 

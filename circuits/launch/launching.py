@@ -12,8 +12,10 @@ from typing import Any
 
 from circuits.errors import UserError
 from circuits.launch import answers, cores, local, planning
+from circuits.launch.backend import Backend
 from circuits.launch.chain import Chain
-from circuits.launch.plan import Backend, Element, Plan, standing
+from circuits.launch.packs import packs
+from circuits.launch.plan import Element, Plan, standing
 from circuits.launch.planning import keys_of, model_dims
 from circuits.launch.sweep import Sweep, create, kind_of, relaunched
 from circuits.prose import put
@@ -90,7 +92,7 @@ def plan(elements: list[Element], store: Store, backend: Backend) -> Plan:
     found = standing(elements, find, store.holder)
     contents = Contents(store.root / ".hashes.json")
     after = Chain(store, contents, backend.job_of).after(found.to_run)
-    return Plan(elements, store, found, after, backend.requests(found.to_run))
+    return Plan(elements, store, found, packs(found.to_run), after, backend.requests(found.to_run))
 
 
 def backend_of(elements: Sequence[Element], launcher: Mapping[str, Any]) -> Backend:

@@ -8,12 +8,9 @@ element under the number of its first element, and ``task.resources`` is what th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from circuits.errors import UserError
-
-if TYPE_CHECKING:
-    from circuits.launch.plan import Element
+from circuits.launch.plan import Element
 
 
 def packs(elements: Sequence[Element]) -> list[list[Element]]:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
-from circuits.launch import packs
 from circuits.schema import BaseConfig, Reuse
 from circuits.store.keys import Key, Unit
 from circuits.store.kinds import Memory
 from circuits.store.places import safe_name
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from circuits.launch.sweep import Sweep
     from circuits.store.store import Store
 
 NAME_LENGTH = 80  # letters of an element's directory: file systems stop at 255 bytes, terminals long before
@@ -73,12 +68,14 @@ class Plan:
 
     Attributes:
         after: by an element's number; who waits for nothing is left out.
+        packs: the elements that are to run, by the process that runs them (``pack=N``).
         requests: what each element that is to run asks of a scheduler, by its number; empty where there is none.
     """
 
     elements: list[Element]
     store: Store
     standing: Standing
+    packs: list[list[Element]] = field(default_factory=list)
     after: Mapping[int, After] = field(default_factory=dict)
     requests: Mapping[int, Any] = field(default_factory=dict)
 
@@ -86,45 +83,6 @@ class Plan:
     def cfg(self) -> BaseConfig:
         """The config of the first element, for what a whole sweep has one value of."""
         return self.elements[0].cfg
-
-    @cached_property
-    def packs(self) -> list[list[Element]]:
-        """The elements that are to run, by the process that runs them (``pack=N``).
-
-        Raises:
-            UserError: elements of one pack differ in their model or resources.
-        """
-        return packs.packs(self.standing.to_run)
-
-
-class Backend(Protocol):
-    """Who runs a plan's elements: this machine (:mod:`circuits.launch.local`) or Slurm (:mod:`circuits.launch.slurm.launcher`)."""
-
-    def refuse(self, elements: Sequence[Element]) -> None:
-        """Refuse what can be refused of these elements, whatever of them is there already.
-
-        Raises:
-            UserError: with all findings.
-        """
-
-    def alone(self, store: Store, say: Callable[[str], None]) -> AbstractContextManager[None]:
-        """Held while a plan is made and started, where only one may be at a time."""
-
-    def settle(self, store: Store, keys: Iterable[Key]) -> None:
-        """Learn of those who hold these keys whether they live, where one look is not enough."""
-
-    def job_of(self, holder: Mapping[str, Any]) -> str | None:
-        """The job of a maker that the queue can wait for; None: the run itself waits."""
-
-    def requests(self, elements: Sequence[Element]) -> Mapping[int, Any]:
-        """What each element asks of a scheduler, by its number."""
-
-    def start(self, plan: Plan, sweep: Callable[[], Sweep]) -> Callable[[], int]:
-        """Start what is to run, in the directory that `sweep` makes. What is returned waits for the end and gives the exit code.
-
-        Raises:
-            UserError: it does not fit (memory, disk, pack); no directory was made.
-        """
 
 
 def standing(

@@ -9,7 +9,7 @@ from typing import Any
 from circuits.launch.sweep import Sweep
 from circuits.run import status
 from circuits.state import State, state_of
-from circuits.store.leases import Note, elsewhere
+from circuits.store.leases import Note
 from circuits.store.places import LAUNCHER
 
 
@@ -24,21 +24,13 @@ def facts_of(sweep: Sweep) -> dict[int, dict[str, Any]]:
 
 def look_twice(sweeps: Iterable[Sweep], say: Callable[[str], None]) -> None:
     """Before a single look at these sweeps: see of what runs on other machines whether it does."""
-    far = [sweep for sweep in sweeps if (far_cluster(sweep) if on_cluster(sweep) else _launcher_lives(sweep) is None)]
+    far = [sweep for sweep in sweeps if (_far(sweep) if on_cluster(sweep) else _launcher_lives(sweep) is None)]
     status.look_twice((sweep.directory(item) for sweep in far for item in sweep.record["elements"]), say)
 
 
 def _launcher_lives(sweep: Sweep) -> bool | None:
     launcher = sweep.record["launcher"]
     return status.process_alive(launcher["host"], launcher["pid"], launcher["started"], launcher.get("machine"))
-
-
-def far_cluster(sweep: Sweep) -> bool:
-    """Whether `sweep` was submitted to a cluster whose queue cannot be asked from here."""
-    from circuits.launch.slurm.submission import read_record
-
-    record = read_record(sweep.path)
-    return record is not None and elsewhere(record)
 
 
 def on_cluster(sweep: Sweep) -> bool:
@@ -72,7 +64,7 @@ def hints(sweep: Sweep, known: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """The commands that help now: cancel, queue again, recover."""
     states = {index: state_of(facts) for index, facts in known.items()}
     lines = []
-    if on_cluster(sweep) and not far_cluster(sweep):
+    if on_cluster(sweep) and not _far(sweep):
         live = [str(known[index]["job"]) for index, state in states.items() if state.live and known[index].get("job")]
         if live:
             lines.append(
@@ -84,3 +76,9 @@ def hints(sweep: Sweep, known: Mapping[int, Mapping[str, Any]]) -> list[str]:
     if any(state.badly for state in states.values()):
         lines.append(f"again     python launch.py task=recover of={sweep.id}      (only what is missing)")
     return lines
+
+
+def _far(sweep: Sweep) -> bool:
+    from circuits.launch.slurm.states import far_cluster
+
+    return far_cluster(sweep)

@@ -5,24 +5,22 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from circuits.errors import Damaged, GateError, UserError
 from circuits.files import disk_errors, read_json
 from circuits.run import provenance, threads, tracked
-from circuits.run.signals import StopFlag
-from circuits.run.status import Status, entry, now
-from circuits.run.tracking import Tracker
-from circuits.schema import BaseConfig, DataSource, Reuse
+from circuits.run.parts import Run
+from circuits.run.status import entry, now
+from circuits.schema import DataSource, Reuse
 from circuits.store import absent, gates, inputs, registry
-from circuits.store.contents import Contents
 from circuits.store.keys import Key, Unit, key_of, key_of_unit, units
 from circuits.store.kinds import Input, Kind, Layers
-from circuits.store.leases import certainly_gone, is_me, owner
+from circuits.store.leases import certainly_gone, is_me
 from circuits.store.scope import Scope
-from circuits.store.store import Artifact, Store
+from circuits.store.store import Artifact
 
 if TYPE_CHECKING:
     from circuits.data.keeper import Keeper
@@ -30,28 +28,6 @@ if TYPE_CHECKING:
     from circuits.models.load import LM
 
 POLL_S = 0.5  # between looks at what another run is making
-
-
-@dataclass
-class Run:
-    """The moving parts of one run, shared by the task and by the inputs that are made on its way."""
-
-    cfg: BaseConfig
-    layers: tuple[int, ...]
-    run_dir: Path
-    store: Store
-    contents: Contents
-    status: Status
-    stop: StopFlag
-    tracker: Tracker
-    say: Callable[[str], None]
-    name: str  # of the sweep and the element, for leases and for reuse=force
-    overrides: Sequence[str] = ()
-    swept: Mapping[str, str] = field(default_factory=dict)  # what sets this element apart in its sweep
-    tainted: list[str] = field(default_factory=list)  # gates that said no, and were passed by force=true
-    live: set[str] = field(default_factory=set)  # keys of what has a W&B run already, while it is made
-    told: set[str] = field(default_factory=set)  # and of what W&B has been told to its end
-    me: Mapping[str, Any] = field(default_factory=owner)  # this process, beside unfinished work
 
 
 class Work:
@@ -394,7 +370,7 @@ class Context:
             made = artifact.manifest.get("by") == self.run.name
             shown = {**metrics, **self.kind.derived(self.run.cfg, metrics)}
             self.run.status.facts["artifacts"].append(entry(self.kind, artifact, layer, shown, cached=not made))
-            tracked.publish(self, self.key(one), artifact, layer, shown)
+            tracked.publish(self.run, self.kind, self.key(one), artifact, layer, shown)
             refusal = self.kind.gate(self.run.cfg, metrics)
             refusals += [refusal] if refusal else []
         return refusals

@@ -214,7 +214,8 @@ def _context(directory: Path, record: dict[str, Any], cfg: Any, status: Any, sto
     """What the element's task is given, once its gates have been asked."""
     from circuits.files import write_json
     from circuits.run import provenance, tracked
-    from circuits.run.context import Context, Run
+    from circuits.run.context import Context
+    from circuits.run.parts import Run
     from circuits.run.tracking import Tracker
     from circuits.store import inputs, registry
     from circuits.store.contents import Contents

@@ -19,7 +19,7 @@ from circuits.store.kinds import Kind
 from circuits.store.labels import behaviour_name
 
 if TYPE_CHECKING:
-    from circuits.run.context import Context
+    from circuits.run.parts import Run
     from circuits.run.tracking import Tracker
     from circuits.store.store import Artifact
 
@@ -91,17 +91,15 @@ def tags(kind: Kind, cfg: BaseConfig, layer: int | None) -> list[str]:
     return [tag[:TAG] for tag in [*found, *([] if layer is None else [f"L{layer}"])]]
 
 
-def begin(context: Context, key: Key, layer: int, site: str) -> None:
+def begin(run: Run, kind: Kind, key: Key, layer: int, site: str) -> None:
     """Open the W&B run of an artifact that is being made: what the task logs for `layer` goes there."""
-    run, kind = context.run, context.kind
-    given = {**_of(context, key.id), "layer": layer, "site": site}
+    given = {**_of(run, kind, key.id), "layer": layer, "site": site}
     run.tracker.start(layer, key.hash, _title(run.name, layer, site), given, tags(kind, run.cfg, layer))
     run.live.add(key.hash)
 
 
-def publish(context: Context, key: Key, artifact: Artifact, layer: int | None, metrics: Mapping[str, Any]) -> None:
+def publish(run: Run, kind: Kind, key: Key, artifact: Artifact, layer: int | None, metrics: Mapping[str, Any]) -> None:
     """Tell an artifact that this run has made or found, once: the end of the W&B run that was begun, or a whole one in one go."""
-    run, kind = context.run, context.kind
     if key.hash in run.told:
         return
     run.told.add(key.hash)
@@ -110,7 +108,7 @@ def publish(context: Context, key: Key, artifact: Artifact, layer: int | None, m
         return
     made = artifact.manifest.get("by") == run.name
     name = run.name.partition("/")[2]
-    given = _of(context, artifact.id, cached=not made)
+    given = _of(run, kind, artifact.id, cached=not made)
     own = tags(kind, run.cfg, layer) if made else [*tags(kind, run.cfg, layer), "cached"]
     tell(
         run.tracker,
@@ -124,10 +122,9 @@ def publish(context: Context, key: Key, artifact: Artifact, layer: int | None, m
     )
 
 
-def _of(context: Context, artifact: str, cached: bool = False) -> dict[str, Any]:
-    run = context.run
+def _of(run: Run, kind: Kind, artifact: str, cached: bool = False) -> dict[str, Any]:
     sweep = run.name.partition("/")[0]
-    return settings(context.kind, run.cfg, sweep, run.overrides, run.swept, artifact=artifact, cached=cached)
+    return settings(kind, run.cfg, sweep, run.overrides, run.swept, artifact=artifact, cached=cached)
 
 
 def _title(name: str, layer: int | None, site: str | None) -> str:

@@ -18,7 +18,6 @@ from circuits.schema.reading import When, lookup, plain
 from circuits.words import number
 
 if TYPE_CHECKING:
-    from circuits.run.context import Context, Work
     from circuits.store.contents import Contents
 
 Layers = tuple[int, ...]
@@ -205,7 +204,7 @@ class Kind:
 
     # -- the work ------------------------------------------------------------------------------------------------
 
-    def run(self, context: Context) -> None:
+    def run(self, context: Any) -> None:
         """Make what is missing of a run's artifacts, then show all of them; the gates have the last word.
 
         Raises:
@@ -218,15 +217,20 @@ class Kind:
         if refusals := context.conclude():
             raise GateError("; ".join(refusals))
 
-    def make(self, context: Context, works: Mapping[Any, Work]) -> None:
-        """Make these artifacts, each by its ``work.commit``. `works`: by layer; by None where the kind has no layers."""
+    def make(self, context: Any, works: Mapping[Any, Any]) -> None:
+        """Make these artifacts, each by its ``work.commit``.
+
+        Args:
+            context: the :class:`circuits.run.context.Context` of the run.
+            works: a :class:`circuits.run.context.Work` by layer; by (layer, variant); by None where there is one of all layers.
+        """
         raise NotImplementedError(f"{type(self).__name__}.make")
 
     def together(self, cfg: BaseConfig) -> str | None:
         """What elements of one pack must have equal to be made in one go by :meth:`run_together`; None: each by itself."""
         return None
 
-    def run_together(self, contexts: Sequence[Context]) -> dict[int, Exception]:
+    def run_together(self, contexts: Sequence[Any]) -> dict[int, Exception]:
         """Make what several elements of a pack miss, in one go; what went wrong, by element. Each one's :meth:`run` follows."""
         return {}
 

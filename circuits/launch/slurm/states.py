@@ -17,11 +17,10 @@ from circuits.errors import CircuitsError
 from circuits.files import read_json, write_json
 from circuits.launch.slurm.script import SETUP
 from circuits.launch.slurm.submission import NOTES, SUBMIT, places_of, read_record
-from circuits.launch.states import far_cluster
 from circuits.launch.sweep import Sweep
 from circuits.run import status
 from circuits.state import State, state_of
-from circuits.store.leases import Note
+from circuits.store.leases import Note, elsewhere
 from circuits.store.places import LOG
 
 _ENDED = {
@@ -33,6 +32,12 @@ _ENDED = {
     "BOOT_FAIL": "its node did not start",
     "DEADLINE": "its deadline passed",
 }
+
+
+def far_cluster(sweep: Sweep) -> bool:
+    """Whether `sweep` was submitted to a cluster whose queue cannot be asked from here."""
+    record = read_record(sweep.path)
+    return record is not None and elsewhere(record)
 
 
 def jobs_of(sweep: Sweep) -> dict[int, str]:

@@ -59,7 +59,7 @@ def publish(
             _write(context, out, layer, saes, measured, stream, histories)
 
         artifact = work.commit(write, dropped=dropped)
-        tracked.publish(context, work.key, artifact, layer, metrics)
+        tracked.publish(context.run, context.kind, work.key, artifact, layer, metrics)
         context.say(
             f"layer {layer}: explained variance {metrics['explained_variance']:.3f}, L0 {metrics['l0']:.1f}: {artifact.id}"
         )

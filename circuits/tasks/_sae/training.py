@@ -114,7 +114,7 @@ def _begin(member: Member, specs: Mapping[int, TrainSpec], stream: Stream) -> di
             member.histories[layer].resume(resumed[layer][0].step if layer in resumed else 0)
         except Damaged as e:
             context.say(f"damaged training curve: {e}")
-        tracked.begin(context, work.key, layer, context.cfg.sae.site.value)
+        tracked.begin(context.run, context.kind, work.key, layer, context.cfg.sae.site.value)
     return resumed
 
 
