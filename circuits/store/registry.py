@@ -14,18 +14,20 @@ import pkgutil
 from functools import lru_cache
 from types import ModuleType
 
-import circuits.tasks
 from circuits import schema
 from circuits.errors import UserError, suggest
 from circuits.store import places
 from circuits.store.kinds import Kind
 
+TASKS = "circuits.tasks"
+
 
 @lru_cache
 def modules() -> dict[str, ModuleType]:
     """All modules of circuits/tasks by name; one that begins with an underscore is a part of another."""
-    names = [info.name for info in pkgutil.iter_modules(circuits.tasks.__path__) if not info.name.startswith("_")]
-    return {name: importlib.import_module(f"circuits.tasks.{name}") for name in sorted(names)}
+    package = importlib.import_module(TASKS)  # by its name: what stands on the store is not imported by it
+    names = [info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")]
+    return {name: importlib.import_module(f"{TASKS}.{name}") for name in sorted(names)}
 
 
 @lru_cache
