@@ -55,7 +55,7 @@ def test_an_input_that_nobody_makes_is_told_once_with_one_command(tmp_path: Path
     elements = plan("task=interpret", "layer=0,1,3", "sae.k=16", "interpret.associate=false", base=tmp_path)
     store = Store(tmp_path / "outputs" / "artifacts")
     with pytest.raises(UserError) as e:
-        Chain(store, Contents(), lambda holder: None).after(elements)
+        Chain(store, Contents(), lambda holder: None, store.find).after(elements)
     (line,) = e.value.messages
     ids = [one.keys[layer].inputs["sae"].id for one, layer in zip(elements, (0, 1, 3), strict=True)]
     assert line.startswith(f"interpret needs {' '.join(ids)}, which do not exist; make them with: ")

@@ -20,9 +20,12 @@ Holder = Mapping[str, Any]
 class Chain:
     """The dependencies of elements on one another, and on what others are making."""
 
-    def __init__(self, store: Store, contents: Contents, job_of: Callable[[Holder], str | None]) -> None:
-        """`job_of` names the job in the queue that can be waited for there; None: the run itself waits for the holder."""
-        self.store, self.contents, self.job_of = store, contents, job_of
+    def __init__(
+        self, store: Store, contents: Contents, job_of: Callable[[Holder], str | None], find: Callable[[Key], Any]
+    ) -> None:
+        """`job_of` names the job in the queue that can be waited for there (None: the run itself waits for the holder), `find` is
+        the store's, asked once a key."""
+        self.store, self.contents, self.job_of, self.find = store, contents, job_of, find
         self._gates: dict[Any, list[Key]] = {}
         self._holders: dict[str, Holder | None] = {}
 
@@ -36,7 +39,7 @@ class Chain:
         found: dict[int, After] = {}
         lost: list[Element] = []
         for element in to_run:
-            missing = [key for key in self._needed(element) if self.store.find(key) is None]
+            missing = [key for key in self._needed(element) if self.find(key) is None]
             mine = {makers[key.hash] for key in missing if key.hash in makers} - {element.index}
             holders = {key.hash: self._holder(key) for key in missing if key.hash not in makers}
             jobs = {job for holder in holders.values() if holder is not None and (job := self.job_of(holder))}
@@ -57,7 +60,7 @@ class Chain:
         """The inputs and measurements that some task has to have made before this element runs."""
         seen: set[str] = set()
         for key in element.keys.values():
-            if self.store.find(key) is None:
+            if element.cfg.reuse is Reuse.force or self.find(key) is None:
                 yield from _made_elsewhere(key, seen)
         if not element.cfg.force:  # by force a run goes on without
             yield from self._gates_of(element)
@@ -83,7 +86,7 @@ class Chain:
             for element in members:
                 for one in _declared(kind, element):
                     key = key_of(registry.kind(one.kind), one.cfg, one.layers, self.contents)
-                    if key.hash not in makers and self.store.find(key) is None and self._holder(key) is None:
+                    if key.hash not in makers and self.find(key) is None and self._holder(key) is None:
                         missing.setdefault(one.kind, {})[key.hash] = one
             words, layers = (first.overrides, first.layers) if single else (apart, ())
             for found in missing.values():

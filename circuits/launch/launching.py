@@ -91,7 +91,7 @@ def plan(elements: list[Element], store: Store, backend: Backend) -> Plan:
     backend.settle(store, (key for element in elements for key in element.keys.values() if find(key) is None))
     found = standing(elements, find, store.holder)
     contents = Contents(store.root / ".hashes.json")
-    after = Chain(store, contents, backend.job_of).after(found.to_run)
+    after = Chain(store, contents, backend.job_of, find).after(found.to_run)
     return Plan(elements, store, found, packs(found.to_run), after, backend.requests(found.to_run))
 
 
