@@ -21,7 +21,10 @@ from circuits.store.store import Store
 STAGES = """
 import json, sys
 from hydra import compose, initialize_config_dir
-from circuits.run import config, launching, overrides, places
+from circuits.command import overrides
+from circuits.launch import launching
+from circuits.run import config
+from circuits.store import places
 
 stages = [[overrides.normalise(words).overrides for words in stage] for stage in json.loads(sys.argv[1])]
 config.register()
@@ -32,7 +35,8 @@ with initialize_config_dir(version_base="1.3", config_dir=str(places.CONF)):
         sys.exit("\\n".join(e.messages))
 """
 READ = ["interpret.associate=false", "interpret.n_sequences=16", "interpret.max_features=8", "interpret.top_k=2"]
-TRAIN = [*SMALL, "sae.steps=8", "sae.batch_size=64", "seed=5"]
+ASKED = [word for word in SMALL if word.startswith("task.resources.")]  # of a cluster
+TRAIN = [*(word for word in SMALL if word not in ASKED), "sae.steps=8", "sae.batch_size=64", "seed=5"]
 
 
 def launch(cli: Cli, stages: list[list[list[str]]]) -> subprocess.CompletedProcess[str]:
@@ -69,7 +73,7 @@ def test_elements_wait_here_for_what_makes_their_inputs_and_are_closed_when_it_f
     stages = pair()
     stages[0][1].append("sae.min_r2=0.9999")  # a gate that says no: kept, and not what was asked for
     done = launch(warm, stages)
-    assert done.returncode == 1, done.stderr + done.stdout
+    assert done.returncode == 1 and "cancelled" in done.stdout, done.stderr + done.stdout
     sweep = sweep_dir(warm)
     found = {
         facts["index"]: status(sweep / facts["name"])
@@ -85,7 +89,7 @@ def test_elements_wait_here_for_what_makes_their_inputs_and_are_closed_when_it_f
 
 def test_on_slurm_an_element_starts_only_after_exactly_its_producers(slurm: Queue, warm: Cli) -> None:
     waiting = slurm.submit("sleep 600")
-    done = launch(warm, pair(SLURM, f"cluster.sbatch=['--dependency=afterany:{waiting}']", "seed=6"))
+    done = launch(warm, pair(SLURM, *ASKED, f"cluster.sbatch=['--dependency=afterany:{waiting}']", "seed=6"))
     assert done.returncode == 0, done.stderr + done.stdout
     sweep = sweep_dir(warm)
     jobs = json.loads((sweep / "jobs.json").read_text())

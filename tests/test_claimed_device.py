@@ -100,7 +100,7 @@ def test_a_step_waits_for_nothing_and_comes_to_the_weights_of_the_processor(name
         device.waits.clear()
         for _ in range(6):
             made.train_step(x)
-        drawn = {"models/transfer.py"} if kind == "mps" else set()
+        drawn = {"transfer.py"} if kind == "mps" else set()
         assert places(device.waits) <= drawn, "only MPS waits, for the noise of a resampling"
         found = {key: weight.cpu() for key, weight in made.weights.items()}
     for key, weight in expected.items():

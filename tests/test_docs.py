@@ -89,7 +89,7 @@ def test_a_new_task_is_one_module_and_one_yaml(warm: Cli, tmp_path: Path) -> Non
     (checkout / "circuits" / "data" / "behaviours" / "colours.py").write_text(
         code.replace("draw=draw)", "draw=draw, natural_only=True)")
     )
-    (checkout / "conf" / "behaviour" / "colours.yaml").write_text("name: colours\n")
+    (checkout / "conf" / "behaviour" / "colours.yaml").write_text("name: colours\nn_samples: 20\nn_test: 10\n")
     taxi = launch("task=norms", "layer=1", "norms=taxi", QUICK, "tracking=off")
     assert taxi.returncode == 0, taxi.stdout + taxi.stderr
     pages = [page.read_text() for page in warm.outputs.glob("runs/*/norms-*/report.html")]
@@ -97,7 +97,7 @@ def test_a_new_task_is_one_module_and_one_yaml(warm: Cli, tmp_path: Path) -> Non
     assert "norms=default" in launch("task=norms", "--help").stdout and "norms" in launch("--help").stdout
     wrong = launch("task=norms", "norms=taxy", QUICK)
     assert wrong.returncode == 2 and "norms=taxy: no such norms; did you mean taxi?" in wrong.stderr
-    only = launch("task=prompts", "behaviour=colours", QUICK)
+    only = launch("task=prompts", "behaviour=colours")
     assert only.returncode == 2 and "behaviour=colours: asked of models of natural language only" in only.stderr
     schema = checkout / "circuits" / "schema" / "sae.py"
     schema.write_text(

@@ -148,7 +148,7 @@ def test_one_artifact_over_a_set_of_layers_from_the_command_line_to_its_manifest
     own = [*(word for word in small if not word.startswith(("sae.batch", "sae.block", "sae.held"))), *small[1:4]]
     assert launch("sae", "layer=1", *small).returncode == 0
     absent = launch("shared", "layer=[2,0-1]", *own)
-    assert absent.returncode == 1, absent.stderr
+    assert absent.returncode == 2, absent.stderr
     (line,) = (line for line in absent.stderr.splitlines() if "make them with" in line)
     assert "needs sae/tiny-L0-topk-" in line and "sae/tiny-L2-topk-" in line and "tiny-L1" not in line
     command = shlex.split(line.partition("make them with: python launch.py ")[2].partition("  log ")[0])

@@ -19,7 +19,7 @@ CREATE = """
 import sys; sys.path.insert(0, sys.argv[1] + "/tests")
 from pathlib import Path
 from configs import plan
-from circuits.run import sweep
+from circuits.launch import sweep
 made = sweep.create(plan("task=sae", "layer=0,1", "reuse=readonly", "tracking=off", base=Path.cwd()), Path.cwd())
 print(made.path)
 """

@@ -266,7 +266,7 @@ REFUSED = [
     (["sae.source=disk"], "sae.source=disk: no such choice; choices: store stream"),
     (["activations.dtype=bf16"], "activations.dtype=bf16: sae.source=stream does not read it; sae.source=store does"),
     (["sae.ram=1"], "sae.ram=1.0: sae.source=stream does not read it; sae.source=store does"),
-    (["cluster.stage=fast"], "cluster.stage=fast: a whole path on the node's own disk, or a variable such as $TMPDIR"),
+    (["sae.source=store", "cluster.stage=fast"], "cluster.stage=fast: a whole path on the node's own disk, or a variable"),
     (["sae.source=store", "sae.block_rows=999"], "sae.block_rows=999: sae.source=store does not read it"),
     (["sae.source=store", "activations.last_n=5"], "activations.last_n=5: an SAE is trained and measured on all tokens"),
     (["sae.source=store", "activations.skip_first=0"], "activations.skip_first=0: sae.skip_first=1 is what the SAE"),

@@ -179,7 +179,7 @@ def test_usr2_after_the_last_word_does_not_end_the_interpreter_otherwise() -> No
     """The interpreter's end gives signals back their default: a destructor that runs behind that sends one."""
     program = (
         "import os, signal, sys\n"
-        "from circuits.run import element\n"
+        "from circuits.launch import element\n"
         "class Late:\n"
         "    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGUSR2): kill(me, number)\n"
         "sys.modules['late'] = Late()\n"

@@ -84,9 +84,9 @@ def test_a_client_killed_between_any_two_steps_leaves_no_orphan_and_no_double(
 AFTER = """
 import sys
 from pathlib import Path
-from circuits.run import launching, sweep
+from circuits.launch import launching, sweep
 from circuits.launch.plan import After, Plan, Standing
-from circuits.launch.slurm import commands
+from circuits import slurm_commands as commands
 from circuits.launch.slurm.launcher import Slurm, SlurmLauncher
 from circuits.store.store import Store
 found = sweep.load(Path({sweep!r}))

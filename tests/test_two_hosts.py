@@ -89,7 +89,7 @@ def test_a_slurm_submission_takes_over_what_a_dead_process_of_another_host_holds
     (element,) = plan(*words, base=cli.folder)
     elsewhere(Store(cli.outputs / "artifacts").beside(element.keys[None], "lease"), pid=1234)
     code = """import sys
-from circuits.run import pulse
+from circuits.store import pulse
 from circuits.launch.cli import main
 pulse.STALE_S = 1
 sys.exit(main(sys.argv[1:]))"""

@@ -72,7 +72,10 @@ def _train(members: Mapping[int, Member]) -> dict[int, Exception]:
     if any(spec.patience is not None for spec in specs.values()):
         with first.phase("reading validation rows"):
             validation = validation_rows(stream, first.cfg.sae.heldout_sequences, first.cfg.sae.validation_sequences)
-    for number, member in members.items():  # from here on: the filling of the first block is part of how long steps take
+    for (
+        number,
+        member,
+    ) in members.items():  # from here on: the filling of the first block is part of how long steps take
         begun = [resumed[number, layer][0].step if (number, layer) in resumed else 0 for layer in member.works]
         member.context.show("training", min(begun), member.steps, "step")
     diverged: dict[Name, NonFinite] = {}
