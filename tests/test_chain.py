@@ -15,6 +15,7 @@ from slurm.sweeps import SLURM, SMALL, element, status, sweep_dir
 
 from circuits.errors import UserError
 from circuits.launch.chain import Chain
+from circuits.launch.plan import After
 from circuits.store.contents import Contents
 from circuits.store.store import Store
 
@@ -67,6 +68,18 @@ def test_an_input_that_nobody_makes_is_told_once_with_one_command(tmp_path: Path
     assert command == "python launch.py task=sae sae.k=16 'layer=[0-1,3]'"
     (made,) = plan("task=sae", "sae.k=16", "layer=[0-1,3]", base=tmp_path)
     assert [key.id for key in made.keys.values()] == ids, "one command makes them all"
+
+
+def test_what_is_made_anew_is_waited_for_though_it_is_there(tmp_path: Path) -> None:
+    words = ["layer=1", "reuse=force"]
+    (sae,), (reader,) = (
+        plan("task=sae", *words, base=tmp_path),
+        plan("task=interpret", *words, "interpret.associate=false", base=tmp_path),
+    )
+    reader.index = 1
+    store = Store(tmp_path / "outputs" / "artifacts")
+    found = Chain(store, Contents(), lambda holder: None, lambda key: key).after([sae, reader])
+    assert found == {1: After((0,))}
 
 
 def test_elements_wait_here_for_what_makes_their_inputs_and_are_closed_when_it_fails(warm: Cli) -> None:

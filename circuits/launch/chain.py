@@ -39,9 +39,12 @@ class Chain:
         found: dict[int, After] = {}
         lost: list[Element] = []
         for element in to_run:
-            missing = [key for key in self._needed(element) if self.find(key) is None]
-            mine = {makers[key.hash] for key in missing if key.hash in makers} - {element.index}
-            holders = {key.hash: self._holder(key) for key in missing if key.hash not in makers}
+            needed = list(
+                self._needed(element)
+            )  # what this plan makes is waited for, also where it is there and made anew
+            mine = {makers[key.hash] for key in needed if key.hash in makers} - {element.index}
+            missing = [key for key in needed if key.hash not in makers and self.find(key) is None]
+            holders = {key.hash: self._holder(key) for key in missing}
             jobs = {job for holder in holders.values() if holder is not None and (job := self.job_of(holder))}
             if mine or jobs:
                 found[element.index] = After(tuple(sorted(mine)), tuple(sorted(jobs)))
