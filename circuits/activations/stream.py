@@ -15,6 +15,7 @@ Tokens of the next block are prepared, sorted by length and (for CUDA) page-lock
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class _Block:
     chunks: list[_Chunk]
 
 
-class Stream(HeldoutPass):
+class Stream(HeldoutPass, ABC):
     """What SAEs are trained on: batches of rows from a start on, and the held-out sequences that they are measured on.
 
     `batch_size` rows make a batch; `seed` decides their order. The rest is what the held-out pass takes.
@@ -91,21 +92,21 @@ class Stream(HeldoutPass):
         record of an interrupted run with that of its continuation counts no block twice."""
 
     @property
+    @abstractmethod
     def facts(self) -> dict[str, Any]:
         """What the batches are a function of, for provenance and to compare at resume."""
-        raise NotImplementedError
 
     def facts_of(self, layer: int) -> dict[str, Any]:
         """`facts`, and what one layer's rows come from beside that."""
         return self.facts
 
+    @abstractmethod
     def passes(self, steps: int) -> float:
         """How often the rows were gone through in so many batches."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batches(self, start: Position | None = None, stopping: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
         """Endless batches from `start` on (the beginning when None); they end when `stopping()` says so."""
-        raise NotImplementedError
 
 
 class ActivationStream(Stream):
