@@ -48,11 +48,12 @@ def of_folder(cli: Cli) -> list[psutil.Process]:
 
 
 def training(cli: Cli) -> list[dict]:
-    """The statuses of elements that are training an SAE now."""
+    """The statuses of elements that have taken steps of an SAE's training: there is something to lose."""
     found = []
     for path in [*(cli.folder / "multirun").glob("*/*/*/status.json"), *(cli.outputs / "runs").glob("*/*/status.json")]:
         facts = json.loads(path.read_text())
-        if facts["state"] == "running" and (facts["progress"] or {}).get("phase") == "training":
+        progress = facts["progress"] or {}
+        if facts["state"] == "running" and progress.get("phase") == "training" and progress["done"]:
             found.append(facts)
     return found
 

@@ -138,7 +138,8 @@ def test_a_killed_pack_goes_on_in_another_process_and_an_ended_one_another_time(
 
     def trains(number: int) -> bool:
         facts = status(element(sweep, number))
-        return facts["state"] == "running" and (facts["progress"] or {}).get("phase") == "training"
+        progress = facts["progress"] or {}
+        return facts["state"] == "running" and progress.get("phase") == "training" and progress["done"] > 0
 
     wait_until(lambda: trains(0) or running.poll() is not None, 120, "the first to train")
     worker(warm).send_signal(signal.SIGKILL)
