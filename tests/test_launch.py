@@ -16,6 +16,7 @@ import psutil
 import pytest
 from configs import plan
 from conftest import QUICK, Cli
+from slurm.sweeps import steps_taken
 
 from circuits.launch import sweep as sweeps
 from circuits.launch.local import LocalLauncher, Worker
@@ -52,8 +53,7 @@ def training(cli: Cli) -> list[dict]:
     found = []
     for path in [*(cli.folder / "multirun").glob("*/*/*/status.json"), *(cli.outputs / "runs").glob("*/*/status.json")]:
         facts = json.loads(path.read_text())
-        progress = facts["progress"] or {}
-        if facts["state"] == "running" and progress.get("phase") == "training" and progress["done"]:
+        if steps_taken(facts):
             found.append(facts)
     return found
 

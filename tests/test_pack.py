@@ -14,7 +14,7 @@ import pytest
 from configs import key, plan
 from conftest import QUICK, Cli, sharing
 from slurm.queueing import Queue
-from slurm.sweeps import SLURM, SMALL, element, ours, state, status, submitted, sweep_dir
+from slurm.sweeps import SLURM, SMALL, element, ours, state, status, steps_taken, submitted, sweep_dir
 
 from circuits.errors import UserError
 from circuits.launch.packs import packs
@@ -137,9 +137,7 @@ def test_a_killed_pack_goes_on_in_another_process_and_an_ended_one_another_time(
     sweep = sweep_dir(warm)
 
     def trains(number: int) -> bool:
-        facts = status(element(sweep, number))
-        progress = facts["progress"] or {}
-        return facts["state"] == "running" and progress.get("phase") == "training" and progress["done"] > 0
+        return steps_taken(status(element(sweep, number))) > 0
 
     wait_until(lambda: trains(0) or running.poll() is not None, 120, "the first to train")
     worker(warm).send_signal(signal.SIGKILL)

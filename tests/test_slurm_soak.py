@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Cli, Done
 from slurm.queueing import Queue, SlurmError
-from slurm.sweeps import SLURM, SMALL, ours, state, status, submitted, sweep_dir
+from slurm.sweeps import SLURM, SMALL, ours, state, status, steps_taken, submitted, sweep_dir
 
 pytestmark = pytest.mark.soak
 
@@ -236,13 +236,7 @@ def _training(queue: Queue, sweep: Path) -> str:
     live = ours(queue, sweep)
     for directory in sorted(sweep.glob("0*-*")):
         facts = status(directory)
-        progress = facts["progress"] or {}
-        if (
-            facts["state"] == "running"
-            and facts["job"] in live
-            and progress.get("phase") == "training"
-            and progress["done"] > 30
-        ):
+        if facts["job"] in live and steps_taken(facts) > 30:
             return str(facts["job"])
     return ""
 

@@ -61,11 +61,16 @@ def state(sweep: Path, number: int) -> str:
     return str(status(element(sweep, number))["state"])
 
 
+def steps_taken(facts: dict[str, Any]) -> int:
+    """The steps that a run is past, by its status, while it trains; 0 before and after."""
+    progress = facts["progress"] or {}
+    trains = facts["state"] == "running" and progress.get("phase") == "training"
+    return int(progress["done"]) if trains else 0
+
+
 def training(sweep: Path, number: int) -> bool:
     """Whether an element has trained for some steps and left a checkpoint interval behind it."""
-    facts = status(element(sweep, number))
-    progress = facts["progress"] or {}
-    return facts["state"] == "running" and progress.get("phase") == "training" and progress["done"] >= 60
+    return steps_taken(status(element(sweep, number))) >= 60
 
 
 def weights(cli: Cli) -> dict[str, bytes]:
