@@ -42,6 +42,7 @@ LIBRARY: dict[str, tuple[str, ...]] = {
     "tiny": ("models", "data"),
     "activations": ("models", "data"),
     "sae": ("activations", "models", "data", "stats"),
+    "interventions": ("sae", "activations", "models", "data", "stats"),
     "features": ("sae", "activations", "models", "data", "stats"),
     "report": ("stats", "features"),
 }

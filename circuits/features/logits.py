@@ -22,6 +22,7 @@ from torch import Tensor
 
 from circuits.models.load import LM
 from circuits.models.modules import module_at
+from circuits.models.unembed import final_scale
 from circuits.sae.modules import SAE
 
 ROWS_AT_ONCE = 256  # features × vocabulary in memory
@@ -59,22 +60,6 @@ def residual_rows(lm: LM, rows: Float[Tensor, "f d"], site: str, layer: int) -> 
     projection = module_at(module_at(lm.model, lm.family.blocks)[layer], lm.family.taps[site].module)
     rows = rows.to(lm.device, lm.dtype)
     return (projection(rows) - projection(torch.zeros_like(rows[:1]))).float()
-
-
-@torch.no_grad()
-def final_scale(lm: LM) -> tuple[Float[Tensor, " width"], bool]:
-    """The final norm's scale for each dimension, and whether it takes the mean out; found by asking the norm itself.
-
-    A vector of ±1 in equal number has mean 0 and length √width, so both kinds of norm only scale it; the difference of the
-    answers to it and to its negative is free of a bias.
-    """
-    norm = module_at(lm.model, lm.family.final_norm)
-    signs = torch.ones(lm.dims.width, device=lm.device, dtype=lm.dtype)
-    signs[1::2] = -1
-    scale = ((norm(signs[None]) - norm(-signs[None])) / 2)[0].float() * signs.float()
-    ones = torch.ones_like(signs)[None]
-    answer = (norm(ones) - norm(-ones)).float().norm()
-    return scale, bool(answer < 0.01 * scale.norm())
 
 
 @torch.no_grad()

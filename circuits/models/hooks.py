@@ -37,7 +37,8 @@ Key = tuple[str, int]
 """(site, layer)."""
 Capture = Mapping[str, Iterable[int]] | Iterable[Key]
 """What to capture: ``{"resid_post": [0, 1]}`` or ``[("resid_post", 0), ("resid_post", 1)]``."""
-Logits = Literal["all", "last"] | None
+Logits = Literal["all", "last"] | Tensor | None
+"""``all`` positions, each row's ``last`` valid one, or those of a tensor of columns ``[batch, n]``."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class Result:
     index: Int[Tensor, "batch n"] | None = None
     valid: Bool[Tensor, "batch n"] | None = None
 
+    @property
+    def read(self) -> Tensor:
+        """The logits of a pass that was asked for them."""
+        return torch.empty(0) if self.logits is None else self.logits
+
     def __repr__(self) -> str:
         parts = [f"{site} {layer}: {list(value.shape)}" for (site, layer), value in self.sites.items()]
         parts += [] if self.logits is None else [f"logits: {list(self.logits.shape)}"]
@@ -86,7 +92,7 @@ def forward(
 
     `capture` keeps sites, all positions or the last `positions` valid ones of each row; edits apply in the given order,
     before a capture at the same site. `logits`: ``all`` [batch, pos, vocab], ``last`` [batch, vocab] at each row's last
-    valid token. `detach=False` keeps the graph (see above).
+    valid token, or [batch, n, vocab] at the columns of a tensor [batch, n]. `detach=False` keeps the graph (see above).
     """
     ids, mask = rows.ids, rows.mask
     wanted = _keys(capture)
@@ -97,7 +103,8 @@ def forward(
         _check_ids(lm, ids)
     mask = mask.bool()
     kept = None if positions is None else last_positions(mask, positions).to(lm.device)
-    last = sent(last_positions(mask, 1).index[:, 0], lm.device) if logits == "last" else None
+    last = isinstance(logits, str) and logits == "last"
+    at = last_positions(mask, 1).index[:, 0] if last else logits if isinstance(logits, Tensor) else None
     ids, mask = sent(ids, lm.device), sent(mask, lm.device)
     run = _Pass(lm, wanted, kept, detach, stop=logits is None)
     with torch.set_grad_enabled(not detach), contextlib.ExitStack() as hooks:
@@ -105,10 +112,10 @@ def forward(
             resid = prefix.resid.to(lm.device).expand(len(ids), -1, -1)
             hooks.enter_context(restarted(module_at(lm.model, lm.family.blocks), prefix.layer, resid))
         run.attach(edits, hooks)
-        if last is not None:
-            hooks.enter_context(only_at(module_at(lm.model, lm.family.lm_head), last))
+        if at is not None:
+            hooks.enter_context(only_at(module_at(lm.model, lm.family.lm_head), sent(at, lm.device)))
         out = _call(lm, ids, mask, rows.extra)
-    if out is not None and last is not None:
+    if out is not None and last:
         out = out[:, 0]
     chosen = {} if kept is None else {"index": kept.index, "valid": kept.valid}
     return Result(out, {key: run.sites[key] for key in wanted}, **chosen)
@@ -251,8 +258,8 @@ def _keys(capture: Capture) -> list[Key]:
 def _check_request(
     lm: LM, wanted: list[Key], positions: int | None, edits: Sequence[Edit], logits: Logits, prefix: Prefix | None
 ) -> None:
-    if logits not in (None, "all", "last"):
-        raise UserError(f"logits={logits!r} is no choice; choices: all last None")
+    if not isinstance(logits, Tensor) and logits not in (None, "all", "last"):
+        raise UserError(f"logits={logits!r} is no choice; choices: all last None, or a tensor of columns [batch, n]")
     if logits is None and not wanted:
         raise UserError("nothing was asked of this pass: name sites to capture, or ask for logits")
     if positions is not None and positions < 1:

@@ -1,0 +1,1 @@
+"""Edits, one file each; see :mod:`circuits.interventions.edits.base`."""

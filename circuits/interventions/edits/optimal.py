@@ -1,0 +1,152 @@
+"""Optimal ablation: the constant that costs the model least (Li & Janson 2024, arXiv:2409.09951).
+
+For each unit the values become one constant at all edited tokens, chosen to minimise the mean KL to the run without edits over
+prompts that are not measured. Zero and mean ablation are such constants, too, so that what they lose beyond the optimal one
+("spoofing") is no sign of importance. Adam from the mean; the constants of several units are fitted in one pass, whose loss is the
+sum of theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from circuits.data.prompts import PromptSet
+from circuits.interventions.edits.base import Edit, Here
+from circuits.interventions.edits.mean import Mean
+from circuits.interventions.rows import rows_of
+from circuits.models.hooks import forward
+
+if TYPE_CHECKING:
+    from circuits.interventions.engine import Batch, Engine
+    from circuits.interventions.units.base import Unit
+
+Step = Callable[[int, int], None]
+
+
+class Optimal(Edit):
+    """A constant for each unit, fitted on `prompts`.
+
+    Args:
+        prompts: what the constants are fitted on.
+        steps: gradient steps of each unit, each over `rows` prompts.
+        rows: prompts of one step.
+        rate: of Adam, in units of the mean absolute value of the unit's mean (at least 1e-3).
+        tell: told (units done, all) and may end the work.
+    """
+
+    name = "optimal"
+
+    def __init__(
+        self,
+        prompts: PromptSet,
+        *,
+        steps: int = 8,
+        rows: int = 8,
+        rate: float = 0.1,
+        tell: Step = lambda done, total: None,
+    ) -> None:
+        self.prompts, self.steps, self.size, self.rate, self.tell = prompts, steps, rows, rate, tell
+        self.loss: dict[str, tuple[float, float]] = {}
+        """KL of each unit on the fitted prompts: under the mean, under the constant."""
+
+    def fit(self, engine: Engine, units: Sequence[Unit]) -> None:
+        """Fit all constants, a batch of units of one starting layer at a time."""
+        from circuits.interventions.engine import Engine as Runner
+
+        mean = Mean(self.prompts)
+        mean.fit(engine, units)
+        self._constant: list[dict[tuple[int, int], Tensor]] = [
+            {(layer, item): mean.mean(layer, item).clone() for layer, item in unit.items()} for unit in units
+        ]
+        # batches of few prompts with as many units beside them as the measurement's batches hold rows
+        size = min(self.size, len(self.prompts), engine.batch_size)
+        fitting = Runner(engine.lm, self.prompts, rows_of(self.prompts), engine.lens, batch_size=size)
+        groups = list(fitting.batches())
+        copies = max(1, engine.batch_size // size)
+        batches = [fitting.prepare(members, units, self, copies=copies) for members in groups]
+        done = 0
+        for chosen in fitting.passes(units, copies):
+            self._fit(fitting, batches, units, chosen)
+            done += len(chosen)
+            self.tell(done, len(units))
+
+    def _fit(self, engine: Engine, batches: Sequence[Batch], units: Sequence[Unit], chosen: Sequence[int]) -> None:
+        """Adam on the constants of one pass's units; the pass's loss is the sum of theirs, so that each has its own gradient."""
+        constants = [{key: value.clone() for key, value in self._constant[i].items()} for i in chosen]
+        flat = [value for one in constants for value in one.values()]
+        size = [max(float(value.abs().mean()), 1e-3) for value in flat]
+        moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in flat]
+        first = self._losses(engine, batches, units, chosen) if self.steps else None
+        for step in range(self.steps):
+            batch = batches[step % len(batches)]
+            for value in flat:
+                value.requires_grad_(True)
+            loss = self._loss(engine, batch, units, chosen, constants).sum()
+            gradients = torch.autograd.grad(loss, flat)
+            with torch.no_grad():
+                for i, (value, g) in enumerate(zip(flat, gradients, strict=True)):
+                    value.requires_grad_(False)
+                    m, v = moments[i]
+                    m.mul_(0.9).add_(g, alpha=0.1)
+                    v.mul_(0.95).addcmul_(g, g, value=0.05)
+                    m_hat, v_hat = m / (1 - 0.9 ** (step + 1)), v / (1 - 0.95 ** (step + 1))
+                    value.sub_(self.rate * size[i] * (1 - step / self.steps) * m_hat / (v_hat.sqrt() + 1e-12))
+        self._keep(engine, batches, units, chosen, constants, first)
+
+    def _keep(self, engine, batches, units, chosen, constants, first) -> None:  # type: ignore[no-untyped-def]
+        if first is None:
+            return
+        before = {i: self._constant[i] for i in chosen}
+        for slot, i in enumerate(chosen):
+            self._constant[i] = constants[slot]
+        after = self._losses(engine, batches, units, chosen)
+        for slot, i in enumerate(chosen):
+            self.loss[units[i].name] = (float(first[slot]), float(min(first[slot], after[slot])))
+            if not after[slot] < first[slot]:
+                self._constant[i] = before[i]
+
+    def _losses(self, engine: Engine, batches: Sequence[Batch], units: Sequence[Unit], chosen: Sequence[int]) -> Tensor:
+        with torch.no_grad():
+            constants = [self._constant[i] for i in chosen]
+            found = [self._loss(engine, b, units, chosen, constants) * len(b.rows) for b in batches]
+        return torch.stack(found).sum(0) / sum(len(b.rows) for b in batches)
+
+    def _loss(
+        self,
+        engine: Engine,
+        batch: Batch,
+        units: Sequence[Unit],
+        chosen: Sequence[int],
+        constants: Sequence[dict[tuple[int, int], Tensor]],
+    ) -> Tensor:
+        """Mean KL of each unit of a pass over a batch's rows, ``[chosen]``."""
+        self._now = {i: constants[slot] for slot, i in enumerate(chosen)}
+        found = forward(
+            engine.lm,
+            batch.tokens,
+            edits=engine.hooks(batch, units, chosen, self),
+            logits=batch.answers.columns,
+            prefix=engine.prefix(batch, units, chosen),
+            detach=not torch.is_grad_enabled(),
+        )
+        self._now = {}
+        logp = found.read[:, 0].float().log_softmax(-1)
+        clean = batch.logp[:, 0]
+        kl = (clean.exp() * (clean - logp)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).sum(-1)
+        return kl.view(batch.copies, -1)[: len(chosen)].mean(1)
+
+    _now: dict[int, dict[tuple[int, int], Tensor]] = {}
+
+    def new(self, old: Tensor, here: Here) -> Tensor:
+        n = len(here.units)
+        by_unit = {}
+        for unit in dict.fromkeys(here.units):
+            known = self._now.get(unit, self._constant[unit])
+            rows = [known.get((here.layer, item)) for item in here.items]
+            zero = old.new_zeros(old.shape[-1])
+            by_unit[unit] = torch.stack([zero if row is None else row.to(old.dtype) for row in rows])
+        return torch.stack([by_unit[here.units[r]] for r in range(n)])[:, None]
