@@ -53,7 +53,14 @@ class Option:
 
 @lru_cache
 def meanings(section: type) -> dict[str, str]:
-    """The comment behind each field of a dataclass, by the field's name."""
+    """The comment behind each field of a dataclass, by the field's name; those of the dataclasses that it is made from first."""
+    found: dict[str, str] = {}
+    for one in reversed([cls for cls in section.__mro__ if dataclasses.is_dataclass(cls)]):
+        found |= _meanings(one)
+    return found
+
+
+def _meanings(section: type) -> dict[str, str]:
     source = textwrap.dedent(inspect.getsource(section))
     comments = {
         token.start[0]: token.string.lstrip("# ").strip()

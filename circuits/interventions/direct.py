@@ -19,12 +19,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from circuits.interventions.engine import Batch, Engine, Key
+from circuits.interventions.engine import Batch, Engine, Key, Watch
 from circuits.interventions.units.base import Unit
 from circuits.models.unembed import frozen_difference, logit_difference
 
 
-class Direct:
+class Direct(Watch):
     """Watches units of one layer each, for rows that read first tokens of target and foil."""
 
     names = ("direct", "direct_frozen")
@@ -34,7 +34,9 @@ class Direct:
         return [*(("attn_out", layer) for layer in layers), ("resid_post", engine.lm.dims.layers - 1)]
 
     def edited(self, units: Sequence[Unit], chosen: Sequence[int]) -> list[Key]:
-        return [("attn_out", layer) for layer in sorted({at for i in chosen if (at := units[i].layer) is not None})]
+        return [
+            ("attn_out", layer) for layer in sorted({units[i].layer or 0 for i in chosen if units[i].layer is not None})
+        ]
 
     def read(
         self, engine: Engine, batch: Batch, units: Sequence[Unit], chosen: Sequence[int], sites: Mapping[Key, Tensor]

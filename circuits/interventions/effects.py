@@ -177,20 +177,19 @@ def summary(
         bound: an effect within ±bound counts as none; None: a tenth of the mean difference without edits.
         alpha: of q and of the equivalence test.
 
-    ``verdict`` is ``effect`` (q < alpha), ``none`` (equivalent to 0 within the bound) or ``open`` (neither: ``detectable`` says what
-    could have been seen). Controls are in the table and in no correction.
+    ``verdict`` is ``effect`` (q < alpha), ``none`` (equivalent to 0 within the bound) or ``open`` (neither; ``detectable`` says
+    what could have been seen). Controls are in the table and in no correction.
     """
     given = Clustered.of(effects.values["effect"], cluster)
     low, high = intervals(given, seed=seed, resamples=resamples)
     p = sign_flip(given, seed=seed, resamples=resamples)
     studied = np.array([not unit.control for unit in effects.units])
-    q = {method: np.full(len(p), np.nan) for method in ("bh", "by")}
-    for method, values in q.items():
-        values[studied] = corrected(p[studied], method)
+    q, q_by = np.full(len(p), np.nan), np.full(len(p), np.nan)
+    q[studied], q_by[studied] = corrected(p[studied]), corrected(p[studied], "by")
     if bound is None:
         bound = 0.1 * abs(float(np.nanmean(effects.base[effects.facts["compared"]])))
     outside = equivalence(given, bound)
-    verdict = np.where(q["bh"] < alpha, "effect", np.where(outside < alpha, "none", "open"))
+    verdict = np.where(q < alpha, "effect", np.where(outside < alpha, "none", "open"))
     found = pd.DataFrame(
         {
             "unit": effects.names,
@@ -207,8 +206,8 @@ def summary(
             "low": low,
             "high": high,
             "p": p,
-            "q": q["bh"],
-            "q_by": q["by"],
+            "q": q,
+            "q_by": q_by,
             "bound": bound,
             "p_outside": outside,
             "detectable": detectable(given),

@@ -12,10 +12,11 @@ on `batch_size` by rounding only (1e-5).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,18 +39,21 @@ from circuits.models.sites import check_layer, check_site
 Key = tuple[str, int]
 
 
-class Watch(Protocol):
+class Watch(ABC):
     """Reads more of each pass than its logits: sites at the token where an answer begins to be read."""
 
-    names: tuple[str, ...]
+    names: ClassVar[tuple[str, ...]]
     """The numbers that it adds."""
 
+    @abstractmethod
     def base(self, engine: Engine, units: Sequence[Unit]) -> list[Key]:
         """Sites of the run without edits that it compares with."""
 
+    @abstractmethod
     def edited(self, units: Sequence[Unit], chosen: Sequence[int]) -> list[Key]:
         """Sites of a pass with these units."""
 
+    @abstractmethod
     def read(
         self, engine: Engine, batch: Batch, units: Sequence[Unit], chosen: Sequence[int], sites: Mapping[Key, Tensor]
     ) -> dict[str, Tensor]:
@@ -105,7 +109,7 @@ class Engine:
         rows: from :func:`circuits.interventions.rows.rows_of`.
         lens: how units stand in the site's tensor.
         batch_size: rows of a pass, and so what bounds the memory.
-        donor: of each prompt the number of another one, for edits that resample.
+        donor: the tokens of another prompt for each prompt, for edits that resample.
         watch: reads more of each pass than its logits.
 
     Raises:
@@ -120,7 +124,7 @@ class Engine:
         lens: Lens,
         *,
         batch_size: int = 32,
-        donor: Sequence[int | None] = (),
+        donor: Sequence[tuple[int, ...] | None] = (),
         watch: Watch | None = None,
     ) -> None:
         if batch_size < 1:
@@ -381,7 +385,7 @@ class Engine:
         donor = self.donor[row.prompt]
         if donor is None:
             raise UserError(f"prompt {self.prompts[row.prompt].id} has no donor; leave it out")
-        return self.prompts[donor].ids + row.ids[row.length :]
+        return donor + row.ids[row.length :]
 
     def _shift(self, i: int, edit: Edit) -> int:
         """How far the source's prompt end lies to the right of the row's."""

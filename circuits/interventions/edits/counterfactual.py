@@ -6,6 +6,7 @@ restoring it restore the answer?). See Zhang & Nanda 2023, arXiv:2309.16042.
 
 from torch import Tensor
 
+from circuits.interventions.ask import Ask
 from circuits.interventions.edits.base import Edit, Here
 
 
@@ -17,3 +18,8 @@ class Counterfactual(Edit):
 
     def new(self, old: Tensor, here: Here) -> Tensor:
         return here.source.to(old.dtype)
+
+
+def make(ask: Ask) -> Edit:
+    """It needs nothing."""
+    return Counterfactual()

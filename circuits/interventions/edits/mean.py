@@ -15,6 +15,7 @@ from torch import Tensor
 
 from circuits.data.prompts import PromptSet, batches
 from circuits.errors import UserError
+from circuits.interventions.ask import Ask
 from circuits.interventions.edits.base import Edit, Here
 from circuits.models.hooks import forward
 
@@ -115,3 +116,8 @@ class Mean(Edit):
         if pos > known:  # columns of an answer
             found = torch.cat([found, found[:, -1:].expand(-1, pos - known, -1, -1)], 1)
         return found[:, :pos]
+
+
+def make(ask: Ask) -> Edit:
+    """Over the prompts that are not measured."""
+    return Mean(ask.others, ask.settings.mean)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from circuits.data.prompts import PromptSet
+from circuits.interventions.ask import Ask
 from circuits.interventions.edits.base import Edit, Here
 from circuits.interventions.edits.mean import Mean
 from circuits.interventions.rows import rows_of
@@ -150,3 +151,9 @@ class Optimal(Edit):
             zero = old.new_zeros(old.shape[-1])
             by_unit[unit] = torch.stack([zero if row is None else row.to(old.dtype) for row in rows])
         return torch.stack([by_unit[here.units[r]] for r in range(n)])[:, None]
+
+
+def make(ask: Ask) -> Edit:
+    """Fitted on the prompts that are not measured."""
+    tell = ask.tell
+    return Optimal(ask.others, steps=ask.settings.steps, tell=lambda done, n: tell("fitting constants", done, n))

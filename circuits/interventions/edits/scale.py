@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from circuits.interventions.ask import Ask
 from circuits.interventions.edits.base import Edit, Here
 
 
@@ -15,3 +16,8 @@ class Scale(Edit):
 
     def new(self, old: Tensor, here: Here) -> Tensor:
         return old * self.factor
+
+
+def make(ask: Ask) -> Edit:
+    """With ``scale``."""
+    return Scale(ask.settings.scale)

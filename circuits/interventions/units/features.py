@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from circuits.errors import UserError
-from circuits.interventions.units.base import Lens
+from circuits.interventions.ask import Ask, Studied
+from circuits.interventions.choice import as_list, chosen, matched_sets
+from circuits.interventions.units.base import Lens, Place, Unit
 from circuits.models.sites import Dims
 
 if TYPE_CHECKING:
@@ -50,3 +52,31 @@ class Features(Lens):
     def put(self, x: Tensor, layer: int, items: Sequence[int], old: Tensor, new: Tensor) -> Tensor:
         change = (new - old).squeeze(-1) @ self.saes[layer].W_dec[list(items)]
         return x + change.view(x.shape).to(x.dtype)
+
+
+class SomeFeatures(Studied):
+    """Features or groups of them: as named, or those with the largest estimated effect on prompts that are not measured."""
+
+    reads_sae = True
+
+    def lens(self, ask: Ask) -> Lens:
+        return Features(ask.settings.site, ask.saes)
+
+    def units(self, ask: Ask, lens: Lens) -> list[Unit]:
+        s = ask.settings
+        if s.features is None and s.groups is None:
+            groups = chosen(ask, lens)
+        else:
+            listed = as_list(s.groups) if s.groups is not None else as_list(s.features)
+            groups = [(layer, tuple(map(int, as_list(one)))) for layer in ask.layers for one in listed]
+        return [Unit(_name(layer, items), (Place(layer, items),), ask.positions) for layer, items in groups]
+
+    def controls(self, ask: Ask, lens: Lens, units: Sequence[Unit]) -> list[Unit]:
+        return matched_sets(ask, lens, units)
+
+
+def _name(layer: int, items: Sequence[int]) -> str:
+    return f"L{layer}." + "+".join(f"F{item}" for item in items)
+
+
+STUDIED = SomeFeatures()

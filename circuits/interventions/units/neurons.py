@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from circuits.interventions.units.base import Lens
+from circuits.interventions.ask import Ask, Studied
+from circuits.interventions.choice import as_list, chosen, matched_sets
+from circuits.interventions.units.base import Lens, Place, Unit
 from circuits.models.sites import Dims
 
 
@@ -25,3 +27,25 @@ class Neurons(Lens):
 
     def put(self, x: Tensor, layer: int, items: Sequence[int], old: Tensor, new: Tensor) -> Tensor:
         return x.index_copy(2, torch.tensor(list(items), device=x.device), new.squeeze(-1))
+
+
+class SomeNeurons(Studied):
+    """The neurons that are named, or those with the largest estimated effect on the prompts that are not measured."""
+
+    def lens(self, ask: Ask) -> Lens:
+        return Neurons()
+
+    def units(self, ask: Ask, lens: Lens) -> list[Unit]:
+        listed = ask.settings.neurons
+        groups = (
+            chosen(ask, lens)
+            if listed is None
+            else [(layer, (int(n),)) for layer in ask.layers for n in as_list(listed)]
+        )
+        return [Unit(lens.name(layer, items[0]), (Place(layer, items),), ask.positions) for layer, items in groups]
+
+    def controls(self, ask: Ask, lens: Lens, units: Sequence[Unit]) -> list[Unit]:
+        return matched_sets(ask, lens, units)
+
+
+STUDIED = SomeNeurons()

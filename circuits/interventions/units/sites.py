@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from circuits.interventions.units.base import Lens
+from circuits.interventions.ask import Ask, Studied
+from circuits.interventions.units.base import Lens, Place, Unit
 from circuits.models.sites import Dims
 
 
@@ -30,3 +31,16 @@ class Sites(Lens):
     def name(self, layer: int, item: int) -> str:
         """``L3``: there is one site a layer in a study."""
         return f"L{layer}"
+
+
+class EverySite(Studied):
+    """The site at every layer, at the tokens that ``positions`` names."""
+
+    def lens(self, ask: Ask) -> Lens:
+        return Sites(ask.settings.site)
+
+    def units(self, ask: Ask, lens: Lens) -> list[Unit]:
+        return [Unit(f"L{layer}", (Place(layer),), ask.positions) for layer in ask.layers]
+
+
+STUDIED = EverySite()

@@ -1,0 +1,59 @@
+"""A study's tables as a notebook reads them::
+
+study = circuits.open("interventions", behaviour="ioi", intervention="heads")
+study.summary.nlargest(5, "abs_effect")[["unit", "edit", "effect", "low", "high", "q"]]
+study.effects.query("metric == 'effect' and edit == 'zero'")
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.errors import Damaged
+from circuits.files import read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Intervention:
+    """The tables of a study, read when they are asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = Path(directory)
+        try:
+            self.metrics: dict[str, Any] = read_json(self.path / "metrics.json")
+        except (OSError, ValueError) as e:
+            raise Damaged(f"{directory}: no whole study ({e})") from e
+
+    def _table(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        path = self.path / f"{name}.parquet"
+        return pd.read_parquet(path) if path.exists() else pd.DataFrame()
+
+    @cached_property
+    def effects(self) -> pd.DataFrame:
+        """One row a (unit, prompt, edit, metric)."""
+        return self._table("effects")
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row a unit and edit: mean effect, interval, tests, controls."""
+        return self._table("summary")
+
+    @cached_property
+    def groups(self) -> pd.DataFrame:
+        """Synergy of groups; empty where there are none."""
+        return self._table("groups")
+
+    @cached_property
+    def shapley(self) -> pd.DataFrame:
+        """Sampled Shapley values of heads; empty where none were asked for."""
+        return self._table("shapley")
+
+    def __repr__(self) -> str:
+        m = self.metrics
+        return f"Intervention({m['units']} units on {m['n']} prompts, {' '.join(m['edits'])}; {self.path})"

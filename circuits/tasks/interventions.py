@@ -1,0 +1,185 @@
+"""``task=interventions``: what a model does when some of its activations are changed, measured by running it.
+
+One artifact over the chosen layers: effects of every unit on every prompt (``effects.parquet``), one row a unit and edit
+(``summary.parquet``), synergy of groups, and the agreement of the edits. What a study is stands in ``conf/intervention/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.interventions.settings import Settings, check
+from circuits.schema import BaseConfig
+from circuits.schema.fields import free
+from circuits.schema.reading import When
+from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims, one_a_layer
+from circuits.store.labels import behaviour_and_model, readable
+from circuits.tasks._shared import model_input
+
+if TYPE_CHECKING:
+    from circuits.data.keeper import Keeper
+    from circuits.interventions.saved import Intervention
+    from circuits.run.context import Context, Work
+    from circuits.sae.modules import SAE
+
+SECTION = "intervention"
+PRESET = "heads"
+BYTES_A_ROW = 3  # of the long table, compressed
+METRICS = 9  # of a unit on a prompt
+
+
+@dataclass
+class Options(Settings):
+    """Options of interventions; what is listed here changes no result."""
+
+    batch_size: int = free(32)  # rows of a pass; results agree to 1e-5
+
+
+_GROUPS = (When("intervention.units", ("head_groups",)),)
+_FEATURES = (When("intervention.units", ("features",)),)
+_ITEMS = (When("intervention.units", ("features", "neurons")),)
+READ_WHEN = {
+    "intervention.sizes": _GROUPS,
+    "intervention.shapley": _GROUPS,
+    "intervention.top_k": _GROUPS,
+    "intervention.features": _FEATURES,
+    "intervention.neurons": (When("intervention.units", ("neurons",)),),
+    "intervention.n_groups": _ITEMS,
+    "intervention.group_size": _ITEMS,
+    "intervention.last_n": (When("intervention.units", ("positions",)),),
+    "intervention.site": (When("intervention.units", ("sites", "positions")),),
+    "intervention.heads": (When("intervention.units", ("heads", "head_groups")),),
+    "intervention.direct": (When("intervention.units", ("heads",)),),
+    "intervention.controls": (When("intervention.units", ("head_groups", "features", "neurons")),),
+}
+
+
+def _settings(cfg: BaseConfig) -> Settings:
+    """The options as plain values."""
+    given = getattr(cfg, SECTION)
+    found = Settings(**{f.name: getattr(given, f.name) for f in fields(Settings)})
+    return replace(found, site=cfg.sae.site.value) if found.units == "features" else found
+
+
+class Interventions(Kind):
+    """Effects of edits on a behaviour."""
+
+    name = "interventions"
+    sections = ("model", SECTION, "precision", "seed", "sae.site")
+    layers = "set"
+    needs = ("tiny", "prompts", "sae", "baseline")
+    when = {"sae": _FEATURES}
+    memory_keys = (f"{SECTION}.batch_size",)
+    columns = (
+        Column("strongest", "strongest", "s"),
+        Column("effect", "effect", ".2f", "effect_ci"),
+        Column("flip_rate", "flips", ".1%"),
+        Column("significant", "q < alpha", ",.0f"),
+        Column("none", "none", ",.0f"),
+        Column("open", "open", ",.0f"),
+        Column("units", "units", ",.0f", exact=True),
+        Column("n", "prompts", ",.0f", exact=True),
+    )
+
+    def label(self, cfg: BaseConfig, layers: Layers) -> str:
+        """``ioi-gpt2-heads-zero``."""
+        s = _settings(cfg)
+        return f"{behaviour_and_model(cfg)}-{readable(s.units)}-{readable('+'.join(s.edits))}"
+
+    def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
+        """The prompts, the model, and the SAE of each layer where features are edited."""
+        saes = one_a_layer("sae", layers, cfg) if _settings(cfg).units == "features" else []
+        return [Input("prompts", (), cfg), *model_input(cfg), *saes]
+
+    def gates(self, cfg: BaseConfig) -> tuple[str, ...]:
+        """A behaviour is worth taking apart where the model shows it."""
+        return ("baseline",)
+
+    def normal(self, cfg: BaseConfig) -> BaseConfig:
+        """One edit in a list is that edit; the direction of edits that patch nothing has no say."""
+        given = getattr(cfg, SECTION)
+        s = _settings(cfg)
+        edits: Any = s.edits[0] if len(s.edits) == 1 else s.edits
+        given = replace(given, edit=edits)
+        if "scale" not in s.edits:
+            given = replace(given, scale=Settings().scale)
+        if "mean" not in s.edits:
+            given = replace(given, mean=Settings().mean)
+        if "optimal" not in s.edits:
+            given = replace(given, steps=Settings().steps)
+        return replace(cfg, **{SECTION: given})
+
+    def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
+        """What is wrong with the study for this model and these layers."""
+        found = check(_settings(cfg), layers, dims.depth, getattr(dims, "heads", None))
+        return [f"{SECTION}.{message}" for message in found]
+
+    def bytes(self, cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
+        """The long table outweighs the rest."""
+        s = _settings(cfg)
+        prompts = s.samples or (cfg.behaviour.n_samples or 100) + (cfg.behaviour.n_test or 0)
+        units = (dims.depth or 32) * (getattr(dims, "heads", None) or 16)
+        return len(s.edits) * units * prompts * METRICS * BYTES_A_ROW, 0
+
+    def question(self, cfg: BaseConfig) -> str:
+        """What a study asks."""
+        s = _settings(cfg)
+        what = {"head_groups": "groups of heads", "sites": s.site, "positions": f"{s.site} token by token"}.get(
+            s.units, s.units
+        )
+        way = f" ({s.direction.value})" if s.pairs else ""
+        return f"What do edits of {what}{way} change in {readable(cfg.model.id)} on {behaviour_and_model(cfg).split('-')[0]}"
+
+    def make(self, context: Context, works: Mapping[Any, Work]) -> None:
+        """Measure the whole study, and publish its tables."""
+        from circuits.data import prompts as prompt_sets
+        from circuits.interventions import study
+        from circuits.interventions.ask import Ask
+
+        (work,), settings = works.values(), _settings(context.cfg)
+        given = prompt_sets.read(context.require("prompts").path)
+        measured, others = study.sides(given, settings)
+        paths = (
+            {layer: context.require("sae", layer).path for layer in context.layers}
+            if settings.units == "features"
+            else {}
+        )
+        lm = context.open_model()
+
+        def tell(what: str, done: int, total: int) -> None:
+            context.progress(what, done, total, "unit")
+
+        def keeper(name: str) -> Keeper[str]:
+            return context.keeper({"effects": work}, name, f"measuring {name}", "cell")
+
+        ask = Ask(lm, measured, others, context.layers, settings, _saes(context, paths), context.cfg.seed, tell)
+        found = study.run(ask, keeper, context.say)
+        artifact = work.commit(found.write)
+        m = found.metrics
+        context.say(
+            f"{m['units']} units on {m['n']} prompts: {m['significant']} effects, {m['none']} equivalent to none, "
+            f"{m['open']} open; strongest {m['strongest']} ({m['strongest_edit']}) {m['effect']:.3f}: {artifact.id}"
+        )
+
+    def load(self, path: Path) -> Intervention:
+        """The tables of a study."""
+        from circuits.interventions.saved import Intervention
+
+        return Intervention(path)
+
+
+def _saes(context: Context, paths: Mapping[int, Path]) -> dict[int, SAE]:
+    """The SAE of each layer, on the model's device."""
+    from circuits.sae import formats
+
+    if not paths:
+        return {}
+    with context.phase("loading the SAEs"):
+        return {layer: formats.load(path) for layer, path in paths.items()}
+
+
+KIND = Interventions()
+run = KIND.run
