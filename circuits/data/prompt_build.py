@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from circuits.data import prompt_records as records
+from circuits.data import splits as split_files
 from circuits.data.behaviours import BEHAVIOURS
 from circuits.data.behaviours.base import Behaviour, Wording
 from circuits.data.prompt_lint import lint
@@ -97,13 +98,16 @@ def _drawn(
     return fit, left_out
 
 
-def from_file(path: Path, encoder: Encoder, wanted: Wanted) -> Built:
-    """The prompts of a file of records.
+def from_file(path: Path, encoder: Encoder, wanted: Wanted, splits: split_files.Given | None = None) -> Built:
+    """The prompts of a file of records, split as a split file says where there is one.
 
     Raises:
         UserError: with every line that cannot be used.
     """
-    rows = encoder.encode(records.read_file(path))
+    found, notes = records.read_file(path), []
+    if splits is not None:
+        found, notes = split_files.assigned(found, path, splits)
+    rows = encoder.encode(found)
     wrong = [row for row in rows if set(row.faults) - {"multi_token"}]
     errors = [f"{row.record.place}: {SAYS[fault]}" for row in wrong for fault in row.faults if fault != "multi_token"]
     multi = [row for row in rows if "multi_token" in row.faults]
@@ -118,7 +122,8 @@ def from_file(path: Path, encoder: Encoder, wanted: Wanted) -> Built:
     chosen = records.take_from_file(
         [row.record for row in fit], wanted.n_train, wanted.n_test, wanted.seed, wanted.allow_small
     )
-    return _built([(r, by_id[r.id]) for r in chosen], [row for row in rows if row.record.id not in by_id], encoder.chat)
+    left_out = [row for row in rows if row.record.id not in by_id]
+    return _built([(r, by_id[r.id]) for r in chosen], left_out, encoder.chat, notes)
 
 
 def _unfit(row: Encoded, wanted: Wanted) -> bool:

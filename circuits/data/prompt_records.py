@@ -213,12 +213,14 @@ def _file_problems(path: Path, records: Sequence[Record]) -> list[str]:
         absent = next(record for record in records if record.split is None)
         errors.append(f"{absent.place}: no 'split', which other lines have; give it to all (train or test) or to none")
     elif given:
-        errors += _overlap(path, records)
+        errors += overlap(
+            path, records, "take the field 'split' out (then it is made by group), or move them to one side"
+        )
     return errors
 
 
-def _overlap(path: Path, records: Sequence[Record]) -> list[str]:
-    mend = "take the field 'split' out (then it is made by group), or move them to one side"
+def overlap(path: Path, records: Sequence[Record], mend: str) -> list[str]:
+    """What is on both sides of a split that `path` gives, one line each; `mend` says what to do about it."""
     errors = []
     key: Callable[[Record], str]
     for what, key in (("clean prompts", lambda r: r.prompt), ("groups", lambda r: r.group)):

@@ -20,7 +20,7 @@ LIKE = ("data", "behaviour", "model", "precision.dtype", "baseline.metric")
 LIKE_INPUTS = ("tiny", "tokens", "prompts")
 """Kinds of inputs that are data or a model."""
 
-CONTENT = ("model.id", "behaviour.path", "data.path", "sae.from_")
+CONTENT = ("model.id", "behaviour.path", "behaviour.splits", "data.path", "sae.from_")
 """What enters a key by its content, and is shown by its name."""
 
 Pair = tuple[dict[str, None], dict[str, None]]  # the values of two sweeps, in the order of the matches

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from circuits.schema.fields import MISSING, file, free
-from circuits.schema.reading import When
+from circuits.schema.fields import MISSING, added, file, free
+from circuits.schema.reading import SET, When
 
 FILE = "file"  # the behaviour whose prompts are the user's own JSON lines
 
@@ -27,6 +27,15 @@ class Bos(Enum):
     never = "never"
 
 
+class Validation(Enum):
+    """What the rows are that a split file names for validation."""
+
+    test = "test"  # for testing, beside its test rows
+    train = "train"  # for training
+    drop = "drop"  # left out
+    only = "only"  # for testing, in the place of its test rows
+
+
 @dataclass
 class BehaviourConfig:
     """A behaviour, how many of its prompts are drawn, and how they are tokenised."""
@@ -35,6 +44,11 @@ class BehaviourConfig:
     path: str | None = file(
         None, "records"
     )  # JSON lines: prompt, target, foil; corrupt, id, split, group and factors where known
+    splits: str | None = file(
+        None, "splits", added=True
+    )  # a split file for it, JSON: rows (numbers, ids or hashes) under train, val and test, and the corpus's data_hash
+    validation: Validation = added(Validation.test)  # what its val rows are  # noqa: RUF009
+    rehash: bool = free(False)  # take a split file that was made for a corpus of another hash
     n_samples: int | None = None  # training prompts; null: all of a file
     n_test: int | None = None  # test prompts; their groups and clean prompts are in no training prompt
     multi_token: MultiToken | None = None  # answers of several tokens; null: fail for a file, drop for a generator
@@ -45,7 +59,12 @@ class BehaviourConfig:
     success_threshold: float = free(0.8)  # … and the behaviour passes when this share of all prompts succeeds
 
 
-READ_WHEN = {"behaviour.path": (When("behaviour.name", (FILE,)),)}
+READ_WHEN = {
+    "behaviour.path": (When("behaviour.name", (FILE,)),),
+    "behaviour.splits": (When("behaviour.name", (FILE,)),),
+    "behaviour.validation": (When("behaviour.splits", (SET,), hint="behaviour.splits=FILE.json does"),),
+    "behaviour.rehash": (When("behaviour.splits", (SET,), hint="behaviour.splits=FILE.json does"),),
+}
 
 
 def multi_token(behaviour: BehaviourConfig) -> MultiToken:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 MISSING = "???"  # OmegaConf's mark of a mandatory value
 NAMING = ("file", "from", "path")
-Content = Literal["model", "corpus", "records", "sae"]
+Content = Literal["model", "corpus", "records", "splits", "sae"]
 """By which rule the content of what is named is read: see ``Contents``."""
 
 
@@ -42,9 +42,9 @@ def added(default: Any) -> Any:
     return _role("added", default)
 
 
-def file(default: Any, content: Content) -> Any:
-    """A field whose content (of the file, directory or hub revision it names) enters the key."""
-    return _role("file", default, content=content)
+def file(default: Any, content: Content, added: bool = False) -> Any:
+    """A field whose content (of the file, directory or hub revision it names) enters the key; `added`: a later option, too."""
+    return _role("file", default, content=content, added=added)
 
 
 def taken_from(content: Content) -> Any:

@@ -48,6 +48,8 @@ class Contents:
             return None
         if content == "records":
             return self.records(Path(value))
+        if content == "splits":
+            return self.splits(Path(value))
         if content == "sae":
             return self.directory(Path(value), "*.safetensors", "cfg.json")
         raise UserError(f"{where}: no rule for content {content!r}; add one to Contents.of")
@@ -121,6 +123,18 @@ class Contents:
         if not path.is_file():
             raise UserError(f"{path}: no such file")
         return self._remembered("records that say something", [path], lambda: hash_records(path, nulls=False))
+
+    def splits(self, path: Path) -> str:
+        """The hash of the sides of a split file.
+
+        Raises:
+            UserError: there is no such file, or it is none.
+        """
+        from circuits.data.splits import identity
+
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        return self._remembered("sides of a split file", [path], lambda: identity(path))
 
     def directory(self, directory: Path, *patterns: str) -> str:
         """SHA-256 over the files of `directory` that match `patterns`, by name and bytes."""

@@ -114,7 +114,8 @@ def canonical(path: str, value: Any, contents: Contents) -> Any:
         result = {}
         for field in dataclasses.fields(value):
             role, member = field.metadata.get("role", "keyed"), getattr(value, field.name)
-            if role in ("free", "path") or (role == "added" and member == field.default):
+            added = role == "added" or field.metadata.get("added", False)
+            if role in ("free", "path") or (added and member == field.default):
                 continue
             where = f"{path}.{field.name}"
             if role in ("file", "from"):

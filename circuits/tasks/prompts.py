@@ -23,6 +23,7 @@ from circuits.store.labels import behaviour_and_model, readable
 
 if TYPE_CHECKING:
     from circuits.data.prompts import PromptSet
+    from circuits.data.splits import Given
     from circuits.run.context import Context, Work
 
 READS = ("model.id", "model.revision")  # its tokenizer, which enters the key by its own content
@@ -69,11 +70,25 @@ def fingerprint(name: str, words: Literal["embedded", "natural"]) -> str | None:
     return sha256_text("\n".join(f"{r.prompt}|{r.corrupt}|{r.target}|{r.foil}|{r.group}" for r in found))
 
 
-def _file_problems(path: str) -> tuple[str, ...]:
-    from circuits.data.prompt_records import read_file
+def _splits(cfg: BaseConfig) -> Given | None:
+    """What the config asks of a split file."""
+    from circuits.data.splits import Given
 
+    behaviour = cfg.behaviour
+    if behaviour.splits is None:
+        return None
+    return Given(Path(behaviour.splits), behaviour.validation.value, behaviour.rehash)
+
+
+def _file_problems(cfg: BaseConfig) -> tuple[str, ...]:
+    from circuits.data.prompt_records import read_file
+    from circuits.data.splits import assigned
+
+    path, splits = Path(str(cfg.behaviour.path)), _splits(cfg)
     try:
-        read_file(Path(path))
+        records = read_file(path)
+        if splits is not None:
+            assigned(records, path, splits)
     except UserError as e:
         return tuple(e.messages)
     return ()
@@ -121,7 +136,7 @@ class Prompts(Kind):
         """A file that cannot be read, a behaviour that does not exist."""
         behaviour = cfg.behaviour
         if behaviour.path is not None:
-            return list(_file_problems(behaviour.path))
+            return list(_file_problems(cfg))
         from circuits.data.behaviours import BEHAVIOURS, embedded
 
         if behaviour.name not in BEHAVIOURS:
@@ -154,7 +169,7 @@ class Prompts(Kind):
                 behaviour.n_samples, behaviour.n_test, seed, multi_token(behaviour).value, behaviour.allow_small
             )
             if behaviour.path is not None:
-                built = prompt_build.from_file(Path(behaviour.path), encoder, wanted)
+                built = prompt_build.from_file(Path(behaviour.path), encoder, wanted, _splits(context.cfg))
             else:
                 built = prompt_build.from_behaviour(behaviour.name, wording(context.run.cfg), encoder, wanted)
             meta = {
