@@ -74,7 +74,6 @@ class Interventions(Kind):
     when = {"sae": _FEATURES}
     memory_keys = (f"{SECTION}.batch_size",)
     columns = (
-        Column("strongest", "strongest", "s"),
         Column("effect", "effect", ".2f", "effect_ci"),
         Column("flip_rate", "flips", ".1%"),
         Column("significant", "q < alpha", ",.0f"),
