@@ -7,7 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -204,9 +204,9 @@ def test_no_import_cycles() -> None:
 # -- what stays light --------------------------------------------------------------------------------------------
 
 
-def loaded_by(code: str, *arguments: str, folder: Path) -> set[str]:
+def loaded_by(code: str, *arguments: str, folder: Path, of: Sequence[str] = HEAVY) -> set[str]:
     """The heavy modules in memory after `code`."""
-    end = f"\nimport sys; print('loaded', *sorted(set(sys.modules) & set({HEAVY!r})))"
+    end = f"\nimport sys; print('loaded', *sorted(set(sys.modules) & set({tuple(of)!r})))"
     done = subprocess.run(
         [sys.executable, "-c", code + end, *arguments], cwd=folder, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -228,6 +228,17 @@ def test_what_only_shows_loads_no_library(words: list[str], tmp_path: Path) -> N
     code = "import sys; from circuits.launch.cli import main; code = main(sys.argv[1:]); assert code == 0, code"
     assert loaded_by(code, *words, folder=tmp_path) == set()
     assert list(tmp_path.iterdir()) == [], "and writes nothing"
+
+
+def test_a_config_is_shown_without_what_only_other_tasks_print_fetch_or_record_with(tmp_path: Path) -> None:
+    code = "import sys; from circuits.launch.cli import main; assert main(sys.argv[1:]) == 0"
+    slow = ("rich.console", "urllib.request", "ssl", "importlib.metadata", "numpy")
+    assert loaded_by(code, "task=sae", "--cfg", "job", folder=tmp_path, of=slow) == set()
+
+
+def test_planning_loads_no_reader_of_tables(tmp_path: Path) -> None:
+    code = "import sys; from circuits.launch.cli import main; assert main(sys.argv[1:]) == 2"
+    assert loaded_by(code, "task=sae", "layer=0-1,2", "reuse=readonly", folder=tmp_path) == set()
 
 
 def test_wrong_input_is_told_before_any_library_is_loaded(tmp_path: Path) -> None:

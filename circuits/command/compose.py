@@ -9,7 +9,6 @@ interpolation, a key given twice, a value that does not fit) goes through Hydra 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import re
@@ -24,6 +23,7 @@ from circuits.run import config
 from circuits.schema import BaseConfig
 from circuits.store import places
 
+_SHARED = (str, int, float, bool, type(None))
 _CONSTANT = re.compile(r"\$\{oc\.env:[^${}]*\}")  # an interpolation that no override can change
 
 
@@ -71,7 +71,7 @@ class _Base:
                 section, name = _place(cfg, word.partition("=")[0])
             except (_NotPlain, OmegaConfBaseException):  # Hydra answers, or says what is wrong with it
                 return None
-            setattr(section, name, copy.deepcopy(value) if isinstance(value, (list, dict)) else value)
+            setattr(section, name, copied(value))
         return cfg
 
     def _converted(self, word: str) -> Any:
@@ -96,13 +96,15 @@ class _NotPlain(Exception):
 
 def copied(value: Any) -> Any:
     """A deep copy of a config: fresh dataclasses, lists and mappings, shared immutable values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        new = copy.copy(value)
-        for name, member in vars(new).items():
-            if not isinstance(member, (str, int, float, type(None))):
-                setattr(new, name, copied(member))
-        return new
-    return copy.deepcopy(value) if isinstance(value, (list, dict)) else value
+    if isinstance(value, dict):
+        return {name: member if type(member) in _SHARED else copied(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [copied(member) for member in value]
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    new = object.__new__(type(value))
+    vars(new).update(copied(vars(value)))
+    return new
 
 
 def _is_value(word: str) -> bool:

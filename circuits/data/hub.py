@@ -11,18 +11,15 @@ import itertools
 import json
 import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.ipc
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError, suggest
 from circuits.files import read_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?::[\w.-]+)?")
 """``owner/name`` or ``owner/name:subset``."""
@@ -56,6 +53,9 @@ def split_files(path: Path, split: str | None) -> list[Path]:
 
 def check_field(file: Path, field: str) -> None:
     """Raise unless the file is readable and has a column of strings named `field`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         schema = pq.read_schema(file) if file.suffix == ".parquet" else _arrow_schema(file)
     except (pa.ArrowInvalid, pa.ArrowException) as e:
@@ -73,6 +73,8 @@ def check_field(file: Path, field: str) -> None:
 
 def file_documents(file: Path, field: str) -> Iterator[str]:
     """The strings of one parquet or arrow file in order; nulls and those without a visible character are left out."""
+    import pyarrow as pa
+
     check_field(file, field)
     try:
         for batch in _batches(file, field):
@@ -106,6 +108,9 @@ def hub_commit(name: str, revision: str | None = None, fresh: bool = False) -> s
         return copy.name  # …/snapshots/<commit>
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         raise UserError(f"data.path={name}: the hub is switched off (HF_HUB_OFFLINE); {_fetch_first(name)}")
+    import urllib.error
+    import urllib.request
+
     from huggingface_hub import constants, get_token
 
     repository = name.partition(":")[0]
@@ -202,11 +207,18 @@ def _split_name(file: Path) -> str:
 
 
 def _arrow_schema(file: Path) -> pa.Schema:
+    import pyarrow as pa
+    import pyarrow.ipc
+
     with pa.memory_map(str(file)) as source:
         return pa.ipc.open_stream(source).schema
 
 
 def _batches(file: Path, field: str) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+    import pyarrow.ipc
+    import pyarrow.parquet as pq
+
     if file.suffix == ".parquet":
         with pq.ParquetFile(file) as parquet:
             yield from parquet.iter_batches(batch_size=1024, columns=[field])

@@ -5,6 +5,7 @@ No torch. A plan holds the elements of one task, or of several, each waiting for
 
 from __future__ import annotations
 
+import gc
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,8 @@ def launch(compose: Compose, lists: Sequence[Sequence[str]], launcher: Mapping[s
     """
     base = Path.cwd()
     elements = planning.plan(compose, lists, base)
+    gc.freeze()
+    gc.enable()
     first = elements[0].cfg
     if first.task.where is Where.here:
         module, _, name = first.task._target_.rpartition(".")

@@ -126,6 +126,7 @@ class _Checker:
         self._contents: dict[str, Contents] = {}
         self._facts: dict[Any, Any] = {}
         self._absent: set[str | None] = set()  # what sae.from names in vain, asked for once
+        self._writable = cache(_writable)
 
     def check(self, element: Element) -> None:
         name = element.cfg.sae.from_
@@ -161,8 +162,8 @@ class _Checker:
             else [machine.device_error(cfg.model.device)]
         )
         found += [
-            _writable("outputs", cfg.outputs, make=True),
-            _writable("multirun", cfg.multirun, make=False) if self.count > 1 else None,
+            self._writable("outputs", cfg.outputs, make=True),
+            self._writable("multirun", cfg.multirun, make=False) if self.count > 1 else None,
             _precision(cfg, dims),
             reading.text_problem(cfg),
             *inputs.problems(family, dims),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import typing
 from dataclasses import field
 from enum import Enum
 from functools import lru_cache
@@ -36,7 +37,12 @@ def register() -> None:
 
 def root() -> type:
     """The root dataclass, with every task's options and every cluster's personal section."""
-    return schema.root_schema(registry.options(), places.choices("cluster"))
+    return _root(tuple(registry.options().items()), places.choices("cluster"))
+
+
+@lru_cache
+def _root(options: tuple[tuple[str, type], ...], clusters: tuple[str, ...]) -> type:
+    return schema.root_schema(dict(options), clusters)
 
 
 def to_object(tree: Any) -> schema.BaseConfig:
@@ -50,12 +56,39 @@ def to_object(tree: Any) -> schema.BaseConfig:
             tree, [key for key in tree if key != "hydra"]
         )  # Hydra's holds names of this machine
         found = cast(dict[str, Any], OmegaConf.to_container(ours, resolve=True, enum_to_str=True))
-        merged = OmegaConf.merge(OmegaConf.structured(root()), _literally(found))
-        return cast(schema.BaseConfig, OmegaConf.to_object(merged))
+        sections, values = _parts(root())
+        if not all(OmegaConf.get_type(ours, name) is kind for name, kind in sections.items()):
+            return cast(schema.BaseConfig, _filled(root(), found))
+        # Composed by Hydra on the schema: the sections are typed already, and typing them takes longest.
+        given = {name: OmegaConf.to_object(ours[name]) for name in sections}
+        plain = _filled(values, {name: value for name, value in found.items() if name not in sections})
+        return cast(schema.BaseConfig, root()(**given, **vars(plain)))
     except MissingMandatoryValue as e:
         raise UserError(f"{e.full_key}: needs a value; write {e.full_key}=…") from e
     except OmegaConfBaseException as e:
         raise UserError(one_line(e)) from e
+
+
+@lru_cache
+def _parts(root: type) -> tuple[dict[str, type], type]:
+    """The sections of the root dataclass by name, and a dataclass of the values beside them."""
+    sections = {
+        one.name: cast(type, one.default_factory)
+        for one in dataclasses.fields(root)
+        if dataclasses.is_dataclass(one.default_factory)
+    }
+    hints = typing.get_type_hints(root)
+    values = [
+        (one.name, hints[one.name], field(default=one.default))
+        for one in dataclasses.fields(root)
+        if one.name not in sections
+    ]
+    return sections, dataclasses.make_dataclass("Values", values)
+
+
+def _filled(kind: type, found: dict[str, Any]) -> Any:
+    """A dataclass of this kind with these values, converted to its types."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), _literally(found)))
 
 
 def absolute(cfg: schema.BaseConfig, base: Path) -> schema.BaseConfig:

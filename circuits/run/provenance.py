@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import platform
 import re
@@ -81,11 +80,13 @@ def _git(*arguments: str) -> str | None:
 @lru_cache
 def packages() -> dict[str, str]:
     """Versions of what results depend on."""
+    from importlib import metadata
+
     found = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
             continue
     return found
 

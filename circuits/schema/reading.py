@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 SET = "…"  # any value but null
@@ -96,9 +98,15 @@ def problems(table: Table, cfg: Any, default: Any) -> list[str]:
 
 def lookup(cfg: Any, path: str) -> Any:
     """``lookup(cfg, "model.embedded.steps")``; None below what is null."""
-    for name in path.split("."):
-        cfg = getattr(cfg, name, None)
-    return cfg
+    try:
+        return _getter(path)(cfg)
+    except AttributeError:
+        for name in path.split("."):
+            cfg = getattr(cfg, name, None)
+        return cfg
+
+
+_getter = lru_cache(maxsize=None)(attrgetter)  # a config is asked for 200 values an element
 
 
 def plain(value: Any) -> Any:

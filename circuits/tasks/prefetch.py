@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from circuits.console import Rows, console
 from circuits.errors import UserError
 from circuits.schema import BaseConfig, DataSource
 from circuits.store.places import choices
@@ -51,6 +50,8 @@ def _dataset(cfg: BaseConfig) -> str | None:
 
 
 def _show(found: Fetched) -> None:
+    from circuits.console import Rows, console
+
     shown, table = console(), Rows([""] * 4, texts=(0, 3))
     state = f"{size(found.new_bytes)} fetched" if found.new_bytes else "already here"
     table.add(found.name, found.commit[:12], f"{size(found.bytes)} in {found.files} files", state)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from circuits.errors import UserError
-from circuits.launch import launching, sweep
 from circuits.schema import BaseConfig
 
 READS = ("of",)
@@ -13,6 +12,8 @@ READS = ("of",)
 
 def run(cfg: BaseConfig) -> int:
     """Recover the sweep that ``of=`` names; the exit code of what was started, or of the sweep when nothing is missing."""
+    from circuits.launch import launching, sweep
+
     if cfg.of is None:
         raise UserError("task=recover needs of=SWEEP; task=status shows them")
     return launching.recover(sweep.find(cfg.of, Path(cfg.outputs), Path(cfg.multirun)))

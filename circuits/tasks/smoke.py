@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from circuits.console import Rows, console
 from circuits.errors import CircuitsError, RunError, UserError
-from circuits.launch.local import pool_size
-from circuits.run import machine, wandb_runs
+from circuits.run import machine
 from circuits.run.provenance import packages
 from circuits.schema import Backend, BaseConfig, Dtype, TrackingMode
 from circuits.words import size
@@ -28,6 +26,7 @@ from circuits.words import size
 if TYPE_CHECKING:
     import torch
 
+    from circuits.console import Rows
     from circuits.tiny.selfcheck import Memory
 
 READS = ("model", "precision", "cluster", "tracking", "user")
@@ -50,6 +49,7 @@ def run(cfg: BaseConfig) -> int:
     Raises:
         RunError: something that was asked for is absent.
     """
+    from circuits.console import Rows, console
     from circuits.tiny.selfcheck import memory
 
     before = memory()
@@ -188,6 +188,8 @@ def _store(cfg: BaseConfig) -> Line:
 
 
 def _tracking(cfg: BaseConfig) -> Line:
+    from circuits.run import wandb_runs
+
     mode = cfg.tracking.mode
     if mode is TrackingMode.disabled:
         return Line("tracking", "-", "off; metrics.jsonl beside each run")
@@ -205,6 +207,8 @@ def _tracking(cfg: BaseConfig) -> Line:
 
 
 def _cluster(cfg: BaseConfig) -> Line:
+    from circuits.launch.local import pool_size
+
     if cfg.cluster.backend is Backend.local:
         workers = pool_size(cfg, machine.cores()) or "no separate"
         return Line(
@@ -231,6 +235,8 @@ def scheduler(name: str) -> Line:
 
 def _memory_table(before: list[Memory], after: list[Memory]) -> Rows:
     """Memory of each device before and after the checks."""
+    from circuits.console import Rows
+
     table = Rows(("memory", "", "total", "free before", "free after"), texts=(1,))
     for first, last in zip(before, after, strict=True):
         table.add(first.device, first.name, *(size(count) for count in (first.total, first.free, last.free)))

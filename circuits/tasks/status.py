@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from circuits.console import Rows, Terminal, console, relative
 from circuits.errors import Damaged
 from circuits.launch import sweep
 from circuits.launch.states import ended, facts_of, hints, look_twice
-from circuits.launch.terminal import done_of, speed
 from circuits.prose import put
 from circuits.schema import BaseConfig
 from circuits.schema.reading import When
 from circuits.state import State, counts, state_of
 from circuits.store.store import verify
 from circuits.words import duration, one_line, visible
+
+if TYPE_CHECKING:
+    from circuits.console import Terminal
 
 READS = ("of",)
 NEWEST = 30
@@ -37,6 +38,8 @@ READ_WHEN = {"status.all": (When("of", (None,)),)}
 
 def run(cfg: BaseConfig) -> int:
     """Show the table; exit code 1 when something asked for with ``verify`` is damaged."""
+    from circuits.console import console
+
     options: Any = getattr(cfg, "status")  # noqa: B009 (joined to the schema at run time)
     shown = console()
     while True:
@@ -54,6 +57,8 @@ def run(cfg: BaseConfig) -> int:
 
 
 def _overview(shown: Terminal, sweeps: list[sweep.Sweep], everything: bool) -> bool:
+    from circuits.console import Rows, relative
+
     if not sweeps:
         shown.tell("no runs yet; try: python launch.py task=sae layer=0")
         return False
@@ -74,6 +79,8 @@ def _overview(shown: Terminal, sweeps: list[sweep.Sweep], everything: bool) -> b
 
 
 def _one(shown: Terminal, found: sweep.Sweep) -> bool:
+    from circuits.console import Rows, relative
+
     record = found.record
     shown.tell(f"{found.id} · {record['task']} · {record['created']} · {relative(found.path)}")
     shown.tell(f"  {record['command']}")
@@ -104,6 +111,8 @@ def _one(shown: Terminal, found: sweep.Sweep) -> bool:
 
 
 def _detail(facts: dict[str, Any]) -> str:
+    from circuits.launch.terminal import done_of, speed
+
     progress = facts.get("progress")
     if state_of(facts) is State.running and progress:
         return "  ".join(part for part in (progress["phase"], done_of(progress), speed(progress)) if part)
