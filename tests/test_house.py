@@ -44,7 +44,8 @@ LIBRARY: dict[str, tuple[str, ...]] = {
     "sae": ("activations", "models", "data", "stats"),
     "interventions": ("sae", "activations", "models", "data", "stats"),
     "features": ("sae", "activations", "models", "data", "stats"),
-    "report": ("stats", "features"),
+    "geometry": ("models", "data", "stats"),
+    "report": ("stats", "features", "geometry"),
 }
 """The library rooms, and what each may import of the others."""
 FRAMEWORK = ("hydra", "omegaconf", "wandb", "submitit", "circuits.tasks", *(f"circuits.{name}" for name in LEVELS))

@@ -242,7 +242,7 @@ def model_dims(cfg: BaseConfig) -> ModelDims:
     else:
         facts = Contents().model(model).facts
         dims, model_type, revision = facts.dims, facts.model_type, facts.revision
-    return ModelDims(dims.layers, lambda site: site_width(dims, site), dims.context, model_type, revision)
+    return ModelDims(dims.layers, lambda site: site_width(dims, site), dims.context, model_type, revision, dims.heads)
 
 
 def _precision(cfg: BaseConfig, dims: ModelDims) -> str | None:

@@ -36,7 +36,7 @@ class Sheet:
     """A canvas `height` inches high (legend excluded) with a grid of panels below a legend for `series`.
 
     Beyond `LEGEND` series the drawing names none of them: the page does, behind a fold. `control` is what the control is called
-    where one is drawn, `plain` what is measured where nothing sets series apart.
+    where one is drawn, `plain` what is measured where nothing sets series apart. `own_x`: every panel has an x axis of its own.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Sheet:
         plain: str = "",
         shown: Shown = "both",
         bottom: float = BOTTOM,
+        own_x: bool = False,
     ) -> None:
         self.name = name
         self._legend: tuple[tuple[str, str], ...] = ()
@@ -72,7 +73,7 @@ class Sheet:
             rows,
             cols,
             squeeze=False,
-            sharex=rows * cols > 1,
+            sharex=rows * cols > 1 and not own_x,
             sharey=rows * cols > 1,
             gridspec_kw={
                 "left": LEFT / width,
@@ -80,7 +81,7 @@ class Sheet:
                 "bottom": bottom / total,
                 "top": top,
                 "wspace": 0.15,
-                "hspace": 0.34,
+                "hspace": 0.62 if own_x else 0.34,
             },
         )
         if handles:

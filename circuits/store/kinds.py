@@ -28,7 +28,7 @@ class ModelDims:
     """What is known of a model before it is loaded; None where nobody knows yet.
 
     `width_of` gives the width of an activation site by its name; `context` is the longest sequence; `revision` is the commit
-    that a hub name's branch or tag stands for now.
+    that a hub name's branch or tag stands for now; `heads` is how many attention heads a layer has.
     """
 
     depth: int | None
@@ -36,6 +36,7 @@ class ModelDims:
     context: int | None = None
     model_type: str | None = None
     revision: str | None = None
+    heads: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,50 @@
+"""A geometric signature as a notebook reads it::
+
+found = circuits.open("geometry", behaviour="facts", layer=0, geometry__heads=[2, 4, 7])
+found.metrics["deltas"]["output_entropy"], found.metrics["p_output_entropy"]
+found.sets.query("role == 'control'")["full"].hist()
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.errors import Damaged
+from circuits.files import read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SETS, PROMPTS = "sets.parquet", "prompts.parquet"
+
+
+class Signature:
+    """The summary (`metrics`), the numbers of every head set (`sets`), and each prompt's own (`prompts`)."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = Path(directory)
+        try:
+            self.metrics: dict[str, Any] = read_json(self.path / "metrics.json")
+        except (OSError, ValueError) as e:
+            raise Damaged(f"{directory}: no whole signature ({e})") from e
+
+    @cached_property
+    def sets(self) -> pd.DataFrame:
+        """One row a head set: ``role`` (baseline, studied, control), ``heads``, and every metric's value."""
+        import pandas as pd
+
+        return pd.read_parquet(self.path / SETS)
+
+    @cached_property
+    def prompts(self) -> pd.DataFrame:
+        """One row a prompt: its id, split and group, and its numbers without (``…_baseline``) and with the ablation."""
+        import pandas as pd
+
+        return pd.read_parquet(self.path / PROMPTS)
+
+    def __repr__(self) -> str:
+        m = self.metrics
+        heads = ", ".join(map(str, m["heads"]))
+        return f"Signature(heads {heads} of layer {m['head_layer']} seen at layer {m['layer']}, {m['n']:,} prompts; {self.path})"
