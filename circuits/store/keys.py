@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from circuits.errors import UserError
@@ -106,22 +106,32 @@ def key_of_unit(kind: Kind, cfg: BaseConfig, one: Unit, layers: Sequence[int], c
     return key_of(kind, cfg, tuple(layers) if one is None else (one,), contents)
 
 
+@lru_cache
+def _entering(kind: type) -> tuple[tuple[str, str | None, bool, Any], ...]:
+    """The fields of a dataclass that enter a key: name, by which rule its content is read, whether its default stays out, that default."""
+    found = []
+    for one in dataclasses.fields(kind):
+        role = one.metadata.get("role", "keyed")
+        content = one.metadata["content"] if role in ("file", "from") else None
+        if role not in ("free", "path"):
+            found.append((one.name, content, role == "added" or one.metadata.get("added", False), one.default))
+    return tuple(found)
+
+
 def canonical(path: str, value: Any, contents: Contents) -> Any:
     """`value` as plain JSON with each field taken by its role."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value.value if isinstance(value, Enum) else value
     if isinstance(value, Enum):
         return value.value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         result = {}
-        for field in dataclasses.fields(value):
-            role, member = field.metadata.get("role", "keyed"), getattr(value, field.name)
-            added = role == "added" or field.metadata.get("added", False)
-            if role in ("free", "path") or (added and member == field.default):
+        for name, content, added, default in _entering(type(value)):
+            member = getattr(value, name)
+            if added and member == default:
                 continue
-            where = f"{path}.{field.name}"
-            if role in ("file", "from"):
-                result[field.name] = contents.of(where, field.metadata["content"], value)
-            else:
-                result[field.name] = canonical(where, member, contents)
+            where = f"{path}.{name}"
+            result[name] = contents.of(where, content, value) if content else canonical(where, member, contents)
         return result
     if isinstance(value, (list, tuple)):
         return [canonical(path, member, contents) for member in value]
