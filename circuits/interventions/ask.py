@@ -6,7 +6,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from circuits.data.prompts import PromptSet
 from circuits.data.seeds import derive_seed
@@ -15,7 +15,10 @@ from circuits.interventions.settings import Settings
 from circuits.interventions.units.base import Lens, Unit
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from circuits.interventions.edits.base import Edit
+    from circuits.interventions.effects import Effects
     from circuits.models.load import LM
     from circuits.sae.modules import SAE
 
@@ -54,6 +57,15 @@ class Ask:
         return derive_seed(self.seed, "interventions", *purpose)
 
 
+@dataclass(frozen=True)
+class More:
+    """What some units add when all are measured: further units of the effects, tables by name, and keys of ``metrics.json``."""
+
+    effects: Effects
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Studied(ABC):
     """A file of ``units/``: which units a study has, how they are seen, and the controls beside them.
 
@@ -74,6 +86,10 @@ class Studied(ABC):
     def controls(self, ask: Ask, lens: Lens, units: Sequence[Unit]) -> list[Unit]:
         """Random units of equal size at the same layers, none of them studied; ``control`` and ``of`` are set."""
         return []
+
+    def finish(self, ask: Ask, lens: Lens, edit: Edit, effects: Effects) -> More:
+        """What is measured besides, when all units were measured under `edit`."""
+        return More(effects)
 
 
 def studied(name: str) -> Studied:

@@ -328,7 +328,7 @@ class Engine:
             for r, i in enumerate(members):
                 if positions.spec == "all":
                     found[r, : len(self.rows[i].ids)] = True
-                elif (at := self.columns(positions, self.rows[i].prompt)) is not None:
+                elif (at := self.columns(positions, i)) is not None:
                     found[r, list(at)] = True
             self._masks[known] = found
         return self._masks[known]
@@ -337,12 +337,12 @@ class Engine:
     def _masks(self) -> dict[tuple[Positions, tuple[int, ...], int], Tensor]:
         return {}
 
-    def columns(self, positions: Positions, prompt: int) -> tuple[int, ...] | None:
-        """The columns of a prompt's row; None where a numbered position does not exist in it."""
-        if (positions, prompt) not in self._columns:
-            decode = self.lm.tokenizer.decode
-            self._columns[positions, prompt] = columns(positions, self.prompts[prompt], lambda ids: decode(list(ids)))
-        return self._columns[positions, prompt]
+    def columns(self, positions: Positions, row: int) -> tuple[int, ...] | None:
+        """The columns of a row; None where a numbered position does not exist in it."""
+        if (positions, row) not in self._columns:
+            here, decode = self.rows[row], lambda ids: str(self.lm.tokenizer.decode(list(ids)))
+            self._columns[positions, row] = columns(positions, self.prompts[here.prompt], here.length, decode)
+        return self._columns[positions, row]
 
     def _undefined(
         self, units: Sequence[Unit], chosen: Sequence[int], members: Sequence[int], values: Mapping[str, Tensor]
@@ -351,7 +351,7 @@ class Engine:
         for unit in chosen:
             if units[unit].positions.spec == "all":
                 continue
-            gone = [i for i in members if self.columns(units[unit].positions, self.rows[i].prompt) is None]
+            gone = [i for i in members if self.columns(units[unit].positions, i) is None]
             for tensor in values.values():
                 tensor[unit, gone] = float("nan")
 

@@ -57,18 +57,21 @@ def parse(given: object) -> Positions:
     )
 
 
-def columns(positions: Positions, prompt: Prompt, pieces: Callable[[Sequence[int]], str]) -> tuple[int, ...] | None:
-    """The places in the prompt's token ids; None where a numbered position does not exist in it, or for ``all``'s row.
+def columns(
+    positions: Positions, prompt: Prompt, n: int, pieces: Callable[[Sequence[int]], str]
+) -> tuple[int, ...] | None:
+    """The places in the prompt's token ids; None where a numbered position does not exist in it.
 
     Args:
         positions: which.
         prompt: the clean prompt with its ids.
+        n: tokens of the prompt that is run: the clean one, or the corrupt one.
         pieces: the text of token ids.
 
     Raises:
         UserError: a factor, words or a difference that the prompt does not have.
     """
-    n, spec = len(prompt.ids), positions.spec
+    spec = positions.spec
     if isinstance(spec, tuple):
         found = tuple(i if i >= 0 else n + i for i in spec)
         return found if all(0 <= i < n for i in found) else None

@@ -54,6 +54,16 @@ class Intervention:
         """Sampled Shapley values of heads; empty where none were asked for."""
         return self._table("shapley")
 
+    @cached_property
+    def steering(self) -> pd.DataFrame:
+        """One row a steering direction: strength, effect, prompts steered the wrong way, controls, fluency; else empty."""
+        return self._table("steering")
+
+    @cached_property
+    def generations(self) -> pd.DataFrame:
+        """What was written under each direction; empty where nothing was."""
+        return self._table("generations")
+
     def __repr__(self) -> str:
         m = self.metrics
         return f"Intervention({m['units']} units on {m['n']} prompts, {' '.join(m['edits'])}; {self.path})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pkgutil
 import re
 from collections.abc import Sequence
@@ -15,8 +16,11 @@ from circuits.errors import UserError, suggest
 HERE = Path(__file__).parent
 PATCHES = ("counterfactual",)
 """Edits that take the values of the pair's other prompt."""
-FITTED = ("mean", "optimal")
+FITTED = ("mean", "optimal", "steer")
 """Edits that learn something of prompts that are not measured."""
+
+STRENGTHS = (0.5, 1.0, 2.0, 4.0)
+"""Of steering, where none are named."""
 
 
 class Direction(Enum):
@@ -70,6 +74,11 @@ class Settings:
     mean: str = "all"  # all, position or factor:<name>: what a mean is taken over
     scale: float = 2.0  # of edit=scale: 0 removes, 2 amplifies, −1 inverts
     steps: int = 16  # gradient steps of an optimal constant
+    strengths: Any = (
+        None  # of steering, in lengths of the mean difference; chosen on the other split; null: [0.5,1,2,4]
+    )
+    shots: int = 4  # demonstrations in the prompt that steering is held against; 0: none
+    generate: int = 20  # tokens of text written under each steering direction; 0: none
     metric: Metric = Metric.first_token  # compare the logits of the answers' first tokens, or whole answers
     split: Split | None = (
         None  # prompts that are measured; null: all, or test where something is fitted or chosen on train
@@ -87,6 +96,11 @@ class Settings:
     def edits(self) -> list[str]:
         """The edits, each once, in order."""
         return list(dict.fromkeys(map(str, self.edit if isinstance(self.edit, (list, tuple)) else [self.edit])))
+
+    @property
+    def strength_list(self) -> list[float]:
+        """The strengths of steering, each once, in order."""
+        return list(dict.fromkeys(map(float, STRENGTHS if self.strengths is None else _listed(self.strengths))))
 
     @property
     def fits(self) -> bool:
@@ -147,7 +161,7 @@ def check(s: Settings, layers: Sequence[int], depth: int | None = None, n_heads:
     except UserError as e:
         errors += e.messages
     for name, least in (("top_k", 2), ("n_groups", 1), ("group_size", 1), ("last_n", 1), ("steps", 1), ("resamples", 1),
-                        ("batch_size", 1), ("controls", 0), ("shapley", 0)):  # fmt: skip
+                        ("batch_size", 1), ("controls", 0), ("shapley", 0), ("shots", 0), ("generate", 0)):  # fmt: skip
         if (value := getattr(s, name)) < least:
             errors.append(f"{name}={value}: at least {least}")
     if s.samples is not None and s.samples < 1:
@@ -158,14 +172,14 @@ def check(s: Settings, layers: Sequence[int], depth: int | None = None, n_heads:
         errors.append(f"bound={s.bound}: above 0")
     if s.fits and s.split is Split.all:
         errors.append(
-            "split=all: something is fitted or chosen on prompts that are not measured (mean or optimal constants, groups); "
-            "split=test or split=train leaves the other side for that"
+            "split=all: something is fitted or chosen on prompts that are not measured (mean or optimal constants, groups, "
+            "directions); split=test or split=train leaves the other side for that"
         )
     if 1 / (s.resamples + 1) > s.alpha:
         errors.append(
             f"resamples={s.resamples}: the smallest p is 1/{s.resamples + 1}, above alpha={s.alpha:g}; raise it"
         )
-    errors += _groups(s)
+    errors += [*_groups(s), *_steering(s)]
     try:
         named = [*(heads(s.heads, layers) if s.heads is not None else []),
                  *(head for group in _listed(s.groups) if s.units == "head_groups" for head in heads(group, layers))]  # fmt: skip
@@ -193,6 +207,24 @@ def _groups(s: Settings) -> list[str]:
         errors.append(f"sizes={bad[0]}: from 2 to top_k={s.top_k}")
     if "restore" in s.edits and s.units != "head_groups":
         errors.append("edit=restore: gives one head of a zeroed group back; units=head_groups has groups")
+    return errors
+
+
+def _steering(s: Settings) -> list[str]:
+    errors = []
+    if (s.units == "steer") != (s.edits == ["steer"]) and "steer" in (s.units, *s.edits):
+        errors.append(
+            f"edit={'+'.join(s.edits)}: units=steer and edit=steer belong together; intervention=steer sets both"
+        )
+    if s.units != "steer":
+        return errors
+    given = _listed(s.strengths)
+    if s.strengths is not None and not given:
+        errors.append("strengths=[]: no strength named, so that none can be chosen")
+    for one in given:
+        known = isinstance(one, (int, float)) and not isinstance(one, bool)
+        if not known or not math.isfinite(one) or one < 0:
+            errors.append(f"strengths={one}: a number from 0, in lengths of the mean difference")
     return errors
 
 

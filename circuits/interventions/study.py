@@ -52,6 +52,8 @@ class Study:
     shapley: pd.DataFrame
     metrics: dict[str, Any]
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    more: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Tables that some units add, by name."""
 
     def write(self, directory: Path) -> None:
         """All tables, and ``metrics.json``."""
@@ -62,7 +64,7 @@ class Study:
             raise UserError("a unit was measured twice on one prompt; remove the unfinished work and run again")
         long.to_parquet(directory / "effects.parquet", index=False)
         self.summary.to_parquet(directory / "summary.parquet", index=False)
-        for name, table in (("groups", self.groups), ("shapley", self.shapley)):
+        for name, table in (("groups", self.groups), ("shapley", self.shapley), *self.more.items()):
             if len(table):
                 table.to_parquet(directory / f"{name}.parquet", index=False)
         write_json(directory / "metrics.json", self.metrics)
@@ -103,7 +105,9 @@ def run(ask: Ask, keeper: MakeKeeper = lambda name: Keeper(), say: Callable[[str
     everything = [*units, *extra, *controls]
     left_out: dict[str, list[str]] = {}
     other = _other(ask, lens) if s.pairs else None
-    found = []
+    found: list[Effects] = []
+    tables: dict[str, pd.DataFrame] = {}
+    metrics: dict[str, Any] = {}
     for name in s.edits:
         chosen = edit(name, ask)
         prompts, mine = ask.measured, other
@@ -115,7 +119,7 @@ def run(ask: Ask, keeper: MakeKeeper = lambda name: Keeper(), say: Callable[[str
                 say(
                     f"{name}: {len(without)} of {len(prompts)} prompts have no donor of another group, and are left out"
                 )
-        if chosen.source == "other":
+        if chosen.source == "other" or s.direction is Direction.denoising:
             check_pairs(prompts, all(unit.positions.from_end for unit in units))
         readings_of = [
             _measure(
@@ -130,8 +134,13 @@ def run(ask: Ask, keeper: MakeKeeper = lambda name: Keeper(), say: Callable[[str
             )
             for start in range(0, len(prompts), PART)
         ]
-        found.append(_joined(readings_of, everything, name, ask, mine if chosen.source == "other" else None))
-    return _tables(ask, found, drawn, left_out)
+        whole = _joined(readings_of, everything, name, ask, mine if chosen.source == "other" else None)
+        more = part.finish(ask, lens, chosen, whole)
+        found.append(more.effects)
+        tables |= more.tables
+        metrics |= more.metrics
+    study = _tables(ask, found, drawn, left_out)
+    return replace(study, more=tables, metrics=study.metrics | metrics)
 
 
 def _rows(ask: Ask, prompts: PromptSet, flipped: bool = False) -> list[Any]:
