@@ -104,7 +104,8 @@ def from_file(path: Path, encoder: Encoder, wanted: Wanted, splits: split_files.
     Raises:
         UserError: with every line that cannot be used.
     """
-    found, notes = records.read_file(path), []
+    found = records.read_file(path)
+    notes: list[str] = []
     if splits is not None:
         found, notes = split_files.assigned(found, path, splits)
     rows = encoder.encode(found)

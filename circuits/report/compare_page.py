@@ -36,6 +36,8 @@ def build(
     config: Mapping[str, Sequence[str]],
     warned: Sequence[str],
     notes: Sequence[str],
+    verdict: str = "",
+    units: Sequence[Block] = (),
 ) -> Path:
     """Write ``out/report.html`` and ``out/figures/``.
 
@@ -48,6 +50,8 @@ def build(
         config: what differs in the config: key → its value in every sweep.
         warned: what a reader has to know before the answer (forced, not like for like).
         notes: what else (unmatched, not measured).
+        verdict: what is said of effects of units, where there are any.
+        units: their tables.
     """
     looks = Looks(one.series for ones in sweeps.values() for one in ones)
     by_measure = {m: [d for d in found if d.measure == m] for m in measures}
@@ -66,13 +70,15 @@ def build(
         names = ", ".join(measure.heading for measure in flat)
         blocks.append(Note(f"Not drawn, because it is the same in every pair: {names}; the table has the values."))
     first: list[Block] = [moves[shown[0]]] if shown and shown[0] in moves else []
-    sentence = " ".join([*warned, _sentence(by_measure[shown[0]])]) if shown else ""
-    answer = Answer(sentence, (*first, _table(found))) if shown else None
+    if found:
+        first.append(_table(found))
+    said = [verdict, *warned, _sentence(by_measure[shown[0]]) if shown else ""]
+    answer = Answer(" ".join(text for text in said if text), (*units, *first)) if first or units else None
     labels = list(sweeps)
     part = Part(
         "What was compared",
         f"{' and '.join(labels[1:])} against {labels[0]}: {plural(len({d.place for d in found}), 'matched artifact')}, "
-        f"{plural(len(shown), 'metric')}. {_grounds(found)}",
+        f"{plural(len(shown), 'metric')}. {_grounds(found) if found else ''}".rstrip(),
         tuple(blocks),
         answer,
     )

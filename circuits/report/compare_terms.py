@@ -15,7 +15,7 @@ from circuits.report.provenance import flatten
 from circuits.report.style import natural
 from circuits.report.types import ArtifactRef
 
-LIKE = ("data", "behaviour", "model", "precision.dtype", "baseline.metric")
+LIKE = ("data", "behaviour", "model", "precision.dtype", "baseline.metric", "intervention.metric")
 """Sections and keys that must be equal for a difference to mean something."""
 LIKE_INPUTS = ("tiny", "tokens", "prompts")
 """Kinds of inputs that are data or a model."""
@@ -26,8 +26,11 @@ CONTENT = ("model.id", "behaviour.path", "behaviour.splits", "data.path", "sae.f
 Pair = tuple[dict[str, None], dict[str, None]]  # the values of two sweeps, in the order of the matches
 
 
-def unlike(ones: Sequence[One], others: Sequence[One]) -> list[str]:
-    """The keys of data, model, number format and what was measured in which matched artifacts differ, each with both values."""
+def unlike(ones: Sequence[One], others: Sequence[One], besides: Collection[str] = ()) -> list[str]:
+    """The keys of data, model, number format and what was measured in which matched artifacts differ, each with both values.
+
+    `besides`: keys that may differ.
+    """
     there = {one.place: one for one in others}
     keyed: dict[str, Pair] = {}
     unexplained: dict[str, Pair] = {}
@@ -44,7 +47,8 @@ def unlike(ones: Sequence[One], others: Sequence[One]) -> list[str]:
                 if not inside:
                     _add(unexplained, {f"input {name}": (a.key if a else None, b.key if b else None)})
         _add(keyed, found)
-    return [f"{key} ({_short(a)} and {_short(b)})" for key, (a, b) in (keyed or unexplained).items()]
+    kept = {key: pair for key, pair in keyed.items() if key not in besides} or unexplained
+    return [f"{key} ({_short(a)} and {_short(b)})" for key, (a, b) in kept.items()]
 
 
 def unmeasured(ones: Sequence[One], others: Sequence[One], measures: Sequence[Measure]) -> list[str]:

@@ -2,7 +2,8 @@
 
 The first is the base. Artifacts are matched by layer and by the values of whatever any of the sweeps sweeps over, or of which a run
 makes several artifacts a layer (sites); unlike data are refused, because a difference between them would say nothing about what was
-changed. Written to ``outputs/compare/A,B/``.
+changed. Written to ``outputs/compare/A,B/``. Effects of units (task=interventions) are compared one by one, and held to limits with
+``compare.tolerance=device``: see :mod:`circuits.report.compare_units`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from circuits.schema import BaseConfig
 from circuits.schema.fields import named_file
 from circuits.store import places
 from circuits.store.kinds import Kind
+from circuits.tasks import _compare
+from circuits.tasks._compare import FREE, Tolerance
 from circuits.words import number, visible
 
 if TYPE_CHECKING:
     from circuits.report.compare import Difference, Measure, One
+    from circuits.report.compare_units import Joined
     from circuits.report.types import ArtifactRef, Element
 
 SHOWN = 60  # rows in the terminal; the CSV has all
@@ -37,6 +41,9 @@ class Options:
 
     of: list[str] = field(default_factory=list)  # ids, names or directories; the first is the base
     force: bool = False  # also when data, model or number format differ
+    tolerance: Tolerance | None = (
+        None  # device: that and the number format may differ, and effects beyond limits exit 3
+    )
     out: str | None = named_file(None)  # where to put page and CSV; null: outputs/compare/A,B
 
 
@@ -52,13 +59,16 @@ def run(cfg: BaseConfig) -> int:
     problems: list[str] = []
     ones = _ones(elements, problems)
     base, *others = ones
-    notes = _alike(ones, options.force)
+    units, unlike = _compare.units(elements, _value, problems)
+    notes = _alike(ones, options.force, FREE.get(options.tolerance, ()) if options.tolerance else (), unlike)
     forced = len(notes)
     measures = _measures(kind, ones)
     found = [d for other in others for d in differences(ones[base], ones[other], measures)]
-    if not found:
+    effects = _compare.joined(units, options.tolerance, kind.name)
+    if not found and not effects:
         raise UserError(_no_match(ones, base))
-    for other in others:
+    notes += _compare.unmatched(effects, _shortened)
+    for other in others if found else ():
         for mine, its in ((base, other), (other, base)):
             if left := unmatched(ones[mine], ones[its]):
                 notes.append(f"Only in {mine}, not in {its}: {_shortened([str(one.place) for one in left])}.")
@@ -66,13 +76,16 @@ def run(cfg: BaseConfig) -> int:
     configs = {label: [element.config for element in mine] for label, mine in elements.items()}
     at = {d.place for d in found}
     config = differing(
-        {label: [one for one in mine if one.place in at] for label, mine in ones.items()}, configs, kind.asks
+        {label: [one for one in mine if one.place in at or not found] for label, mine in ones.items()},
+        configs,
+        kind.asks,
     )
     warned = [*notes[:forced], *warnings(found)]
     notes = notes[forced:]
     out = Path(options.out) if options.out else Path(cfg.outputs) / "compare" / _folder(sweeps)
-    page = _write(out, kind, sweeps, elements, ones, measures, found, config, warned, notes)
-    _show(sweeps, config, found, warned, [*notes, *problems], out, page)
+    page = _write(out, kind, sweeps, elements, ones, measures, found, config, warned, notes, effects, options.tolerance)
+    _show(kind, sweeps, config, found, warned, [*notes, *problems], out, page, effects, options.tolerance)
+    _compare.gate(effects, options.tolerance)
     return 0
 
 
@@ -102,7 +115,8 @@ def _ones(elements: Mapping[str, Sequence[Element]], problems: list[str]) -> dic
 
     everyone = [element for mine in elements.values() for element in mine]
     inner = dict.fromkeys(key for element in everyone for key in variant_keys(element.artifacts))
-    keys = list(dict.fromkeys([*(key for e in everyone for key in e.swept if key != "layer"), *inner]))
+    whole = all(ref.layer is None for element in everyone for ref in element.artifacts)  # one artifact over all layers
+    keys = list(dict.fromkeys([*(key for e in everyone for key in e.swept if whole or key != "layer"), *inner]))
     result: dict[str, list[One]] = {}
     for label, mine in elements.items():
         found: dict[Place, One] = {}
@@ -149,8 +163,10 @@ def _measures(kind: Kind, ones: Mapping[str, Sequence[One]]) -> list[Measure]:
     ]
 
 
-def _alike(ones: Mapping[str, Sequence[One]], force: bool) -> list[str]:
-    """Refuse to compare unlike data, or say that it was forced.
+def _alike(
+    ones: Mapping[str, Sequence[One]], force: bool, besides: Sequence[str], unlike_prompts: Sequence[str]
+) -> list[str]:
+    """Refuse to compare unlike data, or say that it was forced. `besides`: keys that may differ.
 
     Raises:
         UserError: naming the keys that differ.
@@ -161,11 +177,18 @@ def _alike(ones: Mapping[str, Sequence[One]], force: bool) -> list[str]:
     errors = [
         f"{base} and {label} are of unlike data or models: {', '.join(keys)}"
         for label, its in others
-        if (keys := unlike(mine, its))
+        if (keys := unlike(_without_layers(mine), _without_layers(its), besides))
     ]
+    errors = errors or list(unlike_prompts)
     if errors and not force:
         raise UserError([f"compare.of: {error}; compare.force=true compares them nevertheless" for error in errors])
     return [f"Compared by force, although {error}: a difference may be that of the data." for error in errors]
+
+
+def _without_layers(ones: Sequence[One]) -> list[One]:
+    """Artifacts over sets of layers, to be matched whatever the sets."""
+    places = [replace(one.place, swept=tuple(pair for pair in one.place.swept if pair[0] != "layer")) for one in ones]
+    return [replace(one, place=place) for one, place in zip(ones, places, strict=True)]
 
 
 def _no_match(ones: Mapping[str, Sequence[One]], base: str) -> str:
@@ -190,8 +213,10 @@ def _write(
     config: Mapping[str, Sequence[str]],
     warned: Sequence[str],
     notes: Sequence[str],
+    effects: Sequence[Joined],
+    tolerance: Tolerance | None,
 ) -> Path:
-    """``compare.csv``, ``report.html`` and ``figures/``; the page's path."""
+    """``compare.csv``, ``report.html`` and ``figures/``, of effects of units ``units.csv`` and ``ranks.csv``; the page's path."""
     from circuits.report.compare import table
     from circuits.report.compare_page import build
     from circuits.report.types import ReportInput
@@ -201,10 +226,14 @@ def _write(
     write_atomic(
         out / "compare.csv", table(found).to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
     )
+    _compare.write(effects, out)
     labels = list(sweeps)
     command = f"python launch.py task=compare 'compare.of=[{','.join(one.id for one in sweeps.values())}]'"
     if warned and warned[0].startswith("Compared by force"):
         command += " compare.force=true"
+    if tolerance is not None:
+        command += f" compare.tolerance={tolerance.value}"
+    sentence, blocks = _compare.page(effects, tolerance)
     members = [
         replace(element, index=number, name=f"{label}/{element.name}", swept={"sweep": label, **element.swept})
         for number, (label, element) in enumerate((label, e) for label, mine in elements.items() for e in mine)
@@ -219,10 +248,14 @@ def _write(
         elements=members,
         created=max(one.record["created"] for one in sweeps.values()),
     )
-    return build(report, out, sweeps=ones, measures=measures, found=found, config=config, warned=warned, notes=notes)
+    return build(
+        report, out, sweeps=ones, measures=measures, found=found, config=config, warned=warned, notes=notes,
+        verdict=sentence, units=blocks,
+    )  # fmt: skip
 
 
 def _show(
+    kind: Kind,
     sweeps: Mapping[str, Sweep],
     config: Mapping[str, Sequence[str]],
     found: Sequence[Difference],
@@ -230,13 +263,15 @@ def _show(
     notes: Iterable[str],
     out: Path,
     page: Path,
+    effects: Sequence[Joined],
+    tolerance: Tolerance | None,
 ) -> None:
     """What differs, the differences, and where the files are."""
     from circuits.console import Rows, console, relative
     from circuits.report.compare_page import between, signed
 
     terminal, (base, *others) = console(), list(sweeps)
-    terminal.tell(f"compare · {found[0].base.ref.kind} · {' and '.join(others)} against {base}")
+    terminal.tell(f"compare · {kind.name} · {' and '.join(others)} against {base}")
     for warning in warned:
         terminal.tell(f"warning: {warning}")
     for key, values in config.items():
@@ -257,9 +292,11 @@ def _show(
         values = [number(d.a, d.measure.format), number(d.b, d.measure.format)]
         moved = [signed(d.measure, d.value), between(d) or "–", d.verdict]
         table.add(*place, d.measure.heading, *([d.other.sweep] if several else []), *values, *moved)
-    terminal.table(table)
+    if found:
+        terminal.table(table)
     if len(found) > SHOWN:
         terminal.tell(f"… and {len(found) - SHOWN} more, in the CSV and the report")
+    _compare.show(effects, tolerance, terminal)
     for note in notes:
         put(f"note: {visible(note)}")
     terminal.tell(f"csv     {relative(out / 'compare.csv')}\nreport  {relative(page)}")
