@@ -29,7 +29,7 @@ from circuits.errors import Damaged
 KEEP_S = 60.0
 """Seconds between two savings."""
 WORTH_S = 2.0
-"""Work of fewer seconds is not saved at the end of a pass: it is soon done again."""
+"""Work of fewer seconds is not saved at the end of a pass, where nothing else is said: it is soon done again."""
 
 Name = TypeVar("Name", bound=Hashable)
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -47,6 +47,7 @@ class Keeper(Generic[Name]):
         say: told in a line what was found or is damaged.
         cutting: a context in which a stop ends the work where it stands: for what follows the pass and is soon done again.
         every_s: seconds between two savings.
+        worth_s: work of fewer seconds is not saved at the end of a pass.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class Keeper(Generic[Name]):
         say: Callable[[str], None] = lambda text: None,
         cutting: Callable[[], AbstractContextManager[None]] = nullcontext,
         every_s: float = KEEP_S,
+        worth_s: float = WORTH_S,
     ) -> None:
-        self.paths, self._every_s = dict(paths or {}), every_s
+        self.paths, self._every_s, self._worth_s = dict(paths or {}), every_s, worth_s
         self.cutting = cutting
         self._stopping, self._stop, self._tell, self._say = stopping, stop, tell, say
         self._done: dict[Name, int] = {}
@@ -129,7 +131,7 @@ class Keeper(Generic[Name]):
 
     def end(self, done: int, state: Callable[[Name], State]) -> None:
         """The pass is over: what follows (publishing) may still be cut, and would begin with it again."""
-        if time.monotonic() - self._saved >= WORTH_S:
+        if time.monotonic() - self._saved >= self._worth_s:
             self._save(self.behind(done), state)
 
     def _save(self, names: list[Name], state: Callable[[Name], State]) -> None:

@@ -119,21 +119,16 @@ class _Nothing(Edit):
 def random_sets(ask: Ask, lens: Lens, units: Sequence[Unit]) -> list[Unit]:
     """For each signature (how many heads at which layers) up to ``controls`` random sets without any studied head.
 
-    All of them where there are fewer. One signature's sets serve all units that have it; ``of`` names it.
-
-    Raises:
-        UserError: a layer has not enough other heads.
+    All of them where there are fewer, and none where a layer has not enough other heads. One signature's sets serve all units that
+    have it; ``of`` names it.
     """
     studied = {head for unit in units for head in unit.items()}
     rng = np.random.default_rng(ask.draw("controls"))
     found = []
     for shape in dict.fromkeys(map(signature, units)):
         pools = [[i for i in range(lens.count(ask.lm.dims, layer)) if (layer, i) not in studied] for layer, _ in shape]
-        if short := [(layer, k) for (layer, k), pool in zip(shape, pools, strict=True) if len(pool) < k]:
-            layer, k = short[0]
-            raise UserError(
-                f"controls: layer {layer} has no {k} {lens.word}s beside the studied ones; controls=0 goes without"
-            )
+        if any(len(pool) < k for (_, k), pool in zip(shape, pools, strict=True)):
+            continue
         for i, chosen_ in enumerate(_sets(shape, pools, ask.settings.controls, rng)):
             places = tuple(Place(layer, items) for (layer, _), items in zip(shape, chosen_, strict=True))
             found.append(

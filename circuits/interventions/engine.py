@@ -147,7 +147,6 @@ class Engine:
             keeper: keeps what was read (one accumulator, ``effects``), and may end the work.
         """
         self._check(units)
-        edit.fit(self, units)
         keeper = keeper or Keeper()
         shape = (len(units), len(self.rows))
         names = (*NUMBERS, *(self.watch.names if self.watch else ()))
@@ -158,7 +157,7 @@ class Engine:
 
         def state(_: str) -> State:
             kept = dict(values)
-            return kept | {f"base.{name}": tensor for name, tensor in base.items()}, {}
+            return kept | {f"base.{name}": tensor for name, tensor in base.items()}, {"total": total}
 
         for tensors, _ in keeper.begin({"effects": facts}).values():
             for name, tensor in values.items():
@@ -166,6 +165,8 @@ class Engine:
             for name, tensor in base.items():
                 tensor.copy_(tensors[f"base.{name}"])
         done, total = 0, len(units) * len(self.rows)
+        if keeper.start < total:
+            edit.fit(self, units)
         with torch.inference_mode():
             for members in self.batches():
                 cells = len(members) * len(units)

@@ -86,6 +86,33 @@ COLUMNS = [
 """Of the table of groups."""
 
 
+def rescues(effects: Effects, within: float = 0.01) -> pd.DataFrame:
+    """One row a head that was given back to its zeroed group (SPEC TL-17).
+
+    ``recovered`` is the share of the group's effect that giving the head back undoes, ``rescued`` whether the difference is within
+    `within` of that without edits; undefined where the group has no effect to speak of.
+    """
+    mean = dict(zip(effects.names, np.nanmean(effects.values["effect"], axis=1), strict=True))
+    base = float(np.nanmean(effects.base[effects.facts["compared"]]))
+    rows = []
+    for unit in effects.units:
+        if unit.restored:
+            (place,) = unit.restored
+            taken, left = float(mean[unit.group]), float(mean[unit.name])
+            rows.append(
+                {
+                    "unit": unit.group,
+                    "kept": f"L{place.layer}.H{place.items[0]}",
+                    "base": base,
+                    "zeroed": base + taken,
+                    "restored": base + left,
+                    "recovered": np.nan if abs(taken) < within * abs(base) else 1 - left / taken,
+                    "rescued": abs(left) <= within * abs(base),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def null_p(effects: Effects, of: dict[str, str]) -> pd.DataFrame:
     """Each studied unit among its measured controls, by mean effect.
 

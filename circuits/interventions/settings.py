@@ -74,9 +74,7 @@ class Settings:
     mean: str = "all"  # all, position or factor:<name>: what a mean is taken over
     scale: float = 2.0  # of edit=scale: 0 removes, 2 amplifies, −1 inverts
     steps: int = 16  # gradient steps of an optimal constant
-    strengths: Any = (
-        None  # of steering, in lengths of the mean difference; chosen on the other split; null: [0.5,1,2,4]
-    )
+    strengths: Any = None  # of steering, in lengths of the mean difference: null means [0.5,1,2,4]
     shots: int = 4  # demonstrations in the prompt that steering is held against; 0: none
     generate: int = 20  # tokens of text written under each steering direction; 0: none
     metric: Metric = Metric.first_token  # compare the logits of the answers' first tokens, or whole answers

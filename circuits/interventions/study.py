@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from circuits.data import tensorfile
 from circuits.data.keeper import Keeper
 from circuits.data.prompts import PromptSet
-from circuits.errors import UserError
+from circuits.errors import Damaged, UserError
 from circuits.files import write_json
 from circuits.interventions import groups
 from circuits.interventions.ask import Ask, edit, studied
@@ -74,9 +75,15 @@ def sides(prompts: PromptSet, settings: Settings) -> tuple[PromptSet, PromptSet]
     """The prompts that are measured, and those on which is fitted and chosen.
 
     Raises:
-        UserError: an empty side.
+        UserError: an empty side; answers of several tokens where first tokens are compared.
     """
     split = settings.measured
+    several = [p.id for p in prompts if max(len(p.target_ids), len(p.foil_ids)) > 1]
+    if settings.metric is Metric.first_token and several:
+        raise UserError(
+            f"metric=first_token: {len(several)} prompts ({' '.join(several[:3])}) have answers of several tokens; "
+            "metric=full_target compares whole answers"
+        )
     measured = prompts if split is Split.all else prompts.only(split.value)
     others = PromptSet((), prompts.meta)
     if settings.fits:
@@ -93,14 +100,39 @@ def sides(prompts: PromptSet, settings: Settings) -> tuple[PromptSet, PromptSet]
     return measured, others
 
 
-def run(ask: Ask, keeper: MakeKeeper = lambda name: Keeper(), say: Callable[[str], None] = lambda text: None) -> Study:
-    """Measure everything that `ask` names."""
+def part_size(n: int, world_size: int) -> int:
+    """Prompts of a part: 100, and fewer where so many processes share the work that some would have none."""
+    return max(1, min(PART, -(-n // world_size)))
+
+
+def run(
+    ask: Ask,
+    keeper: MakeKeeper = lambda name: Keeper(),
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    shard: int = 0,
+    world_size: int = 1,
+    whole: bool = True,
+) -> Study | None:
+    """Measure everything that `ask` names.
+
+    Args:
+        ask: the study.
+        keeper: where the readings of an edit on a part of the prompts are kept, by a name.
+        say: told a line.
+        shard: which of `world_size` processes this is; it measures every `world_size`-th part.
+        world_size: how many processes share the work.
+        whole: put everything together (and measure what is missing); else only this shard's parts, and None is returned.
+    """
     s = ask.settings
     part = studied(s.units)
     lens = part.lens(ask)
     units = part.units(ask, lens)
     controls = part.controls(ask, lens, units) if s.controls else []
     extra, drawn = groups.shapley_units(ask, units) if s.units == "head_groups" and s.shapley else ([], [])
+    alone = _without_controls(units, controls, s)
+    if alone:
+        say(f"no controls of equal size for {len(alone)} units ({alone[0]} …): too few others at their layers")
     say(f"{len(units)} units, {len(controls)} controls, {len(extra)} further sets, on {len(ask.measured)} prompts")
     everything = [*units, *extra, *controls]
     left_out: dict[str, list[str]] = {}
@@ -121,26 +153,62 @@ def run(ask: Ask, keeper: MakeKeeper = lambda name: Keeper(), say: Callable[[str
                 )
         if chosen.source == "other" or s.direction is Direction.denoising:
             check_pairs(prompts, all(unit.positions.from_end for unit in units))
+        size = part_size(len(prompts), world_size)
+        starts = [start for i, start in enumerate(range(0, len(prompts), size)) if whole or i % world_size == shard]
         readings_of = [
             _measure(
                 ask,
                 lens,
                 everything,
                 chosen,
-                start,
+                range(start, min(start + size, len(prompts))),
                 pool,
-                keeper(f"{name}-{start // PART:04d}"),
+                keeper(part_name(name, start)),
                 left_out.get(name, []),
             )
-            for start in range(0, len(prompts), PART)
+            for start in starts
         ]
-        whole = _joined(readings_of, everything, name, ask, mine if chosen.source == "other" else None)
-        more = part.finish(ask, lens, chosen, whole)
+        if not whole:
+            continue
+        together = _joined(readings_of, everything, name, ask, mine if chosen.source == "other" else None)
+        more = part.finish(ask, lens, chosen, together)
+        if len(rescued := groups.rescues(together)):
+            tables["rescues"] = rescued
         found.append(more.effects)
         tables |= more.tables
         metrics |= more.metrics
+    if not whole:
+        return None
     study = _tables(ask, found, drawn, left_out)
-    return replace(study, more=tables, metrics=study.metrics | metrics)
+    return replace(study, more=tables, metrics=study.metrics | metrics | {"without_controls": alone})
+
+
+def _without_controls(units: Sequence[Unit], controls: Sequence[Unit], s: Settings) -> list[str]:
+    """Units that are to be held against controls of equal size and have none."""
+    if not s.controls or s.units not in ("head_groups", "features", "neurons") or "restore" in s.edits:
+        return []
+    known, of = {unit.of for unit in controls}, _controls_of(units, s)
+    return [unit.name for unit in units if unit.name in of and of[unit.name] not in known]
+
+
+def part_name(edit_name: str, start: int) -> str:
+    """What the readings of an edit on a part of the prompts are called."""
+    return f"{edit_name}-{start:06d}"
+
+
+def unfinished(ask: Ask, path: Callable[[str], Path], world_size: int) -> int:
+    """How many parts of all shards are not measured to their end."""
+    n = len(ask.measured)
+    names = [part_name(name, start) for name in ask.settings.edits for start in range(0, n, part_size(n, world_size))]
+    return sum(not _complete(path(name)) for name in names)
+
+
+def _complete(path: Path) -> bool:
+    try:
+        _, meta = tensorfile.load(path)
+    except (FileNotFoundError, Damaged):
+        return False
+    return bool(meta["done"] >= meta["total"])
 
 
 def _rows(ask: Ask, prompts: PromptSet, flipped: bool = False) -> list[Any]:
@@ -153,13 +221,13 @@ def _measure(
     lens: Lens,
     units: Sequence[Unit],
     chosen: Any,
-    start: int,
+    part: range,
     pool: Sequence[int | None],
     keeper: Keeper[str],
     without: Sequence[str],
 ) -> tuple[Readings, PromptSet, list[Any]]:
     """One part of the prompts. Those without a donor are in no batch and read as undefined."""
-    s, part = ask.settings, range(start, min(start + PART, len(ask.measured)))
+    s = ask.settings
     kept = [i for i in part if ask.measured[i].id not in without]
     prompts = PromptSet(tuple(ask.measured.prompts[i] for i in kept), ask.measured.meta)
     rows = _rows(ask, prompts)
@@ -219,7 +287,7 @@ def _tables(ask: Ask, found: Sequence[Effects], drawn: Sequence[Any], left_out: 
         ask.tell(f"intervals of {effects.edit}", 0, 1)
         how: dict[str, Any] = {"cluster": cluster, "seed": ask.draw("bootstrap"), "resamples": s.resamples}
         table = summary(effects, bound=s.bound, alpha=s.alpha, **how)
-        null = groups.null_p(effects, _controls_of(effects, s))
+        null = groups.null_p(effects, _controls_of(effects.units, s))
         summaries.append(table.merge(null, on="unit", how="left") if len(null) else table)
         if s.units == "head_groups":
             grouped.append(groups.synergies(effects, **how))
@@ -235,13 +303,11 @@ def _concat(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()
 
 
-def _controls_of(effects: Effects, s: Settings) -> dict[str, str]:
+def _controls_of(units: Sequence[Unit], s: Settings) -> dict[str, str]:
     """Which controls a unit is held against."""
     if s.units == "head_groups":
-        return {
-            unit.name: label(signature(unit)) for unit in effects.units if len(unit.items()) > 1 and not unit.control
-        }
-    return {unit.name: unit.name for unit in effects.units if not unit.control}
+        return {unit.name: label(signature(unit)) for unit in units if len(unit.items()) > 1 and not unit.control}
+    return {unit.name: unit.name for unit in units if not unit.control}
 
 
 def _metrics(ask: Ask, found: Sequence[Effects], table: pd.DataFrame, left_out: dict[str, list[str]]) -> dict[str, Any]:

@@ -119,10 +119,12 @@ class Context:
         with self.run.stop.cutting():
             yield
 
-    def keeper(self, works: Mapping[Any, Work], name: str, phase: str = "", unit: str = "step") -> Keeper[Any]:
+    def keeper(
+        self, works: Mapping[Any, Work], name: str, phase: str = "", unit: str = "step", **how: float
+    ) -> Keeper[Any]:
         """Where a pass over batches keeps what it has: now and then, and at a stop, in the unfinished work of each of `works`.
 
-        Its place is shown as `phase`, where one is named.
+        Its place is shown as `phase`, where one is named; `how` is the Keeper's (``worth_s=0`` keeps what others wait for).
         """
         from circuits.data.keeper import Keeper
 
@@ -138,6 +140,7 @@ class Context:
             tell=tell,
             say=self.say,
             cutting=self.run.stop.cutting,
+            **how,
         )
 
     @property

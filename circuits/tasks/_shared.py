@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from circuits.schema import BaseConfig, DataSource
 from circuits.store.contents import Contents
 from circuits.store.kinds import Input, Layers, ModelDims
+
+if TYPE_CHECKING:
+    from circuits.run.context import Context, Work
 
 
 def model_input(cfg: BaseConfig) -> list[Input]:
@@ -39,3 +44,20 @@ def context_problems(cfg: BaseConfig, dims: ModelDims) -> list[str]:
 def layer_name(layers: Layers) -> str:
     """``L3``, in a label; ``L`` where no layer is known yet."""
     return f"L{layers[0] if layers else ''}"
+
+
+@contextlib.contextmanager
+def alone(context: Context, work: Work) -> Iterator[bool]:
+    """The lease on the whole artifact; whether it is still to be made. Without shards we hold that lease already."""
+    store = context.run.store
+    if not work.key.share:
+        yield True
+        return
+    lease = store.lease(replace(work.key, share=""), by=context.run.name)
+    if not lease.wait(lambda holder: context.stop_here(), lambda: store.find(work.key) is not None):
+        yield False
+        return
+    try:
+        yield store.find(work.key) is None
+    finally:
+        lease.release()

@@ -7,10 +7,9 @@ finishes last puts the parts together.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,7 @@ from circuits.store.contents import Contents
 from circuits.store.keys import Unit
 from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims
 from circuits.store.labels import behaviour_name, readable
-from circuits.tasks._shared import context_problems, layer_name, mixture, model_input, text_input
+from circuits.tasks._shared import alone, context_problems, layer_name, mixture, model_input, text_input
 from circuits.words import size
 
 if TYPE_CHECKING:
@@ -300,7 +299,7 @@ def _put_together(
     left = 0
     with tempfile.TemporaryDirectory(dir=context.run.run_dir, prefix=".rows-") as folder:
         for one, work in works.items():
-            with _alone(context, work) as needed:
+            with alone(context, work) as needed:
                 if not needed:
                     shutil.rmtree(work.partial, ignore_errors=True)  # another shard put it together
                     continue
@@ -313,23 +312,6 @@ def _put_together(
                     continue
                 _publish(context, work, keys[one], pieces, made, measured, Path(folder))
     return left
-
-
-@contextlib.contextmanager
-def _alone(context: Context, work: Work) -> Iterator[bool]:
-    """The lease on the whole artifact; whether it is still to be made. Without shards we hold that lease already."""
-    store = context.run.store
-    if not work.key.share:
-        yield True
-        return
-    lease = store.lease(replace(work.key, share=""), by=context.run.name)
-    if not lease.wait(lambda holder: context.stop_here(), lambda: store.find(work.key) is not None):
-        yield False
-        return
-    try:
-        yield store.find(work.key) is None
-    finally:
-        lease.release()
 
 
 def _publish(

@@ -6,18 +6,20 @@ One artifact over the chosen layers: effects of every unit on every prompt (``ef
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuits.errors import GateError
 from circuits.interventions.settings import Settings, check
-from circuits.schema import BaseConfig
+from circuits.schema import BaseConfig, Reuse
 from circuits.schema.fields import free
 from circuits.schema.reading import When
 from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims, one_a_layer
 from circuits.store.labels import behaviour_and_model, readable
-from circuits.tasks._shared import model_input
+from circuits.tasks._shared import alone, model_input
 
 if TYPE_CHECKING:
     from circuits.data.keeper import Keeper
@@ -27,33 +29,40 @@ if TYPE_CHECKING:
 
 SECTION = "intervention"
 PRESET = "heads"
+CONTROLLED = ("head_groups", "features", "neurons", "steer")
 BYTES_A_ROW = 3  # of the long table, compressed
 METRICS = 9  # of a unit on a prompt
 
 
 @dataclass
 class Options(Settings):
-    """Options of interventions; what is listed here changes no result."""
+    """Options of interventions, those with a role in keys."""
 
     batch_size: int = free(32)  # rows of a pass; results agree to 1e-5
+    shard: int = free(0)  # which share of the prompts this run measures: intervention.shard=range(0,4) …
+    world_size: int = free(1)  # … of so many
 
 
+_STEER = (When("intervention.units", ("steer",)),)
 _GROUPS = (When("intervention.units", ("head_groups",)),)
 _FEATURES = (When("intervention.units", ("features",)),)
 _ITEMS = (When("intervention.units", ("features", "neurons")),)
 READ_WHEN = {
     "intervention.sizes": _GROUPS,
     "intervention.shapley": _GROUPS,
+    "intervention.strengths": _STEER,
+    "intervention.shots": _STEER,
+    "intervention.generate": _STEER,
     "intervention.top_k": _GROUPS,
     "intervention.features": _FEATURES,
     "intervention.neurons": (When("intervention.units", ("neurons",)),),
     "intervention.n_groups": _ITEMS,
     "intervention.group_size": _ITEMS,
     "intervention.last_n": (When("intervention.units", ("positions",)),),
-    "intervention.site": (When("intervention.units", ("sites", "positions")),),
+    "intervention.site": (When("intervention.units", ("sites", "positions", "steer")),),
     "intervention.heads": (When("intervention.units", ("heads", "head_groups")),),
     "intervention.direct": (When("intervention.units", ("heads",)),),
-    "intervention.controls": (When("intervention.units", ("head_groups", "features", "neurons")),),
+    "intervention.controls": (When("intervention.units", ("head_groups", "features", "neurons", "steer")),),
 }
 
 
@@ -86,12 +95,18 @@ class Interventions(Kind):
     def label(self, cfg: BaseConfig, layers: Layers) -> str:
         """``ioi-gpt2-heads-zero``."""
         s = _settings(cfg)
-        return f"{behaviour_and_model(cfg)}-{readable(s.units)}-{readable('+'.join(s.edits))}"
+        what = dict.fromkeys((readable(s.units), readable("+".join(s.edits))))
+        return "-".join((behaviour_and_model(cfg), *what))
 
     def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
         """The prompts, the model, and the SAE of each layer where features are edited."""
         saes = one_a_layer("sae", layers, cfg) if _settings(cfg).units == "features" else []
         return [Input("prompts", (), cfg), *model_input(cfg), *saes]
+
+    def share(self, cfg: BaseConfig) -> str:
+        """``shard-1-of-4``."""
+        given = getattr(cfg, SECTION)
+        return f"shard-{given.shard}-of-{given.world_size}" if given.world_size > 1 else ""
 
     def gates(self, cfg: BaseConfig) -> tuple[str, ...]:
         """A behaviour is worth taking apart where the model shows it."""
@@ -114,7 +129,23 @@ class Interventions(Kind):
     def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
         """What is wrong with the study for this model and these layers."""
         found = check(_settings(cfg), layers, dims.depth, getattr(dims, "heads", None))
+        given = getattr(cfg, SECTION)
+        if given.world_size < 1 or not 0 <= given.shard < given.world_size:
+            found.append(f"shard={given.shard}: from 0 to world_size-1 ({given.world_size - 1})")
+        if given.world_size > 1 and cfg.reuse is Reuse.force:
+            found.append("world_size: reuse=force makes all anew in one run; intervention.world_size=1 goes with it")
         return [f"{SECTION}.{message}" for message in found]
+
+    def remarks(self, cfg: BaseConfig, layers: Layers) -> list[str]:
+        """Too few controls for the p that is asked for."""
+        s = _settings(cfg)
+        if s.units not in CONTROLLED or not s.controls or 1 / (s.controls + 1) <= s.alpha:
+            return []
+        least = math.ceil(1 / s.alpha) - 1
+        return [
+            f"{SECTION}.controls={s.controls}: among so many controls no p is below {1 / (s.controls + 1):.3f}; "
+            f"{SECTION}.controls={least} or more can reach alpha={s.alpha:g}"
+        ]
 
     def bytes(self, cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
         """The long table outweighs the rest."""
@@ -126,48 +157,77 @@ class Interventions(Kind):
     def question(self, cfg: BaseConfig) -> str:
         """What a study asks."""
         s = _settings(cfg)
-        what = {"head_groups": "groups of heads", "sites": s.site, "positions": f"{s.site} token by token"}.get(
-            s.units, s.units
-        )
+        what = {
+            "head_groups": "groups of heads",
+            "sites": s.site,
+            "positions": f"{s.site} token by token",
+            "steer": f"directions of {s.site}",
+        }.get(s.units, s.units)
         way = f" ({s.direction.value})" if s.pairs else ""
         return f"What do edits of {what}{way} change in {readable(cfg.model.id)} on {behaviour_and_model(cfg).split('-')[0]}"
 
+    def run(self, context: Context) -> None:
+        """Measure the study; a shard may end before the others have."""
+        waiting = None
+        while waiting is None and (missing := context.missing()):
+            with context.making(missing) as works:
+                if works:
+                    waiting = _make(context, works[None])
+        if refusals := context.conclude(waiting):
+            raise GateError("; ".join(refusals))
+
     def make(self, context: Context, works: Mapping[Any, Work]) -> None:
         """Measure the whole study, and publish its tables."""
-        from circuits.data import prompts as prompt_sets
-        from circuits.interventions import study
-        from circuits.interventions.ask import Ask
-
-        (work,), settings = works.values(), _settings(context.cfg)
-        given = prompt_sets.read(context.require("prompts").path)
-        measured, others = study.sides(given, settings)
-        paths = (
-            {layer: context.require("sae", layer).path for layer in context.layers}
-            if settings.units == "features"
-            else {}
-        )
-        lm = context.open_model()
-
-        def tell(what: str, done: int, total: int) -> None:
-            context.progress(what, done, total, "unit")
-
-        def keeper(name: str) -> Keeper[str]:
-            return context.keeper({"effects": work}, name, f"measuring {name}", "cell")
-
-        ask = Ask(lm, measured, others, context.layers, settings, _saes(context, paths), context.cfg.seed, tell)
-        found = study.run(ask, keeper, context.say)
-        artifact = work.commit(found.write)
-        m = found.metrics
-        context.say(
-            f"{m['units']} units on {m['n']} prompts: {m['significant']} effects, {m['none']} equivalent to none, "
-            f"{m['open']} open; strongest {m['strongest']} ({m['strongest_edit']}) {m['effect']:.3f}: {artifact.id}"
-        )
+        _make(context, works[None])
 
     def load(self, path: Path) -> Intervention:
         """The tables of a study."""
         from circuits.interventions.saved import Intervention
 
         return Intervention(path)
+
+
+def _make(context: Context, work: Work) -> str | None:
+    """Measure this run's share, and publish the tables when all shares are there; else why they are not yet."""
+    from circuits.data import prompts as prompt_sets
+    from circuits.interventions import study
+    from circuits.interventions.ask import Ask
+
+    settings, given = _settings(context.cfg), getattr(context.cfg, SECTION)
+    measured, others = study.sides(prompt_sets.read(context.require("prompts").path), settings)
+    paths = (
+        {layer: context.require("sae", layer).path for layer in context.layers} if settings.units == "features" else {}
+    )
+    lm = context.open_model()
+
+    def tell(what: str, done: int, total: int) -> None:
+        context.progress(what, done, total, "unit")
+
+    def keeper(name: str) -> Keeper[str]:
+        worth = {"worth_s": 0.0} if given.world_size > 1 else {}
+        return context.keeper({"effects": work}, name, f"measuring {name}", "cell", **worth)
+
+    ask = Ask(lm, measured, others, context.layers, settings, _saes(context, paths), context.cfg.seed, tell)
+    if given.world_size > 1:
+        study.run(ask, keeper, context.say, shard=given.shard, world_size=given.world_size, whole=False)
+    with alone(context, work) as needed:
+        if not needed:
+            return None
+        if left := study.unfinished(ask, lambda name: work.partial / f"{name}.safetensors", given.world_size) * (
+            given.world_size > 1
+        ):
+            note = f"shard {given.shard + 1}/{given.world_size} done, waiting for the rest ({left} parts)"
+            context.say(note)
+            return note
+        found = study.run(ask, keeper, context.say, world_size=given.world_size)
+        if found is not None:
+            artifact = work.commit(found.write)
+            m = found.metrics
+            context.say(
+                f"{m['units']} units on {m['n']} prompts: {m['significant']} effects, {m['none']} equivalent to none, "
+                f"{m['open']} open; strongest {m['strongest']} ({m['strongest_edit']}) {m['effect']:.3f}: {artifact.id}"
+            )
+    return None
 
 
 def _saes(context: Context, paths: Mapping[int, Path]) -> dict[int, SAE]:
