@@ -73,7 +73,7 @@ class Settings:
     direction: Direction = Direction.noising  # of patching: which prompt of a pair is edited
     mean: str = "all"  # all, position or factor:<name>: what a mean is taken over
     scale: float = 2.0  # of edit=scale: 0 removes, 2 amplifies, −1 inverts
-    steps: int = 16  # gradient steps of an optimal constant
+    steps: int = 6  # gradient steps of an optimal constant, over four prompts each; more find a cheaper one
     strengths: Any = None  # of steering, in lengths of the mean difference: null means [0.5,1,2,4]
     shots: int = 4  # demonstrations in the prompt that steering is held against; 0: none
     generate: int = 20  # tokens of text written under each steering direction; 0: none
@@ -180,7 +180,7 @@ def check(s: Settings, layers: Sequence[int], depth: int | None = None, n_heads:
     errors += [*_groups(s), *_steering(s)]
     try:
         named = [*(heads(s.heads, layers) if s.heads is not None else []),
-                 *(head for group in _listed(s.groups) if s.units == "head_groups" for head in heads(group, layers))]  # fmt: skip
+                 *(head for group in _listed(s.groups) if s.units == "head_groups" and group for head in heads(group, layers))]  # fmt: skip
     except UserError as e:
         return [*errors, *e.messages]
     for layer, head in dict.fromkeys(named):

@@ -3,7 +3,7 @@
 For each unit the values become one constant at all edited tokens, chosen to minimise the mean KL to the run without edits over
 prompts that are not measured. Zero and mean ablation are such constants, too, so that what they lose beyond the optimal one
 ("spoofing") is no sign of importance. Adam from the mean; the constants of several units are fitted in one pass, whose loss is the
-sum of theirs.
+sum of theirs. A constant that ends no better than the mean, on the prompts of the first step, is dropped for the mean.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Optimal(Edit):
     ) -> None:
         self.prompts, self.steps, self.size, self.rate, self.tell = prompts, steps, rows, rate, tell
         self.loss: dict[str, tuple[float, float]] = {}
-        """KL of each unit on the fitted prompts: under the mean, under the constant."""
+        """KL of each unit on the first step's prompts: under the mean, under the constant."""
 
     def fit(self, engine: Engine, units: Sequence[Unit]) -> None:
         """Fit all constants, a batch of units of one starting layer at a time."""
@@ -81,13 +81,14 @@ class Optimal(Edit):
         flat = [value for one in constants for value in one.values()]
         size = [max(float(value.abs().mean()), 1e-3) for value in flat]
         moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in flat]
-        first = self._losses(engine, batches, units, chosen) if self.steps else None
+        first = torch.full((len(chosen),), torch.inf)
         for step in range(self.steps):
-            batch = batches[step % len(batches)]
             for value in flat:
                 value.requires_grad_(True)
-            loss = self._loss(engine, batch, units, chosen, constants).sum()
-            gradients = torch.autograd.grad(loss, flat)
+            loss = self._loss(engine, batches[step % len(batches)], units, chosen, constants)
+            gradients = torch.autograd.grad(loss.sum(), flat)
+            if step == 0:
+                first = loss.detach()  # of the mean
             with torch.no_grad():
                 for i, (value, g) in enumerate(zip(flat, gradients, strict=True)):
                     value.requires_grad_(False)
@@ -96,25 +97,12 @@ class Optimal(Edit):
                     v.mul_(0.95).addcmul_(g, g, value=0.05)
                     m_hat, v_hat = m / (1 - 0.9 ** (step + 1)), v / (1 - 0.95 ** (step + 1))
                     value.sub_(self.rate * size[i] * (1 - step / self.steps) * m_hat / (v_hat.sqrt() + 1e-12))
-        self._keep(engine, batches, units, chosen, constants, first)
-
-    def _keep(self, engine, batches, units, chosen, constants, first) -> None:  # type: ignore[no-untyped-def]
-        if first is None:
-            return
-        before = {i: self._constant[i] for i in chosen}
-        for slot, i in enumerate(chosen):
-            self._constant[i] = constants[slot]
-        after = self._losses(engine, batches, units, chosen)
-        for slot, i in enumerate(chosen):
-            self.loss[units[i].name] = (float(first[slot]), float(min(first[slot], after[slot])))
-            if not after[slot] < first[slot]:
-                self._constant[i] = before[i]
-
-    def _losses(self, engine: Engine, batches: Sequence[Batch], units: Sequence[Unit], chosen: Sequence[int]) -> Tensor:
         with torch.no_grad():
-            constants = [self._constant[i] for i in chosen]
-            found = [self._loss(engine, b, units, chosen, constants) * len(b.rows) for b in batches]
-        return torch.stack(found).sum(0) / sum(len(b.rows) for b in batches)
+            last = self._loss(engine, batches[0], units, chosen, constants)
+        for slot, i in enumerate(chosen):
+            self.loss[units[i].name] = (float(first[slot]), float(last[slot]))
+            if last[slot] < first[slot]:
+                self._constant[i] = constants[slot]
 
     def _loss(
         self,
