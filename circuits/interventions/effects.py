@@ -231,6 +231,9 @@ def summary(
     for name in effects.values:
         if name not in found and name != "effect":
             found[name] = _mean(effects.values[name])
+    if "recovery" in effects.values:
+        shares = Clustered.of(effects.values["recovery"], cluster)
+        found["recovery_low"], found["recovery_high"] = intervals(shares, seed=seed, resamples=resamples)
     return found
 
 

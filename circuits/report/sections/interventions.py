@@ -65,7 +65,7 @@ def _sentence(records: Sequence[Record]) -> str:
 
 
 def _answer(r: Record) -> str:
-    n = f"n = {int(r.metrics['n']):,} prompts"
+    n = f"n = {plural(int(r.metrics['n']), 'prompt')}"
     if not len(r.ranked):
         return f"{r.condition}: no effect of {counted(r)} is defined ({n})."
     row = r.ranked.iloc[0].to_dict()

@@ -21,7 +21,7 @@ from circuits.stats.many import corrected, rank_agreement
 ROWS = 40  # units of the matrix
 TOP = 10  # units of a condition among which shared ones are looked for
 LEAST = 4  # units of a layer for a rank correlation
-TESTS = 1200  # rank correlations of a page; each takes milliseconds
+TESTS = 600  # rank correlations of a page, about: each takes some milliseconds
 SEED = 0
 
 
@@ -37,7 +37,7 @@ def blocks(name: str, records: Sequence[Record]) -> list[Block]:
     found: list[Block] = [_matrix(f"{name}-conditions", records, tables), _shared(records, tables)]
     ranks = _ranks(records, tables)
     if len(ranks):
-        found += [_rank_figure(f"{name}-ranks", records, ranks), _rank_table(records, ranks)]
+        found += [_rank_figure(f"{name}-ranks", records, ranks, len(tables)), _rank_table(records, ranks)]
     return found
 
 
@@ -92,15 +92,9 @@ def _shared(records: Sequence[Record], tables: dict[str, pd.DataFrame]) -> Table
         best = [set(known[c].abs().dropna().nlargest(k).index) for c in known]
         shared = [str(unit) for unit in known.index if all(unit in mine for mine in best)]
         expected = len(known) * float(np.prod([len(mine) / len(known) for mine in best]))
-        cells = Cell(edit), Cell(f"{len(shared)} of {k}", len(shared)), Cell(f"{expected:.1f}", expected)
-        rows.append(
-            (
-                *cells,
-                Cell(", ".join(shared) or "none"),
-                Cell(str(len(known)), len(known)),
-                Cell(str(len(best)), len(best)),
-            )
-        )
+        cells = [Cell(edit), Cell(f"{len(shared)} of {k}", len(shared)), Cell(f"{expected:.1f}", expected)]
+        cells += [Cell(", ".join(shared) or "none"), *(Cell(str(len(found)), len(found)) for found in (known, best))]
+        rows.append(tuple(cells))
     columns = (
         Column("edit"), Column("shared", True), Column("by chance", True, "expected of random rankings"), Column("units"),
         Column("measured", True, "units"), Column("conditions", True),
@@ -111,33 +105,27 @@ def _shared(records: Sequence[Record], tables: dict[str, pd.DataFrame]) -> Table
 
 def _ranks(records: Sequence[Record], tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Spearman's ρ of two conditions over the units of a layer, with permutation p and its correction over all of them."""
-    layer_of = {
-        str(unit): layer
-        for r in records
-        if "layer" in r.studied
-        for unit, layer in zip(r.studied["unit"], r.studied["layer"], strict=True)
-        if layer == layer
-    }
+    placed = pd.concat(
+        [r.studied[["unit", "layer"]] for r in records if "layer" in r.studied]
+        or [pd.DataFrame(columns=["unit", "layer"])]
+    )
+    layers = placed.dropna().drop_duplicates("unit").set_index("unit")["layer"]
+    pairs = list(itertools.combinations([r.condition for r in records], 2))
     found: list[tuple[str, str, str, int, float, float, int]] = []
-    for (edit, table), (a, b) in itertools.product(
-        tables.items(), itertools.combinations([r.condition for r in records], 2)
-    ):
+    at_most = max(1, TESTS // max(1, len(pairs) * layers.nunique()))
+    for (edit, table), (a, b) in itertools.product(list(tables.items())[:at_most], pairs):
         both = table[[a, b]].dropna()
-        for layer, mine in both.groupby(both.index.map(lambda unit: layer_of.get(str(unit), -1.0))):
-            if layer >= 0 and len(mine) >= LEAST and len(found) < TESTS:
+        for layer, mine in both.groupby(layers.reindex(both.index).to_numpy()):
+            if len(mine) >= LEAST and len(found) < 2 * TESTS:
                 rho, p = rank_agreement(mine[a], mine[b], seed=SEED, least=LEAST)
-                found.append((edit, a, b, int(layer), rho, p, len(mine)))
+                found.append((edit, a, b, int(float(str(layer))), rho, p, len(mine)))
     ranks = pd.DataFrame(found, columns=["edit", "a", "b", "layer", "rho", "p", "n"])
     return ranks.assign(q=corrected(ranks["p"])) if ranks["rho"].notna().any() else ranks[:0]
 
 
-def _pairs(ranks: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(dict.fromkeys(zip(ranks["a"], ranks["b"], strict=True)))
-
-
-def _rank_figure(name: str, records: Sequence[Record], ranks: pd.DataFrame) -> Figure:
+def _rank_figure(name: str, records: Sequence[Record], ranks: pd.DataFrame, n_edits: int) -> Figure:
     """ρ by layer, a panel a pair of conditions."""
-    pairs = _pairs(ranks)
+    pairs = list(dict.fromkeys(zip(ranks["a"], ranks["b"], strict=True)))
     shown, edits = pairs[:PANELS], list(dict.fromkeys(ranks["edit"]))
     looks = Looks(edits)
     with drawing():
@@ -150,11 +138,11 @@ def _rank_figure(name: str, records: Sequence[Record], ranks: pd.DataFrame) -> F
                 mine = ranks[(ranks["a"] == a) & (ranks["b"] == b) & (ranks["edit"] == edit) & ranks["rho"].notna()]
                 axes.plot(mine["layer"], mine["rho"], color=looks[edit].color, linewidth=0.9, alpha=0.6)
                 (artist,) = axes.plot(mine["layer"], mine["rho"], **marks(looks[edit]), clip_on=False)
-                told = mine.to_dict("records")
-                sheet.tell(
-                    artist, [f"layer {t['layer']}, {edit}: ρ {t['rho']:+.2f}, p {say.chance(t['p'])}" for t in told]
-                )
+                rows = mine.to_dict("records")
+                told = [f"layer {t['layer']}, {edit}: ρ {t['rho']:+.2f}, p {say.chance(t['p'])}" for t in rows]
+                sheet.tell(artist, told)
     more = f" The first {PANELS} of {len(pairs)} pairs." if len(pairs) > PANELS else ""
+    more += f" Only of {', '.join(edits)}: more would take long." if len(edits) < n_edits else ""
     caption = (
         f"Rank agreement of the mean effects of two conditions over the units of a layer ({LEAST} at least; layers where it is "
         f"undefined are left out).{more} 0: no agreement (the control). {say.sample(records)} {say.sources(records)}"
@@ -169,17 +157,11 @@ def _rank_table(records: Sequence[Record], ranks: pd.DataFrame) -> Table:
         Column("p", True, "by permutation"),
         Column("q", True, "Benjamini-Hochberg over this table"), Column("units", True),
     )  # fmt: skip
-    rows = tuple(
-        (
-            *(Cell(str(t[key])) for key in ("a", "b", "edit")),
-            Cell(str(t["layer"]), t["layer"]),
-            *((Cell(f"{t['rho']:+.2f}", t["rho"]) if t["rho"] == t["rho"] else Cell(ABSENT)),),
-            *(
-                Cell(say.chance(t[key]) if t[key] == t[key] else ABSENT, t[key] if t[key] == t[key] else None)
-                for key in ("p", "q")
-            ),
-            Cell(str(t["n"]), t["n"]),
-        )
-        for t in ranks.to_dict("records")
-    )
-    return Table("Rank agreement of conditions", columns, rows, say.sources(records), folded=True)
+    rows = []
+    for t in ranks.to_dict("records"):
+        rho = say.number(t, "rho")
+        cells = [*(Cell(str(t[key])) for key in ("a", "b", "edit")), Cell(str(t["layer"]), t["layer"])]
+        cells += [Cell(ABSENT if rho is None else f"{rho:+.2f}", rho)]
+        cells += [Cell(say.chance(say.number(t, key)), say.number(t, key)) for key in ("p", "q")]
+        rows.append((*cells, Cell(str(t["n"]), t["n"])))
+    return Table("Rank agreement of conditions", columns, tuple(rows), say.sources(records), folded=True)

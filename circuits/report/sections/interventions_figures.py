@@ -17,6 +17,7 @@ from circuits.report.sections.interventions_records import Record
 from circuits.report.style import MUTED, Looks
 from circuits.report.words import plural
 
+Cells = tuple[Record, pd.DataFrame, str]
 PANELS = 20  # maps of a figure
 NARROW = 20  # columns of a map that stands beside four others
 SPARSE = 0.25  # of a grid's cells: fewer units are a forest
@@ -78,9 +79,8 @@ def _maps(name: str, records: Sequence[Record], key: str) -> list[Figure]:
     narrow, several = len(xs) <= NARROW, len(records) > 1
     at_most = max(len(r.edits) for r in records)
     if len(chosen) > (PANELS if narrow or not several else 6) and several and at_most > 1:
-        edit = (
-            max(records, key=lambda r: abs(r.ranked["effect"].iloc[0]) if len(r.ranked) else -1).ranked["edit"].iloc[0]
-        )
+        known = [r.ranked for r in records if len(r.ranked)]
+        edit = max(known, key=lambda table: abs(table["effect"].iloc[0]))["edit"].iloc[0]
         groups = [[one for one in chosen if one[2] == edit]] + [[one for one in chosen if one[0] is r] for r in records]
     else:
         groups = [chosen]
@@ -94,13 +94,8 @@ def _maps(name: str, records: Sequence[Record], key: str) -> list[Figure]:
 
 
 def _map(
-    name: str,
-    chosen: Sequence[tuple[Record, pd.DataFrame, str]],
-    layers: list[int],
-    xs: list[int],
-    key: str,
-    across: int,
-) -> Figure:
+    name: str, chosen: Sequence[Cells], layers: list[int], xs: list[int], key: str, across: int
+) -> Figure:  # fmt: skip
     records = list(dict.fromkeys(r for r, _, _ in chosen))
     edits = list(dict.fromkeys(edit for _, _, edit in chosen))
     first = records[0]
@@ -112,32 +107,26 @@ def _map(
     alpha = first.alpha if key == "effect" else None
     heads = first.kind == "heads"
     who = "head" if heads else "position"
-    title = f"{key.capitalize()} by layer and {who}" + (f", {edits[0]}" if len(edits) == 1 else "")
-    caption = " ".join(
-        part
-        for part in (
-            f"Mean {key} of editing one {who} at one layer, a map "
-            + ("an edit." if len(records) == 1 else "a condition." if len(edits) == 1 else "a condition and edit."),
-            say.SIGN if key == "effect" else RECOVERY,
-            ""
-            if heads
-            else "Positions are counted from the prompt's end (−1: the last token); shorter prompts lack the first.",
-            f"Dots: q < {alpha:g} (Benjamini-Hochberg within an edit)." if alpha else "",
-            say.sample(records, control=True),
-            say.sources(records),
-        )
-        if part
+    title = f"{key.capitalize()} by layer and {who}" + (
+        f", {edits[0]}" if len(edits) == 1 else f": {first.condition}" if len(records) == 1 else ""
     )
+    each = "an edit" if len(records) == 1 else "a condition" if len(edits) == 1 else "a condition and edit"
+    caption = f"Mean {key} of editing one {who} at one layer, a map {each}. {say.SIGN if alpha else RECOVERY}"
+    caption += "" if heads else f" {FROM_END}"
+    caption += f" Dots: q < {alpha:g} (Benjamini-Hochberg within an edit)." if alpha else ""
+    caption += f" {say.sample(records, control=True)} {say.sources(records)}"
     best = max((r.ranked for r in records if len(r.ranked)), key=lambda t: abs(t["effect"].iloc[0]), default=None)
     strongest = f", strongest {best['unit'].iloc[0]} at {best['effect'].iloc[0]:+.2f}" if best is not None else ""
     alt = f"{title}: {plural(len(panels), 'map')} of {len(layers)} layers by {len(xs)} {who}s{strongest}"
+    data = say.table_of(records, "layer", "item" if heads else "positions", *([key] if key != "effect" else []))
     return heatmap(
         name, panels, Axis("layer", layers), Axis(who if heads else "position from the end", xs), what,
         alpha=alpha, title=title, caption=caption, alt=alt, across=across,
-        data=say.table_of(records, "layer", "item" if heads else "positions", key if key != "effect" else "n"),
+        data=data[data["edit"].isin(edits)],
     )  # fmt: skip
 
 
+FROM_END = "Positions are counted from the prompt's end (−1: the last token); shorter prompts lack the first."
 RECOVERY = (
     "0: the edited prompt's difference as it was; 1: all the way to that of the pair's other prompt; undefined where the "
     "two hardly differ."

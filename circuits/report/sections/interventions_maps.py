@@ -60,23 +60,10 @@ def limit(panels: Sequence[Panel]) -> tuple[float, bool]:
 def heatmap(
     name: str, panels: Sequence[Panel], rows: Axis, cols: Axis, unit: str, *,
     alpha: float | None, title: str, caption: str, alt: str, data: pd.DataFrame, across: int = 3,
-    end: float | None = None,
 ) -> Figure:  # fmt: skip
-    """Maps side by side under one colour scale centred on 0.
+    """Maps of the same rows and columns, at most `across` side by side, under one colour scale centred on 0 that means `unit`.
 
-    Args:
-        name: of the figure; plain letters.
-        panels: all with the same rows and columns.
-        rows: from bottom to top where they are numbers, from top to bottom where they are names.
-        cols: from left to right.
-        unit: what a colour means.
-        alpha: the limit of q that `dots` stand for; None: no dots.
-        title: of the figure.
-        caption: beneath it.
-        alt: for who does not see it.
-        data: its CSV.
-        across: panels side by side at most.
-        end: where the colours end; None: the largest value.
+    Rows stand from bottom to top where they are numbers, from top to bottom where they are names; dots stand for q < `alpha`.
     """
     n_cols = min(across, len(panels))
     n_rows = -(-len(panels) // n_cols)
@@ -88,7 +75,7 @@ def heatmap(
     tall = len(rows.ticks) * 0.15 if named[0] else wide * len(rows.ticks) / max(1, len(cols.ticks))
     tall = max(tall, 0.5) if named[0] else min(max(tall, 0.12 * min(len(rows.ticks), 8), 0.35), 3.4)
     height = n_rows * (tall + 0.3) + (n_rows - 1) * 0.1 + BAR + 0.42 + turned
-    reach, beyond = (end, False) if end is not None else limit(panels)
+    reach, beyond = limit(panels)
     many = sum(panel.values.size for panel in panels) > HOVER
     with drawing():
         sheet = Sheet(name, Looks([""]), [""], height=height, width=width, grid=(n_rows, n_cols), titled=True)
@@ -134,9 +121,10 @@ def _cells(sheet: Sheet, axes: Axes, panel: Panel, reach: float, many: bool) -> 
     height, width = panel.values.shape
     axes.set_xlim(-0.5, width - 0.5)
     axes.set_ylim(-0.5, height - 0.5)
-    if not np.isfinite(panel.values).all():
+    holes = not np.isfinite(panel.values).all()
+    if holes:
         ground = (-0.5, -0.5), width, height
-        axes.add_patch(Rectangle(*ground, facecolor="none", edgecolor=GRID, hatch="//////", linewidth=0, zorder=0.5))
+        axes.add_artist(Rectangle(*ground, facecolor="none", edgecolor=GRID, hatch="//////", linewidth=0, zorder=0.5))
     shades: dict[int, list[Path]] = {}
     for i, j in np.argwhere(np.isfinite(panel.values)):
         step, box = shade(float(panel.values[i, j]), reach), (j - 0.5, i - 0.5, j + 0.5, i + 0.5)
@@ -144,17 +132,19 @@ def _cells(sheet: Sheet, axes: Axes, panel: Panel, reach: float, many: bool) -> 
         if many:
             shades.setdefault(step, []).append(square)
             continue
-        _paper(axes, square)
+        if holes:
+            _paper(axes, square)
         color, strength = _ink(step)
-        artist = axes.add_patch(PathPatch(square, facecolor=color, alpha=strength, linewidth=0, zorder=2))
+        artist = axes.add_artist(PathPatch(square, facecolor=color, alpha=strength, linewidth=0, zorder=2))
         sheet.tell(artist, panel.told(int(i), int(j)))
     if many and shades:
-        _paper(axes, Path.make_compound_path(*(square for found in shades.values() for square in found)))
+        if holes:
+            _paper(axes, Path.make_compound_path(*(square for found in shades.values() for square in found)))
         for step, squares in sorted(shades.items()):
             if step:
                 color, strength = _ink(step)
                 whole = Path.make_compound_path(*squares)
-                axes.add_patch(PathPatch(whole, facecolor=color, alpha=strength, linewidth=0, zorder=2))
+                axes.add_artist(PathPatch(whole, facecolor=color, alpha=strength, linewidth=0, zorder=2))
     if panel.dots.any():
         y, x = np.nonzero(panel.dots)
         size = float(np.clip(50 / max(height, width), 1.4, 3.4))
@@ -166,7 +156,7 @@ def _cells(sheet: Sheet, axes: Axes, panel: Panel, reach: float, many: bool) -> 
 
 def _paper(axes: Axes, path: Path) -> None:
     """Cells stand on paper, not on the hatched ground."""
-    axes.add_patch(PathPatch(path, facecolor=PAPER, edgecolor=PAPER, linewidth=0.3, zorder=1))
+    axes.add_artist(PathPatch(path, facecolor=PAPER, edgecolor=PAPER, linewidth=0.3, zorder=1))
 
 
 def _dress(axes: Axes, title: str, rows: Axis, cols: Axis, named: Sequence[bool]) -> None:
@@ -202,7 +192,7 @@ def _bar(
     axes = sheet.canvas.add_axes((left / width, 0.36 / height, long / width, 0.1 / height))
     for step in range(-STEPS, STEPS + 1):
         color, strength = _ink(step)
-        axes.add_patch(Rectangle((step - 0.5, 0), 1, 1, facecolor=color, alpha=strength, linewidth=0))
+        axes.add_artist(Rectangle((step - 0.5, 0), 1, 1, facecolor=color, alpha=strength, linewidth=0))
     axes.set_xlim(-STEPS - 0.5, STEPS + 0.5)
     axes.set_yticks([])
     ends = [f"{'≤ ' if beyond else ''}{-reach:.3g}", f"{-reach / 2:.3g}", "0", f"{reach / 2:.3g}"]

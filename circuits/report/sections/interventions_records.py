@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from circuits.report.registry import Entry, View
 from circuits.report.saved import load_metrics, load_table
@@ -103,11 +106,15 @@ class Record:
         """How many rows of studied units have a verdict."""
         return int((self.studied["verdict"] == which).sum())
 
-    def controls_of(self, row: Mapping[Any, Any]) -> pd.Series:
+    @cached_property
+    def _controls(self) -> Mapping[Any, Any]:
+        found = self.summary[(self.summary["control"] != "") & self.summary["effect"].notna()]
+        return {key: rows.to_numpy(float) for key, rows in found.groupby(["of", "edit"])["effect"]}
+
+    def controls_of(self, row: Mapping[Any, Any]) -> NDArray[np.float64]:
         """Mean effects of the controls that a unit is held against: its own, or the random sets of its shape."""
-        names = [str(row["unit"]), shape(str(row["unit"]))]
-        found = self.summary[(self.summary["control"] != "") & (self.summary["edit"] == row["edit"])]
-        return found[found["of"].isin(names)]["effect"].dropna()
+        names = dict.fromkeys((str(row["unit"]), shape(str(row["unit"]))))
+        return np.concatenate([self._controls.get((name, row["edit"]), np.empty(0)) for name in names])
 
 
 def read_all(view: View) -> tuple[list[Record], list[str]]:
@@ -156,13 +163,8 @@ def _part(entry: Entry, group: str) -> Mapping[str, Any]:
 
 def shape(unit: str) -> str:
     """``2 at L0, 1 at L3`` of ``L0.H2+L0.H4+L3.H1``: what random sets of heads are named after."""
-    layers = Counter(int(part[1:].partition(".")[0]) for part in unit.split("+") if part[:1] == "L" and _heads(part))
+    layers = Counter(int(layer) for layer in re.findall(r"(?:^|\+)L(\d+)\.H\d+", unit))
     return ", ".join(f"{n} at L{layer}" for layer, n in sorted(layers.items()))
-
-
-def _heads(part: str) -> bool:
-    layer, dot, head = part[1:].partition(".")
-    return bool(dot) and layer.isdigit() and head[:1] == "H"
 
 
 def interval(row: Mapping[Any, Any], low: str = "low", high: str = "high") -> tuple[float, float] | None:
@@ -206,10 +208,8 @@ def tell(r: Record, row: Mapping[Any, Any]) -> str:
 def sample(records: Sequence[Record], control: bool = False) -> str:
     """n, interval and control of a claim, for captions."""
     units = sorted({str(r.option("cluster", "prompt")) for r in records})
-    text = (
-        f"n = {counts([float(r.metrics['n']) for r in records])} prompts; 95% bootstrap intervals, the unit drawn is the "
-        f"{' or '.join(units)}; measured once, without random seeds."
-    )
+    n = counts([float(r.metrics["n"]) for r in records])
+    text = f"n = {n} prompts; 95% bootstrap intervals, the unit drawn is the {' or '.join(units)}; deterministic, without seeds."
     held = any(r.controlled for r in records)
     told = "random units of equal size." if held else "the same prompts without edits, where every effect is 0."
     return f"{text} Control: {told}" if control else text
@@ -232,6 +232,6 @@ def counted(r: Record) -> str:
 
 def table_of(records: Sequence[Record], *more: str) -> pd.DataFrame:
     """The CSV of a figure: studied units, with further columns."""
-    rows = [r.studied.assign(condition=r.condition, artifact=r.label) for r in records]
+    rows = [r.studied.assign(condition=r.condition, artifact=r.entry.ref.key[:12]) for r in records]
     found = pd.concat(rows, ignore_index=True)
     return found[[column for column in (*COLUMNS, *more) if column in found]]

@@ -12,7 +12,7 @@ from circuits.report.words import ABSENT, decimal, percent, visible, whole
 
 TOP = 12  # rows of the first table, over all conditions
 LONG = 24  # rows of a table that is not folded
-HEADS = 6000  # rows of the tables of heads, over all conditions
+HEADS = 3000  # rows of the tables of heads, over all conditions
 NAMED = 5  # prompts left out that are named
 
 
@@ -92,14 +92,12 @@ def heads(r: Record, at_most: int) -> Table:
         for row in mine:
             star = "*" if (say.number(row, "q") or 1.0) < r.alpha or say.number(row, "q") == 0 else ""
             value = say.number(row, "effect")
-            cells.append(
-                Cell(ABSENT if value is None else f"{value:+.2f}{star}", value, say.effect(row) if row else "")
-            )
+            cells.append(Cell(ABSENT if value is None else f"{value:+.2f}{star}", _rounded(value)))
         for row in mine if direct else []:
             total, straight, frozen = (say.number(row, key) for key in ("effect", "direct", "direct_frozen"))
             norm = None if straight is None or frozen is None else straight - frozen
             later = None if total is None or straight is None else total - straight
-            cells += [Cell(ABSENT if v is None else f"{v:+.2f}", v) for v in (straight, norm, later)]
+            cells += [Cell(ABSENT if v is None else f"{v:+.2f}", _rounded(v)) for v in (straight, norm, later)]
         rows.append(tuple(cells))
     more = f" The {len(rows):,} strongest of {len(units):,}." if len(rows) < len(units) else ""
     said = (
@@ -110,6 +108,11 @@ def heads(r: Record, at_most: int) -> Table:
     held = f"{say.sample([r], control=True)} {say.sources([r])}"
     caption = f"Mean effects in {r.unit}; * q < {r.alpha:g}. {say.SIGN}{said}{more} {held}"
     return Table(f"Every head: {r.condition}", tuple(columns), tuple(rows), caption, folded=len(rows) > LONG)
+
+
+def _rounded(value: float | None) -> float | None:
+    """What sorts a long table: short, because there are many."""
+    return None if value is None else float(f"{value:.4g}")
 
 
 def agreement(r: Record) -> Table | None:
@@ -163,5 +166,7 @@ def without(records: Sequence[Record]) -> Table:
                     Cell(r.label, code=True),
                 )
             )
-    caption = f"The same prompts through the untouched model. {say.sample(records)}"
+    corrupt = any(r.metrics.get("direction") == "denoising" for r in records)
+    told = " Denoising starts from the corrupt prompts: what is shown is theirs." if corrupt else ""
+    caption = f"The same prompts through the untouched model.{told} {say.sample(records)}"
     return Table("Without edits", columns, tuple(rows), caption)
