@@ -178,9 +178,10 @@ def check(s: Settings, layers: Sequence[int], depth: int | None = None, n_heads:
             f"resamples={s.resamples}: the smallest p is 1/{s.resamples + 1}, above alpha={s.alpha:g}; raise it"
         )
     errors += [*_groups(s), *_steering(s)]
+    groups = [group for group in _listed(s.groups) if group] if s.units == "head_groups" else []
     try:
         named = [*(heads(s.heads, layers) if s.heads is not None else []),
-                 *(head for group in _listed(s.groups) if s.units == "head_groups" and group for head in heads(group, layers))]  # fmt: skip
+                 *(head for group in groups for head in heads(group, layers))]  # fmt: skip
     except UserError as e:
         return [*errors, *e.messages]
     for layer, head in dict.fromkeys(named):

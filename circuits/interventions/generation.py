@@ -1,0 +1,118 @@
+"""Greedy continuation under edits, and how fluent it is.
+
+Every step runs the whole sequence again, without a cache of keys and values: a token's activations are then edited exactly as they
+were when the prompt was measured, and nothing that an edit changes can be stale. Rows are padded on the right and end at the
+tokenizer's end-of-text token, which is not counted. Fluency is what the model without edits makes of the text:
+
+    nll          −(1/n) Σ log p(token | what stands before it), nats; perplexity = exp(nll)
+    distinct_2   different pairs of neighbouring tokens / all of them (Li et al. 2016, arXiv:1510.03055)
+    repetition   1 − distinct_2
+
+A low perplexity is no praise by itself: a text that repeats itself is likely, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from circuits.data.prompts import batches
+from circuits.interventions.units.base import Lens
+from circuits.model_input import padded
+from circuits.models.hooks import Edit as Hook
+from circuits.models.hooks import forward
+from circuits.models.load import LM
+
+Ids = tuple[int, ...]
+MakeHooks = Callable[[Sequence[int], Sequence[int], int], list[Hook]]
+"""(numbers of the rows, their lengths now, columns) → what is done in the pass."""
+
+
+def no_hooks(rows: Sequence[int], lengths: Sequence[int], width: int) -> list[Hook]:
+    """The model as it is."""
+    return []
+
+
+def adding(
+    lens: Lens,
+    key: tuple[str, int],
+    layer: int,
+    change: Tensor,
+    columns: Sequence[Sequence[int] | None],
+    device: torch.device,
+) -> MakeHooks:
+    """Adds `change` at the columns of each row; None: at every token, the generated ones included."""
+    change = change.float().to(device)
+
+    def hooks(rows: Sequence[int], lengths: Sequence[int], width: int) -> list[Hook]:
+        mask = torch.zeros(len(rows), width, 1, 1, dtype=torch.bool)
+        for r, (i, length) in enumerate(zip(rows, lengths, strict=True)):
+            at = columns[i]
+            mask[r, list(range(length) if at is None else at)] = True
+        mask = mask.to(device)
+
+        def fn(x: Tensor) -> Tensor:
+            old = lens.values(x, layer, (0,))
+            return lens.put(x, layer, (0,), old, torch.where(mask, (old + change).to(old.dtype), old))
+
+        return [Hook(*key, fn)]
+
+    return hooks
+
+
+@torch.inference_mode()
+def generate(
+    lm: LM,
+    starts: Sequence[Ids],
+    steps: int,
+    *,
+    hooks: MakeHooks = no_hooks,
+    batch_size: int = 32,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Ids]:
+    """Up to `steps` likeliest tokens after each start."""
+    end = lm.tokenizer.eos_token_id
+    found: list[list[int]] = [[] for _ in starts]
+    for first in range(0, len(starts), batch_size):
+        active = list(range(first, min(first + batch_size, len(starts))))
+        for step in range(steps):
+            if not active:
+                break
+            rows = [starts[i] + tuple(found[i]) for i in active]
+            tokens = padded(rows)
+            edits = hooks(active, [len(row) for row in rows], tokens.ids.shape[1])
+            top = forward(lm, tokens, edits=edits, logits="last").read.float().argmax(-1).tolist()
+            for i, token in zip(active, top, strict=True):
+                if token != end:
+                    found[i].append(token)
+            active = [i for i, token in zip(active, top, strict=True) if token != end]
+            tell(first * steps + (step + 1) * min(batch_size, len(starts) - first), len(starts) * steps)
+    return [tuple(ids) for ids in found]
+
+
+@torch.inference_mode()
+def nll(lm: LM, starts: Sequence[Ids], texts: Sequence[Ids], *, batch_size: int = 32) -> list[float]:
+    """Mean −log p of each text's tokens after its start, without edits; NaN of an empty text."""
+    found = [float("nan")] * len(starts)
+    some = [i for i, text in enumerate(texts) if text]
+    for tokens in batches([starts[i] + texts[i] for i in some], batch_size):
+        rows = [some[int(r)] for r in tokens.samples]
+        longest = max(len(texts[i]) for i in rows)
+        columns, wanted = torch.zeros(2, len(rows), longest, dtype=torch.int64).unbind()
+        for r, i in enumerate(rows):
+            n = len(texts[i])
+            columns[r, :n] = len(starts[i]) - 1 + torch.arange(n)
+            wanted[r, :n] = torch.tensor(texts[i])
+        logp = forward(lm, tokens, logits=columns).read.float().log_softmax(-1)
+        each = logp.gather(2, wanted.to(logp.device)[..., None])[..., 0].cpu().double()
+        for r, i in enumerate(rows):
+            found[i] = -float(each[r, : len(texts[i])].mean())
+    return found
+
+
+def distinct(text: Ids, n: int = 2) -> float:
+    """The share of its runs of `n` tokens that are different ones; NaN where it has none."""
+    runs = [text[i : i + n] for i in range(len(text) - n + 1)]
+    return len(set(runs)) / len(runs) if runs else float("nan")
