@@ -147,6 +147,33 @@ def test_patching_all_positions_gives_the_other_prompts_logits_and_only_the_last
         )  # nothing follows
 
 
+def test_low_memory_changes_no_number_and_keeps_less() -> None:
+    lm, prompts, units = build("llama"), random_prompts(), every_head()
+    rows = rows_of(prompts)
+    whole, low = (Engine(lm, prompts, rows, Heads(), batch_size=4, low_memory=given) for given in (False, True))
+    a, b = (engine.measure(units, Counterfactual()) for engine in (whole, low))
+    for name in a.values:
+        assert torch.equal(a.values[name].nan_to_num(), b.values[name].nan_to_num())
+    assert 0 < low.kept < whole.kept == whole.kept_whole and low.kept_whole >= low.kept * 2
+
+
+def test_the_largest_batch_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
+    from circuits.interventions import batching
+
+    lm, prompts = build("llama"), random_prompts(20)
+    engine = Engine(lm, prompts, rows_of(prompts), Heads(), batch_size=1)
+    assert batching.largest_batch(engine, every_head(), Zero(), 20) == 20
+    took = batching._peak
+
+    def tight(engine: Engine, members: list[int], units: list[Unit], edit: Edit) -> int:
+        if len(members) > 6:
+            raise torch.OutOfMemoryError
+        return took(engine, members, units, edit)
+
+    monkeypatch.setattr(batching, "_peak", tight)
+    assert batching.largest_batch(engine, every_head(), Zero(), 20) == 4
+
+
 def test_a_sham_changes_nothing_at_all() -> None:
     for batch in (1, 5, 64):
         lm, prompts = build("qwen2"), random_prompts()

@@ -95,7 +95,11 @@ def test_patching_recovers_the_answer_and_the_map_says_where(lab: Cli) -> None:
 
 def test_shards_measure_every_prompt_once_and_the_last_one_puts_them_together(lab: Cli) -> None:
     # Another alpha, and so another artifact with the same effects.
-    whole, _, table = study(lab, "intervention=heads", "intervention.edit=zero", "intervention.alpha=0.04")
+    more = ("intervention.verify=cpu/bf16", "intervention.batch_size=auto", "intervention.low_memory=true")
+    whole, metrics, table = study(lab, "intervention=heads", "intervention.edit=zero", "intervention.alpha=0.04", *more)
+    again = metrics["verify"]
+    assert (again["device"], again["dtype"], again["n"], again["units"]) == ("cpu", "bf16", 8, 16)
+    assert 0 < again["effect"]["abs_diff"] <= again["effect"]["largest"] < 1 and again["effect"]["main"] != 0
     done = lab(
         "task=interventions", *SMALL, "intervention=heads", "intervention.edit=zero", "intervention.alpha=0.03",
         "intervention.world_size=3", "intervention.shard=range(0,3)", "cluster.workers=1", "-m",
@@ -141,6 +145,8 @@ def test_a_rescue_says_how_much_each_head_gives_back(lab: Cli) -> None:
         (["intervention.shard=3", "intervention.world_size=2"], "shard=3: from 0 to world_size-1 (1)"),
         (["intervention.edit=restore"], "units=head_groups has groups"),
         (["intervention.bound=0"], "bound=0"),
+        (["intervention.batch_size=many"], "a whole number from 1, or auto"),
+        (["intervention.verify=tpu"], "a device (cpu, cuda, cuda:1, mps), a precision (fp32 bf16 fp16)"),
         (["intervention.alpha=2"], "alpha=2"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "said",

@@ -95,6 +95,12 @@ class Batch:
     watched: Mapping[Key, Tensor]
     """What a watch compares with, ``[copies · n, width]`` at the token where an answer begins to be read."""
 
+    @property
+    def kept(self) -> int:
+        """Bytes that all passes of the batch share."""
+        held = [*self.prefixes.values(), *self.base.values(), *self.source.values(), *self.watched.values(), self.logp]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
     def at_answer(self, x: Tensor) -> Tensor:
         """``[copies · n, pos, ...]`` at the token where an answer begins to be read."""
         return x[torch.arange(len(x), device=x.device), self.answers.columns[:, 0]]
@@ -111,6 +117,9 @@ class Engine:
         batch_size: rows of a pass, and so what bounds the memory.
         donor: the tokens of another prompt for each prompt, for edits that resample.
         watch: reads more of each pass than its logits.
+        low_memory: keep the stream entering one layer at a time instead of all, for one more pass without edits a layer.
+
+    `kept` is the most that was kept between passes, in bytes, `kept_whole` what it is without `low_memory`.
 
     Raises:
         UserError: rows longer than the model's context; a site that the model does not have.
@@ -126,11 +135,13 @@ class Engine:
         batch_size: int = 32,
         donor: Sequence[tuple[int, ...] | None] = (),
         watch: Watch | None = None,
+        low_memory: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"a batch of {batch_size} rows: at least 1")
         self.lm, self.prompts, self.rows, self.lens = lm, prompts, list(rows), lens
-        self.batch_size, self.donor, self.watch = batch_size, list(donor), watch
+        self.batch_size, self.donor, self.watch, self.low_memory = batch_size, list(donor), watch, low_memory
+        self.kept = self.kept_whole = 0
         check_site(lens.site, lm.dims)
         prompts.check_vocabulary(lm.dims.vocab, lm.name)
         prompts.check_lengths(lm.dims.context, lm.name)
@@ -195,25 +206,40 @@ class Engine:
         total: int,
         state: Callable[[str], State],
     ) -> int:
-        batch = self.prepare(members, units, edit)
-        for name, column in batch.numbers.items():
-            base[name][batch.rows] = column[: len(members)]
-        for chosen in self.passes(units, batch.copies):
-            if done + len(chosen) * len(members) > keeper.start:
-                found = self.run(batch, units, chosen, edit)
-                for name, numbers_ in found.items():
-                    for i, unit in enumerate(chosen):
-                        values[name][unit, batch.rows] = numbers_[i * len(members) : (i + 1) * len(members)]
-                self._undefined(units, chosen, members, values)
-            done += len(chosen) * len(members)
-            keeper.step(done, total, state)
+        n, copies, whole = len(members), max(1, min(self.batch_size // len(members), len(units))), 0
+        for part in self._parts(units):
+            batch = None
+            for chosen in self.passes(units, copies, part):
+                if done + len(chosen) * n > keeper.start:
+                    if batch is None:
+                        batch = self.prepare(members, [units[i] for i in part], edit, copies)
+                        whole += batch.kept
+                        self.kept = max(self.kept, batch.kept)
+                        for name, column in batch.numbers.items():
+                            base[name][batch.rows] = column[:n]
+                    for name, read in self.run(batch, units, chosen, edit).items():
+                        for i, unit in enumerate(chosen):
+                            values[name][unit, batch.rows] = read[i * n : (i + 1) * n]
+                    self._undefined(units, chosen, members, values)
+                done += len(chosen) * n
+                keeper.step(done, total, state)
+        self.kept_whole = max(self.kept_whole, whole)
         return done
 
-    def passes(self, units: Sequence[Unit], copies: int) -> Iterator[list[int]]:
-        """Units in the order of the layer at which their pass can start, `copies` of one layer at a time."""
+    def _parts(self, units: Sequence[Unit]) -> list[list[int]]:
+        """The units that are prepared together: all, or with `low_memory` those whose passes start at one layer."""
+        if not self.low_memory:
+            return [list(range(len(units)))]
         by_start: dict[int, list[int]] = {}
         for i, unit in enumerate(units):
             by_start.setdefault(self._start(unit), []).append(i)
+        return [by_start[start] for start in sorted(by_start)]
+
+    def passes(self, units: Sequence[Unit], copies: int, part: Sequence[int] | None = None) -> Iterator[list[int]]:
+        """Units (those of `part`) in the order of the layer at which their pass can start, `copies` of one layer at a time."""
+        by_start: dict[int, list[int]] = {}
+        for i in range(len(units)) if part is None else part:
+            by_start.setdefault(self._start(units[i]), []).append(i)
         for start in sorted(by_start):
             mine = by_start[start]
             for at in range(0, len(mine), copies):

@@ -88,7 +88,14 @@ class Settings:
     resamples: int = 5000  # of the bootstrap and of permutation tests
     bound: float | None = None  # an effect within it counts as none; null: a tenth of the mean difference without edits
     alpha: float = 0.05  # of corrected p, and of the test of equivalence
-    batch_size: int = 32  # rows of a pass; results agree to 1e-5
+    batch_size: Any = 32  # rows of a pass, or auto: as many as fit, found by trying; results agree to 1e-5
+    low_memory: bool = (
+        False  # keep the stream entering one layer at a time, for one more pass a layer; says what it saves
+    )
+    verify: str | None = (
+        None  # measure some prompts again on this device or at this precision: cpu, cuda:1, fp32, cpu/bf16
+    )
+    verify_samples: int = 8  # of so many prompts
 
     @property
     def edits(self) -> list[str]:
@@ -159,9 +166,15 @@ def check(s: Settings, layers: Sequence[int], depth: int | None = None, n_heads:
     except UserError as e:
         errors += e.messages
     for name, least in (("top_k", 2), ("n_groups", 1), ("group_size", 1), ("last_n", 1), ("steps", 1), ("resamples", 1),
-                        ("batch_size", 1), ("controls", 0), ("shapley", 0), ("shots", 0), ("generate", 0)):  # fmt: skip
+                        ("verify_samples", 1), ("controls", 0), ("shapley", 0), ("shots", 0), ("generate", 0)):  # fmt: skip
         if (value := getattr(s, name)) < least:
             errors.append(f"{name}={value}: at least {least}")
+    if s.batch_size != "auto" and (
+        isinstance(s.batch_size, bool) or not isinstance(s.batch_size, int) or s.batch_size < 1
+    ):
+        errors.append(f"batch_size={s.batch_size}: a whole number from 1, or auto")
+    if s.verify is not None:
+        errors += _verify(s.verify)
     if s.samples is not None and s.samples < 1:
         errors.append(f"samples={s.samples}: at least 1")
     if not 0 < s.alpha < 1:
@@ -190,6 +203,25 @@ def check(s: Settings, layers: Sequence[int], depth: int | None = None, n_heads:
         elif n_heads is not None and head >= n_heads:
             errors.append(f"heads: L{layer}H{head}: layer {layer} has {n_heads} heads (0-{n_heads - 1})")
     return errors
+
+
+DTYPES = ("fp32", "bf16", "fp16")
+
+
+def verify_with(given: str) -> tuple[str | None, str | None]:
+    """(device, dtype) of ``cpu``, ``fp32``, ``cuda:1/bf16``; None where it says nothing."""
+    parts = given.split("/")
+    dtype = next((part for part in parts if part in DTYPES), None)
+    return next((part for part in parts if part not in DTYPES), None), dtype
+
+
+def _verify(given: str) -> list[str]:
+    device, _ = verify_with(given)
+    if len(given.split("/")) > 2 or (device is not None and not re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", device)):
+        return [
+            f"verify={given}: a device (cpu, cuda, cuda:1, mps), a precision ({' '.join(DTYPES)}), or both: cpu/fp32"
+        ]
+    return []
 
 
 def _groups(s: Settings) -> list[str]:

@@ -10,11 +10,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,52 +22,23 @@ from circuits.data import tensorfile
 from circuits.data.keeper import Keeper
 from circuits.data.prompts import PromptSet
 from circuits.errors import Damaged, UserError
-from circuits.files import write_json
-from circuits.interventions import groups
+from circuits.interventions import batching, groups, tables, verify
 from circuits.interventions.ask import Ask, edit, studied
-from circuits.interventions.choice import label, signature
 from circuits.interventions.direct import Direct
 from circuits.interventions.edits.zero import Zero
-from circuits.interventions.effects import Array, Effects, effects_of, summary
+from circuits.interventions.effects import Array, Effects, effects_of
 from circuits.interventions.engine import Engine, Readings
 from circuits.interventions.rows import check_pairs, donors, rows_of
-from circuits.interventions.settings import Cluster, Direction, Metric, Settings, Split
-from circuits.interventions.units.base import Lens, Unit
-from circuits.stats.calibration import binary, calibration
-from circuits.stats.many import rank_agreement
+from circuits.interventions.settings import Direction, Metric, Settings, Split
+from circuits.interventions.units.base import Lens, Place, Unit
+
+if TYPE_CHECKING:
+    from circuits.models.load import LM
 
 MakeKeeper = Callable[[str], Keeper[str]]
 """Where the readings of one edit are kept, by a name."""
 PART = 100
 """Prompts of one part: what was measured of it is kept by itself."""
-
-
-@dataclass
-class Study:
-    """What was measured, and its tables."""
-
-    effects: list[Effects]
-    summary: pd.DataFrame
-    groups: pd.DataFrame
-    shapley: pd.DataFrame
-    metrics: dict[str, Any]
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-    more: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """Tables that some units add, by name."""
-
-    def write(self, directory: Path) -> None:
-        """All tables, and ``metrics.json``."""
-        long = pd.concat([effects.long() for effects in self.effects], ignore_index=True)
-        for column in (name for name in long.columns if name != "value"):
-            long[column] = long[column].astype("category")
-        if long.duplicated(["unit", "sample", "edit", "metric"]).any():
-            raise UserError("a unit was measured twice on one prompt; remove the unfinished work and run again")
-        long.to_parquet(directory / "effects.parquet", index=False)
-        self.summary.to_parquet(directory / "summary.parquet", index=False)
-        for name, table in (("groups", self.groups), ("shapley", self.shapley), *self.more.items()):
-            if len(table):
-                table.to_parquet(directory / f"{name}.parquet", index=False)
-        write_json(directory / "metrics.json", self.metrics)
 
 
 def sides(prompts: PromptSet, settings: Settings) -> tuple[PromptSet, PromptSet]:
@@ -113,7 +83,8 @@ def run(
     shard: int = 0,
     world_size: int = 1,
     whole: bool = True,
-) -> Study | None:
+    again: Callable[[], tuple[LM, dict[str, str]]] | None = None,
+) -> tables.Study | None:
     """Measure everything that `ask` names.
 
     Args:
@@ -123,6 +94,7 @@ def run(
         shard: which of `world_size` processes this is; it measures every `world_size`-th part.
         world_size: how many processes share the work.
         whole: put everything together (and measure what is missing); else only this shard's parts, and None is returned.
+        again: opens the model that a slice of the first edit is verified with, and says on what.
     """
     s = ask.settings
     part = studied(s.units)
@@ -138,7 +110,7 @@ def run(
     left_out: dict[str, list[str]] = {}
     other = _other(ask, lens) if s.pairs else None
     found: list[Effects] = []
-    tables: dict[str, pd.DataFrame] = {}
+    further: dict[str, pd.DataFrame] = {}
     metrics: dict[str, Any] = {}
     for name in s.edits:
         chosen = edit(name, ask)
@@ -165,6 +137,7 @@ def run(
                 pool,
                 keeper(part_name(name, start)),
                 left_out.get(name, []),
+                say,
             )
             for start in starts
         ]
@@ -173,21 +146,52 @@ def run(
         together = _joined(readings_of, everything, name, ask, mine if chosen.source == "other" else None)
         more = part.finish(ask, lens, chosen, together)
         if len(rescued := groups.rescues(together)):
-            tables["rescues"] = rescued
+            further["rescues"] = rescued
         found.append(more.effects)
-        tables |= more.tables
+        further |= more.tables
         metrics |= more.metrics
     if not whole:
         return None
-    study = _tables(ask, found, drawn, left_out)
-    return replace(study, more=tables, metrics=study.metrics | metrics | {"without_controls": alone})
+    if again is not None:
+        metrics["verify"] = _verified(ask, lens, everything, found[0], again)
+        say(verify.told(metrics["verify"]))
+    study = tables.tables(ask, found, drawn, left_out)
+    return replace(study, more=further, metrics=study.metrics | metrics | {"without_controls": alone})
+
+
+def largest_batch(ask: Ask) -> int:
+    """Rows of a pass that fit, for the study's first edit."""
+    part = studied(ask.settings.units)
+    trial = replace(ask, settings=replace(ask.settings, batch_size=1))
+    lens = part.lens(trial)
+    units = [Unit(f"L{layer}", (Place(layer),)) for layer in ask.layers]
+    rows = _rows(trial, ask.measured)
+    return batching.largest_batch(Engine(ask.lm, ask.measured, rows, lens), units, Zero(), len(rows))
+
+
+def _verified(
+    ask: Ask, lens: Lens, units: Sequence[Unit], main: Effects, again: Callable[[], tuple[LM, dict[str, str]]]
+) -> dict[str, Any]:
+    """The first prompts once more under the first edit, with another copy of the model."""
+    lm, where = again()
+    prompts = verify.first(main.prompts, ask.settings.verify_samples)
+    other = replace(ask, lm=lm, measured=prompts)
+    studied_ = [unit for unit in units if not unit.control]
+    chosen = edit(main.edit, other)
+    pool = donors(main.prompts, ask.draw("donors"))[0] if chosen.source == "donor" else []
+    tokens = [main.prompts[i].ids if (i := pool[k]) is not None else None for k in range(len(prompts))] if pool else []
+    rows = _rows(other, prompts)
+    engine = Engine(lm, prompts, rows, lens, batch_size=ask.settings.batch_size, donor=tokens)
+    return verify.compared(
+        main, effects_of(engine.measure(studied_, chosen), studied_, main.edit, prompts, rows), where
+    )
 
 
 def _without_controls(units: Sequence[Unit], controls: Sequence[Unit], s: Settings) -> list[str]:
     """Units that are to be held against controls of equal size and have none."""
     if not s.controls or s.units not in ("head_groups", "features", "neurons") or "restore" in s.edits:
         return []
-    known, of = {unit.of for unit in controls}, _controls_of(units, s)
+    known, of = {unit.of for unit in controls}, tables.controls_of(units, s)
     return [unit.name for unit in units if unit.name in of and of[unit.name] not in known]
 
 
@@ -196,11 +200,11 @@ def part_name(edit_name: str, start: int) -> str:
     return f"{edit_name}-{start:06d}"
 
 
-def unfinished(ask: Ask, path: Callable[[str], Path], world_size: int) -> int:
-    """How many parts of all shards are not measured to their end."""
+def unfinished(ask: Ask, kept: Path, world_size: int) -> int:
+    """How many parts of all shards are not measured to their end, of what is kept in directory `kept`."""
     n = len(ask.measured)
     names = [part_name(name, start) for name in ask.settings.edits for start in range(0, n, part_size(n, world_size))]
-    return sum(not _complete(path(name)) for name in names)
+    return sum(not _complete(kept / f"{name}.safetensors") for name in names)
 
 
 def _complete(path: Path) -> bool:
@@ -225,6 +229,7 @@ def _measure(
     pool: Sequence[int | None],
     keeper: Keeper[str],
     without: Sequence[str],
+    say: Callable[[str], None],
 ) -> tuple[Readings, PromptSet, list[Any]]:
     """One part of the prompts. Those without a donor are in no batch and read as undefined."""
     s = ask.settings
@@ -240,8 +245,14 @@ def _measure(
         batch_size=s.batch_size,
         donor=[ask.measured[pool[i]].ids if pool[i] is not None else None for i in kept] if pool else (),  # type: ignore[index]
         watch=Direct() if single else None,
+        low_memory=s.low_memory,
     )
-    return engine.measure(units, chosen, keeper=keeper), prompts, rows
+    found = engine.measure(units, chosen, keeper=keeper)
+    if s.low_memory and engine.kept:
+        say(
+            f"{chosen.name}: {engine.kept / 1e6:,.1f} MB kept between passes instead of {engine.kept_whole / 1e6:,.1f} MB"
+        )
+    return found, prompts, rows
 
 
 def _joined(
@@ -277,101 +288,3 @@ def _other(ask: Ask, lens: Lens) -> Array:
     sham = [Unit("sham", ())]
     found = effects_of(engine.measure(sham, Zero()), sham, "zero", ask.measured, rows)
     return found.base[found.facts["compared"]]
-
-
-def _tables(ask: Ask, found: Sequence[Effects], drawn: Sequence[Any], left_out: dict[str, list[str]]) -> Study:
-    s = ask.settings
-    summaries, grouped, shapleys = [], [], []
-    for effects in found:
-        cluster = effects.prompts.groups if s.cluster is Cluster.group else [p.prompt for p in effects.prompts]
-        ask.tell(f"intervals of {effects.edit}", 0, 1)
-        how: dict[str, Any] = {"cluster": cluster, "seed": ask.draw("bootstrap"), "resamples": s.resamples}
-        table = summary(effects, bound=s.bound, alpha=s.alpha, **how)
-        null = groups.null_p(effects, _controls_of(effects.units, s))
-        summaries.append(table.merge(null, on="unit", how="left") if len(null) else table)
-        if s.units == "head_groups":
-            grouped.append(groups.synergies(effects, **how))
-            if drawn:
-                shapleys.append(groups.shapley(effects, drawn, **how))
-    table = pd.concat(summaries, ignore_index=True)
-    metrics = _metrics(ask, found, table, left_out)
-    return Study(list(found), table, _concat(grouped), _concat(shapleys), metrics, left_out)
-
-
-def _concat(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    kept = [table for table in tables if len(table)]
-    return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()
-
-
-def _controls_of(units: Sequence[Unit], s: Settings) -> dict[str, str]:
-    """Which controls a unit is held against."""
-    if s.units == "head_groups":
-        return {unit.name: label(signature(unit)) for unit in units if len(unit.items()) > 1 and not unit.control}
-    return {unit.name: unit.name for unit in units if not unit.control}
-
-
-def _metrics(ask: Ask, found: Sequence[Effects], table: pd.DataFrame, left_out: dict[str, list[str]]) -> dict[str, Any]:
-    s = ask.settings
-    studied_ = table[table["control"] == ""]
-    known = studied_[studied_["effect"].notna()]
-    strongest = known.iloc[int(known["effect"].abs().argmax())] if len(known) else None
-    first = found[0]
-    compared = first.facts["compared"]
-    return {
-        "n": len(first.prompts),
-        "units": int(studied_["unit"].nunique()),
-        "controls": int(table[table["control"] != ""]["unit"].nunique()),
-        "edits": s.edits,
-        "layers": list(ask.layers),
-        "direction": s.direction.value,
-        "split": s.measured.value,
-        "compared": compared,
-        "deterministic": True,
-        "base": {edit.edit: _base(edit) for edit in found},
-        "significant": int((studied_["verdict"] == "effect").sum()),
-        "none": int((studied_["verdict"] == "none").sum()),
-        "open": int((studied_["verdict"] == "open").sum()),
-        "strongest": None if strongest is None else str(strongest["unit"]),
-        "strongest_edit": None if strongest is None else str(strongest["edit"]),
-        "effect": None if strongest is None else float(strongest["effect"]),
-        "effect_ci": None if strongest is None else _pair(strongest),
-        "flip_rate": None if strongest is None else float(strongest["flip"]),
-        "sign_flip_rate": None if strongest is None else float(strongest["sign_flip_rate"]),
-        "kl": None if strongest is None else float(strongest["kl"]),
-        "agreement": agreement(found, ask),
-        "left_out": left_out,
-    }
-
-
-def _base(effects: Effects) -> dict[str, Any]:
-    """The run without edits: mean difference, top-1 error, calibration of the choice and of the next token."""
-    compared = effects.base[effects.facts["compared"]]
-    right = 1 - effects.base["top1_error"]
-    top = np.clip(effects.base["top_probability"], 0, 1)
-    return {
-        "difference": float(compared.mean()),
-        "pair_acc": float(effects.base["pair_right"].mean()),
-        "top1_error": float(effects.base["top1_error"].mean()),
-        "ece": binary(compared).ece,
-        "ece_multiclass": calibration(top, right).ece,
-    }
-
-
-def _pair(row: pd.Series) -> list[float] | None:
-    low, high = float(row["low"]), float(row["high"])
-    return [low, high] if np.isfinite(low) and np.isfinite(high) else None
-
-
-def agreement(found: Sequence[Effects], ask: Ask) -> list[dict[str, Any]]:
-    """Spearman's ρ between the mean effects of every two edits over the studied units, with its permutation p."""
-    rows = []
-    for a, b in itertools.combinations(found, 2):
-        both = [i for i, unit in enumerate(a.units) if not unit.control]
-        x, y = (np.nanmean(effects.values["effect"][both], axis=1) for effects in (a, b))
-        rho, p = rank_agreement(x, y, seed=ask.draw("agreement"))
-        rows.append({"a": a.edit, "b": b.edit, "rho": _number(rho), "p": _number(p), "n": len(both)})
-    return rows
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

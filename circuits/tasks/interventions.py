@@ -7,12 +7,13 @@ One artifact over the chosen layers: effects of every unit on every prompt (``ef
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.errors import GateError
+from circuits.files import read_json, write_json
 from circuits.interventions.settings import Settings, check
 from circuits.schema import BaseConfig, Reuse
 from circuits.schema.fields import free
@@ -23,7 +24,9 @@ from circuits.tasks._shared import alone, model_input
 
 if TYPE_CHECKING:
     from circuits.data.keeper import Keeper
+    from circuits.interventions.ask import Ask
     from circuits.interventions.saved import Intervention
+    from circuits.models.load import LM
     from circuits.run.context import Context, Work
     from circuits.sae.modules import SAE
 
@@ -38,7 +41,8 @@ METRICS = 9  # of a unit on a prompt
 class Options(Settings):
     """Options of interventions, those with a role in keys."""
 
-    batch_size: int = free(32)  # rows of a pass; results agree to 1e-5
+    batch_size: Any = free(32)  # rows of a pass, or auto: as many as fit, found by trying; results agree to 1e-5 # noqa: RUF009
+    low_memory: bool = free(False)  # keep the stream entering one layer at a time; says what it saves
     shard: int = free(0)  # which share of the prompts this run measures: intervention.shard=range(0,4) …
     world_size: int = free(1)  # … of so many
 
@@ -208,18 +212,19 @@ def _make(context: Context, work: Work) -> str | None:
         return context.keeper({"effects": work}, name, f"measuring {name}", "cell", **worth)
 
     ask = Ask(lm, measured, others, context.layers, settings, _saes(context, paths), context.cfg.seed, tell)
+    if settings.batch_size == "auto":
+        ask = replace(ask, settings=replace(settings, batch_size=_batch_size(context, work, ask)))
     if given.world_size > 1:
         study.run(ask, keeper, context.say, shard=given.shard, world_size=given.world_size, whole=False)
     with alone(context, work) as needed:
         if not needed:
             return None
-        if left := study.unfinished(ask, lambda name: work.partial / f"{name}.safetensors", given.world_size) * (
-            given.world_size > 1
-        ):
+        kept = work.partial
+        if given.world_size > 1 and (left := study.unfinished(ask, kept, given.world_size)):
             note = f"shard {given.shard + 1}/{given.world_size} done, waiting for the rest ({left} parts)"
             context.say(note)
             return note
-        found = study.run(ask, keeper, context.say, world_size=given.world_size)
+        found = study.run(ask, keeper, context.say, world_size=given.world_size, again=_again(context, ask))
         if found is not None:
             artifact = work.commit(found.write)
             m = found.metrics
@@ -228,6 +233,41 @@ def _make(context: Context, work: Work) -> str | None:
                 f"{m['open']} open; strongest {m['strongest']} ({m['strongest_edit']}) {m['effect']:.3f}: {artifact.id}"
             )
     return None
+
+
+def _batch_size(context: Context, work: Work, ask: Ask) -> int:
+    """The largest batch that fits, found once for the unfinished work: what is resumed must be batched alike."""
+    from circuits.interventions import study
+
+    kept = work.partial / "batch_size.json"
+    if kept.exists():
+        return int(read_json(kept)["batch_size"])
+    with context.phase("finding the largest batch"):
+        found = study.largest_batch(ask)
+    write_json(kept, {"batch_size": found})
+    context.say(f"{SECTION}.batch_size=auto: {found} rows a pass")
+    return found
+
+
+def _again(context: Context, ask: Ask) -> Callable[[], tuple[LM, dict[str, str]]] | None:
+    """How the model is opened on another device or at another precision, where a slice is to be verified."""
+    given = ask.settings.verify
+    if given is None:
+        return None
+
+    def load() -> tuple[LM, dict[str, str]]:
+        from circuits.interventions.settings import verify_with
+        from circuits.models.load import DTYPES, load_model, pick_device
+
+        device, dtype = verify_with(given)
+        chosen = pick_device(device) if device else ask.lm.device
+        name = dtype or context.cfg.precision.dtype.value
+        directory, revision = context.model_files()
+        with context.phase("loading the model to verify with"):
+            lm = load_model(directory, revision=revision, dtype=DTYPES[name], device=chosen)
+        return lm, {"device": str(chosen), "dtype": name}
+
+    return load
 
 
 def _saes(context: Context, paths: Mapping[int, Path]) -> dict[int, SAE]:
