@@ -108,7 +108,7 @@ def key_of_unit(kind: Kind, cfg: BaseConfig, one: Unit, layers: Sequence[int], c
 
 @lru_cache
 def _entering(kind: type) -> tuple[tuple[str, str | None, bool, Any], ...]:
-    """The fields of a dataclass that enter a key: name, by which rule its content is read, whether its default stays out, that default."""
+    """The fields of a dataclass that enter a key: name, rule by which its content is read, whether its default stays out, it."""
     found = []
     for one in dataclasses.fields(kind):
         role = one.metadata.get("role", "keyed")
