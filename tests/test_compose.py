@@ -133,3 +133,34 @@ def test_a_saved_config_is_omegaconfs_yaml_and_reads_back(words: list[str], hydr
     config.save(cfg, path)
     assert OmegaConf.load(path) == OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(cfg)))
     assert dataclasses.asdict(config.load(path)) == dataclasses.asdict(cfg)
+
+
+def test_of_many_saved_configs_only_what_differs_is_typed(
+    hydra: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composer, typed = Composer(hydra), []
+    cfgs = [composer([f"sae.k={k}", "layer=1"]) for k in range(1, 21)]
+    for cfg in cfgs:
+        config.save(cfg, tmp_path / f"{cfg.sae.k}.yaml")
+    monkeypatch.setattr(config, "_sections", {})
+    monkeypatch.setattr(
+        config, "_filled", lambda kind, found, make=config._filled: (typed.append(kind), make(kind, found))[1]
+    )
+    found = [config.load(tmp_path / f"{cfg.sae.k}.yaml") for cfg in cfgs]
+    assert [dataclasses.asdict(one) for one in found] == [dataclasses.asdict(one) for one in cfgs]
+    assert len(typed) == len(set(typed)) + 19, "each section once, and 19 times more that of the SAE"
+    found[0].model.sets["late"] = [1]
+    assert found[1].model.sets == {} == config.load(tmp_path / "1.yaml").model.sets, "they share nothing"
+
+
+def test_a_config_in_another_hand_is_read_as_yaml_reads_it(hydra: Compose, tmp_path: Path) -> None:
+    cfg, path = Composer(hydra)(["note='two\\nsae: lines'"]), tmp_path / "config.yaml"
+    config.save(cfg, path)
+    saved = path.read_text()
+    for text in (saved, f"# mine\n{saved}", f"first: &n x\n{saved}last: *n\n"):
+        path.write_text(text)
+        assert config.read(path) == OmegaConf.to_container(OmegaConf.load(path))
+    for text, says in (("sae: {k: many}\n", "sae.k: "), ("sae: [\n", "no yaml"), ("nothing\n", "no config")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=says):
+            config.load(path)

@@ -212,6 +212,10 @@ def test_baselines_and_activations_are_told_whole_fresh_or_cached(cli: Cli) -> N
     fresh, shared = sorted(both, key=lambda one: one["config"]["behaviour"]["min_logit_diff"])
     assert shared["config"]["cached"] and shared["config"]["swept"] == {"behaviour": {"min_logit_diff": 9}}
     (cached,) = [told(file) for file in cli.folder.glob("outputs/runs/*/again-*/wandb/offline-run-*/*.wandb")]
+    listed = {
+        path.parents[3].name.partition("-")[0] for path in cli.folder.rglob("offline-run-*/files/requirements.txt")
+    }
+    assert "activations" in listed and "again" not in listed, "packages that are here made nothing of what was stored"
     assert fresh["config"]["swept"] == {"behaviour": {"min_logit_diff": 0}} and "cached" in cached["run"].tags
     assert fresh["config"]["behaviour"]["min_logit_diff"] == 0 and cached["config"]["behaviour"]["min_logit_diff"] == 9
     for one in (fresh, cached):

@@ -23,7 +23,6 @@ from circuits.run import config
 from circuits.schema import BaseConfig
 from circuits.store import places
 
-_SHARED = (str, int, float, bool, type(None))
 _CONSTANT = re.compile(r"\$\{oc\.env:[^${}]*\}")  # an interpolation that no override can change
 
 
@@ -49,7 +48,7 @@ class Composer:
         cfg = config.to_object(tree)
         if key not in self._bases:
             self._bases[key] = _Base(tree, cfg, words) if _plain(tree, words) else None
-            return copied(cfg)
+            return config.copied(cfg)
         return cfg
 
 
@@ -62,7 +61,7 @@ class _Base:
 
     def with_values(self, words: Sequence[str]) -> BaseConfig | None:
         """A copy with the values of `words`; None when one of them is not plain."""
-        cfg = copied(self._cfg)
+        cfg = config.copied(self._cfg)
         for word, mine in zip(words, self._words, strict=True):
             if word == mine:
                 continue
@@ -71,7 +70,7 @@ class _Base:
                 section, name = _place(cfg, word.partition("=")[0])
             except (_NotPlain, OmegaConfBaseException):  # Hydra answers, or says what is wrong with it
                 return None
-            setattr(section, name, copied(value))
+            setattr(section, name, config.copied(value))
         return cfg
 
     def _converted(self, word: str) -> Any:
@@ -92,19 +91,6 @@ class _Base:
 
 class _NotPlain(Exception):
     """An override that needs Hydra."""
-
-
-def copied(value: Any) -> Any:
-    """A deep copy of a config: fresh dataclasses, lists and mappings, shared immutable values."""
-    if isinstance(value, dict):
-        return {name: member if type(member) in _SHARED else copied(member) for name, member in value.items()}
-    if isinstance(value, list):
-        return [copied(member) for member in value]
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return value
-    new = object.__new__(type(value))
-    vars(new).update(copied(vars(value)))
-    return new
 
 
 def _is_value(word: str) -> bool:

@@ -90,7 +90,7 @@ def log_cached(sweep: Sweep, directories: Iterable[Path], note: Say) -> None:
         if budget <= 0 and cfg.tracking.mode is not TrackingMode.disabled:
             left, cfg.tracking.mode = left + 1, TrackingMode.disabled
         given, own = (sweep.id, record["overrides"], record["swept"]), [*tracked.tags(kind, cfg, None), "cached"]
-        tracker = Tracker(directory, cfg.tracking, group, own, warn, kind.name)
+        tracker = Tracker(directory, cfg.tracking, group, own, warn, kind.name, stored=True)
         for item in facts["artifacts"]:
             layer, path = item["layer"], Path(item["path"])
             metrics = {**read_json(path / "metrics.json"), **item["metrics"]}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from circuits.files import read_json
 from circuits.launch import states, sweep
-from circuits.run import private
+from circuits.run import config, private
 from circuits.state import state_of
 from circuits.store import registry
 
@@ -30,13 +30,11 @@ def elements(found: sweep.Sweep) -> list[Element]:
 
 
 def _element(found: sweep.Sweep, item: dict[str, Any], facts: dict[str, Any]) -> Element:
-    from omegaconf import OmegaConf
-
     from circuits.report.types import ArtifactRef, Element
 
     directory = found.directory(item)
     provenance = directory / "provenance.json"
-    config = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(directory / "config.yaml")))
+    given = config.read(directory / "config.yaml")
     shown = {*(name.split(".")[0] for name in registry.reads(found.record["task"])), *DECIDING}
     refs = [
         ArtifactRef(
@@ -54,7 +52,7 @@ def _element(found: sweep.Sweep, item: dict[str, Any], facts: dict[str, Any]) ->
         log=str(Path(item["dir"]) / "run.log"),
         wall_s=facts.get("wall_s"),
         artifacts=refs,
-        config=private.public({key: value for key, value in config.items() if key in shown}),
+        config=private.public({key: value for key, value in given.items() if key in shown}),
         status=private.public(facts),
         provenance=private.public(read_json(provenance)) if provenance.exists() else {},
     )

@@ -149,9 +149,8 @@ def _draw(
         xs = [x for a, b in pairs for x in (place(a), place(b), math.nan)]
         ys = [y for a, b in pairs for y in (a.value, b.value, math.nan)]
         axes.plot(xs, ys, alpha=0.75, **_only(style, "color", "linestyle", "linewidth"))
-    for p in seen:
-        if p.interval:
-            axes.vlines(place(p), *p.interval, color=style["color"], linewidth=1.1)
+    if barred := [(place(p), *p.interval) for p in seen if p.interval]:
+        axes.vlines(*zip(*barred, strict=True), color=style["color"], linewidth=1.1)
     flat = {key: value for key, value in style.items() if key not in ("linestyle", "linewidth", "marker")}
     for group, marker in ((seen, style["marker"]), (sunk, "v")):
         if group:

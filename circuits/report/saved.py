@@ -61,7 +61,10 @@ def load_table(
     if lacking:
         problems.append(f"{ref.label}: {name} lacks {', '.join(lacking)}")
     kept = table[[column for column in columns if column in table]]
-    return kept.apply(pd.to_numeric, errors="coerce").join(table[[column for column in texts if column in table]])
+    if not all(map(pd.api.types.is_numeric_dtype, kept.dtypes)):
+        kept = kept.apply(pd.to_numeric, errors="coerce")
+    beside = [column for column in texts if column in table]
+    return kept.join(table[beside]) if beside else kept
 
 
 def _reason(error: Exception) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 HIDDEN = "***"
@@ -35,6 +36,7 @@ _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._-]{16,}")
 _PERSONAL = re.compile(r"\b(cluster\.mail|cluster\.[cg]pu\.account|hydra\.launcher\.account|user\.[\w.]+)=([^\s'\"]+)")
 
 _declared: set[str] = set()
+Known = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def declare(names: list[str]) -> None:
@@ -49,9 +51,15 @@ def is_secret(name: str) -> bool:
 
 def hide(text: str) -> str:
     """`text` without secrets."""
-    for value in _known():
+    return _hide(text, _known())
+
+
+@lru_cache(maxsize=1 << 13)  # the elements of a sweep are alike
+def _hide(text: str, known: Known) -> str:
+    values, names = known
+    for value in values:
         text = text.replace(value, HIDDEN)
-    patterns = [_GIVEN, *(re.compile(rf"(?<![\w-])({re.escape(name)}{_VALUE}") for name in _declared)]
+    patterns = [_GIVEN, *(re.compile(rf"(?<![\w-])({re.escape(name)}{_VALUE}") for name in names)]
     for pattern in patterns:
         text = pattern.sub(_without, text)
     text = _ADDRESS.sub(rf"\1:{HIDDEN}@", text)
@@ -67,25 +75,33 @@ def word(text: str) -> str:
 
 def public(value: Any) -> Any:
     """A record for a page that is passed on: without secrets, and without the personal values on a command line."""
+    return _impersonal(hidden(value))
+
+
+def _impersonal(value: Any) -> Any:
     if isinstance(value, str):
-        return _PERSONAL.sub(rf"\1={HIDDEN}", hide(value))
+        return _PERSONAL.sub(rf"\1={HIDDEN}", value)
     if isinstance(value, Mapping):
-        return {key: public(member) for key, member in hidden(value).items()}
-    return [public(member) for member in value] if isinstance(value, (list, tuple)) else value
+        return {key: _impersonal(member) for key, member in value.items()}
+    return [_impersonal(member) for member in value] if isinstance(value, (list, tuple)) else value
 
 
 def hidden(value: Any) -> Any:
     """A record without secrets: every text in it, and what stands under a secret's name."""
+    return _hidden(value, _known())
+
+
+def _hidden(value: Any, known: Known) -> Any:
     if isinstance(value, str):
-        return hide(value)
+        return _hide(value, known)
     if isinstance(value, Mapping):
-        return {key: _under(key, member) for key, member in value.items()}
-    return [hidden(member) for member in value] if isinstance(value, (list, tuple)) else value
+        return {key: _under(key, member, known) for key, member in value.items()}
+    return [_hidden(member, known) for member in value] if isinstance(value, (list, tuple)) else value
 
 
-def _under(name: Any, value: Any) -> Any:
+def _under(name: Any, value: Any, known: Known) -> Any:
     secret = isinstance(name, str) and isinstance(value, str) and value and name.upper() == name and is_secret(name)
-    return HIDDEN if secret else hidden(value)
+    return HIDDEN if secret else _hidden(value, known)
 
 
 def _without(found: re.Match[str]) -> str:
@@ -96,7 +112,7 @@ def _without(found: re.Match[str]) -> str:
     return f"{found[1]}{quote}{HIDDEN}{quote}"
 
 
-def _known() -> list[str]:
-    """The secrets in this process's environment, the longest first."""
+def _known() -> Known:
+    """The secrets in this process's environment, the longest first, and the names that are declared."""
     found = {value for name, value in os.environ.items() if len(value) >= SHORTEST and is_secret(name)}
-    return sorted(found, key=len, reverse=True)
+    return tuple(sorted(found, key=lambda value: (-len(value), value))), tuple(sorted(_declared))

@@ -22,7 +22,10 @@ FILE = "metrics.jsonl"
 
 
 class Tracker:
-    """Writes rows of metrics for the layers of one element; `job` (the task) is the type of its W&B runs."""
+    """Writes rows of metrics for the layers of one element; `job` (the task) is the type of its W&B runs.
+
+    Of an element whose answers are `stored`, W&B is not told the packages that are here: they made none of it.
+    """
 
     def __init__(
         self,
@@ -32,9 +35,11 @@ class Tracker:
         tags: list[str],
         say: Callable[[str], None] = lambda text: None,
         job: str | None = None,
+        stored: bool = False,
     ) -> None:
         self.run_dir = run_dir
-        self._wandb = None if config.mode is TrackingMode.disabled else Runs(run_dir, config, group, tags, say, job)
+        off = config.mode is TrackingMode.disabled
+        self._wandb = None if off else Runs(run_dir, config, group, tags, say, job, stored)
         with disk_errors(run_dir):
             _drop_torn(run_dir / FILE)
             self._file = (run_dir / FILE).open("a", encoding="utf-8")

@@ -46,9 +46,10 @@ class Runs:
         tags: list[str],
         say: Callable[[str], None],
         job: str | None = None,
+        stored: bool = False,
     ) -> None:
         self._dir, self._config, self._group, self._tags, self._say = run_dir, config, group, tags, say
-        self._job = job
+        self._job, self._stored = job, stored
         self._todo: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._online: bool | None = None  # not yet asked
@@ -173,6 +174,7 @@ class Runs:
                 silent=True,
                 disable_git=True,
                 disable_code=True,
+                x_save_requirements=not self._stored,  # looking through all packages takes longer than all else
                 init_timeout=INIT_S,
                 finish_timeout=CLOSE_S,
             ),

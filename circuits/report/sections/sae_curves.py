@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -151,16 +152,18 @@ def _moves(values: pd.Series) -> bool:
     return bool(values.max() - values.min() > 1e-6 * max(abs(values.max()), abs(values.min())))
 
 
+@lru_cache(maxsize=1 << 12)
 def _thinned(record: Record, column: str) -> pd.DataFrame | None:
     """The finite part of a history column, at most CURVE_POINTS evenly spaced rows, the last included; a point is no curve."""
     if record.history is None or column not in record.history:
         return None
-    finite = np.isfinite(record.history[["step", column]].to_numpy(float)).all(axis=1)
-    table = record.history.loc[finite, ["step", column]].sort_values(by="step", kind="stable")
-    if len(table) < 2:
+    steps, values = (record.history[name].to_numpy() for name in ("step", column))
+    finite = np.flatnonzero(np.isfinite(steps.astype(float)) & np.isfinite(values.astype(float)))
+    if len(finite) < 2:
         return None
-    picked = np.unique(np.linspace(0, len(table) - 1, min(len(table), CURVE_POINTS)).round().astype(int))
-    return table.iloc[picked]
+    order = finite[np.argsort(steps[finite], kind="stable")]
+    picked = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), CURVE_POINTS)).round().astype(int))]
+    return pd.DataFrame({"step": steps[picked], column: values[picked]})
 
 
 def _thinning(mine: Sequence[tuple[Record, pd.DataFrame]]) -> str:
@@ -232,7 +235,7 @@ def density_figures(view: View, records: Sequence[Record]) -> list[Figure]:
             say.looks(view),
             say.which([r for r, _ in mine]),
         ]
-        data = pd.concat([_density_table(view, r) for r, _ in mine])
+        data = _density_table(view, mine)
         alt = f"Feature density, {grid.alt(number)}, {plural(len(mine), 'SAE')}"
         title = grid.title("Feature density", number)
         figures.append(sheet.finish(title=title, caption=say.join(caption), alt=alt, data=data))
@@ -251,17 +254,21 @@ def _decades(left: float, right: float) -> list[int]:
     return list(exponents[:: max(1, -(-len(exponents) // 5))])
 
 
-def _density_table(view: View, record: Record) -> pd.DataFrame:
-    density = record.density
-    if density is None:
-        return pd.DataFrame()
-    table = pd.DataFrame(
+def _density_table(view: View, mine: Sequence[tuple[Record, Density]]) -> pd.DataFrame:
+    """A line for each bin of each SAE, and one for its features that never fired."""
+    rows = [
         {
-            "log10_rate_low": [*density.edges[:-1], np.nan],
-            "log10_rate_high": [*density.edges[1:], np.nan],
-            "features": [*density.counts, density.never],
+            **record.identity(view.swept),
+            "bin": kind,
+            "log10_rate_low": low,
+            "log10_rate_high": high,
+            "features": features,
+            "artifact": record.label,
         }
-    )
-    bins = table.assign(bin=["fired"] * len(density.counts) + ["never"])
-    named = bins.assign(**record.identity(view.swept), artifact=record.label)
-    return named[["layer", *view.swept, "bin", "log10_rate_low", "log10_rate_high", "features", "artifact"]]
+        for record, d in mine
+        for kind, low, high, features in (
+            *(("fired", *bin) for bin in zip(d.edges[:-1], d.edges[1:], d.counts, strict=True)),
+            ("never", np.nan, np.nan, float(d.never)),
+        )
+    ]
+    return pd.DataFrame(rows)

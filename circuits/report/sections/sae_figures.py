@@ -234,11 +234,15 @@ def _frontier_axes(axes: Axes, xs: np.ndarray, ys: np.ndarray, logarithmic: bool
 
 def _frontier_series(sheet: Sheet, look: Look, mine: Sequence[tuple[Record, float]]) -> None:
     axes = sheet.axes
-    for r, y in mine:
-        if y > EV_FLOOR and (interval := r.intervals.get("explained_variance")):
-            axes.vlines(r.numbers["l0"], *interval, color=look.color, linewidth=0.9)
-        if interval := r.intervals.get("l0"):
-            axes.hlines(y, *interval, color=look.color, linewidth=0.9)
+    across = [(y, *r.intervals["l0"]) for r, y in mine if "l0" in r.intervals]
+    up = [
+        (r.numbers["l0"], *r.intervals["explained_variance"])
+        for r, y in mine
+        if y > EV_FLOOR and "explained_variance" in r.intervals
+    ]
+    for bars, draw in ((up, axes.vlines), (across, axes.hlines)):
+        if bars:
+            draw(*zip(*bars, strict=True), color=look.color, linewidth=0.9)
     style: dict[str, Any] = {**marks(look), "markersize": 5, "clip_on": False}
     (artist,) = axes.plot([r.numbers["l0"] for r, _ in mine], [y for _, y in mine], **style)
     sheet.tell(
