@@ -12,7 +12,7 @@ from edited import random_prompts
 
 from circuits.data.prompts import PromptSet
 from circuits.interventions.effects import Effects, summary
-from circuits.interventions.groups import null_p, orders, prefixes, shapley, synergies
+from circuits.interventions.groups import among_layer, null_p, orders, prefixes, shapley, synergies
 from circuits.interventions.units.base import Place, Unit
 from circuits.stats.many import (
     Clustered,
@@ -167,6 +167,14 @@ def test_shapley_values_add_up_and_share_what_is_redundant() -> None:
     found = shapley(effects, drawn, **HOW)
     whole = effects.values["effect"][next(i for i, s in enumerate(sets) if len(s) == 3)].mean()
     assert found["shapley"].sum() == pytest.approx(whole, abs=1e-9) and (found["shapley"] <= 0.1).all()
+
+
+def test_a_head_is_held_against_the_others_of_its_layer() -> None:
+    table = among_layer(effects_of_sets(lambda s: -1.0 * (s == {1}), [(h,) for h in range(5)])).set_index("unit")
+    assert (table["layer_n"] == 4).all() and table.loc["L0.H1", "p_layer"] == pytest.approx(0.2) == table[
+        "p_layer"
+    ].min()
+    assert table.loc["L0.H1", "layer_percentile"] == 0
 
 
 def test_units_are_held_against_their_own_controls_only() -> None:

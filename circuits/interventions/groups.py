@@ -149,6 +149,30 @@ def null_p(effects: Effects, of: dict[str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def among_layer(effects: Effects) -> pd.DataFrame:
+    """Each single item among the other ones of its layer, which were measured anyway: the control of a battery over all heads.
+
+    ``layer_percentile`` and ``p_layer`` = (1 + hits) / (R + 1) in the distance from the others' mean, R = ``layer_n``.
+    """
+    means = np.nanmean(effects.values["effect"], axis=1)
+    layers = np.array([-1 if unit.layer is None or unit.control else unit.layer for unit in effects.units])
+    rows = []
+    for i, unit in enumerate(effects.units):
+        others = np.flatnonzero((layers == layers[i]) & (np.arange(len(layers)) != i))
+        if unit.item is None or not len(others) or layers[i] < 0:
+            continue
+        null, value = means[others], float(means[i])
+        rows.append(
+            {
+                "unit": unit.name,
+                "layer_n": len(others),
+                "layer_percentile": float(100 * (null <= value).mean()),
+                "p_layer": float(permutation_p(value, null)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def orders(heads: Sequence[Head], n: int, seed: int) -> list[tuple[Head, ...]]:
     """`n` random orders, each with its reverse (`n` is rounded up to even)."""
     rng = np.random.default_rng(seed)

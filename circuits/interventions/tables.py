@@ -60,6 +60,8 @@ def tables(ask: Ask, found: Sequence[Effects], drawn: Sequence[Any], left_out: d
         how: dict[str, Any] = {"cluster": cluster, "seed": ask.draw("bootstrap"), "resamples": s.resamples}
         table = summary(effects, bound=s.bound, alpha=s.alpha, **how)
         null = groups.null_p(effects, controls_of(effects.units, s))
+        if s.units == "heads":
+            null = groups.among_layer(effects)
         summaries.append(table.merge(null, on="unit", how="left") if len(null) else table)
         if s.units == "head_groups":
             grouped.append(groups.synergies(effects, **how))
