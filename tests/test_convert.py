@@ -155,10 +155,23 @@ def test_device_number_format_and_batch_can_be_said_instead() -> None:
     given = {"device": "cpu", "dtype": "fp32", "batch": 16}
     found = words(convert("h1_cross_condition.json", **given))
     assert (found["model.device"], found["precision"], found["intervention.batch_size"]) == ("cpu", "fp32", "16")
+    assert not any("batch_size" in note for note in convert("h1_cross_condition.json", **given).notes)
     small = words(convert("h2_verified.json", low_memory=True))
-    assert (small["precision"], small["intervention.batch_size"]) == ("fp16", "2"), "fp32 and 8 in the file"
-    assert words(convert("h1_low_memory.json"))["intervention.batch_size"] == "2"
-    assert "intervention.batch_size" not in words(convert("h1_low_memory.json", low_memory=False))
+    assert (small["intervention.low_memory"], small["intervention.batch_size"], small["precision"]) == (
+        "true",
+        "8",
+        "fp32",
+    )
+    low = words(convert("h1_low_memory.json"))
+    assert (low["intervention.low_memory"], low["intervention.batch_size"]) == ("true", "auto"), "no number in the file"
+    plain = words(convert("h1_low_memory.json", low_memory=False))
+    assert not {"intervention.low_memory", "intervention.batch_size"} & set(plain)
+    assert words(convert("geometric_signature.json", low_memory=True))["geometry.batch_size"] == "2"
+
+
+def test_a_slice_that_is_measured_again_is_one_here() -> None:
+    found = words(convert("h2_verified.json"))
+    assert (found["intervention.verify"], found["intervention.verify_samples"]) == ("cpu", "10")
 
 
 # -- nothing is lost -----------------------------------------------------------------------------------------------
@@ -174,7 +187,6 @@ def test_what_was_not_carried_over_is_told_by_file_and_field() -> None:
         f'{file}: dataset.split="val": what is drawn has no third part',
         f'{file}: metrics=["logit_diff", "perplexity"]: perplexity: not measured here',
         f"{file}: profiling.powermetrics=false: ",
-        f"{file}: verify_slice.n_examples=10: run the line once more with model.device=cpu",
         f'{file}: tracker="mlflow": no such field is known here',
         f'{battery.relative_to(Path.cwd()) if battery.is_relative_to(Path.cwd()) else battery}: positions="last_token"',
     ):

@@ -30,7 +30,7 @@ class Options:
     dry_run: bool = False  # print only, also where convert.out names a script
     device: str | None = None  # instead of the files' own: cuda, cuda:1, mps, cpu
     dtype: Dtype | None = None  # instead of the files' own
-    low_memory: bool | None = None  # small batches, and fp16 in the place of fp32; null: where a file says so
+    low_memory: bool | None = None  # hold less in memory, in small batches; null: where a file says so
     batch: int | None = None  # prompts a pass, instead of the files' own
     data: str | None = named_file(None)  # where corpora/ and splits/ are; null: lab/data or data above a config
 

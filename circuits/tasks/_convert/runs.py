@@ -26,7 +26,7 @@ BEHAVIOURS = {
 FIELDS = {"clean_field": "clean", "corrupt_field": "corrupt", "target_field": "target", "foil_field": "foil"}
 MEASURED = ("logit_diff", "kl_div", "acc_flip_rate", "p_drop")
 SPANS = ("seq_logprob_diff", "seq_p_drop", "seq_kl_mean")
-SMALL = 2  # prompts a pass where memory is low and no number is given
+SMALL = 2  # prompts a pass where memory is low, no number is given and none is found by trying
 UNREAD = {
     "seeds": "nothing random is in the measurement: it is run once and says so",
     "seed": "nothing random is in the measurement: it is run once and says so",
@@ -35,7 +35,7 @@ UNREAD = {
     "profiling": "time and memory of every run are in its record",
     "verify_slice": "run the line once more with model.device=cpu and another name=, then task=compare 'compare.of=[A,B]' "
     "compare.tolerance=device",
-    "low_memory": "a small batch is what saves memory; the TF32 that came with it saves none and changes numbers (precision=tf32)",
+    "low_memory": "the TF32 that came with it in the lab saves no memory and changes numbers: precision=tf32 asks for it",
 }
 """Fields that have no place here, and why."""
 
@@ -63,8 +63,7 @@ def model(run: View, asked: Asked) -> Words:
     dtype = str(run.get("model", "dtype", default="")).removeprefix("torch.")
     if dtype and dtype not in DTYPES:
         raise UserError(f"dtype {dtype} is none that is known here; choices: {' '.join(DTYPES)}")
-    low = low_memory(run, asked)
-    found = asked.dtype or ("fp16" if low and DTYPES.get(dtype) == "fp32" else DTYPES.get(dtype))
+    found = asked.dtype or DTYPES.get(dtype)
     if found:
         words["precision"] = found
     device = run.get("device")
@@ -98,13 +97,20 @@ def _id(choice: str) -> str:
 
 
 def measuring(run: View, section: str, asked: Asked) -> Words:
-    """Batch and metric. `section`: of the task that measures."""
-    words = {}
+    """Batch, metric, and the slice that is measured again elsewhere. `section`: of the task that measures."""
+    words: Words = {}
     batch = asked.batch or run.get("batch_size")
-    if asked.batch is None and low_memory(run, asked):
-        batch = min(int(batch), SMALL) if batch and asked.low_memory else batch or SMALL
+    if low_memory(run, asked):
+        batch = batch or ("auto" if section == "intervention" else SMALL)
+        words |= {"intervention.low_memory": "true"} if section == "intervention" else {}
+    if asked.batch is not None:
+        run.get("batch_size")
     if batch:
         words[f"{section}.batch_size"] = str(batch)
+    if section == "intervention" and (device := run.get("verify_slice", "device")):
+        words["intervention.verify"] = str(device)
+        if samples := run.get("verify_slice", "n_examples"):
+            words["intervention.verify_samples"] = str(samples)
     metric = run.get("metric_span")
     if metric is not None:
         if metric not in ("first_token", "full_target"):
