@@ -11,6 +11,7 @@ from configs import compose, copy_conf
 from conftest import Cli
 from prompt_sets import bpe, save_model
 
+from circuits.errors import UserError
 from circuits.launch.plan import Element
 from circuits.launch.slurm import preflight
 from circuits.launch.slurm.request import clock, minutes, missing_personal, placeholder, request_of
@@ -140,6 +141,25 @@ def test_the_stock_plugins_own_names_reach_the_script(cli: Cli) -> None:
     assert done.code == 0, done.err
     assert "#SBATCH --clusters=c1\n" in done.out and "#SBATCH --exclusive\n" in done.out and "\necho\n" in done.out
     assert "#SBATCH --licenses=a:1\n" in cli(*DRY, "cluster=slurm", f"{given}.licenses='a:1'").out
+
+
+def test_when_to_write_is_read_with_an_address_wherever_it_stands_and_a_preset_may_say_it_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("task=sae", "cluster=csd3", "cluster.mail_type=ALL")
+    for address in ("cluster.mail", "user.csd3.mail"):
+        assert request_of(compose(*words, f"{address}=me@cam.ac.uk"), {}).mail_type == "ALL"
+    monkeypatch.setenv("CIRCUITS_CSD3_MAIL", "me@cam.ac.uk")
+    assert request_of(compose(*words), {}).mail_type == "ALL"
+    monkeypatch.delenv("CIRCUITS_CSD3_MAIL")
+    with pytest.raises(UserError, match="mail_type=ALL: nobody is written to"):
+        compose(*words)
+    preset = copy_conf(tmp_path, monkeypatch) / "cluster" / "csd3.yaml"
+    preset.write_text(f"{preset.read_text()}\nmail_type: ALL\n")
+    cfg = compose(*words[:2])
+    assert cfg.cluster.mail_type == "ALL" and request_of(cfg, {}).mail_type is None, (
+        "a colleague's preset, nobody's address"
+    )
 
 
 def test_conf_user_local_yaml_says_what_is_yours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

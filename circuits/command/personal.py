@@ -1,4 +1,6 @@
-"""A person's defaults: ``default:`` in conf/user/local.yaml, as if each were typed in front of every command line. No torch.
+"""A person's own values on a cluster, and their defaults. No torch.
+
+Defaults are ``default:`` in conf/user/local.yaml, as if each were typed in front of every command line.
 
 What one has belongs there (a model, a text, a behaviour, a cluster), not what an experiment is (``sae``, ``layer``, ``seed``): that
 belongs to ``experiment=``. What is typed wins: a default for a key that is typed, or for a key of a group that is chosen anew, is
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import UserError
+from circuits.schema import BaseConfig, PersonalConfig
 from circuits.store import places
 
 HEADS = ("model", "data", "behaviour", "cluster", "precision", "tracking", "outputs", "multirun")
@@ -83,6 +86,18 @@ def experiment(typed: Iterable[str]) -> dict[str, Any]:
     names = [word.partition("=")[2] for word in typed if word.startswith("experiment=")]
     path = places.CONF / "experiment" / f"{names[-1] if names else None}.yaml"
     return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.is_file() else {}
+
+
+def value(cfg: BaseConfig, name: str) -> str | None:
+    """A person's own value for this cluster: from ``user``, else from the environment."""
+    own: PersonalConfig | None = getattr(cfg.user, cfg.cluster.name, None)
+    found = getattr(own, name, None) if own is not None else None
+    return found or os.environ.get(variable(cfg, name)) or None
+
+
+def variable(cfg: BaseConfig, name: str) -> str:
+    """``CIRCUITS_CSD3_MAIL``: what gives a person's own value where the config does not."""
+    return f"CIRCUITS_{cfg.cluster.name.upper()}_{name.upper()}"
 
 
 def _sets(study: Mapping[str, Any], key: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 from circuits import schema
 from circuits.command import overrides, personal
 from circuits.run import config
-from circuits.schema import BaseConfig, DataSource
+from circuits.schema import Backend, BaseConfig, DataSource
 from circuits.schema.reading import CHOICE_OF, Table, When, failing, lookup, plain, wanted
 from circuits.schema.task import Where
 from circuits.store import inputs, places, registry
@@ -97,8 +97,16 @@ def why(word: str, cfg: BaseConfig, beside: Sequence[str] = ()) -> str | None:
     path = CHOICE_OF.get(key, key)
     if path.startswith(("cluster.gpu", "cluster.cpu")) and any("gpus_per_node" in other for other in beside):
         return None  # hydra.launcher has the last word on GPUs
+    if path == "cluster.mail_type" and cfg.cluster.backend is Backend.slurm and not _writes_to(cfg):
+        own, name = f"user.{cfg.cluster.name}.mail", personal.variable(cfg, "mail")
+        return f"nobody is written to; cluster.mail=ADDRESS, {own} or {name} says who"
     reason = _reason(path, cfg)
     return None if reason is None else reason or _advice(path, cfg)
+
+
+def _writes_to(cfg: BaseConfig) -> str | None:
+    """The address that Slurm writes to."""
+    return cfg.cluster.mail or personal.value(cfg, "mail")
 
 
 def _study(word: str, cfg: BaseConfig) -> str | None:

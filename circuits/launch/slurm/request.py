@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from circuits.command import personal
 from circuits.command.launcher_keys import LAUNCHER_KEYS
 from circuits.errors import UserError
 from circuits.run import private
 from circuits.run.private import HIDDEN
-from circuits.schema import BaseConfig, PersonalConfig, QueueConfig
+from circuits.schema import BaseConfig, QueueConfig
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,17 @@ def request_of(cfg: BaseConfig, launcher: Mapping[str, Any]) -> Request:
     cluster, need = cfg.cluster, cfg.task.resources
     gpus = int(launcher.get("gpus_per_node", need.gpus))
     queue: QueueConfig = cluster.gpu if gpus else cluster.cpu
-    gpu_type = queue.gpu_type or personal(cfg, "gpu_type")
+    gpu_type = queue.gpu_type or personal.value(cfg, "gpu_type")
     suffix = "" if gpus else "cpu_"
 
     def own(name: str) -> str | None:
-        return getattr(queue, name) or personal(cfg, f"{suffix}{name}") or personal(cfg, name)
+        return getattr(queue, name) or personal.value(cfg, f"{suffix}{name}") or personal.value(cfg, name)
 
     plain = Request(
         name=f"circuits-{cfg.task.name}",
         partition=own("partition"),
         account=own("account"),
-        qos=queue.qos or personal(cfg, "qos"),
+        qos=queue.qos or personal.value(cfg, "qos"),
         minutes=minutes(need.time),
         cpus=max(need.cpus or 1, gpus * (queue.cpus_per_gpu or 0)),
         memory=need.memory,
@@ -83,8 +84,8 @@ def request_of(cfg: BaseConfig, launcher: Mapping[str, Any]) -> Request:
         parallelism=cluster.parallelism,
         signal_s=cluster.signal_s,
         max_num_timeout=cluster.max_num_timeout,
-        mail=cluster.mail or personal(cfg, "mail"),
-        mail_type=cluster.mail_type if cluster.mail or personal(cfg, "mail") else None,
+        mail=cluster.mail or personal.value(cfg, "mail"),
+        mail_type=cluster.mail_type if cluster.mail or personal.value(cfg, "mail") else None,
         sbatch=tuple(cluster.sbatch),
     )
     return with_launcher(plain, launcher)
@@ -107,13 +108,6 @@ def with_launcher(request: Request, launcher: Mapping[str, Any]) -> Request:
     return replace(request, **changes)
 
 
-def personal(cfg: BaseConfig, name: str) -> str | None:
-    """A person's own value for this cluster: from ``user``, else from the environment."""
-    own: PersonalConfig | None = getattr(cfg.user, cfg.cluster.name, None)
-    value = getattr(own, name, None) if own is not None else None
-    return value or os.environ.get(f"CIRCUITS_{cfg.cluster.name.upper()}_{name.upper()}") or None
-
-
 def missing_personal(cfg: BaseConfig, launcher: Mapping[str, Any]) -> list[str]:
     """One line per personal value that this cluster needs and nobody gave."""
     asked = request_of(cfg, launcher)
@@ -123,7 +117,7 @@ def missing_personal(cfg: BaseConfig, launcher: Mapping[str, Any]) -> list[str]:
         for what in ("account", "partition", "qos", "mail")
         if (value := getattr(asked, what)) and placeholder(value)
     }
-    if (scratch := personal(cfg, "scratch")) and placeholder(scratch):
+    if (scratch := personal.value(cfg, "scratch")) and placeholder(scratch):
         left["scratch"] = scratch
     return [
         f"{name}: the {what} {value} is an example's; set yours, user.{name}.{what} in conf/user/local.yaml"
@@ -132,7 +126,7 @@ def missing_personal(cfg: BaseConfig, launcher: Mapping[str, Any]) -> list[str]:
         f"{name} needs {'an' if value[0] in 'aeiou' else 'a'} {value}: set user.{name}.{value} in conf/user/local.yaml (see "
         f"local.yaml.example) or CIRCUITS_{name.upper()}_{value.upper()}"
         for value in cfg.cluster.needs
-        if getattr(asked, value, None) is None and personal(cfg, value) is None
+        if getattr(asked, value, None) is None and personal.value(cfg, value) is None
     ]
 
 
@@ -149,7 +143,7 @@ def placeholder(value: str) -> bool:
 def cluster_environment(cfg: BaseConfig) -> dict[str, str]:
     """What is exported on the node: caches on scratch, no network when there is none, then ``cluster.environment``."""
     found: dict[str, str] = {}
-    scratch = personal(cfg, "scratch")
+    scratch = personal.value(cfg, "scratch")
     if scratch:
         found["HF_HOME"] = f"{scratch.rstrip('/')}/huggingface"
     elif os.environ.get("HF_HOME"):
