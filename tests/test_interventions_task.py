@@ -145,6 +145,8 @@ def test_a_rescue_says_how_much_each_head_gives_back(lab: Cli) -> None:
         (["intervention.shard=3", "intervention.world_size=2"], "shard=3: from 0 to world_size-1 (1)"),
         (["intervention.edit=restore"], "units=head_groups has groups"),
         (["intervention.bound=0"], "bound=0"),
+        (["intervention.edit=[zero,mean]", "intervention.scale=3"], "intervention.edit=scale does"),
+        (["intervention=patch_positions", "intervention.positions=last"], "intervention.last_n says how many"),
         (["intervention.batch_size=many"], "a whole number from 1, or auto"),
         (["intervention.verify=tpu"], "a device (cpu, cuda, cuda:1, mps), a precision (fp32 bf16 fp16)"),
         (["intervention.alpha=2"], "alpha=2"),

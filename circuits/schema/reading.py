@@ -52,6 +52,8 @@ class When:
             return value not in self.but
         if SET in self.values and value is not None:
             return True
+        if isinstance(value, (list, tuple)):  # several at once, each of which is read
+            return any(plain(one) in self.values for one in value)
         return value in self.values or (SOME in self.values and value > 0)
 
     def says(self, cfg: Any) -> str:

@@ -17,7 +17,7 @@ from circuits.files import read_json, write_json
 from circuits.interventions.settings import Settings, check
 from circuits.schema import BaseConfig, Reuse
 from circuits.schema.fields import free
-from circuits.schema.reading import When
+from circuits.schema.reading import SET, When
 from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims, one_a_layer
 from circuits.store.labels import behaviour_and_model, readable
 from circuits.tasks._shared import alone, model_input
@@ -52,6 +52,11 @@ _GROUPS = (When("intervention.units", ("head_groups",)),)
 _FEATURES = (When("intervention.units", ("features",)),)
 _ITEMS = (When("intervention.units", ("features", "neurons")),)
 READ_WHEN = {
+    "intervention.scale": (When("intervention.edit", ("scale",)),),
+    "intervention.mean": (When("intervention.edit", ("mean",)),),
+    "intervention.steps": (When("intervention.edit", ("optimal",)),),
+    "intervention.positions": (When("intervention.units", (), but=("positions",), hint="intervention.last_n says how many"),),
+    "intervention.verify_samples": (When("intervention.verify", (SET,)),),
     "intervention.sizes": _GROUPS,
     "intervention.shapley": _GROUPS,
     "intervention.strengths": _STEER,
