@@ -54,9 +54,8 @@ def _matrix(name: str, records: Sequence[Record], tables: dict[str, pd.DataFrame
     """Units by conditions, a map an edit."""
     size = pd.concat([table.abs().max(axis=1) for table in tables.values()], axis=1).max(axis=1)
     units = [str(unit) for unit in size.sort_values(ascending=False, kind="stable").index[:ROWS]]
-    rows = {
-        (r.condition, str(row["edit"]), str(row["unit"])): row for r in records for row in r.studied.to_dict("records")
-    }
+    every = [(r.condition, row) for r in records for row in r.studied.to_dict("records")]
+    rows = {(condition, row["edit"], row["unit"]): row for condition, row in every}
     of = {r.condition: r for r in records}
     conditions = list(of)
     panels = []

@@ -23,7 +23,7 @@ def blocks(name: str, looks: Looks, r: Record) -> list[Block]:
     found: list[Block] = []
     if len(r.groups):
         found += [synergy(f"{name}-synergy", r), synergy_table(r)]
-    if len(r.shapley):
+    if len(r.shapley) and r.shapley["shapley"].notna().any():
         found.append(shapley(f"{name}-shapley", looks, r))
     return found
 
@@ -91,60 +91,44 @@ def synergy_table(r: Record) -> Table:
         Column("super-additive", False, "the synergy has the sign of the joint effect"),
     )  # fmt: skip
     order = r.groups["synergy"].abs().sort_values(ascending=False, kind="stable").index
-    rows = tuple(
-        (
+    rows = []
+    for row in r.groups.loc[order].head(LISTED).to_dict("records"):
+        joint, total, additivity, extra = (
+            Cell(decimal(v, 2), v) for v in (say.number(row, key) for key in ("joint", "sum", "additivity", "extra"))
+        )
+        synergy_ = Cell(say.plus(row, "synergy"), say.number(row, "synergy"), say.effect(row, "synergy"))
+        cells = [
             Cell(str(row["unit"])),
             Cell(str(row["edit"])),
-            Cell(str(int(row["size"])), row["size"]),
-            *(_plain(say.number(row, key)) for key in ("joint", "sum")),
-            Cell(say.plus(row, "synergy"), say.number(row, "synergy"), say.effect(row, "synergy")),
-            Cell(say.chance(say.number(row, "q")), say.number(row, "q")),
-            _plain(say.number(row, "additivity")),
-            _plain(say.number(row, "extra")),
-            Cell("yes" if row["super_additive"] else "no"),
-        )
-        for row in r.groups.loc[order].head(LISTED).to_dict("records")
-    )
+            Cell(f"{row['size']:.0f}", row["size"]),
+            joint,
+            total,
+            synergy_,
+        ]
+        cells += [Cell(say.chance(say.number(row, "q")), say.number(row, "q")), additivity, extra]
+        rows.append((*cells, Cell("yes" if row["super_additive"] else "no")))
     more = f" The {LISTED} largest of {len(r.groups)}; groups.parquet has all." if len(r.groups) > LISTED else ""
-    return Table(
-        f"Synergy: {r.condition}",
-        columns,
-        rows,
-        f"q: Benjamini-Hochberg within an edit. {say.sample([r])}{more} {say.sources([r])}",
-    )
-
-
-def _plain(value: float | None) -> Cell:
-    return Cell(decimal(value, 2), value)
+    caption = f"q: Benjamini-Hochberg within an edit. {say.sample([r])}{more} {say.sources([r])}"
+    return Table(f"Synergy: {r.condition}", columns, tuple(rows), caption)
 
 
 def shapley(name: str, looks: Looks, r: Record) -> Figure:
     """A bar a head, with its interval, and its effect alone."""
-    table = r.shapley.assign(
-        unit=[f"L{int(a)}.H{int(b)}" for a, b in zip(r.shapley["layer"], r.shapley["item"], strict=True)]
-    )
-    size = (
-        table.groupby("unit", sort=False)["shapley"]
-        .agg(lambda v: v.abs().max())
-        .sort_values(ascending=False, kind="stable")
-    )
-    units, edits = [str(unit) for unit in size.index], list(dict.fromkeys(table["edit"]))
+    table = r.shapley[r.shapley["shapley"].notna()]
+    table = table.loc[table["shapley"].abs().sort_values(ascending=False, kind="stable").index]
+    table["unit"] = [f"L{a:.0f}.H{b:.0f}" for a, b in zip(table["layer"], table["item"], strict=True)]
+    units, edits = list(dict.fromkeys(table["unit"])), list(dict.fromkeys(table["edit"]))
     thick = 0.7 / len(edits)
     with drawing():
         sheet = rows_sheet(name, looks, edits, units, control="alone")
         for k, edit in enumerate(edits):
-            rows = [
-                row for row in table[table["edit"] == edit].to_dict("records") if say.number(row, "shapley") is not None
-            ]
+            rows = table[table["edit"] == edit].to_dict("records")
             ys = [len(units) - 1 - units.index(str(row["unit"])) + thick * ((len(edits) - 1) / 2 - k) for row in rows]
-            bars = sheet.axes.barh(
-                ys, [row["shapley"] for row in rows], 0.8 * thick, color=looks[edit].color, alpha=0.45
-            )
+            wide = [row["shapley"] for row in rows]
+            bars = sheet.axes.barh(ys, wide, 0.8 * thick, color=looks[edit].color, alpha=0.45)
             for bar, row, y in zip(bars, rows, ys, strict=True):
-                sheet.tell(
-                    bar,
-                    f"{row['unit']}, {edit}: Shapley {say.effect(row, 'shapley')}, alone {row['alone']:+.2f} {r.unit}",
-                )
+                told = f"Shapley {say.effect(row, 'shapley')}, alone {row['alone']:+.2f} {r.unit}"
+                sheet.tell(bar, f"{row['unit']}, {edit}: {told}")
                 if ends := say.interval(row):
                     sheet.axes.hlines(y, *ends, color=looks[edit].color, linewidth=1.4, zorder=3)
             sheet.axes.plot([row["alone"] for row in rows], ys, **{**CONTROL_MARKS, "linestyle": "none"}, zorder=4)

@@ -140,20 +140,23 @@ def _read(entry: Entry, problems: list[str]) -> Record | None:
     for column in TEXTS:
         found = summary[column].astype(object) if column in summary else pd.Series("", index=summary.index)
         summary[column] = found.where(found.notna(), "").astype(str).map(visible)
-    tables = []
-    for file, numbers, texts in (
-        ("groups.parquet", GROUPS, ("unit", "edit", "super_additive")),
-        ("shapley.parquet", SHAPLEY, ("edit",)),
-    ):  # only some studies have them
-        table = load_table(entry.ref, file, numbers, problems, texts) if (entry.ref.path / file).exists() else None
-        whole = table is not None and {*numbers, *texts} <= set(table)
-        tables.append(table.astype(dict.fromkeys(numbers, float)) if whole and table is not None else pd.DataFrame())
+    groups = _extra(entry, "groups.parquet", GROUPS, ("edit", "unit", "super_additive"), problems)
+    shapley = _extra(entry, "shapley.parquet", SHAPLEY, ("edit",), problems)
     bare = name(entry)
     units = str(_part(entry, "intervention").get("units") or "")
     kind = units or next((kind for kind in WORDS if f"-{kind}-" in bare), "")
     swept = [f"{key}={value}" for key, value in entry.element.swept.items() if key not in SAME]
     condition = visible(", ".join([bare.rpartition(f"-{kind}-")[0] or bare, *swept]))
-    return Record(entry, kind, condition, metrics, summary, *tables)
+    return Record(entry, kind, condition, metrics, summary, groups, shapley)
+
+
+def _extra(entry: Entry, file: str, numbers: Sequence[str], texts: Sequence[str], problems: list[str]) -> pd.DataFrame:
+    """A table that only some studies have."""
+    table = load_table(entry.ref, file, numbers, problems, texts) if (entry.ref.path / file).exists() else None
+    if table is None or not {*numbers, *texts} <= set(table):
+        return pd.DataFrame()
+    named = {text: table[text].astype(str).map(visible) for text in texts[:2]}
+    return table.astype(dict.fromkeys(numbers, float)).assign(**named)
 
 
 def _part(entry: Entry, group: str) -> Mapping[str, Any]:
