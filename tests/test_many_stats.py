@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.stats
 from edited import random_prompts
@@ -14,6 +13,7 @@ from circuits.data.prompts import PromptSet
 from circuits.interventions.effects import Effects, summary
 from circuits.interventions.groups import among_layer, null_p, orders, prefixes, shapley, synergies
 from circuits.interventions.units.base import Place, Unit
+from circuits.stats import calibration
 from circuits.stats.many import (
     Clustered,
     corrected,
@@ -138,8 +138,17 @@ def effects_of_sets(worth, sets, n: int = 12) -> Effects:  # type: ignore[no-unt
     rng = np.random.default_rng(0)
     units = [Unit("+".join(f"L0.H{h}" for h in s), (Place(0, tuple(s)),)) for s in sets]
     values = np.stack([worth(set(s)) + 0.01 * rng.normal(size=n) for s in sets])
-    return Effects(tuple(units), "zero", prompts, {"effect": values, "flip": values * 0, "pair_right": values * 0 + 1},
-                   {"logit_diff": np.full(n, 4.0), "pair_right": np.ones(n)}, {"compared": "logit_diff"})  # fmt: skip
+    read = {
+        "effect": values,
+        "logit_diff": values + 4,
+        "flip": 0 * values,
+        "top1_error": 0 * values,
+        "pair_right": 0 * values + 1,
+    }
+    base = {"logit_diff": np.full(n, 4.0), "pair_right": np.ones(n)}
+    return Effects(
+        tuple(units), "zero", prompts, {**read, "top_probability": 0 * values + 0.75}, base, {"compared": "logit_diff"}
+    )
 
 
 SETS = [s for k in (1, 2, 3) for s in itertools.combinations(range(5), k)]
@@ -191,4 +200,6 @@ def test_units_are_held_against_their_own_controls_only() -> None:
     assert null_p(held, {"L0.H1+L0.H2": "3 at L0"}).empty
     rows = summary(held, cluster=list(range(12)), seed=0, resamples=200)
     assert rows.loc[rows["control"] != "", "q"].isna().all() and rows.loc[0, "verdict"] == "effect"
-    assert isinstance(rows, pd.DataFrame)
+    two = calibration.binary(held.values["logit_diff"][0])
+    assert rows.loc[0, "ece"] == pytest.approx(two.ece) and rows.loc[0, "nll"] == pytest.approx(two.nll)
+    assert rows["ece_multiclass"].to_numpy() == pytest.approx(0.25)  # always right at a confidence of three quarters

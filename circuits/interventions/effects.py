@@ -35,6 +35,7 @@ from circuits.interventions.engine import Readings
 from circuits.interventions.readout import NUMBERS
 from circuits.interventions.rows import Row
 from circuits.interventions.units.base import Unit
+from circuits.stats.calibration import binary, calibration
 from circuits.stats.many import Clustered, corrected, detectable, equivalence, intervals, sign_flip
 
 Array = NDArray[np.float64]
@@ -234,7 +235,26 @@ def summary(
     if "recovery" in effects.values:
         shares = Clustered.of(effects.values["recovery"], cluster)
         found["recovery_low"], found["recovery_high"] = intervals(shares, seed=seed, resamples=resamples)
-    return found
+    return found.join(_calibrations(effects))
+
+
+def _calibrations(effects: Effects) -> pd.DataFrame:
+    """Calibration of the edited runs by unit: of the choice between the answers, and of the next token (SPEC TL-9).
+
+    The choice's confidence is the larger of σ(d) and 1 − σ(d), its label whether d > 0: no function of the confidence.
+    """
+    differences, right = effects.values[effects.facts["compared"]], 1 - effects.values["top1_error"]
+    top = np.clip(effects.values["top_probability"], 0, 1)
+    rows = []
+    for d, y, p in zip(differences, right, top, strict=True):
+        known = np.isfinite(d) & np.isfinite(y)
+        if not known.any():
+            rows.append(dict.fromkeys(("ece", "brier", "nll", "ece_multiclass"), np.nan))
+            continue
+        two = binary(d[known])
+        ece = calibration(p[known], y[known]).ece
+        rows.append({"ece": two.ece, "brier": two.brier, "nll": two.nll, "ece_multiclass": ece})
+    return pd.DataFrame(rows)
 
 
 def _mean(values: Array) -> Array:
