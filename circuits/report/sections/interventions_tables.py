@@ -37,9 +37,10 @@ def top(records: Sequence[Record]) -> Table:
     rows = [_row(r, row, several, controlled) for r in records for row in r.ranked.head(each).to_dict("records")]
     bounds = {f"{b:.2g}" for r in records if "bound" in r.studied for b in r.studied["bound"].dropna().unique()}
     within = f" within ±{', '.join(sorted(bounds))}" if 0 < len(bounds) < 4 else " within the bound in summary.parquet"
+    most = f"The {each} strongest {'of each condition' if several else 'of all'}; summary.parquet has the rest. "
+    most = most if any(len(r.ranked) > each for r in records) else ""
     caption = (
-        f"The {each} strongest {'of each condition' if several else 'of all'}; summary.parquet has the rest. "
-        f"Effects in {' or '.join(sorted({r.unit for r in records}))}. {say.SIGN} "
+        f"{most}Effects in {' or '.join(sorted({r.unit for r in records}))}. {say.SIGN} "
         f"None: equivalent to 0{within}. {say.sample(records, control=True)}"
     )
     return Table("Strongest units", tuple(columns), tuple(rows), caption)
