@@ -274,7 +274,10 @@ def studies(lm: LM, rounds: int, clock: Clock) -> None:
     seconds = timed(run, rounds, clock)
     share = median_ratio(seconds, "optimal", "mean")
     met = f"≤ 3 {'met' if share <= 3 else 'MISSED'}"
-    what, took = f"optimal constants ({len(units)} heads, 32 prompts) ÷ mean battery", statistics.median(seconds["optimal"])
+    what, took = (
+        f"optimal constants ({len(units)} heads, 32 prompts) ÷ mean battery",
+        statistics.median(seconds["optimal"]),
+    )
     print(f"| {what} | {took:.2f} | {share:.2f} × | {met} |", flush=True)
     torch.manual_seed(0)
     sae = TopKSAE(SAEConfig(lm.dims.width, 8 * lm.dims.width, k=32))

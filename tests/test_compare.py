@@ -15,8 +15,8 @@ import pytest
 from conftest import QUICK, Cli, sharing
 from prompt_sets import animals, bpe, save_model, write_jsonl
 
-from circuits.report.compare import Difference, Measure, One, Place, differences, samples, table, warnings
-from circuits.report.compare_terms import differing
+from circuits.compare.differences import Difference, Measure, One, Place, differences, samples, table, warnings
+from circuits.compare.terms import differing
 from circuits.report.types import ArtifactRef
 from circuits.stats.paired import independent_interval, paired_interval
 

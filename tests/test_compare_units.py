@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from conftest import QUICK, Cli, sharing
 
-from circuits.report.compare_units import WITHOUT, Joined, Units, joined, other_prompts, ranks, table, units_of
-from circuits.report.compare_units_page import blocks, failures, sentence
+from circuits.compare.units import WITHOUT, Joined, Units, joined, other_prompts, ranks, table, units_of
+from circuits.compare.units_page import blocks, failures, sentence
 from circuits.report.types import ArtifactRef
 from circuits.stats.calibration import binary
 

@@ -45,6 +45,7 @@ LIBRARY: dict[str, tuple[str, ...]] = {
     "interventions": ("sae", "activations", "models", "data", "stats"),
     "features": ("sae", "activations", "models", "data", "stats"),
     "geometry": ("models", "data", "stats"),
+    "compare": ("report", "stats"),
     "report": ("stats", "features", "geometry"),
 }
 """The library rooms, and what each may import of the others."""

@@ -12,8 +12,8 @@ from circuits.files import write_atomic
 from circuits.words import number
 
 if TYPE_CHECKING:
+    from circuits.compare.units import Joined, Units
     from circuits.console import Terminal
-    from circuits.report.compare_units import Joined, Units
     from circuits.report.content import Block
     from circuits.report.types import Element
 
@@ -36,7 +36,7 @@ def units(
     elements: Mapping[str, Sequence[Element]], value: Value, notes: list[str]
 ) -> tuple[list[tuple[str, Units]], list[str]]:
     """What each sweep measured of units (nothing, where its task measures none), and in what their prompts are unlike."""
-    from circuits.report.compare_units import other_prompts, units_of
+    from circuits.compare.units import other_prompts, units_of
 
     keys = list(dict.fromkeys(key for mine in elements.values() for element in mine for key in element.swept))
     found = []
@@ -60,7 +60,7 @@ def joined(found: Sequence[tuple[str, Units]], tolerance: Tolerance | None, task
     Raises:
         UserError: limits were asked for, and there is nothing to hold against them.
     """
-    from circuits.report.compare_units import joined
+    from circuits.compare.units import joined
 
     base, *others = found
     pairs = [joined(base, other, tolerance is not None) for other in others]
@@ -85,14 +85,14 @@ def unmatched(found: Sequence[Joined], shortened: Callable[[Sequence[str]], str]
 
 def page(found: Sequence[Joined], tolerance: Tolerance | None) -> tuple[str, list[Block]]:
     """The sentence and the tables of the page."""
-    from circuits.report.compare_units_page import blocks, sentence
+    from circuits.compare.units_page import blocks, sentence
 
     return (sentence(found, tolerance is not None), blocks(found, tolerance is not None)) if found else ("", [])
 
 
 def write(found: Sequence[Joined], out: Path) -> None:
     """``units.csv`` and ``ranks.csv``."""
-    from circuits.report.compare_units import ranks, table
+    from circuits.compare.units import ranks, table
 
     for name, made in (("units.csv", table(found)), ("ranks.csv", ranks(found))) if found else ():
         write_atomic(out / name, made.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
@@ -100,8 +100,8 @@ def write(found: Sequence[Joined], out: Path) -> None:
 
 def show(found: Sequence[Joined], tolerance: Tolerance | None, terminal: Terminal) -> None:
     """The sentence, and the rows that matter most."""
+    from circuits.compare.units_page import cells, columns, rows, sentence
     from circuits.console import Rows
-    from circuits.report.compare_units_page import cells, columns, rows, sentence
 
     if not found:
         return
@@ -122,7 +122,7 @@ def gate(found: Sequence[Joined], tolerance: Tolerance | None) -> None:
     Raises:
         GateError: with how many are not, and the farthest.
     """
-    from circuits.report.compare_units_page import failures
+    from circuits.compare.units_page import failures
 
     if tolerance is not None and (told := failures(found)):
         raise GateError(f"compare.tolerance={tolerance.value}: {told}")

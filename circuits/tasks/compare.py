@@ -3,7 +3,7 @@
 The first is the base. Artifacts are matched by layer and by the values of whatever any of the sweeps sweeps over, or of which a run
 makes several artifacts a layer (sites); unlike data are refused, because a difference between them would say nothing about what was
 changed. Written to ``outputs/compare/A,B/``. Effects of units (task=interventions) are compared one by one, and held to limits with
-``compare.tolerance=device``: see :mod:`circuits.report.compare_units`.
+``compare.tolerance=device``: see :mod:`circuits.compare.units`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from circuits.tasks._compare import FREE, Tolerance
 from circuits.words import number, visible
 
 if TYPE_CHECKING:
-    from circuits.report.compare import Difference, Measure, One
-    from circuits.report.compare_units import Joined
+    from circuits.compare.differences import Difference, Measure, One
+    from circuits.compare.units import Joined
     from circuits.report.types import ArtifactRef, Element
 
 SHOWN = 60  # rows in the terminal; the CSV has all
@@ -49,8 +49,8 @@ class Options:
 
 def run(cfg: BaseConfig) -> int:
     """Compare, show the table, write CSV and page."""
-    from circuits.report.compare import differences, unmatched, warnings
-    from circuits.report.compare_terms import differing, unmeasured
+    from circuits.compare.differences import differences, unmatched, warnings
+    from circuits.compare.terms import differing, unmeasured
 
     options: Options = getattr(cfg, "compare")  # noqa: B009 (joined to the schema at run time)
     sweeps = _sweeps(cfg, options.of)
@@ -109,8 +109,8 @@ def _sweeps(cfg: BaseConfig, names: Sequence[str]) -> dict[str, Sweep]:
 
 def _ones(elements: Mapping[str, Sequence[Element]], problems: list[str]) -> dict[str, list[One]]:
     """The artifacts of each sweep with what they are matched by; an artifact that two elements share counts once."""
-    from circuits.report.compare import One, Place
-    from circuits.report.compare_terms import entered, variant_keys
+    from circuits.compare.differences import One, Place
+    from circuits.compare.terms import entered, variant_keys
     from circuits.report.saved import load_json
 
     everyone = [element for mine in elements.values() for element in mine]
@@ -155,7 +155,7 @@ def _value(element: Element, key: str) -> str:
 
 def _measures(kind: Kind, ones: Mapping[str, Sequence[One]]) -> list[Measure]:
     """The columns of the kind's end table."""
-    from circuits.report.compare import Measure
+    from circuits.compare.differences import Measure
 
     metrics = [one.metrics for mine in ones.values() for one in mine]
     return [
@@ -171,7 +171,7 @@ def _alike(
     Raises:
         UserError: naming the keys that differ.
     """
-    from circuits.report.compare_terms import unlike
+    from circuits.compare.terms import unlike
 
     (base, mine), *others = ones.items()
     errors = [
@@ -217,8 +217,8 @@ def _write(
     tolerance: Tolerance | None,
 ) -> Path:
     """``compare.csv``, ``report.html`` and ``figures/``, of effects of units ``units.csv`` and ``ranks.csv``; the page's path."""
-    from circuits.report.compare import table
-    from circuits.report.compare_page import build
+    from circuits.compare.differences import table
+    from circuits.compare.page import build
     from circuits.report.types import ReportInput
 
     with disk_errors(out):
@@ -267,8 +267,8 @@ def _show(
     tolerance: Tolerance | None,
 ) -> None:
     """What differs, the differences, and where the files are."""
+    from circuits.compare.page import between, signed
     from circuits.console import Rows, console, relative
-    from circuits.report.compare_page import between, signed
 
     terminal, (base, *others) = console(), list(sweeps)
     terminal.tell(f"compare · {kind.name} · {' and '.join(others)} against {base}")

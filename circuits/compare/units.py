@@ -20,8 +20,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from circuits.compare.terms import entered
 from circuits.files import read_json
-from circuits.report.compare_terms import entered
 from circuits.report.types import ArtifactRef
 from circuits.stats.calibration import binary
 from circuits.stats.many import rank_agreement

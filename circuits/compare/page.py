@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from circuits.compare.differences import Difference, Measure, One, table
 from circuits.report.charts import Point, by_layer
-from circuits.report.compare import Difference, Measure, One, table
 from circuits.report.content import Answer, Block, Cell, Column, Figure, Note, Part, Table
 from circuits.report.page import write
 from circuits.report.style import Looks

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from circuits.report.compare_units import (
+from circuits.compare.units import (
     CALIBRATION,
     DIFFERENCE,
     FAIL,

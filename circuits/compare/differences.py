@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from circuits.report.compare_equal import TERMS, Unequal, unequal
+from circuits.compare.equal import TERMS, Unequal, unequal
 from circuits.report.style import natural
 from circuits.report.types import ArtifactRef
 from circuits.stats.answers import values

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuits.report.compare import Measure, One
-from circuits.report.compare_equal import manifest
+from circuits.compare.differences import Measure, One
+from circuits.compare.equal import manifest
 from circuits.report.provenance import flatten
 from circuits.report.style import natural
 from circuits.report.types import ArtifactRef
