@@ -17,6 +17,8 @@ from configs import compose, plan
 from circuits.errors import RunError, UserError
 from circuits.files import write_json
 from circuits.launch import answers, launching, sweep
+from circuits.launch.local import LocalLauncher
+from circuits.launch.plan import After, Plan, Standing
 from circuits.run import running as running_module
 from circuits.run import status, tracking
 from circuits.run.status import Status
@@ -24,6 +26,7 @@ from circuits.run.tracking import Tracker
 from circuits.schema import TrackingConfig, TrackingMode
 from circuits.state import State
 from circuits.store import pulse
+from circuits.store.store import Store
 from circuits.tasks import status as task
 
 
@@ -277,6 +280,36 @@ def test_elements_of_a_sweep_on_disk_are_planned_as_they_were_room_included(tmp_
     first = plan("task=sae", "layer=0,[0-1]", base=tmp_path)
     assert [(e.name, e.keys, e.bytes) for e in planned] == [(e.name, e.keys, e.bytes) for e in first]
     assert planned[0].bytes > (0, 0), "task=recover looks for free space, too"
+
+
+def test_what_an_element_waits_for_here_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    elements = plan("task=sae", "layer=0,1,2,3", base=tmp_path)
+    found = sweep.create(elements, tmp_path)
+    directories = [found.directory(element) for element in elements]
+    standing = Standing(to_run=elements[:3], adopted=elements[3:])
+    launcher = LocalLauncher(found, Plan(elements, Store(tmp_path), standing, after={1: After((0,)), 2: After((0, 1))}))
+
+    def waits() -> list[str]:
+        """What the table says of the elements that wait."""
+        launcher._tell_why()
+        lines = shown(tmp_path, capsys, f"of={found.id}").splitlines()
+        return [line.partition("waiting")[2].strip() for line in lines if " waiting " in line]
+
+    elsewhere = "for another process, which makes the same"
+    assert waits() == [
+        "for a free worker",
+        "for element 0, which makes an input of it",
+        "for elements 0-1, which make its inputs",
+        elsewhere,
+    ]
+    launcher.waiting.remove(elements[0])
+    Status(directories[0], "sae").finish("done", 0)
+    assert launcher._ready() == [elements[1]]
+    assert waits() == ["for a free worker", "for element 1, which makes an input of it", elsewhere]
+    Status(directories[1], "sae").finish("failed", 1, error="boom")
+    launcher.waiting.remove(elements[1])
+    assert launcher._ready() == [] and waits() == [elsewhere]
+    assert "reason" not in status.read(directories[0]), "what runs or has ended waits for nothing"
 
 
 def test_out_of_memory_names_the_keys_to_lower_where_there_are_any() -> None:

@@ -33,6 +33,7 @@ from circuits.schema import BaseConfig
 from circuits.state import State, state_of
 from circuits.store import pulse
 from circuits.store.keys import Key
+from circuits.store.layers import ranges
 from circuits.store.leases import Lease, Note, owner
 from circuits.store.places import CODE, LAUNCHER, LOG
 from circuits.store.store import Store
@@ -96,6 +97,7 @@ class LocalLauncher:
         self.waiting = list(self.standing.to_run)
         self.adopted = list(self.standing.adopted)
         self.workers: list[Worker] = []
+        self.told: dict[int, str | None] = {}  # what an element that waits was last said to wait for
         self.claims: dict[int, list[tuple[Note, str]]] = {}  # by element
         self._looked = time.monotonic()
         self._gpu_memory = machine.gpu_memory()
@@ -154,6 +156,7 @@ class LocalLauncher:
                 self.workers.remove(worker)
                 self.waiting[:0] = self._ended(worker)
             self._look_at_adopted()
+            self._tell_why()
             self.view.update()
             time.sleep(POLL_S)
 
@@ -169,6 +172,25 @@ class LocalLauncher:
                     break
         return [element for element in self.waiting if not self.after.get(element.index)]
 
+    def _tell_why(self) -> None:
+        """Note what elements wait for, where it is something else than a free worker."""
+        for element in self.waiting:
+            before = sorted(self.after.get(element.index, ()))
+            one = (
+                "for element {}, which makes an input of it"
+                if len(before) == 1
+                else "for elements {}, which make its inputs"
+            )
+            turn = "for its turn" if self.cfg.cluster.workers == 0 else None
+            self._note_why(element, one.format(ranges(before)) if before else turn)
+        for element in self.adopted:
+            self._note_why(element, "for another process, which makes the same")
+
+    def _note_why(self, element: Element, why: str | None) -> None:
+        if self.told.get(element.index) != why:
+            self.told[element.index] = why
+            status.waits(self.sweep.directory(element), why)
+
     def _give_up(self, element: Element, why: str) -> None:
         self.waiting.remove(element)
         self._drop_claims(element.index)
@@ -177,6 +199,8 @@ class LocalLauncher:
 
     def _start(self, pack: list[Element]) -> Worker:
         element, directories = pack[0], [self.sweep.directory(one) for one in pack]
+        for other in pack[1:]:
+            self._note_why(other, "for its turn in the pack")
         directory = directories[0]
         log = directory / LOG
         gpus = self._free_gpus(element)
@@ -264,6 +288,7 @@ class LocalLauncher:
         """Every element in this process, one after the other; a signal lets the running one save its checkpoint."""
         stop = _Here().install(numbers=_heard(), watch=False)
         while self.waiting or self.adopted:
+            self._tell_why()
             if ready := self._ready():
                 element = ready[0]
                 self.waiting.remove(element)

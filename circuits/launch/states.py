@@ -12,6 +12,8 @@ from circuits.state import State, state_of
 from circuits.store.leases import Note
 from circuits.store.places import LAUNCHER
 
+FREE_WORKER = "for a free worker"
+
 
 def facts_of(sweep: Sweep) -> dict[int, dict[str, Any]]:
     """Every element's status by its number; for a cluster's sweep with what its queue says."""
@@ -50,14 +52,16 @@ _launchers: dict[Path, Note] = {}  # kept: silence on another host shows only to
 
 
 def _local(sweep: Sweep, item: dict[str, Any]) -> dict[str, Any]:
-    """An element's status; one that waits for a launcher that is gone waits for nobody."""
+    """An element's status, with what it waits for; one that waits for a launcher that is gone waits for nobody."""
     facts = status.read(sweep.directory(item))
     if state_of(facts) is not State.waiting:
         return facts
     alive = _launcher_lives(sweep)
     if alive is None:
         alive = _launchers.setdefault(sweep.path, Note(sweep.path / LAUNCHER)).live() is not None
-    return facts if alive else {**facts, "state": State.never_started}
+    if not alive:
+        return {**facts, "state": State.never_started}
+    return {**facts, "reason": facts.get("reason") or FREE_WORKER}
 
 
 def hints(sweep: Sweep, known: Mapping[int, Mapping[str, Any]]) -> list[str]:

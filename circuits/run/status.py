@@ -137,6 +137,13 @@ def wait_again(run_dir: Path, task: str) -> None:
         write_plain(run_dir, State.waiting, task=task, restarts=before.get("restarts", 0) + had_begun)
 
 
+def waits(run_dir: Path, reason: str | None) -> None:
+    """An element that waits does so for this; None: for its turn, like any other."""
+    facts = read(run_dir, trust_running=True)
+    if facts and state_of(facts) is State.waiting:
+        write_json(run_dir / FILE, {**facts, "reason": reason}, durable=False)
+
+
 def read(run_dir: Path, trust_running: bool = False) -> dict[str, Any]:
     """The status of a run directory, with "running" turned into "killed" when nobody is there any more.
 

@@ -119,6 +119,8 @@ def _detail(facts: dict[str, Any]) -> str:
     if state_of(facts) is State.pending:
         again = "queued again, " if facts.get("requeued") else ""
         return f"{facts.get('job', '')}  {again}{facts.get('reason', '')}"
+    if state_of(facts) is State.waiting:
+        return facts.get("reason") or ""
     if facts.get("note"):
         return str(facts["note"])
     found = facts.get("artifacts") or []
