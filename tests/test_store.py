@@ -17,6 +17,7 @@ import pytest
 
 from circuits.errors import Damaged, DiskFull
 from circuits.files import sha256_text
+from circuits.store import nearest
 from circuits.store import store as store_module
 from circuits.store.keys import Key
 from circuits.store.leases import Note, owner
@@ -367,6 +368,21 @@ def test_a_lookup_costs_the_same_among_twenty_thousand_artifacts(store: Store, m
     found = store.find(copy)
     assert found is not None and found.path == made, "a label may name a copy of the same file"
     assert len(listings) < 20, "one for all of them, and one more a second"
+
+
+def test_what_is_nearest_is_read_once_for_a_whole_sweep(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, absent = ([json.dumps({"config": {"sae": {"k": k + odd}}}) for k in range(0, 40, 2)] for odd in (0, 1))
+    for payload in there:
+        publish(store, k=key(payload))
+    read: list[Path] = []
+    monkeypatch.setattr(nearest, "read_json", lambda path: (read.append(path), {"payload": there[len(read) - 1]})[1])
+    told = [nearest.told(store.root, key(payload)) for payload in absent]
+    assert len(read) == len(there) and all("nearest there: sae/tiny-L0-topk-" in line for line in told)
+    assert told[0].endswith(", not 1)") and told[-1].endswith(", not 39)")
+    publish(store, k=key("new"))
+    there.append("{}")
+    nearest.told(store.root, key(absent[0]))
+    assert len(read) > len(there), "another artifact is looked at"
 
 
 def test_no_flipped_bit_of_a_manifest_breaks_its_reader(store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ def told(root: Path, key: Key) -> str:
         key: what does not exist.
     """
     wanted = json.loads(key.payload)
-    found = [(differing(wanted, payload), name) for name, payload in _payloads(root / key.kind)]
+    place = root / key.kind
+    changed = place.stat().st_mtime_ns if place.is_dir() else 0
+    found = [(differing(wanted, payload), name) for name, payload in _payloads(place, changed)]
     if not found:
         return f"; there is no artifact of kind {key.kind} in {root}"
     differences, name = min(found, key=lambda one: (_distance(one[0]), one[1]))
@@ -52,15 +55,17 @@ def differing(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-def _payloads(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and key payload of the artifacts of one kind."""
+@lru_cache(maxsize=8)
+def _payloads(place: Path, changed: int) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """Name and key payload of the artifacts of one kind, read once until that has `changed`: a sweep may ask a thousand times."""
     manifests = sorted(place.glob("[!.]*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = []
     for path in manifests[:MOST]:
         try:
-            payload = json.loads(read_json(path)["payload"])
+            found.append((path.parent.name, json.loads(read_json(path)["payload"])))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # damaged: whoever reads it says so
-        yield path.parent.name, payload
+    return tuple(found)
 
 
 def _leaves(here: Any, there: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -55,7 +55,9 @@ READ_WHEN = {
     "intervention.scale": (When("intervention.edit", ("scale",)),),
     "intervention.mean": (When("intervention.edit", ("mean",)),),
     "intervention.steps": (When("intervention.edit", ("optimal",)),),
-    "intervention.positions": (When("intervention.units", (), but=("positions",), hint="intervention.last_n says how many"),),
+    "intervention.positions": (
+        When("intervention.units", (), but=("positions",), hint="intervention.last_n says how many"),
+    ),
     "intervention.verify_samples": (When("intervention.verify", (SET,)),),
     "intervention.sizes": _GROUPS,
     "intervention.shapley": _GROUPS,
