@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,23 @@ def test_cached_elements_have_one_time_for_all_of_them_in_wandb(
     answers.log_cached(found, places, said.append)
     assert said == ["2 of 2 cached elements are not in W&B: 0 s were up; their metrics.jsonl has all"]
     assert [tracking.read(place)[0]["l0"] for place in places] == [32.0, 32.0] and not list(tmp_path.rglob("wandb"))
+
+
+def test_cached_elements_are_told_beside_the_page_and_what_went_wrong_is_said_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, said, paged = made(tmp_path, "layer=0,1"), [], threading.Event()
+
+    def log(sweep: Any, directories: Any, note: Any) -> None:
+        assert paged.wait(60), "the page is made meanwhile"
+        note("one is not in W&B")
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr(answers, "log_cached", log)
+    with pytest.raises(RunError, match="full"), answers.telling(found, [], said.append):
+        assert not said
+        paged.set()
+    assert said == ["one is not in W&B"]
 
 
 def test_the_table_counts_states_and_one_sweep_names_its_errors_and_logs(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,28 @@ def log_cached(sweep: Sweep, directories: Iterable[Path], note: Say) -> None:
         note(
             f"{left} of {len(wanted)} cached elements are not in W&B: {CACHED_S:.0f} s were up; their metrics.jsonl has all"
         )
+
+
+@contextlib.contextmanager
+def telling(sweep: Sweep, directories: Sequence[Path], note: Say) -> Iterator[None]:
+    """Cached elements are logged (:func:`log_cached`) while the block runs; what there is to say of it comes at its end."""
+    said: list[str] = []
+    wrong: list[Exception] = []
+
+    def work() -> None:
+        try:
+            log_cached(sweep, directories, said.append)
+        except Exception as e:
+            wrong.append(e)
+
+    thread = threading.Thread(target=work, name="cached", daemon=True)
+    thread.start()
+    yield
+    thread.join()
+    for text in said:
+        note(text)
+    if wrong:
+        raise wrong[0]
 
 
 def write_failed(sweep: Sweep, facts: Mapping[int, Mapping[str, Any]], note: Say) -> None:

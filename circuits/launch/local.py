@@ -131,11 +131,11 @@ class LocalLauncher:
                 self._end_workers(again)
         self.view.close()
         cached = [self.sweep.directory(element) for element in self.standing.cached]
-        answers.log_cached(self.sweep, cached, self.view.note)
-        self.view.summary()
-        known = {element.index: status.read(self.sweep.directory(element)) for element in self.elements}
-        answers.write_failed(self.sweep, known, self.view.note)
-        page = answers.make_report(self.sweep, self.view.note)
+        with answers.telling(self.sweep, cached, self.view.note):
+            self.view.summary()
+            known = {element.index: status.read(self.sweep.directory(element)) for element in self.elements}
+            answers.write_failed(self.sweep, known, self.view.note)
+            page = answers.make_report(self.sweep, self.view.note)
         if page is not None:
             self.view.say(f"report  {terminal.relative(page)}")
         return answers.exit_code(known.values())
