@@ -240,6 +240,11 @@ def test_a_config_is_shown_without_what_only_other_tasks_print_fetch_or_record_w
     assert loaded_by(code, "task=sae", "--cfg", "job", folder=tmp_path, of=slow) == set()
 
 
+def test_a_page_loads_only_the_sections_that_it_has(tmp_path: Path) -> None:
+    code = "from circuits.report.registry import sections; assert 'sae' in sections(['sae'])"
+    assert loaded_by(code, folder=tmp_path, of=("scipy", "circuits.report.sections.interventions")) == set()
+
+
 def test_planning_loads_no_reader_of_tables(tmp_path: Path) -> None:
     code = "import sys; from circuits.launch.cli import main; assert main(sys.argv[1:]) == 2"
     assert loaded_by(code, "task=sae", "layer=0-1,2", "reuse=readonly", folder=tmp_path) == set()

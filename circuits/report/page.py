@@ -80,7 +80,7 @@ def _entries(elements: Sequence[Element]) -> tuple[dict[str, list[Entry]], int]:
 
 def _parts(entries: dict[str, list[Entry]], looks: Looks) -> list[Part]:
     """One part per kind, in the order of the data's way."""
-    known = sections()
+    known = sections(entries)
     order = sorted(entries, key=lambda kind: (known[kind].order if kind in known else UNKNOWN_ORDER, kind))
     return [
         known[kind].render(View(tuple(entries[kind]), looks)) if kind in known else _plain_part(kind, entries[kind])
