@@ -212,6 +212,82 @@ def test_groups_show_synergy_shapley_and_their_controls(tmp_path: Path) -> None:
     assert "of 3 groups of heads" in found.text
 
 
+def test_a_head_given_back_is_held_against_its_zeroed_group(tmp_path: Path) -> None:
+    group = "L0.H2+L3.H1"
+    rows = [row(group, -4.0, "restore"), row(f"{group} keep L0.H2", -0.05, "restore", group=group)]
+    rescued = {
+        "unit": [group, group, f"{HOSTILE}\n"], "kept": ["L0.H2", "L3.H1", HOSTILE], "base": [8.0] * 3, "zeroed": [4.0, 4.0, 8.0],
+        "restored": [7.95, 2.0, 8.0], "recovered": [0.9875, -0.5, math.nan], "rescued": [True, False, True],
+    }  # fmt: skip
+    found = page(tmp_path, study(tmp_path / "store", "head_groups", rows, tables={"rescues": rescued}))
+    assert f"{group} L0.H2 8.00 4.00 ± 0.50 7.95 ± 0.50 98.8% yes" in found.text
+    assert f"{group} L3.H1 8.00 4.00 ± 0.50 2.00 -50.0% no" in found.text, "without an interval where none was saved"
+    assert f"{HOSTILE}⏎ {HOSTILE} 8.00 8.00 8.00 – nothing was lost" in found.text and HOSTILE not in found.source
+    assert "Controls: the same prompts without edits, and with the whole group zeroed." in found.text
+
+
+def steered() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Two directions, of which the second does no more than chance ones; texts under them."""
+    rows = [row("L1.dom", 3.0, "steer", layer=1, item=0), row("L2.dom", 0.1, "steer", layer=2, item=0)]
+    rows += [row(f"L1.random {i}", 0.1 * i, "steer", control="random", of="L1.dom") for i in range(3)]
+    rows += [row("prompting", 9.0, "steer", control="prompting")]
+    evidence = {
+        "unit": ["L1.dom", "L2.dom"], "norm": [0.4, 0.5], "strength": [0.5, 4.0], "largest": [False, True], "effect": [3.0, 0.1],
+        "wrong": [0.15, 0.45], "n": [20, 20], "random_n": [19, 19], "random_mean": [0.1, 0.1], "random_best": [0.2, 0.3],
+        "p_random": [0.05, 0.6], "orthogonal_n": [19, 19], "orthogonal_mean": [0.0, 0.0], "orthogonal_best": [0.25, 0.05],
+        "p_orthogonal": [0.05, 0.7], "prompting": [9.0, 9.0], "prompting_wrong": [0.05, 0.05], "prompting_right": [9.5, 9.5],
+    }  # fmt: skip
+    units = ["(none)", "L1.dom", "L2.dom", "L1.random 0", "L2.random 0", "prompting"]
+    written = pd.DataFrame([{"unit": unit, "sample": f"ioi-{i:02d}"} for unit in units for i in range(12)])
+    written = written.assign(text=[f"{unit} {i}" for unit, i in zip(written["unit"], written["sample"], strict=True)])
+    written = written.assign(nll=np.where(written["unit"] == "L1.dom", math.log(2), 0.0), distinct_2=0.5)
+    written.loc[0, "text"] = f" two\nlines {HOSTILE}"
+    written.loc[12, "text"] = ""
+    written.loc[written["unit"] == "prompting", ["nll", "distinct_2"]] = math.nan
+    return rows, {"steering": evidence, "generations": written}
+
+
+def test_steering_stands_beside_chance_directions_a_prompt_and_its_texts(tmp_path: Path) -> None:
+    rows, tables = steered()
+    found = page(tmp_path, study(tmp_path / "store", "steer", rows, tables=tables, direction="denoising"))
+    assert (
+        "L1.dom 0.4000 0.5 3.000 ± 0.500 15.0% +0.100 / +0.200 0.050 +0.000 / +0.250 0.050 +9.000 (5.0%) "
+        "1.00 / 2.00 / – 0.50 / 0.50 / – 20"
+    ) in found.text
+    assert "L2.dom 0.5000 4* 0.100 ± 0.500 45.0% +0.100 / +0.300 0.600" in found.text
+    assert "wanted: above 0" in found.text and "no less than 0.050 with so few. 1 of 2 go farther" in found.text
+    assert "no better than random directions of equal norm proves nothing about representation" in found.text
+    assert "prompt as it is L1.dom L1.random 0 prompted" in found.text, (
+        "the best direction and a random one of its layer"
+    )
+    assert f"ioi-00 two⏎lines {HOSTILE} (nothing) L1.random 0 ioi-00" in found.text and HOSTILE not in found.source
+    assert "ioi-09 (none) ioi-09" in found.text and "ioi-10" not in found.text
+    csv = pd.read_csv(tmp_path / "figures" / "interventions-0-0-null-0.csv")
+    assert (csv["role"] == "control").sum() == 3, "a prompt is no direction of equal norm"
+
+
+def test_steering_without_controls_texts_or_readable_files(tmp_path: Path) -> None:
+    rows, tables = steered()
+    bare = {key: tables["steering"][key] for key in ("unit", "norm", "strength", "largest", "effect", "wrong", "n")}
+    long = tables["generations"].assign(text="word " * 40)
+    one = study(
+        tmp_path / "a", "steer", rows, tables={"steering": bare | {"unit": [HOSTILE, "x\ty"]}, "generations": long}
+    )
+    two = study(
+        tmp_path / "b", "steer", rows[:2], "other", tables={"steering": bare, "generations": long.drop(columns="text")}
+    )
+    (two.artifacts[0].path / "steering.parquet").write_text("no parquet")
+    found = page(tmp_path, one, two)
+    assert (
+        f"{HOSTILE} 0.4000 0.5 3.000 15.0% – – – – – 1.00 / – / – 0.50 / – / – 20" in found.text
+        and HOSTILE not in found.source
+    )
+    assert "none was measured. A vector" in found.text and "wanted: below 0" in found.text and "x⇥y" in found.text
+    assert "steering.parquet is damaged" in found.text and "generations.parquet lacks text" in found.text
+    assert "word word …" in found.text and f'title="{"word " * 40}"' in found.source
+    assert not re.search(r"\bnan\b", found.text)
+
+
 def test_conditions_are_compared_unit_by_unit(tmp_path: Path) -> None:
     one, two = (
         study(tmp_path / "store", "heads", heads(seed=seed), name) for seed, name in ((0, "ioi"), (1, "induction"))

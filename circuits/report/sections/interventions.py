@@ -8,6 +8,8 @@ from circuits.report.content import Answer, Block, Figure, Part
 from circuits.report.registry import View, section
 from circuits.report.sections import interventions_across as across
 from circuits.report.sections import interventions_groups as groups
+from circuits.report.sections import interventions_more as more
+from circuits.report.sections import interventions_steering as steering
 from circuits.report.sections import interventions_tables as tables
 from circuits.report.sections.interventions_figures import figures, looks_of
 from circuits.report.sections.interventions_forests import nulls
@@ -31,7 +33,7 @@ def interventions(view: View) -> Part:
         drawn: list[Figure] = figures(mine, number)
         if drawn and not first:
             first.append(drawn.pop(0))
-        blocks += [*drawn, *_more(number, mine)]
+        blocks += [*drawn, *_shown(number, mine), *more.blocks(mine, problems), *steering.blocks(mine, problems)]
     first.append(tables.top(records))
     blocks.append(tables.without(records))
     conditions = list(dict.fromkeys(r.condition for r in records))
@@ -39,7 +41,7 @@ def interventions(view: View) -> Part:
     return Part("Interventions", lead, tuple(blocks), Answer(_sentence(records), tuple(first)), tuple(problems))
 
 
-def _more(number: int, records: Sequence[Record]) -> list[Block]:
+def _shown(number: int, records: Sequence[Record]) -> list[Block]:
     """What the studies of one kind show beyond their effects."""
     found: list[Block] = []
     looks = looks_of(records)
@@ -60,8 +62,8 @@ def _more(number: int, records: Sequence[Record]) -> list[Block]:
 def _sentence(records: Sequence[Record]) -> str:
     """The strongest unit of each condition, and how many have an effect, none, or are open."""
     told = [_answer(r) for r in records[:SAID]]
-    more = f" {len(records) - SAID} more below." if len(records) > SAID else ""
-    return " ".join(told) + more
+    rest = f" {len(records) - SAID} more below." if len(records) > SAID else ""
+    return " ".join(told) + rest
 
 
 def _answer(r: Record) -> str:

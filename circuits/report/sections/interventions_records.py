@@ -114,7 +114,7 @@ class Record:
     def controls_of(self, row: Mapping[Any, Any]) -> NDArray[np.float64]:
         """Mean effects of the controls that a unit is held against: its own, or the random sets of its shape."""
         names = dict.fromkeys((str(row["unit"]), shape(str(row["unit"]))))
-        return np.concatenate([self._controls.get((name, row["edit"]), np.empty(0)) for name in names])
+        return np.concatenate([self._controls.get((name, row["edit"]), np.empty(0)) for name in names if name])
 
 
 def read_all(view: View) -> tuple[list[Record], list[str]]:
