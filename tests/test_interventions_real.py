@@ -64,7 +64,8 @@ def put(x: Tensor, head: int, value: Tensor | float) -> Tensor:
 
 def held_against_plain_hooks(lm: LM, every: int) -> None:
     prompts = prompts_of(lm)
-    units = [Unit(f"L{la}.H{h}", (Place(la, (h,)),)) for la in range(lm.dims.layers) for h in range(lm.dims.heads)]
+    heads = [(la, h) for la in range(lm.dims.layers) for h in range(lm.dims.heads)][::every]
+    units = [Unit(f"L{la}.H{h}", (Place(la, (h,)),)) for la, h in heads]
     for base in ("clean", "corrupt"):
         rows = rows_of(prompts, base=base)  # type: ignore[arg-type]
         engine = Engine(lm, prompts, rows, Heads(), batch_size=8)
@@ -74,7 +75,7 @@ def held_against_plain_hooks(lm: LM, every: int) -> None:
         }
         for i, row in enumerate(rows):
             p, other = prompts[i], row.other or ()
-            for u in range(i % every, len(units), every):
+            for u in range(len(units)):
                 (layer, head), n = units[u].items()[0], len(row.ids)
                 values = {"zero": 0.0, "counterfactual": seen(lm, other, "head_z", layer)[:, :, head]}
                 for name, value in values.items():
@@ -85,16 +86,11 @@ def held_against_plain_hooks(lm: LM, every: int) -> None:
                         name,
                         units[u].name,
                     )
-        if base == "clean":
-            assert (
-                found["zero"].base["logit_diff"].min()
-                > 0
-                > (found["counterfactual"].values["effect"].mean(1)).min() + 0.5
-            )
+        assert (found["zero"].base["logit_diff"] > 0).all() == (base == "clean")
 
 
 def test_heads_of_a_real_model_equal_plain_hooks_noising_and_denoising(real_model: Path) -> None:
-    held_against_plain_hooks(load_model(str(real_model), dtype=torch.float32, device=torch.device("cpu")), every=30)
+    held_against_plain_hooks(load_model(str(real_model), dtype=torch.float32, device=torch.device("cpu")), every=34)
 
 
 @pytest.mark.soak
