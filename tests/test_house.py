@@ -173,7 +173,9 @@ def test_a_task_imports_no_task_and_its_library_only_inside_functions() -> None:
     library = (*(f"circuits.{room}" for room in room_names()), *HEAVY)
     found = {module(f): of(imports(f, inside_functions=False), library) for f in files}
     # A library's settings are plain values, which its task's options are made of.
-    assert not {name: left for name, imported in found.items() if (left := [n for n in imported if not n.endswith(".settings")])}
+    assert not {
+        name: left for name, imported in found.items() if (left := [n for n in imported if not n.endswith(".settings")])
+    }
 
 
 def test_the_foundations_are_standard_library_only() -> None:

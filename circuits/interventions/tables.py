@@ -97,7 +97,7 @@ def _metrics(ask: Ask, found: Sequence[Effects], table: pd.DataFrame, left_out: 
         "controls": int(table[table["control"] != ""]["unit"].nunique()),
         "kind": s.units,
         "edits": s.edits,
-        "site": s.site if s.units in ("sites", "positions", "features", "steer") else None,
+        **({"site": s.site} if s.units in ("sites", "positions", "features", "steer") else {}),
         "positions": f"the last {s.last_n} tokens, one at a time" if s.units == "positions" else str(s.positions),
         "cluster": s.cluster.value,
         "alpha": s.alpha,
