@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from warm.client import AT_IMPORT, LAUNCH, PYTHON, REAL, SOCKET, Running, Template
+from warm.client import AT_IMPORT, PYTHON, REAL, SOCKET, Running, Template
 
 pytest_plugins = ["slurm.fixtures", "real_fixtures"]  # slurm and own_slurm; real_model and real_text
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,14 +113,10 @@ class Cli:
         return Done(done.returncode, done.stdout, done.stderr)
 
     def start(self, *words: str, **extra: str) -> subprocess.Popen[str]:
-        """Start it and leave it running: a process of its own, whose elements (but Slurm's) are forked like those of a call."""
-        command, env = self.command(*words), self.environment(**extra)
-        if not any(word.startswith(("cluster=", "cluster.workers=0")) for word in words):
-            command[1] = str(LAUNCH)
-            env |= {SOCKET: template().path, REAL: sys.executable}
+        """Start it and leave it running."""
         process = subprocess.Popen(
-            command, cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            stdin=subprocess.DEVNULL, preexec_fn=_listen,  # noqa: PLW1509 (signals set, no lock taken)
+            self.command(*words), cwd=self.folder, env=self.environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, stdin=subprocess.DEVNULL, preexec_fn=_listen,  # noqa: PLW1509 (signals set, no lock taken)
         )  # fmt: skip
         self.started.append(process)
         return process

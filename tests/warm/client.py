@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PYTHON, LAUNCH = HERE / "python", HERE / "launch.py"
+PYTHON = HERE / "python"
 SOCKET, REAL = "TESTS_TEMPLATE", "TESTS_PYTHON"
 #: What libraries read while they are imported: a command with another value of these runs as a plain process.
 AT_IMPORT = (

@@ -99,12 +99,6 @@ def serve(connection: socket.socket) -> None:
     for fd in fds:
         os.close(fd)
     connection.sendall(f"{child}\n".encode())
-    if hasattr(os, "pidfd_open"):  # who asked was killed: so is what it asked for
-        ended = os.pidfd_open(child)
-        while ended not in (ready := select.select([ended, connection], [], [])[0]):
-            if connection in ready and not connection.recv(1):
-                os.kill(child, signal.SIGKILL)
-                break
     _, status = os.waitpid(child, 0)
     connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
