@@ -68,7 +68,7 @@ class Optimal(Edit):
         fitting = Runner(engine.lm, self.prompts, rows_of(self.prompts), engine.lens, batch_size=size)
         groups = list(fitting.batches())
         copies = max(1, engine.batch_size // size)
-        batches = [fitting.prepare(members, units, self, copies=copies) for members in groups]
+        batches = [fitting.prepare(members, units, self, copies=copies) for members in groups[: self.steps]]
         done = 0
         for chosen in fitting.passes(units, copies):
             self._fit(fitting, batches, units, chosen)
