@@ -60,7 +60,7 @@ REFUSED = [
     ("task=prompts behaviour.min_logit_diff=2",
      "behaviour.min_logit_diff=2: task=prompts does not read it; task=activations or task=baseline or task=interventions does"),
     ("task=interpret behaviour.success_threshold=0.5",
-     "behaviour.success_threshold=0.5: task=interpret does not read it; task=activations or task=baseline or task=interventions does"),
+     "behaviour.success_threshold=0.5: task=interpret does not read it; task=activations or task=baseline or "),
     ("task=prompts model.device=cpu", "model.device=cpu: task=prompts does not read it; task=activations or task=baseline or "),
     ("task=sae model=gpt2 model.embedded.steps=3", "model.embedded.steps: model=gpt2 does not read it; model=tiny does"),
     ("task=sae model.layers=2", "model.layers: a fact of the model, not a choice"),
