@@ -62,7 +62,7 @@ def _peak(engine: Engine, members: Sequence[int], units: Sequence[Unit], edit: E
         watcher.start()
     try:
         with torch.inference_mode():
-            batch = engine.prepare(members, units, edit, copies=1)
+            batch = engine.prepare(members, units, edit, 1)
             engine.run(batch, units, [0], edit)
     finally:
         done.set()

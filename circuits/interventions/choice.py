@@ -15,13 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuits.data.prompts import batches
 from circuits.errors import UserError
 from circuits.interventions.ask import Ask
-from circuits.interventions.edits.base import Edit, Here
 from circuits.interventions.effects import effects_of
 from circuits.interventions.engine import Engine
+from circuits.interventions.readout import Answers
 from circuits.interventions.rows import rows_of
+from circuits.interventions.settings import Metric
 from circuits.interventions.units.base import Lens, Place, Unit
+from circuits.model_input import padded
 from circuits.models.hooks import forward
 
 Head = tuple[int, int]
@@ -45,7 +48,7 @@ def top_heads(ask: Ask) -> list[Head]:
 
     need_others(ask, "groups are chosen")
     lens, units = Heads(), STUDIED.units(ask, Heads())
-    rows = rows_of(ask.others)
+    rows = rows_of(ask.others, span=ask.settings.metric is Metric.full_target)
     engine = Engine(ask.lm, ask.others, rows, lens, batch_size=ask.settings.batch_size)
     found = effects_of(engine.measure(units, Zero()), units, "zero", ask.others, rows)
     order = np.argsort(-np.abs(np.nanmean(found.values["effect"], axis=1)), kind="stable")
@@ -80,16 +83,18 @@ def chosen(ask: Ask, lens: Lens) -> list[tuple[int, tuple[int, ...]]]:
 
 def estimated(ask: Ask, lens: Lens) -> dict[int, Tensor]:
     """Gradient × activation of every item of each layer, the mean over the prompts that are not measured."""
-    rows = rows_of(ask.others)
+    rows = rows_of(ask.others, span=ask.settings.metric is Metric.full_target)
     engine = Engine(ask.lm, ask.others, rows, lens, batch_size=ask.settings.batch_size)
     taps = {layer: engine.tap(layer) for layer in ask.layers}
     total: dict[int, Tensor] = {}
     for members in engine.batches():
-        batch = engine.prepare(members, [], _Nothing())
-        found = forward(ask.lm, batch.tokens, capture=list(taps.values()), logits=batch.answers.columns, detach=False)
-        z = found.read[:, 0].float().gather(1, batch.answers.first)
-        gradients = torch.autograd.grad((z[:, 0] - z[:, 1]).sum(), [found.sites[key] for key in taps.values()])
-        mask = batch.tokens.mask.to(ask.lm.device)
+        here = [rows[i] for i in members]
+        tokens, answers = padded([row.ids for row in here]), Answers.of(here, ask.lm.device)
+        found = forward(ask.lm, tokens, capture=list(taps.values()), logits=answers.columns, detach=False)
+        gradients = torch.autograd.grad(
+            answers.difference(found.read).sum(), [found.sites[key] for key in taps.values()]
+        )
+        mask = tokens.mask.to(ask.lm.device)
         with torch.no_grad():
             for (layer, key), g in zip(taps.items(), gradients, strict=True):
                 score = effect_of_items(lens, found.sites[key].detach(), g, layer, engine) * mask[..., None]
@@ -105,15 +110,6 @@ def effect_of_items(lens: Lens, x: Tensor, gradient: Tensor, layer: int, engine:
     sae = getattr(lens, "saes", {}).get(layer)
     along = gradient.flatten(2) if sae is None else gradient.flatten(2).to(sae.W_dec.dtype) @ sae.W_dec.T
     return values.float() * along.float()
-
-
-class _Nothing(Edit):
-    """No edit: the engine then prepares no source."""
-
-    name = "nothing"
-
-    def new(self, old: Tensor, here: Here) -> Tensor:
-        return old
 
 
 def random_sets(ask: Ask, lens: Lens, units: Sequence[Unit]) -> list[Unit]:
@@ -209,15 +205,12 @@ def _near(sizes: Tensor, item: int, layer: int, studied: set[Head], rng: np.rand
 @torch.no_grad()
 def _sizes(ask: Ask, lens: Lens) -> dict[int, Tensor]:
     """Mean |activation| × length of what is written, of every item of each layer."""
-    engine = Engine(ask.lm, ask.measured, rows_of(ask.measured, span=True), lens, batch_size=ask.settings.batch_size)
-    taps = {layer: engine.tap(layer) for layer in ask.layers}
     total: dict[int, Tensor] = {}
-    for members in engine.batches():
-        batch = engine.prepare(members, [], _Nothing(), copies=1)
-        found = forward(ask.lm, batch.tokens, capture=list(taps.values()))
-        mask = batch.tokens.mask.to(ask.lm.device)[..., None]
-        for layer, key in taps.items():
-            values = lens.values(found.sites[key], layer, range(lens.count(ask.lm.dims, layer)))[..., 0]
+    for tokens in batches(ask.measured.sequences(), ask.settings.batch_size):
+        found = forward(ask.lm, tokens, capture={lens.site: ask.layers})
+        mask = tokens.mask.to(ask.lm.device)[..., None]
+        for layer in ask.layers:
+            values = lens.values(found.sites[lens.site, layer], layer, range(lens.count(ask.lm.dims, layer)))[..., 0]
             total[layer] = total.get(layer, torch.zeros(1)) + (values.abs() * mask).sum((0, 1)).float().cpu()
     saes = getattr(lens, "saes", {})
     return {

@@ -228,27 +228,24 @@ class Engine:
 
     def _parts(self, units: Sequence[Unit]) -> list[list[int]]:
         """The units that are prepared together: all, or with `low_memory` those whose passes start at one layer."""
-        if not self.low_memory:
-            return [list(range(len(units)))]
-        by_start: dict[int, list[int]] = {}
-        for i, unit in enumerate(units):
-            by_start.setdefault(self._start(unit), []).append(i)
-        return [by_start[start] for start in sorted(by_start)]
+        every = list(range(len(units)))
+        return self._by_start(units, every) if self.low_memory else [every]
+
+    def _by_start(self, units: Sequence[Unit], part: Sequence[int]) -> list[list[int]]:
+        """Units of `part` by the layer at which their pass can start, the lowest first."""
+        found: dict[int, list[int]] = {}
+        for i in part:
+            found.setdefault(self._start(units[i]), []).append(i)
+        return [found[start] for start in sorted(found)]
 
     def passes(self, units: Sequence[Unit], copies: int, part: Sequence[int] | None = None) -> Iterator[list[int]]:
         """Units (those of `part`) in the order of the layer at which their pass can start, `copies` of one layer at a time."""
-        by_start: dict[int, list[int]] = {}
-        for i in range(len(units)) if part is None else part:
-            by_start.setdefault(self._start(units[i]), []).append(i)
-        for start in sorted(by_start):
-            mine = by_start[start]
+        for mine in self._by_start(units, range(len(units)) if part is None else part):
             for at in range(0, len(mine), copies):
                 yield mine[at : at + copies]
 
-    def prepare(self, members: Sequence[int], units: Sequence[Unit], edit: Edit, copies: int | None = None) -> Batch:
-        """The run without edits of some rows, and the source run of `edit`."""
-        if copies is None:
-            copies = max(1, min(self.batch_size // len(members), len(units)))
+    def prepare(self, members: Sequence[int], units: Sequence[Unit], edit: Edit, copies: int) -> Batch:
+        """The run without edits of some rows, `copies` times over, and the source run of `edit`."""
         rows = [self.rows[i] for i in members]
         tokens = padded([row.ids for row in rows] * copies)
         answers = Answers.of(rows * copies, self.lm.device)
@@ -259,7 +256,7 @@ class Engine:
         watched = self.watch.base(self, units) if self.watch else []
         found = forward(self.lm, tokens, capture=[*wanted, *mine, *watched], logits=answers.columns)
         logp = found.read.float().log_softmax(-1)
-        first, rows_ = answers.columns[:, 0], torch.arange(len(tokens), device=self.lm.device)
+        first, every = answers.columns[:, 0], torch.arange(len(tokens), device=self.lm.device)
         return Batch(
             rows=torch.tensor(members),
             copies=copies,
@@ -270,7 +267,7 @@ class Engine:
             source=self._source(members, edit, keys),
             logp=logp,
             numbers=numbers(found.read, logp, answers),
-            watched={key: found.sites[key][rows_, first] for key in watched},
+            watched={key: found.sites[key][every, first] for key in watched},
         )
 
     def run(self, batch: Batch, units: Sequence[Unit], chosen: Sequence[int], edit: Edit) -> dict[str, Tensor]:

@@ -58,6 +58,11 @@ class Answers:
                 (target, foil)[side][r, : row.read] = torch.tensor(row.tokens)
         return Answers(*(tensor.to(device) for tensor in (columns, mask, first, target, foil)))
 
+    def difference(self, logits: Float[Tensor, "rows n vocab"]) -> Float[Tensor, " rows"]:
+        """What a row adds to its prompt's compared difference, with a gradient: log-probabilities, target − foil."""
+        logp = logits.float().log_softmax(-1)
+        return _summed(logp, self.target).nan_to_num() - _summed(logp, self.foil).nan_to_num()
+
 
 def numbers(
     logits: Float[Tensor, "rows n vocab"], clean: Float[Tensor, "rows n vocab"], answers: Answers

@@ -19,6 +19,8 @@ PATCHES = ("counterfactual",)
 FITTED = ("mean", "optimal", "steer")
 """Edits that learn something of prompts that are not measured."""
 
+CONTROLLED = ("head_groups", "features", "neurons", "steer")
+"""Units beside which random ones of equal size are measured."""
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 """Of steering, where none are named."""
 

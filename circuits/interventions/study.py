@@ -29,7 +29,7 @@ from circuits.interventions.edits.zero import Zero
 from circuits.interventions.effects import Array, Effects, effects_of
 from circuits.interventions.engine import Engine, Readings
 from circuits.interventions.rows import check_pairs, donors, rows_of
-from circuits.interventions.settings import Direction, Metric, Settings, Split
+from circuits.interventions.settings import CONTROLLED, Direction, Metric, Settings, Split
 from circuits.interventions.units.base import Lens, Place, Unit
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def run(
     if not whole:
         return None
     if again is not None:
-        metrics["verify"] = _verified(ask, lens, everything, found[0], again)
+        metrics["verify"] = _verified(ask, everything, found[0], again)
         say(verify.told(metrics["verify"]))
     study = tables.tables(ask, found, drawn, left_out)
     return replace(study, more=further, metrics=study.metrics | metrics | {"without_controls": alone})
@@ -161,25 +161,26 @@ def run(
 
 def largest_batch(ask: Ask) -> int:
     """Rows of a pass that fit, for the study's first edit."""
-    part = studied(ask.settings.units)
-    trial = replace(ask, settings=replace(ask.settings, batch_size=1))
-    lens = part.lens(trial)
+    lens = studied(ask.settings.units).lens(ask)
     units = [Unit(f"L{layer}", (Place(layer),)) for layer in ask.layers]
-    rows = _rows(trial, ask.measured)
+    rows = _rows(ask, ask.measured)
     return batching.largest_batch(Engine(ask.lm, ask.measured, rows, lens), units, Zero(), len(rows))
 
 
 def _verified(
-    ask: Ask, lens: Lens, units: Sequence[Unit], main: Effects, again: Callable[[], tuple[LM, dict[str, str]]]
+    ask: Ask, units: Sequence[Unit], main: Effects, again: Callable[[], tuple[LM, dict[str, str]]]
 ) -> dict[str, Any]:
     """The first prompts once more under the first edit, with another copy of the model."""
     lm, where = again()
-    prompts = verify.first(main.prompts, ask.settings.verify_samples)
-    other = replace(ask, lm=lm, measured=prompts)
+    prompts = PromptSet(main.prompts.prompts[: ask.settings.verify_samples], main.prompts.meta)
+    other = replace(ask, lm=lm, measured=prompts, saes={layer: sae.to(lm.device) for layer, sae in ask.saes.items()})
+    lens = studied(ask.settings.units).lens(other)
     studied_ = [unit for unit in units if not unit.control]
     chosen = edit(main.edit, other)
-    pool = donors(main.prompts, ask.draw("donors"))[0] if chosen.source == "donor" else []
-    tokens = [main.prompts[i].ids if (i := pool[k]) is not None else None for k in range(len(prompts))] if pool else []
+    tokens: list[tuple[int, ...] | None] = []
+    if chosen.source == "donor":  # the same ones as in the study
+        pool = dict(zip(ask.measured.samples, donors(ask.measured, ask.draw("donors"))[0], strict=True))
+        tokens = [None if (i := pool[p.id]) is None else ask.measured[i].ids for p in prompts]
     rows = _rows(other, prompts)
     engine = Engine(lm, prompts, rows, lens, batch_size=ask.settings.batch_size, donor=tokens)
     return verify.compared(
@@ -189,7 +190,7 @@ def _verified(
 
 def _without_controls(units: Sequence[Unit], controls: Sequence[Unit], s: Settings) -> list[str]:
     """Units that are to be held against controls of equal size and have none."""
-    if not s.controls or s.units not in ("head_groups", "features", "neurons") or "restore" in s.edits:
+    if not s.controls or s.units not in CONTROLLED or s.units == "steer" or "restore" in s.edits:
         return []
     known, of = {unit.of for unit in controls}, tables.controls_of(units, s)
     return [unit.name for unit in units if unit.name in of and of[unit.name] not in known]

@@ -32,7 +32,6 @@ class Study:
     groups: pd.DataFrame
     shapley: pd.DataFrame
     metrics: dict[str, Any]
-    left_out: dict[str, list[str]] = field(default_factory=dict)
     more: dict[str, pd.DataFrame] = field(default_factory=dict)
     """Tables that some units add, by name."""
 
@@ -52,6 +51,7 @@ class Study:
 
 
 def tables(ask: Ask, found: Sequence[Effects], drawn: Sequence[Any], left_out: dict[str, list[str]]) -> Study:
+    """The tables of a study from the effects of each edit; `drawn` are the orders of its Shapley values."""
     s = ask.settings
     summaries, grouped, shapleys = [], [], []
     for effects in found:
@@ -59,9 +59,8 @@ def tables(ask: Ask, found: Sequence[Effects], drawn: Sequence[Any], left_out: d
         ask.tell(f"intervals of {effects.edit}", 0, 1)
         how: dict[str, Any] = {"cluster": cluster, "seed": ask.draw("bootstrap"), "resamples": s.resamples}
         table = summary(effects, bound=s.bound, alpha=s.alpha, **how)
-        null = groups.null_p(effects, controls_of(effects.units, s))
-        if s.units == "heads":
-            null = groups.among_layer(effects)
+        alone = s.units == "heads"
+        null = groups.among_layer(effects) if alone else groups.null_p(effects, controls_of(effects.units, s))
         summaries.append(table.merge(null, on="unit", how="left") if len(null) else table)
         if s.units == "head_groups":
             grouped.append(groups.synergies(effects, **how))
@@ -69,7 +68,7 @@ def tables(ask: Ask, found: Sequence[Effects], drawn: Sequence[Any], left_out: d
                 shapleys.append(groups.shapley(effects, drawn, **how))
     table = pd.concat(summaries, ignore_index=True)
     metrics = _metrics(ask, found, table, left_out)
-    return Study(list(found), table, _concat(grouped), _concat(shapleys), metrics, left_out)
+    return Study(list(found), table, _concat(grouped), _concat(shapleys), metrics)
 
 
 def _concat(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from circuits.data.prompts import PromptSet
 
 if TYPE_CHECKING:
     from circuits.interventions.effects import Effects
@@ -19,8 +17,8 @@ def compared(main: Effects, again: Effects, where: Mapping[str, str]) -> dict[st
     """Both measurements of the slice and how far they are apart: the largest and the mean |difference| of each metric."""
     place = {p.id: i for i, p in enumerate(main.prompts)}
     columns = [place[p.id] for p in again.prompts]
-    studied = [i for i, unit in enumerate(main.units) if not unit.control]
     names = {unit: i for i, unit in enumerate(again.names)}
+    studied = [i for i, name in enumerate(main.names) if name in names]
     rows = [names[main.names[i]] for i in studied]
     found: dict[str, Any] = {**where, "edit": main.edit, "n": len(columns), "units": len(studied)}
     for metric in COMPARED:
@@ -36,16 +34,10 @@ def compared(main: Effects, again: Effects, where: Mapping[str, str]) -> dict[st
     return found
 
 
-def first(prompts: PromptSet, n: int) -> PromptSet:
-    """The first `n` prompts."""
-    return PromptSet(prompts.prompts[:n], prompts.meta)
-
-
-def told(found: Mapping[str, Any], compared_by: Sequence[str] = ("effect",)) -> str:
+def told(found: Mapping[str, Any]) -> str:
     """A line for the log."""
-    (metric,) = compared_by
-    values = found[metric]
+    values = found["effect"]
     return (
-        f"verified on {found['device']} at {found['dtype']}: {metric} of {found['units']} units on {found['n']} prompts differs by "
+        f"verified on {found['device']} at {found['dtype']}: effect of {found['units']} units on {found['n']} prompts differs by "
         f"{values['abs_diff']:.2e} in the mean, {values['largest']:.2e} at most"
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import GateError
 from circuits.files import read_json, write_json
-from circuits.interventions.settings import Settings, check
+from circuits.interventions.settings import CONTROLLED, Settings, check
 from circuits.schema import BaseConfig, Reuse
 from circuits.schema.fields import free
 from circuits.schema.reading import SET, When
@@ -23,6 +23,8 @@ from circuits.store.labels import behaviour_and_model, readable
 from circuits.tasks._shared import alone, model_input
 
 if TYPE_CHECKING:
+    import torch
+
     from circuits.data.keeper import Keeper
     from circuits.interventions.ask import Ask
     from circuits.interventions.saved import Intervention
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
 SECTION = "intervention"
 PRESET = "heads"
-CONTROLLED = ("head_groups", "features", "neurons", "steer")
 BYTES_A_ROW = 3  # of the long table, compressed
 METRICS = 9  # of a unit on a prompt
 
@@ -73,7 +74,7 @@ READ_WHEN = {
     "intervention.site": (When("intervention.units", ("sites", "positions", "steer")),),
     "intervention.heads": (When("intervention.units", ("heads", "head_groups")),),
     "intervention.direct": (When("intervention.units", ("heads",)),),
-    "intervention.controls": (When("intervention.units", ("head_groups", "features", "neurons", "steer")),),
+    "intervention.controls": (When("intervention.units", CONTROLLED),),
 }
 
 
@@ -124,7 +125,7 @@ class Interventions(Kind):
         return ("baseline",)
 
     def normal(self, cfg: BaseConfig) -> BaseConfig:
-        """One edit in a list is that edit; the direction of edits that patch nothing has no say."""
+        """One edit in a list is that edit; what no edit reads has one value."""
         given = getattr(cfg, SECTION)
         s = _settings(cfg)
         edits: Any = s.edits[0] if len(s.edits) == 1 else s.edits
@@ -139,7 +140,7 @@ class Interventions(Kind):
 
     def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
         """What is wrong with the study for this model and these layers."""
-        found = check(_settings(cfg), layers, dims.depth, getattr(dims, "heads", None))
+        found = check(_settings(cfg), layers, dims.depth, dims.heads)
         given = getattr(cfg, SECTION)
         if given.world_size < 1 or not 0 <= given.shard < given.world_size:
             found.append(f"shard={given.shard}: from 0 to world_size-1 ({given.world_size - 1})")
@@ -162,7 +163,7 @@ class Interventions(Kind):
         """The long table outweighs the rest."""
         s = _settings(cfg)
         prompts = s.samples or (cfg.behaviour.n_samples or 100) + (cfg.behaviour.n_test or 0)
-        units = (dims.depth or 32) * (getattr(dims, "heads", None) or 16)
+        units = (dims.depth or 32) * (dims.heads or 16)
         return len(s.edits) * units * prompts * METRICS * BYTES_A_ROW, 0
 
     def question(self, cfg: BaseConfig) -> str:
@@ -218,7 +219,7 @@ def _make(context: Context, work: Work) -> str | None:
         worth = {"worth_s": 0.0} if given.world_size > 1 else {}
         return context.keeper({"effects": work}, name, f"measuring {name}", "cell", **worth)
 
-    ask = Ask(lm, measured, others, context.layers, settings, _saes(context, paths), context.cfg.seed, tell)
+    ask = Ask(lm, measured, others, context.layers, settings, _saes(context, paths, lm.device), context.cfg.seed, tell)
     if settings.batch_size == "auto":
         ask = replace(ask, settings=replace(settings, batch_size=_batch_size(context, work, ask)))
     if given.world_size > 1:
@@ -235,9 +236,12 @@ def _make(context: Context, work: Work) -> str | None:
         if found is not None:
             artifact = work.commit(found.write)
             m = found.metrics
+            strongest = (
+                f"; strongest {m['strongest']} ({m['strongest_edit']}) {m['effect']:.3f}" if m["strongest"] else ""
+            )
             context.say(
                 f"{m['units']} units on {m['n']} prompts: {m['significant']} effects, {m['none']} equivalent to none, "
-                f"{m['open']} open; strongest {m['strongest']} ({m['strongest_edit']}) {m['effect']:.3f}: {artifact.id}"
+                f"{m['open']} open{strongest}: {artifact.id}"
             )
     return None
 
@@ -277,14 +281,14 @@ def _again(context: Context, ask: Ask) -> Callable[[], tuple[LM, dict[str, str]]
     return load
 
 
-def _saes(context: Context, paths: Mapping[int, Path]) -> dict[int, SAE]:
+def _saes(context: Context, paths: Mapping[int, Path], device: torch.device) -> dict[int, SAE]:
     """The SAE of each layer, on the model's device."""
     from circuits.sae import formats
 
     if not paths:
         return {}
     with context.phase("loading the SAEs"):
-        return {layer: formats.load(path) for layer, path in paths.items()}
+        return {layer: formats.load(path).to(device) for layer, path in paths.items()}
 
 
 KIND = Interventions()

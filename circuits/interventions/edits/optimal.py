@@ -65,7 +65,7 @@ class Optimal(Edit):
         ]
         # batches of few prompts with as many units beside them as the measurement's batches hold rows
         size = min(self.size, len(self.prompts), engine.batch_size)
-        fitting = Runner(engine.lm, self.prompts, rows_of(self.prompts), engine.lens, batch_size=size)
+        fitting = Runner(engine.lm, self.prompts, rows_of(self.prompts, span=True), engine.lens, batch_size=size)
         groups = list(fitting.batches())
         copies = max(1, engine.batch_size // size)
         batches = [fitting.prepare(members, units, self, copies=copies) for members in groups[: self.steps]]
