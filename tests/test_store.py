@@ -405,7 +405,7 @@ def test_no_flipped_bit_of_a_manifest_breaks_its_reader(store: Store) -> None:
 
 
 def test_writers_killed_at_any_moment_never_show_half_of_an_artifact(store: Store, said: Said) -> None:
-    """Two writers publish and replace without end; sixty-four of them are killed while this process reads."""
+    """Two writers publish and replace without end; sixty-four of them or more are killed while this process reads."""
 
     def write() -> None:
         rng = random.Random()
@@ -414,7 +414,7 @@ def test_writers_killed_at_any_moment_never_show_half_of_an_artifact(store: Stor
 
     rng, kills, seen = random.Random(0), 0, set()
     running: dict[int, float] = {}
-    while kills < 64:
+    while kills < 64 or (len(seen) <= 10 and kills < 1000):  # busy cores: many die before they have published anything
         while len(running) < 2:
             running[child(write)] = time.monotonic() + rng.uniform(0.002, 0.1)
         found = store.find(key(), deep=True)
