@@ -22,7 +22,7 @@ from circuits.data.prompts import Prompt, PromptSet
 from circuits.errors import UserError
 from circuits.features import association, labels
 from circuits.features.collect import BINS, EDGES, Collected, Collector, Fresh
-from circuits.features.logits import final_scale, residual_rows, token_effects, why_none
+from circuits.features.logits import final_norm, residual_rows, token_effects, why_none
 from circuits.features.pooling import pooled
 from circuits.features.tables import describe, wanted_tokens
 from circuits.features.texts import token_texts
@@ -155,8 +155,8 @@ def test_promoted_tokens_are_those_whose_logits_rise_along_the_decoder_row(famil
     order = (up - down).argsort(descending=True)
     assert effects.promoted[0].tolist() == order[:5].tolist()
     assert effects.suppressed[0].tolist() == order.flip(0)[:5].tolist()
-    scale, centred = final_scale(lm)
-    assert centred == (family == "gpt2") and scale.shape == (32,)
+    norm = final_norm(lm)
+    assert norm.centred == (family == "gpt2") and norm.scale.shape == (32,)
 
 
 def test_a_row_at_an_inner_site_goes_through_the_output_projection() -> None:
@@ -171,7 +171,7 @@ def test_a_row_at_an_inner_site_goes_through_the_output_projection() -> None:
 def test_a_planted_decoder_row_is_read_as_its_token() -> None:
     lm = build("qwen2")
     head = module_at(lm.model, lm.family.lm_head).weight
-    scale, _ = final_scale(lm)
+    scale = final_norm(lm).scale
     wanted = torch.linalg.lstsq(
         head[:, :] * scale, torch.nn.functional.one_hot(torch.tensor(17), len(head)).float()[:, None]
     )

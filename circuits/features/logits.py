@@ -22,7 +22,7 @@ from torch import Tensor
 
 from circuits.models.load import LM
 from circuits.models.modules import module_at
-from circuits.models.unembed import final_scale
+from circuits.models.unembed import final_norm
 from circuits.sae.modules import SAE
 
 ROWS_AT_ONCE = 256  # features × vocabulary in memory
@@ -68,8 +68,8 @@ def token_effects(lm: LM, sae: SAE, features: Int[Tensor, " f"], site: str, laye
     if why_none(lm, site) is not None:
         return None
     rows = residual_rows(lm, sae.W_dec[features.to(sae.W_dec.device)], site, layer).to(lm.device)
-    scale, centred = final_scale(lm)
-    rows = (rows - rows.mean(1, keepdim=True) if centred else rows) * scale
+    norm = final_norm(lm)
+    rows = norm.along(rows, torch.ones_like(rows[:, :1]))
     unembedding = module_at(lm.model, lm.family.lm_head).weight
     known = len(unembedding) if lm.tokenizer is None else min(len(unembedding), len(lm.tokenizer))
     unembedding = unembedding[:known].float()  # rows beyond the tokenizer are padding

@@ -73,6 +73,32 @@ class Tap:
 
 
 @dataclass(frozen=True)
+class Inner:
+    """Modules of a block that only circuits look at: what each part reads, and what stands between it and the stream.
+
+    Attributes:
+        attn_norm: the norm before the attention.
+        mlp_norm: the norm before the MLP.
+        act: the MLP's nonlinearity.
+        qkv: the projections of query, key and value; one module for all three where they are fused.
+        fused: how a fused projection's output is cut: ``thirds`` (all queries, all keys, all values) or ``by_head`` (query, key and
+            value of one head side by side); empty where there are three modules.
+        up: the projection that the nonlinearity's output is multiplied by, in a gated MLP.
+        attn_post: the norm between the attention and the stream, where there is one.
+        mlp_post: the norm between the MLP and the stream, where there is one.
+    """
+
+    attn_norm: str
+    mlp_norm: str
+    act: str
+    qkv: tuple[str, ...]
+    fused: str = ""
+    up: str = ""
+    attn_post: str = ""
+    mlp_post: str = ""
+
+
+@dataclass(frozen=True)
 class Family:
     """Module paths of one architecture as Hugging Face transformers builds its causal language model."""
 
@@ -81,6 +107,7 @@ class Family:
     final_norm: str
     lm_head: str
     taps: Mapping[str, Tap]
+    inner: Inner
     defaults: Mapping[str, int] = field(default_factory=dict)
     """Sizes that a config.json of this type may leave out, as transformers fills them in."""
     tower: str = ""
@@ -122,6 +149,17 @@ _GEMMA_TAPS = _taps(
     mlp_proj="mlp.down_proj",
     mlp_out="post_feedforward_layernorm",
 )
+_SEPARATE = tuple(f"self_attn.{name}_proj" for name in "qkv")
+_LLAMA_INNER = Inner("input_layernorm", "post_attention_layernorm", "mlp.act_fn", _SEPARATE, up="mlp.up_proj")
+_GEMMA_INNER = Inner(
+    "input_layernorm",
+    "pre_feedforward_layernorm",
+    "mlp.act_fn",
+    _SEPARATE,
+    up="mlp.up_proj",
+    attn_post="post_attention_layernorm",
+    mlp_post="post_feedforward_layernorm",
+)
 _GEMMA_SIZES = {
     "num_attention_heads": 8,  # google/gemma-3-4b-it leaves these five out
     "num_key_value_heads": 4,
@@ -133,7 +171,7 @@ _GEMMA_SIZES = {
 
 def _llama(**sizes: int) -> Family:
     """Llama's module names, which most families share."""
-    return Family("model.layers", "model.embed_tokens", "model.norm", "lm_head", _LLAMA_TAPS, sizes)
+    return Family("model.layers", "model.embed_tokens", "model.norm", "lm_head", _LLAMA_TAPS, _LLAMA_INNER, sizes)
 
 
 FAMILIES: dict[str, Family] = {
@@ -143,6 +181,7 @@ FAMILIES: dict[str, Family] = {
         final_norm="transformer.ln_f",
         lm_head="lm_head",
         taps=_taps(attn_out="attn", attn_proj="attn.c_proj", mid_norm="ln_2", mlp="mlp", mlp_proj="mlp.c_proj"),
+        inner=Inner("ln_1", "ln_2", "mlp.act", ("attn.c_attn",), fused="thirds"),
         defaults={"vocab_size": 50257, "n_positions": 1024},
     ),
     "llama": _llama(vocab_size=32000, max_position_embeddings=2048),
@@ -155,6 +194,7 @@ FAMILIES: dict[str, Family] = {
         final_norm="model.norm",
         lm_head="lm_head",
         taps=_GEMMA_TAPS,
+        inner=_GEMMA_INNER,
         defaults=_GEMMA_SIZES,
         overflows_fp16=True,
     ),
@@ -164,6 +204,7 @@ FAMILIES: dict[str, Family] = {
         final_norm="model.language_model.norm",
         lm_head="lm_head",
         taps=_GEMMA_TAPS,
+        inner=_GEMMA_INNER,
         defaults=_GEMMA_SIZES,
         tower="text_config",
         overflows_fp16=True,
@@ -179,6 +220,9 @@ FAMILIES: dict[str, Family] = {
             mid_norm="post_attention_layernorm",
             mlp="mlp",
             mlp_proj="mlp.dense_4h_to_h",
+        ),
+        inner=Inner(
+            "input_layernorm", "post_attention_layernorm", "mlp.act", ("attention.query_key_value",), fused="by_head"
         ),
         defaults={"vocab_size": 50432, "max_position_embeddings": 2048},
         parallel="use_parallel_residual",

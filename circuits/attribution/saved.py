@@ -1,0 +1,83 @@
+"""A circuit study's tables as a notebook reads them::
+
+study = circuits.open("attribution", behaviour="ioi")
+study.edges.head()[["edge", "score", "exact", "inclusion"]]
+study.scores                                    # [prompts, edges], with study.samples
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.attribution.nodes import Nodes
+from circuits.errors import Damaged
+from circuits.files import read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+
+class Circuit:
+    """The tables of a study, read when they are asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = Path(directory)
+        try:
+            self.metrics: dict[str, Any] = read_json(self.path / "metrics.json")
+        except (OSError, ValueError) as e:
+            raise Damaged(f"{directory}: no whole study ({e})") from e
+
+    def _table(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        path = self.path / f"{name}.parquet"
+        return pd.read_parquet(path) if path.exists() else pd.DataFrame()
+
+    @cached_property
+    def model(self) -> Nodes:
+        """Writers and readers of the model."""
+        sizes = {k: v for k, v in self.metrics["model"].items() if k != "width"}
+        return Nodes(**sizes)
+
+    @cached_property
+    def edges(self) -> pd.DataFrame:
+        """One row an edge, the largest first."""
+        return self._table("edges")
+
+    @cached_property
+    def nodes(self) -> pd.DataFrame:
+        """One row a writer."""
+        return self._table("nodes")
+
+    @cached_property
+    def exact(self) -> pd.DataFrame:
+        """One row a verified edge and prompt."""
+        return self._table("exact")
+
+    @cached_property
+    def pieces(self) -> pd.DataFrame:
+        """Scores by stretch of the pair; empty unless positions are spans."""
+        return self._table("pieces")
+
+    @cached_property
+    def _tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        from circuits.data import tensorfile
+
+        return tensorfile.load(self.path / "scores.safetensors")
+
+    @property
+    def scores(self) -> Tensor:
+        """``[prompts, edges]``, in the order of ``model.edges``."""
+        return self._tensors[0]["scores"]
+
+    @property
+    def samples(self) -> list[str]:
+        """The prompts' ids."""
+        return list(self._tensors[1]["samples"])
+
+    def __repr__(self) -> str:
+        m = self.metrics
+        return f"Circuit({m['circuit_edges']} of {m['edges']} edges by {m['method']} on {m['n']} prompts; {self.path})"

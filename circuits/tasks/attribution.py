@@ -1,0 +1,182 @@
+"""``task=attribution``: which parts of a model make a behaviour, and which of them read which.
+
+Every edge between heads, MLPs, embedding and logits is scored on every prompt (``scores.safetensors``), the largest and random
+ones are patched exactly (``exact.parquet``), and a circuit is chosen (``edges.parquet``, ``circuit.json``). Methods:
+`circuits/attribution/methods`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.attribution.settings import Choice, Settings, check, integrates, methods
+from circuits.errors import GateError
+from circuits.schema import BaseConfig, Reuse
+from circuits.schema.fields import free
+from circuits.schema.reading import When
+from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims
+from circuits.store.labels import behaviour_and_model, readable
+from circuits.tasks._shared import alone, model_input
+
+if TYPE_CHECKING:
+    from circuits.attribution.saved import Circuit
+    from circuits.data.keeper import Keeper
+    from circuits.run.context import Context, Work
+
+SECTION = "attribution"
+BYTES_A_SCORE = 4
+
+
+@dataclass
+class Options(Settings):
+    """Options of attribution, those with a role in keys."""
+
+    batch_size: int = free(8)  # prompts of a pass; results agree to 1e-5
+    shard: int = free(0)  # which share of the prompts this run scores: attribution.shard=range(0,4) …
+    world_size: int = free(1)  # … of so many
+
+
+READ_WHEN = {
+    f"{SECTION}.steps": (When(f"{SECTION}.method", tuple(m for m in methods() if integrates(m))),),
+    f"{SECTION}.threshold": (When(f"{SECTION}.choose", ("threshold",)),),
+    f"{SECTION}.edges": (When(f"{SECTION}.choose", ("top_n", "greedy", "influence")),),
+}
+
+
+def _settings(cfg: BaseConfig) -> Settings:
+    """The options as plain values."""
+    given = getattr(cfg, SECTION)
+    return Settings(**{f.name: getattr(given, f.name) for f in fields(Settings)})
+
+
+class Attribution(Kind):
+    """Scores of all edges, and a circuit."""
+
+    name = "attribution"
+    sections = ("model", SECTION, "precision", "seed")
+    layers = "none"
+    needs = ("tiny", "prompts", "baseline")
+    memory_keys = (f"{SECTION}.batch_size",)
+    columns = (
+        Column("pearson", "r exact", ".3f"),
+        Column("pearson_without_largest", "… without largest", ".3f"),
+        Column("circuit_edges", "circuit", ",.0f", exact=True),
+        Column("kept_mass", "kept mass", ".1%"),
+        Column("jaccard", "stable", ".2f"),
+        Column("difference", "corrupt − clean", ".2f", "difference_ci"),
+        Column("n", "prompts", ",.0f", exact=True),
+    )
+
+    def label(self, cfg: BaseConfig, layers: Layers) -> str:
+        """``ioi-smollm2-135m-eap_ig_inputs``."""
+        return "-".join((behaviour_and_model(cfg), readable(_settings(cfg).method)))
+
+    def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
+        """The prompts and the model."""
+        return [Input("prompts", (), cfg), *model_input(cfg)]
+
+    def share(self, cfg: BaseConfig) -> str:
+        """``shard-1-of-4``."""
+        given = getattr(cfg, SECTION)
+        return f"shard-{given.shard}-of-{given.world_size}" if given.world_size > 1 else ""
+
+    def gates(self, cfg: BaseConfig) -> tuple[str, ...]:
+        """A behaviour is worth taking apart where the model shows it."""
+        return ("baseline",)
+
+    def normal(self, cfg: BaseConfig) -> BaseConfig:
+        """What no method reads has one value."""
+        given, s, plain = getattr(cfg, SECTION), _settings(cfg), Settings()
+        if not integrates(s.method):
+            given = replace(given, steps=plain.steps)
+        unread = {"edges": plain.edges} if s.choose is Choice.threshold else {"threshold": plain.threshold}
+        return replace(cfg, **{SECTION: replace(given, **unread)})
+
+    def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
+        """What is wrong with the study."""
+        found = check(_settings(cfg))
+        given = getattr(cfg, SECTION)
+        if given.world_size < 1 or not 0 <= given.shard < given.world_size:
+            found.append(f"shard={given.shard}: from 0 to world_size-1 ({given.world_size - 1})")
+        if given.world_size > 1 and cfg.reuse is Reuse.force:
+            found.append("world_size: reuse=force makes all anew in one run; attribution.world_size=1 goes with it")
+        return [f"{SECTION}.{message}" for message in found]
+
+    def bytes(self, cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
+        """The scores of all edges on all prompts, once kept and once published."""
+        depth, heads = dims.depth or 32, dims.heads or 16
+        edges = (depth * (heads + 1)) * (depth * (3 * heads + 1)) // 2
+        prompts = _settings(cfg).samples or cfg.behaviour.n_samples or 100
+        size = edges * prompts * BYTES_A_SCORE
+        return size + 100 * edges, size
+
+    def question(self, cfg: BaseConfig) -> str:
+        """What a study asks."""
+        behaviour = behaviour_and_model(cfg).split("-")[0]
+        return f"Which heads and MLPs of {readable(cfg.model.id)} make {behaviour}, and which read which"
+
+    def run(self, context: Context) -> None:
+        """Score the study; a shard may end before the others have."""
+        waiting = None
+        while waiting is None and (missing := context.missing()):
+            with context.making(missing) as works:
+                if works:
+                    waiting = _make(context, works[None])
+        if refusals := context.conclude(waiting):
+            raise GateError("; ".join(refusals))
+
+    def make(self, context: Context, works: Mapping[Any, Work]) -> None:
+        """Score the whole study, and publish its tables."""
+        _make(context, works[None])
+
+    def load(self, path: Path) -> Circuit:
+        """The tables of a study."""
+        from circuits.attribution.saved import Circuit
+
+        return Circuit(path)
+
+
+def _make(context: Context, work: Work) -> str | None:
+    """Score this run's share, and publish the tables when all shares are there; else why they are not yet."""
+    from circuits.attribution import study, tables
+    from circuits.data import prompts as prompt_sets
+
+    settings, given = _settings(context.cfg), getattr(context.cfg, SECTION)
+    prompts = study.measured(prompt_sets.read(context.require("prompts").path), settings)
+    ask = study.Ask(context.open_model(), prompts, settings, context.cfg.seed)
+    context.say(f"{len(ask.nodes.edges):,} edges on {len(prompts)} prompts by {settings.method}")
+
+    def keeper(name: str) -> Keeper[str]:
+        worth = {"worth_s": 0.0} if given.world_size > 1 else {}
+        doing, unit = ("scoring edges", "prompt") if name.startswith("scores") else ("patching edges exactly", "cell")
+        return context.keeper({"effects": work}, name, doing, unit, **worth)
+
+    if given.world_size > 1:
+        study.score(ask, keeper, shard=given.shard, world_size=given.world_size, whole=False)
+    with alone(context, work) as needed:
+        if not needed:
+            return None
+        if given.world_size > 1 and (left := study.unfinished(ask, work.partial, given.world_size)):
+            note = f"shard {given.shard + 1}/{given.world_size} done, waiting for the rest ({left} parts)"
+            context.say(note)
+            return note
+        found = study.score(ask, keeper, world_size=given.world_size)
+        if found is not None:
+            chosen, random = study.to_verify(ask, found.scores.mean(0, dtype="float64"))
+            samples, exact = study.verify(ask, chosen, keeper("exact"))
+            with context.phase("drawing the prompts again"):
+                made = tables.tables(ask, found, chosen, random, samples, exact)
+            artifact = work.commit(made.write)
+            m = made.metrics
+            context.say(
+                f"{m['circuit_edges']:,} of {m['edges']:,} edges hold {m['kept_mass']:.0%} of the scores; against exact "
+                f"patching of {m['verified']['n']} edges r = {m['pearson'] or float('nan'):.3f}: {artifact.id}"
+            )
+    return None
+
+
+KIND = Attribution()
+run = KIND.run
