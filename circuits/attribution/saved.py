@@ -81,3 +81,40 @@ class Circuit:
     def __repr__(self) -> str:
         m = self.metrics
         return f"Circuit({m['circuit_edges']} of {m['edges']} edges by {m['method']} on {m['n']} prompts; {self.path})"
+
+
+class Judged:
+    """A judged circuit's tables, read when they are asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = Path(directory)
+        try:
+            self.metrics: dict[str, Any] = read_json(self.path / "metrics.json")
+        except (OSError, ValueError) as e:
+            raise Damaged(f"{directory}: no whole judgement ({e})") from e
+
+    def _table(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        path = self.path / f"{name}.parquet"
+        return pd.read_parquet(path) if path.exists() else pd.DataFrame()
+
+    @cached_property
+    def curve(self) -> pd.DataFrame:
+        """One row a circuit: the ranked edges at each share, random ones beside them, the chosen one, its complement, and the
+        chosen one without and with single edges."""
+        return self._table("curve")
+
+    @cached_property
+    def alone(self) -> pd.DataFrame:
+        """The metric of each circuit on each prompt."""
+        return self._table("alone")
+
+    @cached_property
+    def minimality(self) -> pd.DataFrame:
+        """One row a tested edge; empty where none was."""
+        return self._table("minimality")
+
+    def __repr__(self) -> str:
+        m = self.metrics
+        return f"Judged(f = {m['faithfulness']:.3f} with {m['chosen_edges']} of {m['edges']} edges; {self.path})"

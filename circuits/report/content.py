@@ -20,6 +20,8 @@ class Figure:
     csv: str
     legend: tuple[tuple[str, str], ...] = ()
     """Of more series than a drawing has room to name: each one's mark as SVG, and its name. The page folds it."""
+    live: str = ""
+    """JSON from which the page's script draws the figure anew, as one that answers to the reader; the drawing stays without it."""
     block = "figure"
 
 

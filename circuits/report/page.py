@@ -138,20 +138,31 @@ def _render(report: ReportInput, parts: Sequence[Part], first: dict[str, object]
     environment.filters["data_uri"] = _data_uri
     environment.filters["svg"] = _svg
     environment.filters["visible"] = visible
+    environment.filters["harmless"] = _harmless
     environment.filters["ours"] = Markup  # the marks of a legend: no text is in them
-    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    live = any(figure.live for part in parts for figure in part.figures)
+    script, style = (_asset(f"page.{kind}") + (_asset(f"graph.{kind}") if live else "") for kind in ("js", "css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     answers = [part.answer for part in parts if part.answer]
-    return environment.from_string((TEMPLATES / "page.html.j2").read_text(encoding="utf-8")).render(
+    return environment.from_string(_asset("page.html.j2")).render(
         report=report,
         parts=parts,
         provenance=provenance,
         answer=answers[-1] if answers else None,
-        style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        style=Markup(style),
         script=Markup(script),
         script_hash=f"sha256-{digest}",
         **first,
     )
+
+
+def _asset(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _harmless(data: str) -> Markup:
+    """JSON as a script element holds it: nothing in it can end the element or begin another, and it reads back the same."""
+    return Markup(data.translate({ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}))
 
 
 def _svg(figure: Figure) -> Markup:

@@ -27,7 +27,7 @@ MEASURES = (
 
 def text(sae: SAE, metrics: Mapping[str, Any], metadata: Mapping[str, Any], form: str, artifact: str) -> str:
     """Markdown with the front matter that the Hugging Face hub reads."""
-    what = "transcoder" if sae.cfg.d_out is not None else "sparse autoencoder"
+    what = "skip transcoder" if sae.cfg.skip else "transcoder" if sae.cfg.d_out is not None else "sparse autoencoder"
     where = f"`{metadata.get('hook_name')}`"
     if sae.cfg.d_out is not None:
         where = f"from {where} to `{metadata.get('hook_name_out')}`"

@@ -39,6 +39,7 @@ def training(
     *,
     architecture: str,
     d_out: int | None = None,
+    skip: bool = False,
     block_rows: int = 0,
     row_bytes: int = 4,
     ram: float = 0.0,
@@ -53,6 +54,7 @@ def training(
         d_in, d_sae, batch_size: the SAE's sizes, and the rows of a step.
         architecture: by its name.
         d_out: another site's width, for a transcoder.
+        skip: whether it has a skip connection.
         block_rows: rows that a stream from the model holds for each layer, on the device.
         row_bytes: bytes of one of their values.
         ram: bytes in which a store's rows are shuffled, for each layer.
@@ -62,7 +64,7 @@ def training(
         measured: rows that are measured together.
     """
     out = d_in if d_out is None else d_out
-    parameters = (d_in + out) * d_sae + d_sae + out
+    parameters = (d_in + out) * d_sae + d_sae + out + skip * d_in * out
     rows = block_rows * (d_in + (d_out or 0)) * row_bytes
     weights = TRAINED + BEST * best + PARTS * (parts > 1)
     step = 4 * WORK[architecture] * (batch_size // parts) * d_sae

@@ -21,6 +21,7 @@ from circuits.sae.modules.gradients import buffer
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SHARED = ("b_dec", "W_skip")  # weights that belong to no feature
 BLOCK_BYTES = 4 << 20
 SCALED = ("cpu", "cuda")  # devices whose fused Adam divides gradients by `grad_scale`
 
@@ -117,7 +118,7 @@ class Optimiser:
         """Zero the moments of the features where `keep` is False."""
         for moments in self.moments.values():
             for name, moment in moments.items():
-                if name != "b_dec":
+                if name not in SHARED:
                     moment.mul_(keep if moment.ndim == 1 else keep[:, None])
 
     def tensors(self) -> dict[str, Tensor]:

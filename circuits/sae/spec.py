@@ -47,6 +47,8 @@ class TrainSpec:
     """Enters the derivation of the generators, and the messages."""
     d_out: int | None = None
     """Width of another site to reconstruct (a transcoder); None: the input is reconstructed."""
+    skip: bool = False
+    """A transcoder's linear path beside its features (Paulo et al. 2025, arXiv:2501.18823)."""
     k_anneal: int = 0
     """TopK family: steps over which k falls linearly from `K_START` times its value."""
     threshold_rate: float = 0.01
@@ -95,6 +97,8 @@ class TrainSpec:
             wrong.append(f"normalize = {self.normalize}; choices: {' '.join(NORMALIZE)}")
         if self.accumulate > 0 and self.batch_size % self.accumulate:
             wrong.append(f"accumulate = {self.accumulate}: batch_size = {self.batch_size} is not divisible by it")
+        if self.skip and self.d_out is None:
+            wrong.append("skip = True: an SAE would copy its input; a skip connection is for a transcoder, with d_out")
         if self.patience is not None and self.patience < 1:
             wrong.append(f"patience = {self.patience}: at least 1 validation, or null for none")
         return wrong

@@ -263,7 +263,7 @@ class Trainer:
 
     def _exported(self, objective: Objective, weights: Weights, device: torch.device) -> SAE:
         spec = self.spec
-        sae = self.architecture.sae(SAEConfig(spec.d_in, spec.d_sae, spec.k, spec.d_out)).to(device)
+        sae = self.architecture.sae(SAEConfig(spec.d_in, spec.d_sae, spec.k, spec.d_out, skip=spec.skip)).to(device)
         objective.export(sae, weights, self.read.to(device), self.write.to(device))
         return sae.eval()
 

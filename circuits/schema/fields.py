@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 MISSING = "???"  # OmegaConf's mark of a mandatory value
 NAMING = ("file", "from", "path")
-Content = Literal["model", "corpus", "records", "splits", "sae"]
+Content = Literal["model", "corpus", "records", "splits", "sae", "bytes"]
 """By which rule the content of what is named is read: see ``Contents``."""
 
 

@@ -72,6 +72,7 @@ class SaeConfig:
     nonfinite: NonFinitePolicy = NonFinitePolicy.fail  # a NaN or infinity: fail, or drop the row (one layer a run)
     from_: str | None = taken_from("sae")  # an SAE to measure instead of training one: directory, artifact or hub name
     target_site: Site | None = added(None)  # another site to reconstruct: a transcoder  # noqa: RUF009
+    skip: bool = added(False)  # a linear path beside the features of a transcoder (trained, no part of the features)
     k_anneal: int | None = added(None)  # steps over which k falls from four times its value
     threshold_rate: float | None = added(None)  # weight of a batch in the inference threshold
     threshold_warmup: int | None = added(None)  # steps before that average begins
@@ -140,6 +141,10 @@ def _stopping(sae: SaeConfig) -> list[str]:
             errors.append(
                 f"sae.target_site={sae.target_site.value}: a model computes it before sae.site={sae.site.value}{choices}"
             )
+    if sae.skip and sae.target_site in (None, sae.site):
+        errors.append(
+            f"sae.skip=true: from {sae.site.value} to itself it would copy its input; name another site with sae.target_site=…"
+        )
     if sae.target_site is not None and sae.architecture is Architecture.gated:
         errors.append(
             "sae.target_site: sae=gated cannot be a transcoder; choose topk, batchtopk, matryoshka, jumprelu or relu"

@@ -52,6 +52,8 @@ class Contents:
             return self.splits(Path(value))
         if content == "sae":
             return self.directory(Path(value), "*.safetensors", "cfg.json")
+        if content == "bytes":
+            return self.one_file(Path(value))
         raise UserError(f"{where}: no rule for content {content!r}; add one to Contents.of")
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -135,6 +137,16 @@ class Contents:
         if not path.is_file():
             raise UserError(f"{path}: no such file")
         return self._remembered("sides of a split file", [path], lambda: identity(path))
+
+    def one_file(self, path: Path) -> str:
+        """SHA-256 over the bytes of a file.
+
+        Raises:
+            UserError: there is no such file.
+        """
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        return self._remembered("bytes of a file", [path], lambda: sha256_file(path))
 
     def directory(self, directory: Path, *patterns: str) -> str:
         """SHA-256 over the files of `directory` that match `patterns`, by name and bytes."""

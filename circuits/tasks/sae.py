@@ -82,7 +82,7 @@ class Sae(Kind):
         """``tiny-L0-topk``."""
         name = "from" if cfg.sae.from_ else cfg.sae.architecture.value
         return f"{readable(cfg.model.id)}-{layer_name(layers)}-{name}" + (
-            "" if cfg.sae.target_site is None else "-transcoder"
+            "" if cfg.sae.target_site is None else f"{'-skip' * cfg.sae.skip}-transcoder"
         )
 
     def normal(self, cfg: BaseConfig) -> BaseConfig:
@@ -154,7 +154,7 @@ class Sae(Kind):
         """Float32 weights; checkpoints with two Adam moments each (and the best weights), one more than are kept."""
         width = dims.width_of(cfg.sae.site.value) or 0
         out = width if cfg.sae.target_site is None else dims.width_of(cfg.sae.target_site.value) or 0
-        weights = 4 * (width + out) * width * cfg.sae.expansion
+        weights = 4 * ((width + out) * width * cfg.sae.expansion + cfg.sae.skip * width * out)
         copies = 3 if cfg.sae.patience is None else 4
         return weights, copies * weights * (cfg.sae.checkpoint_keep + 1)
 
@@ -176,6 +176,7 @@ class Sae(Kind):
             sae.batch_size,
             architecture=sae.architecture.value,
             d_out=out,
+            skip=sae.skip,
             best=sae.patience is not None,
             parts=sae.accumulate,
             count=len(layers),

@@ -60,10 +60,12 @@ def limit(panels: Sequence[Panel]) -> tuple[float, bool]:
 def heatmap(
     name: str, panels: Sequence[Panel], rows: Axis, cols: Axis, unit: str, *,
     alpha: float | None, title: str, caption: str, alt: str, data: pd.DataFrame, across: int = 3,
+    hatched: str = "hatched: not measured",
 ) -> Figure:  # fmt: skip
     """Maps of the same rows and columns, at most `across` side by side, under one colour scale centred on 0 that means `unit`.
 
     Rows stand from bottom to top where they are numbers, from top to bottom where they are names; dots stand for q < `alpha`.
+    `hatched` says what a cell without a value means.
     """
     n_cols = min(across, len(panels))
     n_rows = -(-len(panels) // n_cols)
@@ -91,7 +93,7 @@ def heatmap(
             axes.set_xlabel(cols.label if i + n_cols >= len(panels) else "")
             axes.set_ylabel(rows.label if i % n_cols == 0 else "")
         says = [f"● q < {alpha:g}"] if alpha is not None else []
-        says += ["hatched: not measured"] if any(np.isnan(panel.values).any() for panel in panels) else []
+        says += [hatched] if any(np.isnan(panel.values).any() for panel in panels) else []
         _bar(sheet, reach, beyond, unit, says, left, width, height)
     if beyond:
         caption += f" Colours end at ±{reach:.3g}, so that few large values do not wash out the rest."

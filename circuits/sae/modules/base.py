@@ -3,7 +3,8 @@
     f  = act((x − b_dec) W_enc + b_enc)          x̂ = f W_dec + b_dec
 
 A transcoder (Dunefsky et al. 2024, arXiv:2406.11944) reads one site and reconstructs another: f = act(x W_enc + b_enc), and
-f W_dec + b_dec is an estimate of the other site's y; with a skip connection (Paulo et al. 2025, arXiv:2501.18823) plus W_skip x.
+f W_dec + b_dec is an estimate of the other site's y; with a skip connection (Paulo et al. 2025, arXiv:2501.18823) plus W_skip x, which
+starts at zero and is trained beside the features: they are left what no linear map of x explains.
 
 An architecture is one file in this package. It gives an :class:`SAE` (what is saved and used), an :class:`Objective`
 (how its parameters get their gradients) and joins them in a module-level ``ARCHITECTURE``; the training loop, the
@@ -40,7 +41,7 @@ class SAEConfig:
     """What is done to each row before the encoder, and undone after an SAE's decoder (:func:`circuits.sae.normalise.of_rows`).
     Ours are trained on rows as they are; SAEs from elsewhere may have it."""
     skip: bool = False
-    """A transcoder with a linear path beside the features; only from elsewhere."""
+    """A transcoder with a linear path beside the features."""
 
     @property
     def width_out(self) -> int:
@@ -71,7 +72,7 @@ class SAE(nn.Module, ABC):
             self.W_skip = nn.Parameter(torch.zeros(cfg.width_out, cfg.d_in), requires_grad=False)
 
     def __repr__(self) -> str:
-        kind = "SAE" if self.cfg.d_out is None else "transcoder"
+        kind = "SAE" if self.cfg.d_out is None else "skip transcoder" if self.cfg.skip else "transcoder"
         sparsity = "" if self.cfg.k is None else f", k={self.cfg.k}"
         widths = f"{self.cfg.d_in} → {self.cfg.d_sae:,} features → {self.cfg.width_out}"
         return f"{kind}({self.architecture}: {widths}{sparsity}, {self.W_enc.device})"
@@ -175,11 +176,18 @@ class Objective(ABC):
             "b_enc": nn.Parameter(torch.zeros(spec.d_sae)),
             "W_dec": nn.Parameter(rows),
             "b_dec": nn.Parameter(torch.zeros(spec.width_out)),
+            **({"W_skip": nn.Parameter(torch.zeros(spec.width_out, spec.d_in))} if spec.skip else {}),
         }
 
     def centred(self, w: Weights, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """What the encoder sees of x."""
         return x - w["b_dec"] if self.tied else x
+
+    def left(
+        self, w: Weights, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]
+    ) -> Float[Tensor, "batch d_out"]:
+        """What the features and b_dec are to reconstruct: y, less what a skip connection makes of x."""
+        return torch.addmm(y, x, w["W_skip"].T, alpha=-1) if self.spec.skip else y
 
     @abstractmethod
     def gradients(
@@ -226,7 +234,7 @@ class Objective(ABC):
 
         With f' = act(c' W + b'), c' = x' − b_dec', and ŷ = (f' W_dec + b_dec')/t + ν, the SAE on raw x has f = f'/t, because
         act is positively homogeneous: W_enc = W s/t, b_enc = b'/t, b_dec = ν + b_dec'/t. In a transcoder c' = x', hence
-        b_enc = (b' − s μ W)/t.
+        b_enc = (b' − s μ W)/t. A skip connection adds W' x' to f' W_dec + b_dec': W_skip = W' s/t, and − s W' μ/t to b_dec.
         """
         sae.W_enc.copy_(w["W_enc"].T * (read.scale / write.scale))
         sae.W_dec.copy_(w["W_dec"])
@@ -234,6 +242,9 @@ class Objective(ABC):
         for name in sae.pre_biases:
             bias = w[name] if self.tied else w[name] - read.scale * (w["W_enc"] @ read.mean)
             getattr(sae, name).copy_(bias / write.scale)
+        if self.spec.skip:
+            sae.W_skip.copy_(w["W_skip"] * (read.scale / write.scale))
+            sae.b_dec.sub_(sae.W_skip @ read.mean)
 
 
 @dataclass(frozen=True)

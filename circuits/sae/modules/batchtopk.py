@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.sae.modules.base import SAE, Architecture, Outcome
-from circuits.sae.modules.gradients import Weights, buffer, decoder_bias, encode, sparse_weights
+from circuits.sae.modules.gradients import Weights, beside_features, buffer, encode, sparse_weights
 from circuits.sae.modules.jumprelu import JumpReLUSAE
 from circuits.sae.modules.selection import BatchSelection
 from circuits.sae.modules.support import Support, sparse_pays
@@ -33,14 +33,14 @@ class BatchTopKObjective(TopKObjective):
         self.state = {"threshold": torch.zeros(())}
 
     def gradients(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Outcome:
-        c = self.centred(w, x)
+        c, y = self.centred(w, x), self.left(w, x, y)
         pre = encode(w, c, w["b_enc"])
         f, index = self.select(pre, self.spec.k_at(step) * len(x))
         support = Support.flat(index, len(x), self.spec.d_sae)
         on = (f > 0).to(f.dtype)
         error, nested, h, through = self._gradients(w, c, y, support, f, on)
         buffer(w["b_enc"]).copy_(support.feature_sums(h))
-        decoder_bias(w, through, w["b_enc"].grad if self.tied else None)
+        beside_features(w, c, through, w["b_enc"].grad if self.tied else None)
         along = support.feature_sums(f * h)
         if dead is not None:
             nested["aux"] = self._auxiliary(w, c, pre, error, dead, along)

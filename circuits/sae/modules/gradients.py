@@ -6,7 +6,8 @@ h = ∂L/∂pre:
 
     ∂W_dec = fᵀ g     ∂W_enc = hᵀ c     ∂b_enc = Σ_b h_b     ∂b_dec = Σ_b g_b − W_encᵀ ∂b_enc (the latter if c = x − b_dec)
 
-The input gets no gradient, and b_dec's way through the encoder is one matrix-vector product, not a sixth large one.
+A skip connection adds W_skip x to x̂, and ∂W_skip = gᵀ x. The input gets no gradient, and b_dec's way through the encoder is one
+matrix-vector product, not a sixth large one.
 All results go into gradient buffers that live as long as the trainer. Where few features of a row are active, the products
 are sums over the active entries (:mod:`circuits.sae.modules.support`).
 """
@@ -40,6 +41,15 @@ def decoder_bias(w: Weights, g: Float[Tensor, "batch d_out"], through: Float[Ten
     torch.sum(g, dim=0, out=buffer(w["b_dec"]))
     if through is not None:
         buffer(w["b_dec"]).sub_(_through_encoder(w["W_enc"], through))
+
+
+def beside_features(
+    w: Weights, c: Float[Tensor, "batch d_in"], g: Float[Tensor, "batch d_out"], through: Float[Tensor, " d_sae"] | None
+) -> None:
+    """∂b_dec, and ∂W_skip where there is a skip connection: then c is x, as in every transcoder."""
+    decoder_bias(w, g, through)
+    if "W_skip" in w:
+        torch.mm(g.T, c, out=buffer(w["W_skip"]))
 
 
 def _through_encoder(table: Float[Tensor, "d_sae d_in"], h: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_in"]:

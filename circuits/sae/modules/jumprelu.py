@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from circuits.sae.modules.base import SAE, Architecture, Objective, Outcome, SAEConfig
-from circuits.sae.modules.gradients import Weights, buffer, decoder_bias, dense_weights, encode, sparse_weights
+from circuits.sae.modules.gradients import Weights, beside_features, buffer, dense_weights, encode, sparse_weights
 from circuits.sae.modules.products import combine, project
 from circuits.sae.modules.resampling import resample
 from circuits.sae.modules.scratch import scratch
@@ -72,7 +72,7 @@ class JumpReLUObjective(Objective):
         return (spec.l0_coefficient or 0.0) * spec.width_out * spec.sparsity_at(step, spec.l0_warmup)
 
     def gradients(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Outcome:
-        penalty, c = self.coefficient(step) / len(x), self.centred(w, x)
+        penalty, c, y = self.coefficient(step) / len(x), self.centred(w, x), self.left(w, x, y)
         pre = encode(w, c, w["b_enc"])
         half = self.spec.bandwidth / 2
         near = torch.gt(pre, w["threshold"] - half, out=scratch("mask", tuple(pre.shape), pre, torch.bool))
@@ -89,7 +89,7 @@ class JumpReLUObjective(Objective):
         h.mul_(on)
         dense_weights(w, c, f, h, g)
         torch.sum(h, dim=0, out=buffer(w["b_enc"]))
-        decoder_bias(w, g, w["b_enc"].grad if self.tied else None)
+        beside_features(w, c, g, w["b_enc"].grad if self.tied else None)
         fired = on.sum(0)
         return Outcome(error, fired, fired.sum(), {"l0_penalty": fired.sum() * penalty})
 
@@ -108,7 +108,7 @@ class JumpReLUObjective(Objective):
         h.mul_(on)
         sparse_weights(w, c, support, f, h, g)
         buffer(w["b_enc"]).copy_(support.feature_sums(h))
-        decoder_bias(w, g, w["b_enc"].grad if self.tied else None)
+        beside_features(w, c, g, w["b_enc"].grad if self.tied else None)
         parts, along = {"l0_penalty": on.sum() * penalty}, support.feature_sums(f * h)
         return Outcome(error, support.feature_sums(on), on.sum(), parts, along)
 
@@ -121,7 +121,7 @@ class JumpReLUObjective(Objective):
         pre = self.centred(w, x) @ w["W_enc"].T + w["b_enc"]
         f, on = _Jump.apply(pre, w["threshold"], self.spec.bandwidth)
         reconstruction = f @ w["W_dec"] + w["b_dec"]
-        return (reconstruction - y).square().sum(1).mean() + self.coefficient(step) * on.sum(1).mean()
+        return (reconstruction - self.left(w, x, y)).square().sum(1).mean() + self.coefficient(step) * on.sum(1).mean()
 
     def project(self, w: Weights) -> None:
         w["threshold"].data.clamp_(min=0.0)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.sae.modules.base import SAE, Architecture, Objective, Outcome
-from circuits.sae.modules.gradients import Weights, buffer, decoder_bias, dense_weights, encode, sparse_weights
+from circuits.sae.modules.gradients import Weights, beside_features, buffer, dense_weights, encode, sparse_weights
 from circuits.sae.modules.products import combine, project
 from circuits.sae.modules.resampling import resample
 from circuits.sae.modules.scratch import scratch
@@ -54,7 +54,7 @@ class ReLUObjective(Objective):
         return (self.spec.l1 or 0.0) * self.spec.width_out**0.5 * self.spec.sparsity_at(step, self.spec.l1_warmup)
 
     def gradients(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Outcome:
-        l1, c = self.l1(step) / len(x), self.centred(w, x)
+        l1, c, y = self.l1(step) / len(x), self.centred(w, x), self.left(w, x, y)
         f = encode(w, c, w["b_enc"]).relu_()
         active = torch.sign(
             f, out=scratch("h", tuple(f.shape), f)
@@ -70,7 +70,7 @@ class ReLUObjective(Objective):
         if len(x) < y.shape[1]:  # of more rows, the optimiser is faster at finding it
             along = torch.mul(f, h, out=scratch("over", tuple(f.shape), f)).sum(0).sub_(fired, alpha=l1)
         dense_weights(w, c, f, h, g)
-        decoder_bias(w, g, w["b_enc"].grad if self.tied else None)
+        beside_features(w, c, g, w["b_enc"].grad if self.tied else None)
         return Outcome(error, fired, active, {"l1": fired.sum() * l1}, along)
 
     def _sparse(
@@ -82,7 +82,7 @@ class ReLUObjective(Objective):
         h = support.dots(g, w["W_dec"]).add_(l1)
         sparse_weights(w, c, support, values, h, g)
         buffer(w["b_enc"]).copy_(support.feature_sums(h))
-        decoder_bias(w, g, w["b_enc"].grad if self.tied else None)
+        beside_features(w, c, g, w["b_enc"].grad if self.tied else None)
         fired = support.feature_sums(torch.ones_like(values))
         along = support.feature_sums(values * (h - l1))
         return Outcome(error, fired, fired.sum(), {"l1": values.sum() * l1}, along)
@@ -90,7 +90,7 @@ class ReLUObjective(Objective):
     def loss(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Tensor:
         f = (self.centred(w, x) @ w["W_enc"].T + w["b_enc"]).relu()
         reconstruction = f @ w["W_dec"] + w["b_dec"]
-        return (reconstruction - y).square().sum(1).mean() + self.l1(step) * f.sum(1).mean()
+        return (reconstruction - self.left(w, x, y)).square().sum(1).mean() + self.l1(step) * f.sum(1).mean()
 
     def revive(
         self, w: Weights, x: Tensor, error: Tensor, dead: Bool[Tensor, " d_sae"], noise: Tensor

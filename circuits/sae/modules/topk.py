@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuits.sae.modules import auxiliary
 from circuits.sae.modules.base import SAE, Architecture, Objective, Outcome, SAEConfig
-from circuits.sae.modules.gradients import Weights, buffer, decoder_bias, dense_weights, encode, sparse_weights
+from circuits.sae.modules.gradients import Weights, beside_features, buffer, dense_weights, encode, sparse_weights
 from circuits.sae.modules.products import combine, project
 from circuits.sae.modules.scratch import scratch
 from circuits.sae.modules.selection import largest_of_rows
@@ -62,7 +62,7 @@ class TopKObjective(Objective):
         return k_problems(spec)
 
     def gradients(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Outcome:
-        k, c = self.spec.k_at(step), self.centred(w, x)
+        k, c, y = self.spec.k_at(step), self.centred(w, x), self.left(w, x, y)
         pre = encode(w, c, w["b_enc"])
         values, features = largest_of_rows(pre, k)
         support = Support.uniform(features, self.spec.d_sae)
@@ -77,7 +77,7 @@ class TopKObjective(Objective):
             h = h.gather(1, features).flatten().mul_(on)
             g = error * (2 / len(x))
         buffer(w["b_enc"]).copy_(support.feature_sums(h))
-        decoder_bias(w, g, w["b_enc"].grad if self.tied else None)
+        beside_features(w, c, g, w["b_enc"].grad if self.tied else None)
         fired, along = support.feature_sums(on), support.feature_sums(f * h)
         parts = {} if dead is None else {"aux": self._auxiliary(w, c, pre, error, dead, along)}
         return Outcome(error, fired, on.sum(), parts, along)
@@ -112,6 +112,7 @@ class TopKObjective(Objective):
 
     def loss(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Tensor:
         f = self.features(self.centred(w, x) @ w["W_enc"].T + w["b_enc"], step)
+        y = self.left(w, x, y)
         reconstruction, loss = self.reconstruction_loss(w, f, y)
         if dead is None:
             return loss

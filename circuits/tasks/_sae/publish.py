@@ -49,6 +49,7 @@ def publish(
             "target_site": cfg.sae.target_site.value if cfg.sae.target_site else None,
             "layer": layer,
             "steps": kept,
+            **({"skip": True} if sae.cfg.skip else {}),
             **({"steps_trained": trained} if trained != kept else {}),
             "d_in": sae.cfg.d_in,
             "d_sae": sae.cfg.d_sae,

@@ -166,6 +166,7 @@ def _spec(context: Context, stream: Stream, layer: int) -> TrainSpec:
         seed=context.cfg.seed,
         layer=layer,
         d_out=stream.target_width,
+        skip=sae.skip,
         normalize=sae.normalize.value,
         accumulate=sae.accumulate,
         min_delta=sae.min_delta,
