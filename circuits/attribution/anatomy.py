@@ -9,7 +9,6 @@ positions come after that and belong to the head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -161,10 +160,12 @@ class Anatomy:
         found = self.w_in(layer, part).float() * norm.scale[:, None]
         return found - found.mean(1, keepdim=True) if norm.centred else found
 
-    def without_bias(self, layer: int, part: str, y: Float[Tensor, "... items head_dim"]) -> Tensor:
-        """A part as it is before the projection's bias was added, in float32."""
+    @cache  # noqa: B019
+    def constant_read(self, layer: int, part: str) -> Float[Tensor, "items head_dim"]:
+        """What a part reads of a stream of zeros: the projection's bias, and its answer to the norm's."""
         bias = getattr(self.projection(layer, part), "bias", None)
-        return y.float() if bias is None else y.float() - self.cut(part, bias).float()
+        found = torch.einsum("d,hdk->hk", self.attn_norm(layer).bias, self.w_in(layer, part).float())
+        return found if bias is None else found + self.cut(part, bias).float()
 
 
 def check_attention(lm: LM) -> None:
@@ -176,8 +177,3 @@ def check_attention(lm: LM) -> None:
     given = getattr(lm.model.config, "_attn_implementation", "eager")
     if given not in ("eager", "sdpa"):
         raise UserError(f"attn_implementation={given}: patterns are hidden in it; choices: eager sdpa")
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Parts of a dimension 1 in one tensor."""
-    return torch.cat(list(parts), dim=1)

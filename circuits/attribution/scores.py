@@ -93,7 +93,7 @@ class Slopes:
                 seen = self._seen(key)
                 unit = norm.unit(x)
                 if key[0] in PARTS:
-                    out = self.anatomy.without_bias(key[1], key[0], found.reads[key])
+                    out = found.reads[key].float() - self.anatomy.constant_read(key[1], key[0])
                     share = (out * small).sum(-1)
                 else:
                     share = (unit * norm.scale * small).sum(-1, keepdim=True)

@@ -22,11 +22,13 @@ class Norm:
 
     Attributes:
         scale: its weight for each dimension, as it is applied (Gemma's is 1 + the stored one).
+        bias: what it adds after.
         centred: whether it takes the mean out.
         eps: added to the mean square before the root.
     """
 
     scale: Float[Tensor, " width"]
+    bias: Float[Tensor, " width"]
     centred: bool
     eps: float
 
@@ -40,11 +42,12 @@ class Norm:
         """
         signs = torch.ones(width, device=device, dtype=dtype)
         signs[1::2] = -1
-        scale = ((norm(signs[None]) - norm(-signs[None])) / 2)[0].float() * signs.float()
+        up, down = norm(signs[None])[0].float(), norm(-signs[None])[0].float()
+        scale, bias = (up - down) / 2 * signs.float(), (up + down) / 2
         ones = torch.ones_like(signs)[None]
         answer = (norm(ones) - norm(-ones)).float().norm()
         eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0))
-        found = Norm(scale, bool(answer < 0.01 * scale.norm()), float(eps))
+        found = Norm(scale, bias, bool(answer < 0.01 * scale.norm()), float(eps))
         # One vector that is neither centred nor of unit size: a norm of another kind answers otherwise.
         x = torch.linspace(-1, 2, width, device=device, dtype=dtype)[None]
         half = (norm(x) - norm(-x)).float() / 2

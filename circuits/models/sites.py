@@ -342,19 +342,34 @@ def hook_name(site: str, layer: int) -> str:
     return f"blocks.{layer}.{_HOOK_NAMES[check_site(site)]}"
 
 
+_FOREIGN_HOOKS = {"mlp.hook_in": "mlp_in", "mlp.hook_out": "mlp_out"}
+_MODULES = {
+    "": "resid_post",
+    "mlp": "mlp_out",
+    "attn": "attn_out",
+    "self_attn": "attn_out",
+    "attention": "attn_out",
+    "input": "resid_pre",
+    "output": "resid_post",
+    "self_attn.o_proj.input": "head_z",
+    "pre_feedforward_layernorm.input": "resid_mid",
+    "pre_feedforward_layernorm.output": "mlp_in",
+    "mlp.input": "mlp_in",
+    "mlp.down_proj.input": "mlp_act",
+    "post_feedforward_layernorm.output": "mlp_out",
+}
+"""By a module's path below its block (its output), or by that and the side."""
+
+
 def site_of_hook(name: str) -> tuple[str, int] | None:
-    """The site and layer that a TransformerLens name or a module's path means (``model.layers.10.mlp``: its output), if any."""
+    """The site and layer that a TransformerLens name or a module's path means, if any: ``model.layers.10.mlp`` (its output),
+    ``model.layers.10.pre_feedforward_layernorm.output``; a vision-language model's under ``language_model``, too."""
     if found := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
-        sites = {hook: site for site, hook in _HOOK_NAMES.items()}
+        sites = {**_FOREIGN_HOOKS, **{hook: site for site, hook in _HOOK_NAMES.items()}}
         return (sites[found[2]], int(found[1])) if found[2] in sites else None
     if name in ("embed_tokens", "hook_embed"):
         return "resid_pre", 0
-    found = re.fullmatch(r"(?:.+\.)?(?:layers|h)[._](\d+)(?:[._](\w+))?", name)
-    modules = {
-        None: "resid_post",
-        "mlp": "mlp_out",
-        "attn": "attn_out",
-        "self_attn": "attn_out",
-        "attention": "attn_out",
-    }
-    return (modules[found[2]], int(found[1])) if found and found[2] in modules else None
+    found = re.fullmatch(r"(?:(.+)\.)?(?:layers|h)[._](\d+)(?:[._](.+))?", name)
+    if found is None or "vision" in (found[1] or "") or (found[3] or "") not in _MODULES:
+        return None
+    return _MODULES[found[3] or ""], int(found[2])

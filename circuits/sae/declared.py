@@ -73,6 +73,8 @@ class Found:
     """Of which model it says it is."""
     hook: str | None = None
     """At which site, in the library's own words (``blocks.8.hook_resid_pre``)."""
+    hook_out: str | None = None
+    """Of a transcoder: which site it reconstructs."""
     processing: Mapping[str, Any] = field(default_factory=dict)
     """How the model was changed when it was loaded, where that is said."""
 
@@ -102,7 +104,7 @@ def _saelens(config: dict[str, Any]) -> Found:
             if name in UNREAD
             else f"architecture {name} is not supported{suggest(name, BIASES, 'supported')}"
         )
-    _known(config, SAELENS)
+    known(config, SAELENS)
     d_in, d_sae = _whole(config, "d_in"), _whole(config, "d_sae")
     k = _k(config, "d_sae", d_sae) if name.startswith("topk") else None
     transcodes, skip = name.endswith("transcoder"), name.endswith("skip_transcoder")
@@ -122,8 +124,9 @@ def _saelens(config: dict[str, Any]) -> Found:
         scaled=_flag(config, "finetuning_scaling_factor"),
         normalize=_normalize(config),
         skip=skip,
-        model=_text(metadata, "model_name"),
-        hook=_text(metadata, "hook_name"),
+        model=text(metadata, "model_name"),
+        hook=text(metadata, "hook_name"),
+        hook_out=text(metadata, "hook_name_out") if transcodes else None,
         processing=metadata.get("model_from_pretrained_kwargs") or {},
     )  # fmt: skip
 
@@ -176,7 +179,7 @@ def _normalize(config: Mapping[str, Any]) -> str:
 
 
 def _sparsify(config: dict[str, Any]) -> Found:
-    _known(config, SPARSIFY)
+    known(config, SPARSIFY)
     if config.get("activation", "topk") != "topk":
         raise ValueError(f"activation = {config['activation']} is not supported (only topk)")
     if _flag(config, "signed"):
@@ -191,12 +194,17 @@ def _sparsify(config: dict[str, Any]) -> Found:
     name = f"topk_{'skip_' if skip else ''}transcoder" if transcodes else "topk"
     return Found(
         name, d_in, d_sae, d_in if transcodes else None, _k(config, "num_latents", d_sae), shapes,
-        centred=not transcodes, skip=skip, hook=_text(config, "hookpoint"),
+        centred=not transcodes, skip=skip, hook=text(config, "hookpoint"),
     )  # fmt: skip
 
 
-def _known(config: Mapping[str, Any], known: frozenset[str]) -> None:
-    if unknown := sorted(map(str, config.keys() - known)):
+def known(config: Mapping[str, Any], names: frozenset[str]) -> None:
+    """Refuse keys that nobody here knows.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if unknown := sorted(map(str, config.keys() - names)):
         raise ValueError(
             f"unknown key {' '.join(unknown)}, which may change what the SAE computes; if it does not, take it out of a copy "
             "of the file"
@@ -217,7 +225,8 @@ def _flag(config: Mapping[str, Any], name: str, *, default: bool = False) -> boo
     return value
 
 
-def _text(config: Mapping[str, Any], name: str) -> str | None:
+def text(config: Mapping[str, Any], name: str) -> str | None:
+    """What a key says, where it says something."""
     value = config.get(name)
     return value if isinstance(value, str) and value else None
 

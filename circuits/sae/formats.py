@@ -101,7 +101,7 @@ def load(directory: Path) -> SAE:
     cls, _ = kinds()[found.architecture]
     sae = cls(SAEConfig(found.d_in, found.d_sae, found.k, found.d_out, found.normalize, found.skip))
     weights = _scaled(read_weights(directory / WEIGHTS, found), found, directory / WEIGHTS)
-    sae.load_state_dict(_folded(weights, found))
+    sae.load_state_dict(folded(weights, found))
     return sae.eval()
 
 
@@ -134,13 +134,13 @@ def promised(directory: Path, config: dict[str, Any], *, sparsify: bool) -> Foun
         raise UserError(f"{directory / CONFIG}: {e}") from e
 
 
-def read_weights(path: Path, found: Found) -> dict[str, Tensor]:
+def read_weights(path: Path, found: Found, config: str = CONFIG) -> dict[str, Tensor]:
     """The tensors of the file in float32, checked against what its config says of them."""
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as e:
         raise UserError(f"{path} cannot be read as safetensors ({e})") from e
-    if wrong := differences(found, {name: tuple(t.shape) for name, t in weights.items()}):
+    if wrong := differences(found, {name: tuple(t.shape) for name, t in weights.items()}, config):
         raise UserError([f"{path} {problem}" for problem in wrong])
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
@@ -160,7 +160,7 @@ def _scaled(weights: dict[str, Tensor], found: Found, path: Path) -> dict[str, T
     return {**weights, "W_dec": weights["W_dec"] * factors[0][:, None]}
 
 
-def _folded(weights: dict[str, Tensor], found: Found) -> dict[str, Tensor]:
+def folded(weights: dict[str, Tensor], found: Found) -> dict[str, Tensor]:
     """Weights that mean the same without SAELens's options."""
     w = dict(weights)
     if not found.centred and found.d_out is None:

@@ -2,8 +2,9 @@
 
     owner/name                          owner/name/blocks.8.hook_resid_pre          owner/name/layers.10@a-branch-or-commit
 
-The client's own cache is asked first, as for models: a branch is what it was when it was first used here. What is not there is
-fetched; every failure is one line.
+Of circuit-tracer's transcoders, whose layers share a config, the files of all layers are fetched and the config last: where that is
+in the cache, they are. The client's own cache is asked first, as for models: a branch is what it was when it was first used here.
+What is not there is fetched; every failure is one line.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from typing import Any
 from circuits.errors import UserError
 from circuits.models.hub import NETWORK_SECONDS, within
 from circuits.sae import unread
-from circuits.sae.unread import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS
+from circuits.sae.places import ALONE, SET_CONFIG, SET_WEIGHTS
+from circuits.sae.unread import CONFIG, WEIGHTS
 from circuits.words import reason
 
 NAME = re.compile(r"(?P<repository>\w[\w.-]*/[\w.-]+)(?P<folder>(?:/[^/@]+)*)/?(?:@(?P<revision>[^@\s]+))?")
-FILES = (CONFIG, WEIGHTS, SPARSIFY_WEIGHTS, "sparsity.safetensors")
+CONFIGS = (*dict.fromkeys(config for _, config, _ in ALONE), SET_CONFIG)
 _NAMED = 8
 """Directories of a repository that are named in an error."""
 
@@ -43,18 +45,25 @@ def _cached(repository: str, folder: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    try:
-        found = try_to_load_from_cache(repository, str(PurePosixPath(folder, CONFIG)), revision=revision)
-    except HFValidationError as e:
-        raise UserError("no such directory, and no possible hub name") from e
-    if not isinstance(found, str):
-        return None
-    place = Path(found).parent
-    return place if _complete({file.name for file in place.glob("*") if file.is_file()}) else None
+    for config in CONFIGS:
+        try:
+            found = try_to_load_from_cache(repository, str(PurePosixPath(folder, config)), revision=revision)
+        except HFValidationError as e:
+            raise UserError("no such directory, and no possible hub name") from e
+        if isinstance(found, str):
+            place = Path(found).parent
+            if _parts({file.name for file in place.glob("*") if file.is_file()}):
+                return place
+    return None
 
 
-def _complete(names: set[str]) -> bool:
-    return CONFIG in names and bool({WEIGHTS, SPARSIFY_WEIGHTS} & names)
+def _parts(names: set[str]) -> set[str]:
+    """Which of a directory's files are an SAE, or one of each layer; none where it holds none."""
+    for _, config, weights in ALONE:
+        if config in names and weights in names:
+            return {config, weights, *({"sparsity.safetensors"} & names)}
+    layers = {name for name in names if SET_WEIGHTS.fullmatch(name)}
+    return {SET_CONFIG, *layers} if SET_CONFIG in names and layers else set()
 
 
 def _fetched(repository: str, folder: str, revision: str | None) -> Path:
@@ -69,7 +78,9 @@ def _fetched(repository: str, folder: str, revision: str | None) -> Path:
     sizes = _files(repository, folder, revision)
     check_room(repository, sizes, {})
     try:  # by the branch's name, so that the cache learns which commit it is
-        snapshot = snapshot_download(repository, revision=revision, allow_patterns=list(sizes), etag_timeout=5)
+        first = [path for path in sizes if PurePosixPath(path).name != SET_CONFIG]
+        for patterns in [first] if len(first) == len(sizes) else [first, list(sizes)]:
+            snapshot = snapshot_download(repository, revision=revision, allow_patterns=patterns, etag_timeout=5)
     except (HTTPError, OSError) as e:
         raise UserError(f"fetching it broke ({reason(e)}); the same command goes on from there") from e
     return Path(snapshot) / folder
@@ -98,17 +109,20 @@ def _files(repository: str, folder: str, revision: str | None) -> dict[str, int]
     except TimeoutError as e:
         raise UserError(_unreached(e)) from e
     sizes = {PurePosixPath(file.rfilename): file.size or 0 for file in info.siblings or []}
-    wanted = {path: size for path, size in sizes.items() if path.parent == PurePosixPath(folder) and path.name in FILES}
-    if not _complete({path.name for path in wanted}):
+    folders: dict[PurePosixPath, set[str]] = {}
+    for path in sizes:
+        folders.setdefault(path.parent, set()).add(path.name)
+    parts = _parts(folders.get(PurePosixPath(folder), set()))
+    if not parts:
         here = PurePosixPath(folder)
         inner = [str(path.relative_to(here)) for path in sizes if path.is_relative_to(here)]
         if what := unread.named(inner):
             raise UserError(f"{repository}{f'/{folder}' * bool(folder)}: {what}")
-        folders = sorted({str(path.parent) for path in sizes if path.name == CONFIG})
-        more = " …" if len(folders) > _NAMED else ""
-        named = f"; directories with one: {' '.join(folders[:_NAMED])}{more}" if folders else ""
+        others = sorted(str(place) for place, names in folders.items() if _parts(names))
+        more = " …" if len(others) > _NAMED else ""
+        named = f"; directories with one: {' '.join(others[:_NAMED])}{more}" if others else ""
         raise UserError(f"{repository} has no SAE in {folder or 'its root'} ({CONFIG} and {WEIGHTS}){named}")
-    return {str(path): size for path, size in wanted.items()}
+    return {str(PurePosixPath(folder, name)): sizes[PurePosixPath(folder, name)] for name in sorted(parts)}
 
 
 def _unreached(why: Exception) -> str:

@@ -7,7 +7,7 @@ circuit-tracer (github.com/safety-research/circuit-tracer): one ``config.yaml`` 
 with act = ReLU, or the jump ReLU where the file has ``activation_function.threshold``. Gemma Scope 2 (google/gemma-scope-2-…): a
 ``config.json`` for each SAE or transcoder, and
 
-    f = JumpReLU(x w_enc + b_enc)      ŷ = f w_dec + b_dec (+ x affine_skip_connection)      w_enc [d_in, d_sae], the last [d_in, d_out]
+    f = JumpReLU(x w_enc + b_enc)      ŷ = f w_dec + b_dec (+ x affine_skip_connection [d_in, d_out])      w_enc [d_in, d_sae]
 
 b_dec is taken from neither's input. As in the other formats every key that changes what is computed is read, or refused.
 """
@@ -32,9 +32,7 @@ SCOPE = frozenset(
     {"architecture", "type", "width", "model_name", "hf_hook_point_in", "hf_hook_point_out", "affine_connection", "l0"}
 )
 CROSS_LAYER = "a cross-layer transcoder, whose features write to all later layers, is not read: only transcoders of one layer each"
-ELSEWHERE = (
-    "transcoders names files that lie elsewhere; put the file of each layer beside it, as layer_0.safetensors …, and take the key out"
-)
+ELSEWHERE = "transcoders names files that lie elsewhere; put each layer's file (layer_0.safetensors …) beside it and take it out"
 UNREAD_HOOKS = {
     "ln2.hook_normalized": "what a norm gives before its weight is applied is no site here (mlp_in is what the MLP reads)",
     "ln2_post.hook_normalized": "what a norm gives before its weight is applied is no site here (mlp_out is what is added)",
@@ -77,7 +75,11 @@ def _tracer(config: dict[str, Any], shapes: Shapes, layer: int | None) -> Found:
         raise ValueError(ELSEWHERE)
     activation = config.get("activation")
     if activation is not None and ACTIVATIONS.get(activation) != "":
-        why = f": {ACTIVATIONS[activation]}" if activation in ACTIVATIONS else suggest(str(activation), ACTIVATIONS, "read")
+        why = (
+            f": {ACTIVATIONS[activation]}"
+            if activation in ACTIVATIONS
+            else suggest(str(activation), ACTIVATIONS, "read")
+        )
         raise ValueError(f"activation = {activation} is not supported{why}")
     known(config, TRACER)
     threshold = next((name for name in THRESHOLDS if name in shapes), THRESHOLDS[0])
@@ -105,10 +107,10 @@ def _hook(config: Mapping[str, Any], name: str, layer: int | None) -> str:
 
 def _scope(config: dict[str, Any], shapes: Shapes) -> Found:
     kind = config.get("type", "sae")
-    if kind == "clt" or (kind not in ("crosscoder",) and cross_layer(shapes)):
-        raise ValueError(CROSS_LAYER)
-    if kind not in ("sae", "transcoder"):
+    if kind not in ("sae", "transcoder", "clt"):
         raise ValueError(f"type = {kind} is not supported (only sae and transcoder)")
+    if kind == "clt" or cross_layer(shapes):
+        raise ValueError(CROSS_LAYER)
     if (architecture := config.get("architecture")) != "jump_relu":
         raise ValueError(f"architecture = {architecture} is not supported (only jump_relu)")
     known(config, SCOPE)
@@ -123,7 +125,13 @@ def _scope(config: dict[str, Any], shapes: Shapes) -> Found:
     d_in, d_sae, d_out = _length(shapes, "w_enc"), _length(shapes, "b_enc"), _length(shapes, "b_dec")
     if (width := config.get("width", d_sae)) != d_sae:
         raise ValueError(f"width = {width}, and the tensor b_enc has {d_sae}")
-    wanted = {"w_enc": (d_in, d_sae), "b_enc": (d_sae,), "w_dec": (d_sae, d_out), "b_dec": (d_out,), "threshold": (d_sae,)}
+    wanted = {
+        "w_enc": (d_in, d_sae),
+        "b_enc": (d_sae,),
+        "w_dec": (d_sae, d_out),
+        "b_dec": (d_out,),
+        "threshold": (d_sae,),
+    }
     wanted |= {"affine_skip_connection": (d_in, d_out)} if skip else {}
     return Found(
         _architecture(jumps=True, transcodes=transcodes, skip=skip), d_in, d_sae, d_out if transcodes else None, None, wanted,
@@ -153,5 +161,7 @@ def _length(shapes: Shapes, name: str, axis: int = 0) -> int:
     """
     shape = shapes.get(name, ())
     if len(shape) <= axis:
-        raise ValueError(f"its weights lack the tensor {name}" if name not in shapes else f"tensor {name} has shape {list(shape)}")
+        raise ValueError(
+            f"its weights lack the tensor {name}" if name not in shapes else f"tensor {name} has shape {list(shape)}"
+        )
     return shape[axis]

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-CONFIG, WEIGHTS, SPARSIFY_WEIGHTS = "cfg.json", "sae_weights.safetensors", "sae.safetensors"
+from circuits.sae.unread import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS
+
 SCOPE_CONFIG, SCOPE_WEIGHTS = "config.json", "params.safetensors"
 SET_CONFIG = "config.yaml"
 SET_WEIGHTS = re.compile(r"layer_(\d+)\.safetensors")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 CONFIG, WEIGHTS, SPARSIFY_WEIGHTS = "cfg.json", "sae_weights.safetensors", "sae.safetensors"
 DICTIONARY = "ae.pt"
+SCOPE = "params.safetensors"
+CROSS_LAYER = re.compile(r"(?:W_(?:enc|dec)|params_layer)_\d+\.safetensors")
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 _SHOWN, _MOST, _DEEP = 8, 5000, 4
 _RISK = "a pickle, which can run code when it is read and is refused"
@@ -42,7 +45,11 @@ def named(files: Collection[str]) -> str | None:
             f"an SAE of dictionary_learning, saved as {DICTIONARY}: {_RISK}; where you trust it, SAELens reads it from the hub "
             "(loader dictionary_learning_1) and its save_model writes a directory that is read here"
         )
-    if arrays := sorted(name for name in names if name.endswith(".npz") or name == "params.safetensors"):
+    if any(CROSS_LAYER.match(name) for name in names):
+        return "a cross-layer transcoder, whose features write to all later layers: only transcoders of one layer each are read"
+    if SCOPE in names and "config.json" not in names:
+        return f"{SCOPE} without the config.json of Gemma Scope 2 beside it, which says where it reads and writes"
+    if arrays := sorted(name for name in names if name.endswith(".npz")):
         return (
             f"an SAE as {arrays[0]}, as Gemma Scope's are, which is not read here; convert it once with SAELens: "
             "SAE.from_pretrained(RELEASE, ID).save_model(DIR)"
@@ -55,5 +62,5 @@ def named(files: Collection[str]) -> str | None:
 def places(files: Collection[str]) -> list[str]:
     """The directories below that hold an SAE, of a kind that is read here or not."""
     paths = [PurePosixPath(file) for file in files]
-    weights = {WEIGHTS, SPARSIFY_WEIGHTS, DICTIONARY, "params.npz"}
+    weights = {WEIGHTS, SPARSIFY_WEIGHTS, DICTIONARY, SCOPE, "params.npz"}
     return sorted({str(path.parent) for path in paths if path.name in weights and len(path.parts) > 1})

@@ -51,10 +51,24 @@ class Contents:
         if content == "splits":
             return self.splits(Path(value))
         if content == "sae":
-            return self.directory(Path(value), "*.safetensors", "cfg.json")
+            return self.sae(Path(value))
         if content == "bytes":
             return self.one_file(Path(value))
         raise UserError(f"{where}: no rule for content {content!r}; add one to Contents.of")
+
+    def sae(self, directory: Path) -> str:
+        """The hash of an SAE's files; of a set, which has one a layer, of all its files by their paths."""
+        from circuits.sae import places
+
+        files = {} if (directory / "cfg.json").is_file() else places.deciding(directory)
+        if not files:
+            return self.directory(directory, "*.safetensors", "cfg.json")
+        what = json.dumps(list(files))
+        return self._remembered(
+            f"sae {what}",
+            files.values(),
+            lambda: sha256_text(json.dumps([[n, sha256_file(p)] for n, p in files.items()])),
+        )
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute` answers, asked for once and not for each element of a sweep."""

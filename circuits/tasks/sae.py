@@ -108,7 +108,7 @@ class Sae(Kind):
 
             target = cfg.sae.target_site
             widths = (width, None if target is None else dims.width_of(target.value))
-            found = problems(Path(cfg.sae.from_), *widths, transcodes=target is not None)
+            found = problems(Path(cfg.sae.from_), *widths, transcodes=target is not None, layers=layers)
             errors += [f"sae.from={cfg.sae.from_}: {problem}" for problem in found]
         elif width is not None:
             errors += _size_problems(cfg.sae, width)
@@ -129,7 +129,8 @@ class Sae(Kind):
         from circuits.sae.origin import remarks as found
 
         model = "tiny" if cfg.model.embedded is not None else cfg.model.id
-        told = found(Path(cfg.sae.from_), model, cfg.sae.site.value, layers)
+        target = None if cfg.sae.target_site is None else cfg.sae.target_site.value
+        told = found(Path(cfg.sae.from_), model, cfg.sae.site.value, layers, target)
         return [f"sae.from={cfg.sae.from_}: {line}" for line in told]
 
     def gate(self, cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:

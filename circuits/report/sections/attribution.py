@@ -32,10 +32,12 @@ def attribution(view: View) -> Part:
             figures.node_map(f"{name}-nodes", r), figures.scatter(f"{name}-exact", r), tables.largest(r),
             figures.pieces(f"{name}-pieces", r),
         ]  # fmt: skip
-        if i:
-            blocks.append(Note(finding(r)))
+        here = blocks if i else first
+        rest = limits(r)
+        named = f"{r.condition}: {rest[0].lower()}{rest[1:]}" if rest and len(ranked) > 1 and not i else rest
+        here += [Note(text) for text in (finding(r) if i else "", named) if text]
         if drawn:
-            (blocks if i else first).append(drawn)
+            here.append(drawn)
         blocks += [block for block in mine if block]
     if len(ranked) > SHOWN:
         blocks.append(Note(f"{len(ranked) - SHOWN} more are in the comparison only; each one's own report draws it."))
@@ -58,9 +60,13 @@ def _best(ranked: list[Record]) -> str:
 
 
 def finding(r: Record) -> str:
-    """What was found, in numbers: the circuit, how far to trust it, what it can hide, what it depends on."""
-    told = [_circuit(r), _agreement(r), _hidden(r), _stability(r)]
-    return " ".join(text for text in told if text)
+    """What was found, in numbers: the circuit, and how far its scores can be trusted."""
+    return f"{_circuit(r)} {_agreement(r)}"
+
+
+def limits(r: Record) -> str:
+    """What the edges that were not patched can hide, and what the circuit depends on."""
+    return " ".join(text for text in (_hidden(r), _stability(r)) if text)
 
 
 def _circuit(r: Record) -> str:
@@ -73,7 +79,8 @@ def _circuit(r: Record) -> str:
     text += f" carry {percent(kept)} of all |score|" if kept is not None else " are the circuit"
     base, other = number(m, "base"), number(m, "other")
     if base is not None and other is not None:
-        text += f", where the whole change is from {signed(base)} to {signed(other)} {r.unit}"
+        runs = ("corrupt", "clean") if m.get("direction") == "denoising" else ("clean", "corrupt")
+        text += f"; all edges together take the answer from {signed(base)} ({runs[0]}) to {signed(other)} {r.unit} ({runs[1]})"
     return f"{text} (n = {plural(int(m['n']), 'prompt')})."
 
 

@@ -40,9 +40,9 @@ def node_map(name: str, r: Record) -> Figure | None:
         )
     title = f"Node scores by layer and head: {r.condition}"
     caption = (
-        f"A node's score is the sum of its edges' scores: the estimated effect of putting the other run's value into all of them. "
-        f"The input has one value, drawn beside layer 0. {r.patched} {r.sample} Control: the run as it is, where every effect is 0. "
-        f"{r.source}"
+        f"A node's score is the sum of its edges' scores: the estimated effect of putting the other run's value into all of them; "
+        f"above 0 towards the target, below 0 towards the foil. The input has one value, drawn beside layer 0. {r.sample} "
+        f"Control: the run as it is, where every effect is 0. {r.source}"
     )
     best = r.nodes.loc[r.nodes["score"].abs().sort_values(ascending=False, kind="stable").index[0]]
     alt = f"{title}: {layers} layers by {plural(heads, 'head')}, MLP and input; the largest is {best['node']} at "
@@ -65,7 +65,7 @@ def scatter(name: str, r: Record) -> Figure | None:
     looks = Looks(KINDS)
     kinds = [kind for kind in KINDS if (table["kind"] == kind).any()]
     with drawing():
-        sheet = Sheet(name, looks, kinds, height=3.9, shown="marks")
+        sheet = Sheet(name, looks, kinds, height=3.9, shown="marks", titled=True)
         arrange(sheet, right=0.475)
         place = sheet.axes.get_position()
         close: Axes = sheet.canvas.add_axes(
@@ -74,19 +74,21 @@ def scatter(name: str, r: Record) -> Figure | None:
         sizes = np.sort(table[["score", "exact"]].abs().max(axis=1).to_numpy())
         reach = float(sizes[-1]) or 1.0
         near = float(sizes[int(CLOSE * (len(sizes) - 1))]) or reach
-        for axes, limit, what in ((sheet.axes, reach, "all"), (close, near, f"close-up to ±{near:.2g}")):
+        for axes, limit, what in ((sheet.axes, reach, "all"), (close, near, f"close-up to ±{float(f'{near:.2g}'):,g}")):
             _points(sheet, axes, table, looks, kinds, limit, slope, r)
             axes.set_title(what, loc="left", pad=3, color=INK, fontweight="bold")
             label_axes(axes, f"score ({r.compared})", f"exact effect ({r.compared})")
-    hidden = "" if slope is None else f" Dashed: exact effects = {slope:.2f} × scores, the line through 0 that fits best."
+    hidden = (
+        "" if slope is None else f" Dashed: exact effects = {slope:.2f} × scores, the line through 0 that fits best."
+    )
     agree = number(r.verified, "pearson")
     told = f", r = {agree:.3f}" if agree is not None else ""
     samples = plural(int(r.exact["sample"].nunique()), "prompt")
     title = f"Scores beside exact patching: {r.condition}"
     caption = (
-        f"One dot an edge: its score and the effect of patching it, means over the same {samples}; bars: ± one standard error of the "
-        f"exact effect. {plural(len(table), 'edge')}{told}. Grey: score = exact effect.{hidden} On the right the same, near 0. "
-        f"{r.patched} Control: exact patching itself. {r.source}"
+        f"One dot an edge: its score and the effect of patching it, means over the same {samples}; bars: ± one standard error of "
+        f"the exact effect. {plural(len(table), 'edge')}{told}. Grey: score = exact effect.{hidden} On the right the same, near 0. "
+        f"Control: exact patching itself. {r.source}"
     )
     alt = f"{title}: {plural(len(table), 'edge')}{told}"
     return sheet.finish(title=title, caption=caption, alt=alt, data=table)
@@ -149,7 +151,9 @@ def pieces(name: str, r: Record) -> Figure | None:
         f"Each edge's score, split by where in the prompt the other run's value is put in: a row's cells sum to its score.{more} "
         f"{r.patched} {r.sample} Control: the run as it is, where every effect is 0. {r.source}"
     )
-    alt = f"{title}: {plural(len(edges), 'edge')} by {plural(len(stretches), 'stretch')}".replace("stretchs", "stretches")
+    alt = f"{title}: {plural(len(edges), 'edge')} by {plural(len(stretches), 'stretch')}".replace(
+        "stretchs", "stretches"
+    )
     return heatmap(
         name, [panel], Axis("", edges), Axis("", stretches), f"score ({r.compared})", alpha=None, title=title, caption=caption,
         alt=alt, data=r.pieces,

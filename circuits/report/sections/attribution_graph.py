@@ -29,15 +29,14 @@ from circuits.report.words import percent, plural
 DRAWN = 40  # edges at first
 MOST = 2000  # edges that the page can draw
 WIDTH, SIDE, TOP = 740.0, 52.0, 22.0  # CSS pixels
-COLUMN = (34.0, 80.0)  # the narrowest and the widest
+COLUMN = (34.0, 110.0)  # the narrowest and the widest
 FULL = 47.0  # the narrowest column with room for `a29.h8`
-HEIGHT, ROW = 900.0, (17.0, 42.0)
+HEIGHT, ROW = 900.0, (17.0, 50.0)
 NODE = 15.0  # height of a node
-TINE = 9.0  # of a fork
 INCH = 112.3  # CSS pixels: a figure stands on the page at 1.56 pixels a point
 THIN, THICK = 0.9, 6.5  # pixels of a link
 PART_SHIFT = {"q": -7.0, "k": 0.0, "v": 7.0}  # so that what one writer sends to one head stands apart
-DASH = (0, (4, 2))
+DASH: Any = (0, (4, 2))
 
 _WRITER = re.compile(r"a(\d+)\.h(\d+)|m(\d+)|input")
 _READER = re.compile(r"a(\d+)\.([hg])(\d+)<([qkv])>|m(\d+)|logits")
@@ -70,6 +69,11 @@ class Layout:
     def row(self) -> float:
         """Pixels from the heads of a layer to its MLP, and on to the next layer's heads."""
         return min(max(HEIGHT / (2 * self.layers + 2), ROW[0]), ROW[1])
+
+    @property
+    def tine(self) -> float:
+        """Pixels of a fork."""
+        return min(0.5 * self.row, 18.0)
 
     @property
     def size(self) -> tuple[float, float]:
@@ -126,16 +130,18 @@ def graph(name: str, r: Record, problems: list[str]) -> Figure | None:
     every = r.circuit.to_dict("records")
     edges = [row for row in every if layout.has(row) and math.isfinite(row["score"])]
     if len(edges) < len(every):
-        problems.append(f"{r.label}: {plural(len(every) - len(edges), 'edge')} of the circuit are between no parts of the model")
+        problems.append(
+            f"{r.label}: {plural(len(every) - len(edges), 'edge')} of the circuit not drawn: the model has no such parts"
+        )
     if not edges:
         return None
     title = f"The circuit: {r.condition}"
     most = f"; up to the {MOST:,} largest can be" if len(edges) > MOST else ""
     first = f"at first the {DRAWN} largest are drawn{most}" if len(edges) > DRAWN else "all are drawn"
     caption = (
-        f"{plural(len(edges), 'edge')}, {first}. Information runs upwards, from the embedding (input) to the logits; a line is as "
-        f"wide as its |score|, up to {signed(edges[0]['score'])} {r.unit}. {r.patched} A key or value that heads share (g) forks to "
-        f"all of them. Control: exact patching, where an edge was patched. {r.sample} {r.source}"
+        f"{plural(len(edges), 'edge')}, {first}. Information runs upwards, from the embedding (input) to the logits; a line is "
+        f"as wide as its |score|, up to {signed(edges[0]['score'])} {r.unit}. {r.patched} A key or value that heads share (g) "
+        f"forks to all of them. Control: exact patching, where an edge was patched. {r.sample} {r.source}"
     )
     strongest = "; ".join(f"{row['edge']} {signed(row['score'])}" for row in edges[:3])
     alt = f"{title}: {plural(len(edges), 'edge')}, the largest {strongest} {r.unit}"
@@ -168,7 +174,7 @@ def _live(layout: Layout, edges: list[dict[Any, Any]], r: Record, total: int) ->
     return {
         "title": r.condition, "unit": r.unit, "drawn": DRAWN, "total": total,
         "size": [round(width), round(height), layout.node, NODE], "row": layout.row,
-        "widths": [THIN, THICK], "shift": PART_SHIFT, "tine": TINE, "layers": _levels(layout),
+        "widths": [THIN, THICK], "shift": PART_SHIFT, "tine": layout.tine, "layers": _levels(layout),
         "nodes": nodes, "readers": [[reader, fed[reader][1], [at[n] for n in fed[reader][0]]] for reader in readers],
         "edges": rows,
     }  # fmt: skip
@@ -214,10 +220,11 @@ def _drawn(
             sheet.tell(axes.add_artist(link), told(r, row))
         for node in used:
             _node(sheet, layout, node)
-        handles = [
-            Line2D([], [], color=color, linestyle=dash, linewidth=2, label=f"{side} 0 ({r.unit})")
-            for color, dash, side in ((BELOW, "-", "below"), (ABOVE, DASH, "above"))
+        signs: list[dict[str, Any]] = [
+            {"color": BELOW, "linestyle": "-", "label": f"below 0 ({r.unit})"},
+            {"color": ABOVE, "linestyle": DASH, "label": f"above 0 ({r.unit})"},
         ]
+        handles = [Line2D([], [], linewidth=2, **sign) for sign in signs]
         sheet.canvas.legend(handles=handles, loc="upper left", ncols=2, frameon=False, borderpad=0.2, handlelength=2.6)
     columns = ["edge", "writer", "reader", "score", "standard_error", "exact", "inclusion", "connected", "verified"]
     data: pd.DataFrame = r.circuit[columns]
@@ -238,15 +245,15 @@ def _node(sheet: Sheet, layout: Layout, node: str) -> None:
 
 
 def _path(layout: Layout, start: tuple[float, float], ends: list[tuple[float, float]], which: str) -> Path:
-    """A link from the top of its writer to the bottom of its reader, bent so that it passes beside nodes; `graph.js` has the same."""
+    """A link from the top of its writer to the bottom of its reader, bent so that it passes beside nodes; as in `graph.js`."""
     half = NODE / 2
     xs, ys = np.array(ends).T
     x0, y0 = start[0], start[1] - half
-    x1, y1 = float(xs.mean()), float(ys.max()) + half + (TINE if len(ends) > 1 else 0)
+    x1, y1 = float(xs.mean()), float(ys.max()) + half + (layout.tine if len(ends) > 1 else 0)
     dx, dy = x1 - x0, y1 - y0
     far = math.hypot(dx, dy) or 1.0
     if abs(dx) < layout.node and abs(dy) > 2.5 * layout.row:
-        bend = (layout.node + 14 + 0.1 * far) * (1 if round(abs(dy) / (2 * layout.row)) % 2 else -1)
+        bend = (layout.node + 14 + min(0.1 * far, 34)) * (1 if round(abs(dy) / (2 * layout.row)) % 2 else -1)
     else:
         bend = 0.1 * far * (1 if dx >= 0 else -1)
     bend += PART_SHIFT.get(which, 0.0)

@@ -126,12 +126,13 @@ def _optional(
     """A table that some studies have; empty, with a line in `problems`, where it is damaged or `required` and missing."""
     wanted = required or (entry.ref.path / file).exists()
     table = load_table(entry.ref, file, numbers, problems, texts) if wanted else None
+    empty = pd.DataFrame(columns=[*numbers, *texts])
     if table is None:
-        return pd.DataFrame(columns=[*numbers, *texts])
+        return _clean(empty, numbers, texts)
     if lacking := [text for text in texts if text not in table]:
         problems.append(f"{entry.ref.label}: {file} lacks {', '.join(lacking)}")
     whole = {*numbers, *texts} <= set(table)
-    return _clean(table, numbers, texts) if whole else pd.DataFrame(columns=[*numbers, *texts])
+    return _clean(table if whole else empty, numbers, texts)
 
 
 def _clean(table: pd.DataFrame, numbers: Sequence[str], texts: Sequence[str]) -> pd.DataFrame:

@@ -84,5 +84,5 @@ def largest(r: Record) -> Table:
     more = f" Of {len(r.edges):,}; edges.parquet has them all." if len(r.edges) > LARGEST else ""
     checked = int(r.exact["sample"].nunique())
     on = f" Exact effects (the control) are means over the first {checked:,} of the prompts." if checked else ""
-    caption = f"{r.patched}{on} {r.sample}{more} {r.source}"
+    caption = f"Above 0 towards the target, below 0 towards the foil.{on} {r.sample}{more} {r.source}"
     return Table(f"Largest edges: {r.condition}", columns, tuple(rows), caption)

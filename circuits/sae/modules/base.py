@@ -3,8 +3,8 @@
     f  = act((x − b_dec) W_enc + b_enc)          x̂ = f W_dec + b_dec
 
 A transcoder (Dunefsky et al. 2024, arXiv:2406.11944) reads one site and reconstructs another: f = act(x W_enc + b_enc), and
-f W_dec + b_dec is an estimate of the other site's y; with a skip connection (Paulo et al. 2025, arXiv:2501.18823) plus W_skip x, which
-starts at zero and is trained beside the features: they are left what no linear map of x explains.
+f W_dec + b_dec is an estimate of the other site's y; with a skip connection (Paulo et al. 2025, arXiv:2501.18823) plus W_skip x.
+That starts at zero and is trained beside the features: they are left what no linear map of x explains.
 
 An architecture is one file in this package. It gives an :class:`SAE` (what is saved and used), an :class:`Objective`
 (how its parameters get their gradients) and joins them in a module-level ``ARCHITECTURE``; the training loop, the

@@ -36,7 +36,7 @@ def make(context: Context, works: dict[int, Work]) -> None:
     stream = open_stream(context, sorted(works))
     member.histories = {layer: History(work.partial, context.cfg.sae.batch_size) for layer, work in works.items()}
     with context.phase("loading the SAE"):
-        taken = {layer: foreign.load(Path(context.cfg.sae.from_)).to(stream.lm.device) for layer in works}
+        taken = {layer: foreign.load(Path(context.cfg.sae.from_), layer).to(stream.lm.device) for layer in works}
     publish(member, taken, {}, stream, dict.fromkeys(taken, (0, 0)))
 
 
