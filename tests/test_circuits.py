@@ -6,10 +6,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from induction_models import HALF, NULL, prompts, trained
 from small_models import MODELS, VOCAB, build
 from torch import Tensor
 from torch.nn import functional as F
+from trained_models import NULL, prompts, trained
 
 from circuits.attribution import faithful
 from circuits.attribution.ablated import ablated
@@ -227,14 +227,7 @@ def test_exact_effects_match_a_forward_pass_written_by_hand() -> None:
     assert worst < 1e-4
 
 
-# -- a trained model whose circuit is known ----------------------------------------------------------------------------
-
-
-def looks(lm: object, ids: Tensor) -> Tensor:
-    """Attention patterns ``[layers, heads, pos, pos]`` of one row."""
-    lm.model.set_attn_implementation("eager")  # type: ignore[attr-defined]
-    with torch.no_grad():
-        return torch.stack([a[0] for a in lm.model(ids, output_attentions=True).attentions])  # type: ignore[attr-defined]
+# -- a trained model ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +245,7 @@ def test_heads_that_write_nothing_have_no_effect_by_any_method(name: str, studie
     assert found is not None and np.abs(found.scores[:, null]).max() <= 1e-6 and np.abs(exact[:, null]).max() == 0
 
 
-def test_integrated_gradients_agree_with_exact_patching_and_find_the_composition(
+def test_integrated_gradients_agree_with_exact_patching(
     studied: tuple[Ask, np.ndarray],
 ) -> None:
     ask, exact = studied
@@ -263,17 +256,6 @@ def test_integrated_gradients_agree_with_exact_patching_and_find_the_composition
     assert facts["pearson"] >= 0.9 and facts["pearson_without_largest"] >= 0.85
     large = np.abs(truth) > 1
     assert large.sum() >= 3 and (np.sign(mean[large]) == np.sign(truth[large])).all()
-    ids = torch.tensor([ask.prompts[0].ids])
-    pattern = looks(ask.lm, ids)
-    before = max(range(4), key=lambda h: float(pattern[0, h].diagonal(-1)[1:].mean()))
-    induction = max(range(4), key=lambda h: float(pattern[1, h, -1, int((ids[0, :-1] == ids[0, -1]).nonzero()[0]) + 1]))
-    among = [ask.nodes.edge_names[e] for e in np.argsort(-np.abs(truth))[:12]]
-    assert f"a0.h{before}->a1.g{induction}<k>" in among, (
-        before,
-        induction,
-        among,
-    )  # keys are composed with the token before
-    assert f"a1.h{induction}->logits" in among
 
 
 def test_the_circuit_alone_does_the_task_and_random_ones_do_not(studied: tuple[Ask, np.ndarray]) -> None:
@@ -458,4 +440,4 @@ def test_a_prompt_of_several_wordings_sums_whole_answers() -> None:
         4,
         len(rows and Ask(trained("gpt2"), two, Settings()).nodes.edges),
     )
-    assert HALF > 0 and (found.base > found.other).all()
+    assert (found.base > found.other).all()

@@ -43,6 +43,7 @@ LIBRARY: dict[str, tuple[str, ...]] = {
     "activations": ("models", "data"),
     "sae": ("activations", "models", "data", "stats"),
     "interventions": ("sae", "activations", "models", "data", "stats"),
+    "attribution": ("interventions", "sae", "activations", "models", "data", "stats"),
     "features": ("sae", "activations", "models", "data", "stats"),
     "geometry": ("models", "data", "stats"),
     "compare": ("report", "stats"),

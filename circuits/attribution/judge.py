@@ -15,7 +15,7 @@ from circuits.attribution import faithful, hypotheses
 from circuits.attribution.anatomy import Anatomy
 from circuits.attribution.choose import random_like, ranked
 from circuits.attribution.faithful import Alone, Values
-from circuits.attribution.judging import Ablation, Settings
+from circuits.attribution.settings import Ablation, Judging
 from circuits.attribution.nodes import Nodes
 from circuits.attribution.pairs import Pairs
 from circuits.attribution.settings import count
@@ -65,7 +65,7 @@ def judge(
     others: Pairs,
     scores: Array,
     chosen: Mask,
-    settings: Settings,
+    settings: Judging,
     keeper: MakeKeeper,
     seed: int = 0,
 ) -> Judgement:
@@ -100,7 +100,7 @@ def judge(
     return _judgement(judged, nodes, everything, found, settings, seed)
 
 
-def _curve(scores: Array, nodes: Nodes, s: Settings, rng: np.random.Generator) -> list[Case]:
+def _curve(scores: Array, nodes: Nodes, s: Judging, rng: np.random.Generator) -> list[Case]:
     found = []
     for share in s.shares:
         mask = ranked(scores, nodes, s.rank, count(share, len(nodes.edges)))
@@ -115,7 +115,7 @@ def _curve(scores: Array, nodes: Nodes, s: Settings, rng: np.random.Generator) -
 
 
 def _tests(
-    scores: Array, chosen: Mask, nodes: Nodes, s: Settings, rng: np.random.Generator
+    scores: Array, chosen: Mask, nodes: Nodes, s: Judging, rng: np.random.Generator
 ) -> tuple[list[Case], list[Case]]:
     """The circuit without each of some of its edges, and with each of some random ones."""
     inside = [tuple(e) for e in np.argwhere(chosen)]
@@ -142,7 +142,7 @@ def _tests(
     )
 
 
-def _values(anatomy: Anatomy, judged: Pairs, others: Pairs, masks: list[Mask], s: Settings, seed: int) -> Values:
+def _values(anatomy: Anatomy, judged: Pairs, others: Pairs, masks: list[Mask], s: Judging, seed: int) -> Values:
     name = s.ablation.value
     if s.ablation in (Ablation.mean, Ablation.optimal):
         if not len(others.prompts):
@@ -167,7 +167,7 @@ def _values(anatomy: Anatomy, judged: Pairs, others: Pairs, masks: list[Mask], s
     return Values(name)
 
 
-def _judgement(judged: Pairs, nodes: Nodes, cases: list[Case], found: Alone, s: Settings, seed: int) -> Judgement:
+def _judgement(judged: Pairs, nodes: Nodes, cases: list[Case], found: Alone, s: Judging, seed: int) -> Judgement:
     prompts = judged.prompts
     clusters = [p.prompt for p in prompts]
     counts = faithful.drawn(len(prompts), clusters, seed=derive_seed(seed, "faithfulness", "bootstrap"))
@@ -216,7 +216,7 @@ def _judgement(judged: Pairs, nodes: Nodes, cases: list[Case], found: Alone, s: 
     return Judgement(table, long, edges, metrics)
 
 
-def _areas(curve: pd.DataFrame, cases: list[Case], boot: Array, s: Settings) -> dict[str, Any]:
+def _areas(curve: pd.DataFrame, cases: list[Case], boot: Array, s: Judging) -> dict[str, Any]:
     """CPR and CMD of the circuit with intervals, and of random circuits; where f first reaches .85."""
     shares = s.shares
     own = [i for i, case in enumerate(cases) if case.name == "circuit"]

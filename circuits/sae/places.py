@@ -24,6 +24,7 @@ SET_CONFIG = "config.yaml"
 SET_WEIGHTS = re.compile(r"layer_(\d+)\.safetensors")
 LAYER = re.compile(r"(?:^|[._])(?:layers?|blocks|h)[._](\d+)(?:[._]|$)")
 """The layer in a directory's name: ``layers.3``, ``blocks.3.hook_resid_post``, ``layer_3_width_16k_l0_small_affine``."""
+FILES = ("*.safetensors", CONFIG)
 _SHOWN = 4
 
 
@@ -58,6 +59,11 @@ class Place:
     def directory(self) -> Path:
         """Where they lie."""
         return self.weights.parent
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What of the directory decides what it computes, as patterns."""
+        return FILES if self.form in (Form.saelens, Form.sparsify) else (self.config.name, self.weights.name)
 
 
 def alone(directory: Path, layer: int | None = None) -> Place | None:
@@ -110,15 +116,6 @@ def chosen(directory: Path, layers: Sequence[int]) -> list[Place]:
                 "layer into a directory of their own (links will do)"
             )
     return [there[layer][0] for layer in asked]
-
-
-def deciding(directory: Path) -> dict[str, Path]:
-    """The files that decide what the SAEs of a directory compute, by their path from it."""
-    places: Mapping[int, list[Place]] = by_layer(directory)
-    one = alone(directory)
-    found = [one] if one else [place for same in places.values() for place in same]
-    files = {path for place in found for path in (place.config, place.weights)}
-    return {path.relative_to(directory).as_posix(): path for path in sorted(files)}
 
 
 def _numbers(layers: Sequence[int] | Mapping[int, object]) -> str:

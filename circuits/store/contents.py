@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,9 @@ class Contents:
             except (OSError, ValueError):
                 self._hashes = {}  # only a memory: what is lost is computed again
 
-    def of(self, where: str, content: str, section: Any) -> Any:
-        """What enters a key for field `where` (such as ``data.path``) of `section`, whose content is read by the rule `content`."""
+    def of(self, where: str, content: str, section: Any, layers: Sequence[int] = ()) -> Any:
+        """What enters a key for field `where` (such as ``data.path``) of `section`, whose content is read by the rule `content`;
+        `layers` are the key's."""
         value = getattr(section, where.rpartition(".")[2])
         if content == "model":
             return self.model(section).identity if section.embedded is None else "embedded"
@@ -51,24 +52,27 @@ class Contents:
         if content == "splits":
             return self.splits(Path(value))
         if content == "sae":
-            return self.sae(Path(value))
+            return self.sae(Path(value), layers)
         if content == "bytes":
             return self.one_file(Path(value))
         raise UserError(f"{where}: no rule for content {content!r}; add one to Contents.of")
 
-    def sae(self, directory: Path) -> str:
-        """The hash of an SAE's files; of a set, which has one a layer, of all its files by their paths."""
+    def sae(self, directory: Path, layers: Sequence[int] = ()) -> str:
+        """The hash of an SAE's files. Of a set, which has one a layer, of those of these layers: it is the same by itself.
+
+        Raises:
+            UserError: a layer has none.
+        """
         from circuits.sae import places
 
-        files = {} if (directory / "cfg.json").is_file() else places.deciding(directory)
-        if not files:
-            return self.directory(directory, "*.safetensors", "cfg.json")
-        what = json.dumps(list(files))
-        return self._remembered(
-            f"sae {what}",
-            files.values(),
-            lambda: sha256_text(json.dumps([[n, sha256_file(p)] for n, p in files.items()])),
-        )
+        try:
+            found = places.chosen(directory, layers)
+        except ValueError as e:
+            raise UserError(f"{directory}: {e}") from e
+        contents = [self.directory(place.directory, *place.files) for place in found]
+        if len(found) > 1:
+            return sha256_text(json.dumps([[place.layer, one] for place, one in zip(found, contents, strict=True)]))
+        return contents[0] if contents else self.directory(directory, *places.FILES)
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute` answers, asked for once and not for each element of a sweep."""

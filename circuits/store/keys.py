@@ -74,7 +74,7 @@ def key_of(kind: Kind, cfg: BaseConfig, layers: tuple[int, ...], contents: Conte
         "kind": kind.name,
         "version": kind.version,
         "layers": list(layers),
-        "config": {section: canonical(section, lookup(cfg, section), contents) for section in kind.sections},
+        "config": {section: canonical(section, lookup(cfg, section), contents, layers) for section in kind.sections},
         "extra": dict(kind.extra(cfg, contents)),
         "inputs": {name: key.hash for name, key in made_from.items()},
     }
@@ -118,8 +118,8 @@ def _entering(kind: type) -> tuple[tuple[str, str | None, bool, Any], ...]:
     return tuple(found)
 
 
-def canonical(path: str, value: Any, contents: Contents) -> Any:
-    """`value` as plain JSON with each field taken by its role."""
+def canonical(path: str, value: Any, contents: Contents, layers: tuple[int, ...] = ()) -> Any:
+    """`value` as plain JSON with each field taken by its role; of what a field names, what belongs to these layers."""
     if value is None or isinstance(value, (str, bool, int)):
         return value.value if isinstance(value, Enum) else value
     if isinstance(value, Enum):
@@ -131,12 +131,15 @@ def canonical(path: str, value: Any, contents: Contents) -> Any:
             if added and member == default:
                 continue
             where = f"{path}.{name}"
-            result[name] = contents.of(where, content, value) if content else canonical(where, member, contents)
+            if content:
+                result[name] = contents.of(where, content, value, layers)
+            else:
+                result[name] = canonical(where, member, contents, layers)
         return result
     if isinstance(value, (list, tuple)):
-        return [canonical(path, member, contents) for member in value]
+        return [canonical(path, member, contents, layers) for member in value]
     if isinstance(value, Mapping):
-        return {str(k): canonical(f"{path}.{k}", v, contents) for k, v in value.items()}
+        return {str(k): canonical(f"{path}.{k}", v, contents, layers) for k, v in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{path}={value}: a finite number is expected")
     return value

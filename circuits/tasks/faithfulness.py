@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.attribution.judging import Ablation, Settings, check
+from circuits.attribution.settings import Ablation, Judging, check_judging
 from circuits.errors import UserError
 from circuits.schema import BaseConfig
 from circuits.schema.fields import file, free
@@ -31,7 +31,7 @@ SECTION = "faithfulness"
 
 
 @dataclass
-class Options(Settings):
+class Options(Judging):
     """Options of faithfulness, those with a role in keys."""
 
     batch_size: int = free(8)  # rows of a pass, all circuits of it together; results agree to 1e-5
@@ -43,10 +43,10 @@ class Options(Settings):
 READ_WHEN = {f"{SECTION}.steps": (When(f"{SECTION}.ablation", ("optimal",)),)}
 
 
-def _settings(cfg: BaseConfig) -> Settings:
+def _settings(cfg: BaseConfig) -> Judging:
     """The options as plain values."""
     given = getattr(cfg, SECTION)
-    return Settings(**{f.name: getattr(given, f.name) for f in fields(Settings)})
+    return Judging(**{f.name: getattr(given, f.name) for f in fields(Judging)})
 
 
 class Faithfulness(Kind):
@@ -85,15 +85,15 @@ class Faithfulness(Kind):
     def normal(self, cfg: BaseConfig) -> BaseConfig:
         """Shares in any order are one set; what nothing reads has one value."""
         given, s = getattr(cfg, SECTION), _settings(cfg)
-        if not check(s):
+        if not check_judging(s):
             given = replace(given, fractions=s.shares)
         if s.ablation is not Ablation.optimal:
-            given = replace(given, steps=Settings().steps)
+            given = replace(given, steps=Judging().steps)
         return replace(cfg, **{SECTION: given})
 
     def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
         """What is wrong with the judgement."""
-        found = check(_settings(cfg))
+        found = check_judging(_settings(cfg))
         if cfg.attribution.split.value == "all" and not getattr(cfg, SECTION).circuit:  # type: ignore[attr-defined]
             found.append(
                 "split: attribution.split=all chooses the circuit on all prompts; train or test leaves others to judge it on"
@@ -148,7 +148,7 @@ def _make(context: Context, work: Work) -> None:
     context.say(f"{area}f({m['chosen_edges']:,} edges) = {m['faithfulness']:.3f}: {artifact.id}")
 
 
-def _sides(prompts: PromptSet, ask: Any, settings: Settings) -> tuple[Pairs, Pairs]:
+def _sides(prompts: PromptSet, ask: Any, settings: Judging) -> tuple[Pairs, Pairs]:
     """The prompts that are judged on, and those that the circuit was chosen on."""
     from circuits.data.prompts import PromptSet
 

@@ -1,17 +1,22 @@
-"""Two-layer models of several families that have learned induction on random sequences, trained here in seconds."""
+"""Two-layer models of several families that have learned to continue a repeated stretch of tokens, trained here in seconds."""
 
 from __future__ import annotations
 
 import functools
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as hf
+from filelock import FileLock
+from safetensors.torch import load_model, save_model
 
 from circuits.data.prompts import Prompt, PromptSet
 from circuits.models.load import LM, wrap
 
-VOCAB, HALF = 26, 7
+VOCAB, LENGTH = 26, 16
 NULL = ((0, 3), (1, 3))
 """Heads (layer, head) whose output rows are zero: they write nothing."""
 
@@ -38,26 +43,50 @@ def configuration(family: str) -> Any:
     return {"qwen2": hf.Qwen2Config, "mistral": hf.MistralConfig}[family](**gqa)
 
 
-def sequences(n: int, generator: torch.Generator) -> torch.Tensor:
-    """``[n, 1 + 2 HALF]``: a start token, random tokens, the same again."""
-    drawn = torch.argsort(torch.rand(n, VOCAB - 1, generator=generator), dim=1)[:, :HALF] + 1
-    return torch.cat([torch.zeros(n, 1, dtype=torch.long), drawn, drawn], 1)
+def sequences(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[n, LENGTH]`` rows and the length of the stretch that each ends with twice.
+
+    A start token, some tokens, and a stretch of 4 to 7 tokens twice; no token comes otherwise again.
+    """
+    drawn = torch.argsort(torch.rand(n, VOCAB - 1, generator=generator), dim=1) + 1
+    stretch = torch.randint(4, 8, (n,), generator=generator)
+    column = torch.arange(LENGTH - 1)[None]
+    again = column >= LENGTH - 1 - stretch[:, None]
+    body = drawn.gather(1, torch.where(again, column - stretch[:, None], column))
+    return torch.cat([torch.zeros(n, 1, dtype=torch.long), body], 1), stretch
 
 
 @functools.cache
-def trained(family: str, steps: int = 700) -> LM:
-    """A model that continues a repeated sequence; :data:`NULL` heads write nothing, from the beginning on."""
+def trained(family: str, steps: int = 400) -> LM:
+    """A model that continues a repeated sequence; :data:`NULL` heads write nothing, from the beginning on. Once a test session."""
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    kept = Path(tempfile.gettempdir()) / f"circuits-trained-{session}-{family}-{steps}.safetensors"
+    model = hf.AutoModelForCausalLM.from_config(configuration(family))
+    with FileLock(f"{kept}.lock"):
+        if kept.exists():
+            load_model(model, kept)
+        else:
+            train(model, family, steps)
+            save_model(model, str(kept))
+    return wrap(model, name=f"repeats-{family}")
+
+
+def train(model: Any, family: str, steps: int) -> None:
+    """Adam on the second halves of drawn sequences."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = hf.AutoModelForCausalLM.from_config(configuration(family))
+        model.apply(model._init_weights)
         out = [_out(model, family, layer)[:, head] for layer, head in NULL]
         adam = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01, betas=(0.9, 0.98))
         plan = torch.optim.lr_scheduler.OneCycleLR(adam, 4e-3, steps, pct_start=0.1)
         generator = torch.Generator().manual_seed(2)
         for _ in range(steps):
-            ids = sequences(64, generator)
-            logits = model(ids).logits[:, HALF:-1]
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, HALF + 1 :].flatten())
+            ids, stretch = sequences(64, generator)
+            logits = model(ids, attention_mask=torch.ones_like(ids)).logits[:, :-1]
+            known = (
+                torch.arange(LENGTH - 1)[None] >= LENGTH - stretch[:, None]
+            )  # the second token of the second time, and on
+            loss = torch.nn.functional.cross_entropy(logits[known], ids[:, 1:][known])
             adam.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -66,7 +95,6 @@ def trained(family: str, steps: int = 700) -> LM:
             with torch.no_grad():
                 for rows in out:
                     rows.zero_()
-    return wrap(model, name=f"induction-{family}")
 
 
 def _out(model: Any, family: str, layer: int) -> torch.Tensor:
@@ -77,17 +105,16 @@ def _out(model: Any, family: str, layer: int) -> torch.Tensor:
 
 
 def prompts(n: int, seed: int = 5) -> PromptSet:
-    """A sequence and the beginning of its second time; the corrupt one has another token where the answer stood the first time."""
-    generator = torch.Generator().manual_seed(seed)
+    """A row up to a token of the second time; in the corrupt one another token stood after it the first time."""
+    rows, stretch = sequences(n, torch.Generator().manual_seed(seed))
     found = []
-    for i, ids in enumerate(sequences(n, generator).tolist()):
-        at = 1 + i % (HALF - 1)
-        clean = ids[: HALF + 1 + at]  # ends with the token before ids[at + 1]
-        target = ids[at + 1]
+    for i, (ids, k) in enumerate(zip(rows.tolist(), stretch.tolist(), strict=True)):
+        stop = LENGTH - k + 1 + i % (k - 1)
+        clean, target = ids[:stop], ids[stop]
         foil = next(t for t in range(1, VOCAB) if t not in ids)
         corrupt = [foil if t == target else t for t in clean]
         found.append(
-            Prompt(f"p{i}", f"text {i}", "", "", "", "induction", "train" if i % 2 else "test", str(i), {"at": str(at)},
+            Prompt(f"p{i}", f"text {i}", "", "", "", "repeats", "train" if i % 2 else "test", str(i), {"stretch": str(k)},
                    tuple(clean), tuple(corrupt), (target,), (foil,))
         )  # fmt: skip
     return PromptSet(tuple(found))
