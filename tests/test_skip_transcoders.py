@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from configs import compose, key, plan
+from conftest import QUICK, Cli
 from safetensors.torch import load_file
 from test_sae_training import CPU, TOPK_FAMILY, agree_with_autograd, rows, small
 from torch import Tensor
@@ -165,6 +166,20 @@ def test_skip_transcoders_of_the_embedded_model_resume_bit_exactly_and_are_read_
         assert "A skip transcoder with 256 features" in card.text(saes[layer], facts, {}, "saelens", "sae/x")
     sparsify.save(tmp_path / "theirs", saes[1])
     assert torch.equal(foreign.load(tmp_path / "theirs")(x), saes[1](x))
+
+
+def test_a_skip_transcoder_is_trained_and_exported_from_the_command_line(warm: Cli) -> None:
+    words = ["layer=1", *MLP, "sae.skip=true", QUICK, "sae.steps=20", "sae.heldout_sequences=16", "sae.block_rows=4096"]
+    done = warm("task=sae", *words, "tracking=off")
+    assert done.code == 0, done.out + done.err
+    (made,) = warm.artifacts("sae")
+    metrics = json.loads((made / "metrics.json").read_text())
+    assert "-skip-transcoder-" in made.name and metrics["skip"] is True
+    assert metrics["explained_variance"] > metrics["control"]["explained_variance"]
+    assert warm("task=export", *words, "export.format=sparsify", "export.path=out").code == 0
+    x = torch.randn(16, 128)
+    assert torch.equal(foreign.load(warm.folder / "out")(x), formats.load(made)(x))
+    assert formats.load(made).W_skip.any()
 
 
 def test_the_option_re_keys_nothing_and_needs_another_site() -> None:

@@ -5,6 +5,8 @@ small models."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from circuits.attribution.methods.base import Method, Task
@@ -33,9 +35,7 @@ class EAPIGActivations(Method):
             ):
                 mine = delta[:, first : first + n]
                 change = mine.sum(1)
-                edits = [
-                    (Edit(site, layer, lambda x, c=(1 - a) * change: x + c.to(x.dtype)),) for a in self._points(task)
-                ]
+                edits = [(Edit(site, layer, _moved((1 - a) * change)),) for a in self._points(task)]
                 total = total + self._stage(task, mine, first, [(near, edit) for edit in edits])
         return total
 
@@ -47,6 +47,10 @@ class EAPIGActivations(Method):
         for start, edits in points:
             task.add(slopes, task.with_graph(start=start, edits=edits), 1 / len(points))
         return slopes.scores()
+
+
+def _moved(change: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: x + change.to(x.dtype)
 
 
 METHOD = EAPIGActivations()
