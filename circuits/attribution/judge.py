@@ -15,10 +15,9 @@ from circuits.attribution import faithful, hypotheses
 from circuits.attribution.anatomy import Anatomy
 from circuits.attribution.choose import random_like, ranked
 from circuits.attribution.faithful import Alone, Values
-from circuits.attribution.settings import Ablation, Judging
 from circuits.attribution.nodes import Nodes
 from circuits.attribution.pairs import Pairs
-from circuits.attribution.settings import count
+from circuits.attribution.settings import Ablation, Judging, count
 from circuits.data.keeper import Keeper
 from circuits.data.seeds import derive_seed
 from circuits.errors import UserError

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.attribution.anatomy import Anatomy
-from circuits.attribution.nodes import LOGITS, PARTS
+from circuits.attribution.nodes import LOGITS, PARTS, Nodes
 from circuits.attribution.passes import Gradients, Run
 from circuits.models.norms import Norm
 
@@ -68,71 +68,115 @@ def _write(anatomy: Anatomy, done: Run, name: str, i: int) -> Float[Tensor, "n s
 
 @dataclass
 class Slopes:
-    """Gradients of one or several points of a path, as far as they can be summed: Σ w g / s in the projections' own space, and the
-    norms' own terms already multiplied by the changes."""
+    """Gradients of one or several points of a path, as far as they can be summed: Σ w g / s in the projections' own space, and what
+    the norms' own terms are made of.
+
+    Attributes:
+        anatomy: the model.
+        delta: what each writer changes.
+        frozen: leave the norms' own terms out.
+        by_position: keep scores by position.
+        first: the number of the first writer that `delta` holds.
+    """
 
     anatomy: Anatomy
     delta: Float[Tensor, "n writers pos width"]
     frozen: bool = False
     by_position: bool = False
     first: int = 0
-    """The number of the first writer that `delta` holds."""
     sums: dict[Key, Tensor] = field(default_factory=dict)
-    own: dict[Key, Tensor] = field(default_factory=dict)
+    units: dict[Key, list[Tensor]] = field(default_factory=dict)
+    """(stream, layer) → x̂ of each point, ``[n, pos, width]``."""
+    shares: dict[Key, list[Tensor]] = field(default_factory=dict)
+    """(part, layer) → x̂ · W g / (d s) of each point, ``[n, items, pos]``."""
 
     def add(self, done: Run, found: Gradients, weight: float = 1.0) -> None:
         """One point of the path, with its weight."""
+        nodes = self.anatomy.nodes
         for key, g in found.at.items():
             if not self._seen(key):
                 continue
             x, norm = stream(self.anatomy, done, key), norm_of(self.anatomy, key)
-            size = norm.size(x)
-            small = weight * (g.float() / size[..., None] if key[0] in PARTS else g.float() / size)
+            size, heads = norm.size(x), key[0] in PARTS
+            small = weight * g.float() / (size[..., None] if heads else size)
             self.sums[key] = self.sums[key] + small if key in self.sums else small
-            if not self.frozen:
-                seen = self._seen(key)
-                unit = norm.unit(x)
-                if key[0] in PARTS:
-                    out = found.reads[key].float() - self.anatomy.constant_read(key[1], key[0])
-                    share = (out * small).sum(-1)
-                else:
-                    share = (unit * norm.scale * small).sum(-1, keepdim=True)
-                along = torch.einsum("nupd,npd->nup", self.delta[:, :seen].float(), unit) / x.shape[-1]
-                term = self._product(along[..., None], share.transpose(1, 2)[..., None])
-                self.own[key] = self.own[key] + term if key in self.own else term
+            if self.frozen:
+                continue
+            at = where(nodes, key)
+            if key[0] in ("q", *(() if heads else (key[0],))):  # queries, keys and values read one stream
+                self.units.setdefault(at, []).append(norm.unit(x))
+            if heads:
+                out = found.reads[key].float() - self.anatomy.constant_read(key[1], key[0])
+                share = (out * small).sum(-1).transpose(1, 2)
+            else:
+                share = (norm.unit(x) * norm.scale * small).sum(-1)[:, None]
+            self.shares.setdefault(key, []).append(share / x.shape[-1])
 
     def _seen(self, key: Key) -> int:
         """How many of `delta`'s writers a reader sees."""
         reach = len(self.anatomy.nodes.writers) if key[0] == LOGITS else self.anatomy.nodes.seen(key[1], key[0])
         return min(max(reach - self.first, 0), self.delta.shape[1])
 
-    def _product(self, left: Tensor, right: Tensor) -> Tensor:
-        """``[n, u, pos, k]`` × ``[n, v, pos, k]``, over k and (unless by position) over positions."""
-        if self.by_position:
-            return torch.einsum("nupk,nvpk->npuv", left, right)
-        return left.flatten(2) @ right.flatten(2).transpose(1, 2)
+    def _gradient(self, key: Key) -> Float[Tensor, "n items pos width"]:
+        """∂m/∂x of each reader of a part, summed over the points."""
+        small = self.sums[key]
+        if key[0] in PARTS:
+            g = torch.einsum("nphk,hdk->nhpd", small, self.anatomy.folded(key[1], key[0]))
+        else:
+            norm = norm_of(self.anatomy, key)
+            g = small * norm.scale
+            g = (g - g.mean(-1, keepdim=True) if norm.centred else g)[:, None]
+        if not self.frozen:
+            units, shares = self.units[where(self.anatomy.nodes, key)], self.shares[key]
+            g = g - torch.einsum("snrp,snpd->nrpd", torch.stack(shares), torch.stack(units))
+        return g
 
     def scores(self) -> Float[Tensor, "n writers readers"] | Float[Tensor, "n pos writers readers"]:
-        """The score of every edge of each row, 0 where there is no edge."""
+        """The score of every edge of each row, 0 where there is no edge.
+
+        Readers of several layers are multiplied at once: the changes, the largest tensor here, are read a few times and not for
+        each.
+        """
         nodes = self.anatomy.nodes
         n, pos, writers = len(self.delta), self.delta.shape[2], len(nodes.writers)
         shape = (n, pos, writers, len(nodes.readers)) if self.by_position else (n, writers, len(nodes.readers))
         total = self.delta.new_zeros(shape, dtype=torch.float32)
-        for key, small in self.sums.items():
-            part, layer = key
-            seen = self._seen(key)
-            at = slice(len(nodes.readers) - 1, None) if part == LOGITS else nodes.slots(layer, part)
-            if part in PARTS:
-                g = torch.einsum("nphk,hdk->nhpd", small, self.anatomy.folded(layer, part))
-            else:
-                norm = norm_of(self.anatomy, key)
-                g = small * norm.scale
-                g = (g - g.mean(-1, keepdim=True) if norm.centred else g)[:, None]
-            found = self._product(self.delta[:, :seen].float(), g)
-            if key in self.own:
-                found = found - self.own[key]
-            total[..., self.first : self.first + seen, at] = found
-        return total
+        keys = [key for i in range(nodes.layers) for part in (*PARTS, "mlp") if (key := (part, i)) in self.sums]
+        block: list[tuple[Key, Tensor]] = []
+        for key in [*keys, (LOGITS, nodes.layers)]:
+            block.append((key, self._gradient(key)))
+            if sum(g.shape[1] for _, g in block) >= COLUMNS:
+                self._multiply(block, total)
+                block = []
+        self._multiply(block, total)
+        return total * torch.from_numpy(nodes.mask).to(total.device)
+
+    def _multiply(self, block: list[tuple[Key, Tensor]], total: Tensor) -> None:
+        """One product of all writers that any of the block's readers sees with all of its readers, put where it belongs."""
+        if not block:
+            return
+        seen = max(self._seen(key) for key, _ in block)
+        left, right = self.delta[:, :seen].float(), torch.cat([g for _, g in block], 1)
+        if self.by_position:
+            found = torch.einsum("nupd,nvpd->npuv", left, right)
+        else:
+            found = left.flatten(2) @ right.flatten(2).transpose(1, 2)
+        start = slots(self.anatomy.nodes, block[0][0]).start
+        total[..., self.first : self.first + seen, start : start + right.shape[1]] = found
+
+
+COLUMNS = 64
+"""Readers whose gradients are multiplied at once, about."""
+
+
+def slots(nodes: Nodes, key: Key) -> slice:
+    """Numbers of the readers of a part."""
+    return slice(len(nodes.readers) - 1, len(nodes.readers)) if key[0] == LOGITS else nodes.slots(key[1], key[0])
+
+
+def where(nodes: Nodes, key: Key) -> Key:
+    """Which stream a part reads: ``attn``, ``mlp`` or ``logits`` of its layer."""
+    return ("attn", key[1]) if key[0] in PARTS else key
 
 
 def stream(anatomy: Anatomy, done: Run, key: Key) -> Float[Tensor, "n pos width"]:
