@@ -406,7 +406,11 @@ def test_a_config_that_would_be_refused_is_shown_and_the_refusal_beside_it(capsy
     ("words", "says"),
     [
         (["k=16"], "k: no such key; did you mean sae.k?"),
-        (["steps=16"], "steps: no such key; did you mean sae.steps or intervention.steps or model.embedded.steps?"),
+        (
+            ["steps=16"],
+            "steps: no such key; did you mean sae.steps or attribution.steps or faithfulness.steps or intervention.steps or "
+            "model.embedded.steps?",
+        ),
         (["sae", "layer=8"], "sae: not an override; did you mean task=sae?"),
         (["gpt2"], "gpt2: not an override; did you mean model=gpt2?"),
     ],

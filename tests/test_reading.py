@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,10 @@ REFUSED = [
     ("task=interpret sae.min_r2=0.3", "sae.min_r2=0.3: task=interpret does not read it; task=sae does"),
     ("task=export sae.log_every=3", "sae.log_every=3: task=export does not read it; task=sae does"),
     ("task=prompts behaviour.min_logit_diff=2",
-     "behaviour.min_logit_diff=2: task=prompts does not read it; task=activations or task=baseline or task=interventions does"),
+     "behaviour.min_logit_diff=2: task=prompts does not read it; task=activations or task=attribution or task=baseline or "),
     ("task=interpret behaviour.success_threshold=0.5",
-     "behaviour.success_threshold=0.5: task=interpret does not read it; task=activations or task=baseline or "),
-    ("task=prompts model.device=cpu", "model.device=cpu: task=prompts does not read it; task=activations or task=baseline or "),
+     "behaviour.success_threshold=0.5: task=interpret does not read it; task=activations or task=attribution or task=baseline or "),
+    ("task=prompts model.device=cpu", "model.device=cpu: task=prompts does not read it; task=activations or task=attribution or "),
     ("task=sae model=gpt2 model.embedded.steps=3", "model.embedded.steps: model=gpt2 does not read it; model=tiny does"),
     ("task=sae model.layers=2", "model.layers: a fact of the model, not a choice"),
     ("task=sae data.max_tokens=500", "data.max_tokens=500: data=embedded does not read it; data=text, jsonl, datasets do"),
@@ -130,7 +130,8 @@ LINES = [
     "task=sae sae.source=store", "task=sae data=text data.path=/etc/hostname", "task=sae sae.target_site=mlp_out sae.site=mlp_in",
     "task=activations", "task=activations activations.source=data", "task=activations behaviour=file behaviour.path=/etc/hostname",
     "task=interpret", "task=interpret interpret.associate=false", "task=interpret interpret.features=[1]",
-    "task=baseline", "task=prompts",
+    "task=baseline", "task=prompts", "task=attribution", "task=attribution attribution.method=eap",
+    "task=attribution attribution.choose=threshold", "task=faithfulness", "task=faithfulness faithfulness.ablation=optimal",
 ]  # fmt: skip
 #: Read, and yet in no key: what it says is in the key otherwise, or only under a condition of values.
 EXPLAINED = {
@@ -148,7 +149,7 @@ EXPLAINED = {
 class Named(Contents):
     """Contents by their names: nothing is read."""
 
-    def of(self, where: str, content: str, section: Any) -> Any:
+    def of(self, where: str, content: str, section: Any, layers: Sequence[int] = ()) -> Any:
         return repr(lookup(section, where.split(".")[1]))
 
     def tokenizer(self, model: Any) -> str:
