@@ -26,10 +26,36 @@ class Choice(Enum):
     influence = "influence"  # by what share of all paths from the logits goes through an edge
 
 
+class Level(Enum):
+    """What the nodes of a graph are."""
+
+    components = "components"  # heads, MLPs, embedding, logits
+    features = "features"  # SAE or transcoder features at positions, errors, tokens, logits
+
+
+class Explained(Enum):
+    """Which logits a graph of features explains."""
+
+    difference = "difference"  # target − foil
+    top = "top"  # the likeliest ones, until they hold 95%, ten at most
+
+
+class Reference(Enum):
+    """What a feature's contribution is held against."""
+
+    zero = "zero"  # the feature absent
+    corrupt = "corrupt"  # its activation in the pair's other prompt, at the same position
+
+
+FEATURE_METHODS = ("eap", "eap_ig_inputs")
+"""Methods at level=features: the gradient of this run, or its mean along the way between the two inputs."""
+
+
 @dataclass
 class Settings:
     """Which edges are scored, how, on which prompts, and what of it is checked."""
 
+    level: Level = Level.components  # components: heads, MLPs …; features: those of the layers' SAEs or transcoders
     method: str = "eap_ig_inputs"  # a file of circuits/attribution/methods: how edges are scored
     steps: int = 5  # points of the path, of methods that integrate
     direction: Direction = (
@@ -49,6 +75,17 @@ class Settings:
     verify_samples: int = 16  # on so many prompts
     bootstraps: int = 1000  # resamplings of the prompts, for the share of them in which an edge is among the chosen
     batch_size: int = 8  # prompts of a pass
+    # -- level=features --
+    logits: Explained = Explained.difference  # what a graph explains: target − foil, or the likeliest logits
+    reference: Reference = Reference.zero  # contributions against the feature's absence, or the pair's other prompt
+    graphs: int = 4  # prompts whose graph is drawn, the first ones; contributions are measured on all
+    max_features: int = 200  # features of a graph whose own sources are traced, the most influential ones
+    node_share: float = 0.8  # of all influence, held by the nodes that are kept
+    edge_share: float = 0.98  # of what flows between them, held by the edges that are kept
+    top_k: int = 0  # edges into a node that are kept at most; 0: all
+    min_weight: float = 0.0  # the smallest |weight| of an edge that is kept
+    last_n: int | None = None  # trace features of the last so many tokens only; null: of all
+    min_explained: float = 0.3  # explained variance on these prompts below which SAEs are refused
 
 
 def methods() -> list[str]:
@@ -78,6 +115,25 @@ def check(s: Settings) -> list[str]:
         errors.append(f"edges={s.edges:g}: a share of all edges (above 0, up to 1), or a whole number of them")
     if s.threshold <= 0:
         errors.append(f"threshold={s.threshold:g}: above 0")
+    return [*errors, *(_features(s) if s.level is Level.features else [])]
+
+
+def _features(s: Settings) -> list[str]:
+    errors = []
+    if s.method in methods() and s.method not in FEATURE_METHODS:
+        errors.append(f"method={s.method}: at level=features the choices are {' '.join(FEATURE_METHODS)}")
+    if s.positions != "all":
+        errors.append(f"positions={s.positions}: level=features has all; last_n=5 traces the last tokens only")
+    if s.metric is Metric.full_target:
+        errors.append("metric=full_target: level=features explains logits of first tokens")
+    for name, least in (("graphs", 0), ("max_features", 1), ("top_k", 0)):
+        if (value := getattr(s, name)) < least:
+            errors.append(f"{name}={value}: at least {least}")
+    for name in ("node_share", "edge_share"):
+        if not 0 < (share := getattr(s, name)) <= 1:
+            errors.append(f"{name}={share:g}: above 0 and up to 1")
+    if s.last_n is not None and s.last_n < 1:
+        errors.append(f"last_n={s.last_n}: at least 1")
     return errors
 
 

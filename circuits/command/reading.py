@@ -164,7 +164,7 @@ def _unmet(tables: Sequence[Table], path: str, cfg: BaseConfig) -> When | None:
 
 def readers(task: str, cfg: BaseConfig) -> list[Reader]:
     """Who reads `cfg` when `task` runs."""
-    start = registry.start_of(task)
+    start = registry.start_of(task, cfg)
     if start is None:
         return []
     makes = hasattr(registry.modules()[task], "KIND")
@@ -274,7 +274,7 @@ def may(path: str, task: str) -> bool:
         return True
     return any(
         path in kind.gated if path in _asked_by_gates() else
-        kind is registry.start_of(task) and type(kind).gates is not Kind.gates if path == "force" else
+        kind in registry.starts(task) and type(kind).gates is not Kind.gates if path == "force" else
         kind.layers != "none" if path == "layer" else
         _within(path, kind.sections) and (made or decides(path))
         for kind, made in registry.chain(task)

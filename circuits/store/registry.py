@@ -1,21 +1,24 @@
 """Which tasks and kinds there are, from the files alone: conf/task/*.yaml and circuits/tasks/*.py.
 
 A module of ``circuits/tasks`` may declare ``KIND`` (an object of its subclass of ``Kind``: what it makes), ``READS`` (keys,
-sections and fields that it reads besides), ``NAMES`` (the kind whose artifacts it finds by the config), ``Options`` (a dataclass of
-its own options, at the root under the task's name, or under ``SECTION``; presets of them stand in ``conf/<section>/``, the default
-among them is ``PRESET``) and ``READ_WHEN`` (on what else it depends whether one of these is read). Importing one costs no torch:
-tasks import their library inside functions.
+sections and fields that it reads besides), ``NAMES`` (the kinds whose artifacts it finds by the config, each with the condition
+under which that is the kind), ``Options`` (a dataclass of its own options, at the root under the task's name, or under ``SECTION``;
+presets of them stand in ``conf/<section>/``, the default among them is ``PRESET``) and ``READ_WHEN`` (on what else it depends
+whether one of these is read). Importing one costs no torch: tasks import their library inside functions.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from functools import lru_cache
 from types import ModuleType
 
 from circuits import schema
 from circuits.errors import UserError, suggest
+from circuits.schema import BaseConfig
+from circuits.schema.reading import When
 from circuits.store import places
 from circuits.store.kinds import Kind
 
@@ -96,12 +99,17 @@ def presets() -> dict[str, str]:
     return found
 
 
-def start_of(task: str) -> Kind | None:
-    """The kind that `task` makes, or whose artifacts it names by its config (``NAMES``)."""
+def starts(task: str) -> tuple[Kind, ...]:
+    """The kind that `task` makes, or those whose artifacts it may name by its config (``NAMES``)."""
     module = modules().get(task)
     made: Kind | None = getattr(module, "KIND", None)
-    named: str | None = getattr(module, "NAMES", None)
-    return made if made is not None or named is None else kind(named)
+    return (made,) if made is not None else tuple(kind(name) for name in getattr(module, "NAMES", {}))
+
+
+def start_of(task: str, cfg: BaseConfig) -> Kind | None:
+    """The one of :func:`starts` that `cfg` is about."""
+    conditions: Mapping[str, When] = getattr(modules().get(task), "NAMES", {})
+    return next((one for one in starts(task) if one.name not in conditions or conditions[one.name].holds(cfg)), None)
 
 
 #: Run-level keys that a task without a kind reads, whatever its module names.
@@ -134,13 +142,13 @@ def reads(task: str) -> frozenset[str]:
 
 def chain(task: str) -> list[tuple[Kind, bool]]:
     """The task's kind and all that it may need under some config, each with whether it is made in the task's runs."""
-    start, makes, found = start_of(task), hasattr(modules().get(task), "KIND"), []
-    waiting, seen = ([(start, tuple(start.needed))] if start else []), set()
+    first, makes, found = starts(task), hasattr(modules().get(task), "KIND"), []
+    waiting, seen = [(start, tuple(start.needed)) for start in first], set()
     while waiting:
         current, needs = waiting.pop()
         if (current.name, needs) in seen:
             continue
         seen.add((current.name, needs))
-        found.append((current, makes if current is start else current.inline))
+        found.append((current, makes if current in first else current.inline))
         waiting += [(kind(name), current.needed.get(name) or tuple(kind(name).needed)) for name in needs]
     return found

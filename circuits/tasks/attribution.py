@@ -12,12 +12,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.attribution.settings import Choice, Settings, check, integrates, methods
+from circuits.attribution.settings import Choice, Level, Settings, check, integrates, methods
 from circuits.errors import GateError
 from circuits.schema import BaseConfig, Reuse
-from circuits.schema.fields import free
+from circuits.schema.fields import free, named_file
 from circuits.schema.reading import When
-from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims
+from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims, one_a_layer
 from circuits.store.labels import behaviour_and_model, readable
 from circuits.tasks._shared import alone, model_input
 
@@ -37,9 +37,17 @@ class Options(Settings):
     batch_size: int = free(8)  # prompts of a pass; results agree to 1e-5
     shard: int = free(0)  # which share of the prompts this run scores: attribution.shard=range(0,4) …
     world_size: int = free(1)  # … of so many
+    labels: str | None = named_file(None)  # a CSV of feature labels, as task=interpret writes its template
 
 
+_COMPONENTS = (When(f"{SECTION}.level", ("components",)),)
+_FEATURES = (When(f"{SECTION}.level", ("features",)),)
+_ONLY_FEATURES = ("logits", "reference", "graphs", "max_features", "node_share", "edge_share", "top_k", "min_weight", "last_n",
+                  "min_explained", "labels")  # fmt: skip
+_ONLY_COMPONENTS = ("direction", "positions", "choose", "verify", "verify_random", "bootstraps", "shard", "world_size")
 READ_WHEN = {
+    **{f"{SECTION}.{name}": _FEATURES for name in _ONLY_FEATURES},
+    **{f"{SECTION}.{name}": _COMPONENTS for name in _ONLY_COMPONENTS},
     f"{SECTION}.steps": (When(f"{SECTION}.method", tuple(m for m in methods() if integrates(m))),),
     f"{SECTION}.threshold": (When(f"{SECTION}.choose", ("threshold",)),),
     f"{SECTION}.edges": (When(f"{SECTION}.choose", ("top_n", "greedy", "influence")),),
@@ -56,9 +64,10 @@ class Attribution(Kind):
     """Scores of all edges, and a circuit."""
 
     name = "attribution"
-    sections = ("model", SECTION, "precision", "seed")
-    layers = "none"
-    needs = ("tiny", "prompts", "baseline")
+    sections = ("model", SECTION, "precision", "seed", "sae.site", "sae.target_site")
+    layers = "set"
+    needs = ("tiny", "prompts", "baseline", "sae")
+    when = {"sae": _FEATURES}
     memory_keys = (f"{SECTION}.batch_size",)
     columns = (
         Column("pearson", "r exact", ".3f"),
@@ -67,16 +76,22 @@ class Attribution(Kind):
         Column("kept_mass", "kept mass", ".1%"),
         Column("jaccard", "stable", ".2f"),
         Column("difference", "corrupt − clean", ".2f", "difference_ci"),
+        Column("slope", "slope", ".2f"),
+        Column("r2", "R²", ".2f"),
+        Column("replacement", "replacement", ".2f"),
         Column("n", "prompts", ",.0f", exact=True),
     )
 
     def label(self, cfg: BaseConfig, layers: Layers) -> str:
         """``ioi-smollm2-135m-eap_ig_inputs``."""
-        return "-".join((behaviour_and_model(cfg), readable(_settings(cfg).method)))
+        s = _settings(cfg)
+        parts = (behaviour_and_model(cfg), *(["features"] if s.level is Level.features else []), readable(s.method))
+        return "-".join(parts)
 
     def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
-        """The prompts and the model."""
-        return [Input("prompts", (), cfg), *model_input(cfg)]
+        """The prompts and the model, and the SAE of each layer where features are the nodes."""
+        saes = one_a_layer("sae", layers, cfg) if _settings(cfg).level is Level.features else []
+        return [Input("prompts", (), cfg), *model_input(cfg), *saes]
 
     def share(self, cfg: BaseConfig) -> str:
         """``shard-1-of-4``."""
@@ -92,13 +107,22 @@ class Attribution(Kind):
         given, s, plain = getattr(cfg, SECTION), _settings(cfg), Settings()
         if not integrates(s.method):
             given = replace(given, steps=plain.steps)
-        unread = {"edges": plain.edges} if s.choose is Choice.threshold else {"threshold": plain.threshold}
-        return replace(cfg, **{SECTION: replace(given, **unread)})
+        unread: list[str] = ["edges" if s.choose is Choice.threshold else "threshold"]
+        unread += (
+            [name for name in _ONLY_COMPONENTS if hasattr(plain, name)] + ["edges", "threshold"]
+            if s.level is Level.features
+            else [name for name in _ONLY_FEATURES if hasattr(plain, name)]
+        )
+        return replace(cfg, **{SECTION: replace(given, **{name: getattr(plain, name) for name in unread})})
 
     def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
         """What is wrong with the study."""
-        found = check(_settings(cfg))
-        given = getattr(cfg, SECTION)
+        found, given, s = check(_settings(cfg)), getattr(cfg, SECTION), _settings(cfg)
+        if s.level is Level.components and dims.depth is not None and layers != tuple(range(dims.depth)):
+            found.append(
+                f"level=components: a circuit has all layers of the model, and layer={','.join(map(str, layers))} is asked; leave "
+                "layer=all, or take attribution.level=features"
+            )
         if given.world_size < 1 or not 0 <= given.shard < given.world_size:
             found.append(f"shard={given.shard}: from 0 to world_size-1 ({given.world_size - 1})")
         if given.world_size > 1 and cfg.reuse is Reuse.force:
@@ -145,6 +169,9 @@ def _make(context: Context, work: Work) -> str | None:
     from circuits.data import prompts as prompt_sets
 
     settings, given = _settings(context.cfg), getattr(context.cfg, SECTION)
+    if settings.level is Level.features:
+        _features(context, work, settings)
+        return None
     prompts = study.measured(prompt_sets.read(context.require("prompts").path), settings)
     ask = study.Ask(context.open_model(), prompts, settings, context.cfg.seed)
     context.say(f"{len(ask.nodes.edges):,} edges on {len(prompts)} prompts by {settings.method}")
@@ -176,6 +203,44 @@ def _make(context: Context, work: Work) -> str | None:
                 f"patching of {m['verified']['n']} edges r = {m['pearson'] or float('nan'):.3f}: {artifact.id}"
             )
     return None
+
+
+def _features(context: Context, work: Work, settings: Settings) -> None:
+    """The features of the layers' SAEs or transcoders: contributions on all prompts, graphs of some."""
+    from circuits.attribution import study
+    from circuits.attribution.features import study as features
+    from circuits.attribution.features.local import Dictionaries
+    from circuits.data import prompts as prompt_sets
+    from circuits.features import labels as named
+    from circuits.sae import formats
+
+    cfg, given = context.cfg, getattr(context.cfg, SECTION)
+    prompts = study.measured(prompt_sets.read(context.require("prompts").path), settings)
+    lm = context.open_model()
+    ask = study.Ask(lm, prompts, settings, cfg.seed)
+    with context.phase("loading the SAEs"):
+        saes = {layer: formats.load(context.require("sae", layer).path).to(lm.device) for layer in context.layers}
+    site = cfg.sae.site.value
+    target = cfg.sae.target_site.value if cfg.sae.target_site is not None else site
+    labels = {layer: named.read(Path(given.labels), layer) for layer in saes} if given.labels else {}
+    context.say(
+        f"features of {len(saes)} layers at {site}{'' if target == site else f' → {target}'} on {len(prompts)} prompts"
+    )
+
+    def keeper(name: str) -> Keeper[str]:
+        return context.keeper({"effects": work}, name, "measuring contributions", "prompt")
+
+    def tell(done: int, total: int) -> None:
+        context.progress("tracing graphs", done, total, "graph")
+
+    found = features.run(ask, Dictionaries(saes, site, target), keeper, labels, context.say, tell)
+    artifact = work.commit(found.write)
+    m = found.metrics
+    best = m["strongest"][0] if m["strongest"] else {"layer": "-", "feature": "-", "effect_mean": float("nan")}
+    context.say(
+        f"{m['features']:,} features; strongest L{best['layer']}.F{best['feature']} {best['effect_mean']:+.3f}; taken out "
+        f"for real: slope {m['slope'] if m['slope'] is not None else float('nan'):.2f}: {artifact.id}"
+    )
 
 
 KIND = Attribution()

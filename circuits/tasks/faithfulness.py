@@ -54,7 +54,7 @@ class Faithfulness(Kind):
 
     name = "faithfulness"
     sections = ("model", SECTION, "attribution", "precision", "seed")
-    layers = "none"
+    layers = "set"
     needs = ("tiny", "prompts", "attribution", "baseline")
     memory_keys = (f"{SECTION}.batch_size",)
     columns = (
@@ -75,7 +75,7 @@ class Faithfulness(Kind):
 
     def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
         """The prompts, the model and the scored edges."""
-        scored = [] if getattr(cfg, SECTION).circuit else [Input("attribution", (), cfg)]
+        scored = [] if getattr(cfg, SECTION).circuit else [Input("attribution", layers, cfg)]
         return [Input("prompts", (), cfg), *model_input(cfg), *scored]
 
     def gates(self, cfg: BaseConfig) -> tuple[str, ...]:
@@ -169,8 +169,6 @@ def _sides(prompts: PromptSet, ask: Any, settings: Judging) -> tuple[Pairs, Pair
 
 def _circuit(context: Context, ask: Any) -> tuple[Any, Any]:
     """Scores and the chosen circuit, ``[writers, readers]``: ours, or somebody else's."""
-    import json
-
     import numpy as np
 
     from circuits.attribution import formats, study
@@ -184,11 +182,7 @@ def _circuit(context: Context, ask: Any) -> tuple[Any, Any]:
         mean = study.matrix(ask.nodes, made.scores.double().mean(0).numpy())
         return mean, choose(mean, ask.nodes, ask.settings)
     try:
-        read = json.loads(Path(given).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise UserError(f"faithfulness.circuit={given}: cannot be read ({e})") from e
-    try:
-        scores, kept = formats.from_mib(read if isinstance(read, dict) else {}, ask.nodes)
+        scores, kept = formats.read(Path(given), ask.nodes)
     except UserError as e:
         raise UserError(f"faithfulness.circuit={given}: {e}") from e
     mean, chosen = study.matrix(ask.nodes, scores), study.matrix(ask.nodes, kept).astype(bool)

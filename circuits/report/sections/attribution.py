@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from circuits.report.content import Answer, Block, Note, Part
 from circuits.report.registry import View, section
 from circuits.report.sections import attribution_figures as figures
 from circuits.report.sections import attribution_tables as tables
+from circuits.report.sections.attribution_features import feature_graphs
+from circuits.report.sections.attribution_features_records import is_features
 from circuits.report.sections.attribution_graph import graph
 from circuits.report.sections.attribution_records import Record, number, part, read_all, signed
 from circuits.report.words import percent, plural
@@ -18,6 +21,25 @@ SHOWN = 12  # circuits that are drawn; the comparison has all
 
 @section("attribution", order=70)
 def attribution(view: View) -> Part:
+    """Show the circuits of the sweep, and its feature graphs."""
+    graphs = [entry for entry in view.entries if is_features(entry)]
+    if not graphs:
+        return _circuits(view)
+    features = feature_graphs(replace(view, entries=tuple(graphs)))
+    rest = tuple(entry for entry in view.entries if entry not in graphs)
+    return _joined(_circuits(replace(view, entries=rest)), features) if rest else features
+
+
+def _joined(edges: Part, features: Part) -> Part:
+    """One part of both levels: circuits of edges first, then graphs of features."""
+    told = [Note(features.answer.sentence), *features.answer.blocks] if features.answer else []
+    lead = " ".join(text for text in (edges.lead, features.lead) if text)
+    return replace(
+        edges, lead=lead, blocks=(*edges.blocks, *told, *features.blocks), problems=(*edges.problems, *features.problems)
+    )  # fmt: skip
+
+
+def _circuits(view: View) -> Part:
     """Read every circuit of the sweep and show it."""
     records, problems = read_all(view)
     if not records:

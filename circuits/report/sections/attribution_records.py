@@ -108,10 +108,10 @@ def _read(entry: Entry, problems: list[str]) -> Record | None:
     edges = load_table(entry.ref, "edges.parquet", EDGES, problems, EDGE_TEXTS)
     if metrics is None or edges is None or not {*EDGES, *EDGE_TEXTS} <= set(edges):
         return None
-    edges = _clean(edges, EDGES, EDGE_TEXTS).sort_values("rank", kind="stable", ignore_index=True)
-    nodes = _optional(entry, "nodes.parquet", NODES, ("node",), problems, required=True)
-    exact = _optional(entry, "exact.parquet", EXACT, ("edge", "sample"), problems)
-    pieces = _optional(entry, "pieces.parquet", PIECES, ("edge", "piece"), problems)
+    edges = clean(edges, EDGES, EDGE_TEXTS).sort_values("rank", kind="stable", ignore_index=True)
+    nodes = optional(entry, "nodes.parquet", NODES, ("node",), problems, required=True)
+    exact = optional(entry, "exact.parquet", EXACT, ("edge", "sample"), problems)
+    pieces = optional(entry, "pieces.parquet", PIECES, ("edge", "piece"), problems)
     bare, method = name(entry), str(metrics["method"])
     study = bare.removesuffix(f"-{method}")
     swept = [f"{key}={value}" for key, value in entry.element.swept.items() if key not in SAID]
@@ -120,7 +120,7 @@ def _read(entry: Entry, problems: list[str]) -> Record | None:
     )  # fmt: skip
 
 
-def _optional(
+def optional(
     entry: Entry, file: str, numbers: Sequence[str], texts: Sequence[str], problems: list[str], required: bool = False
 ) -> pd.DataFrame:
     """A table that some studies have; empty, with a line in `problems`, where it is damaged or `required` and missing."""
@@ -128,14 +128,14 @@ def _optional(
     table = load_table(entry.ref, file, numbers, problems, texts) if wanted else None
     empty = pd.DataFrame(columns=[*numbers, *texts])
     if table is None:
-        return _clean(empty, numbers, texts)
+        return clean(empty, numbers, texts)
     if lacking := [text for text in texts if text not in table]:
         problems.append(f"{entry.ref.label}: {file} lacks {', '.join(lacking)}")
     whole = {*numbers, *texts} <= set(table)
-    return _clean(table if whole else empty, numbers, texts)
+    return clean(table if whole else empty, numbers, texts)
 
 
-def _clean(table: pd.DataFrame, numbers: Sequence[str], texts: Sequence[str]) -> pd.DataFrame:
+def clean(table: pd.DataFrame, numbers: Sequence[str], texts: Sequence[str]) -> pd.DataFrame:
     """Numbers as floats; names without anything that could not be seen."""
     found = table.astype(dict.fromkeys(numbers, float))
     return found.assign(**{text: found[text].astype(str).map(visible) for text in texts})

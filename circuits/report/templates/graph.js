@@ -1,5 +1,6 @@
 
 // Circuits that answer to the reader: how many edges are drawn, what a node reads and writes, nodes joined into groups, moved.
+// Graphs of features are drawn by the same rules, one prompt of several at a time; their nodes have a size, a shape and a column.
 {
   const LISTED = 10; // edges of a list beside the graph
   const SVG = "http://www.w3.org/2000/svg";
@@ -14,15 +15,30 @@
     v === null ? "–" : (v < 0 ? "−" : "+") + (Math.abs(v) >= 0.1 || v === 0 ? Math.abs(v).toFixed(2) : String(Number(Math.abs(v).toPrecision(2))));
   const percent = (v) => `${(100 * v).toFixed(1)}%`;
 
-  const show = (figure, data) => {
-    const [width, height, wide, tall] = data.size;
-    const half = tall / 2;
+  const circuit = (data) => {
     const nodes = data.nodes.map(([name, label, x, y, score, inclusion, kept], id) => ({ id: `n${id}`, name, label, x, y, score, inclusion, kept }));
     const edges = data.edges.map(([from, reader, score, error, exact, inclusion, connected]) => {
       const [name, part, to] = data.readers[reader];
       return { name: `${nodes[from].name}→${name}`, from: nodes[from], to: to.map((i) => nodes[i]), part, score, error, exact, inclusion, connected };
     });
-    const largest = Math.max(...edges.map((e) => Math.abs(e.score))) || 1;
+    return [nodes, edges];
+  };
+  const features = (data) => {
+    const nodes = data.nodes.map(([name, label, x, y, score, influence, activation, shape, radius, box, says], id) =>
+      ({ id: `n${id}`, name, label, x, y, score, influence, activation, shape, radius, box, says, half: box ? 8 : radius }));
+    const edges = data.links.map(([source, target, score]) => {
+      const [from, to] = [nodes[source], nodes[target]];
+      return { name: `${from.name} → ${to.name}`, from, to: [to], part: "", score, error: null };
+    });
+    return [nodes, edges];
+  };
+
+  const show = (data) => {
+    const flow = Boolean(data.links); // a graph of features
+    const [width, height, wide = data.step, tall = data.step] = data.size;
+    const half = tall / 2;
+    const [nodes, edges] = flow ? features(data) : circuit(data);
+    const largest = Math.max(0, ...edges.map((e) => Math.abs(e.score))) || 1;
     const home = new Map(nodes.map((node) => [node, [node.x, node.y]]));
     const groups = new Map(); // of a node, the group that it is in
     const picked = new Set();
@@ -44,7 +60,7 @@
     const button = (text) => html("button", { type: "button" }, text);
     const [join, part, reset] = ["Group", "Ungroup", "As at first"].map(button);
     const controls = html(
-      "div", { class: "controls" }, html("label", {}, "Largest edges drawn ", slider), output,
+      "div", { class: "controls" }, html("label", {}, `Largest ${flow ? "links" : "edges"} drawn `, slider), output,
       html("span", { class: "grouping" }, html("label", {}, "Group ", name), join, part), reset,
     );
     const layer = { links: svg("g"), hits: svg("g"), nodes: svg("g") };
@@ -52,24 +68,34 @@
       "svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `Graph of the circuit: ${data.title}` },
       ...data.layers.map(([text, y]) =>
         svg("g", { class: "level" }, svg("line", { x1: 52, x2: width - 8, y1: y, y2: y }), svg("text", { x: 4, y: y + 3.5 }, text))),
+      ...(data.columns ?? []).map(([text, x]) =>
+        svg("text", { class: "column", transform: `translate(${x + 3.5} ${data.foot}) rotate(-90)` }, text)),
       layer.links, layer.hits, layer.nodes,
     );
     picture.style.maxWidth = `${width}px`;
     picture.style.minWidth = `${Math.min(width, Math.max(460, 0.8 * width))}px`;
     const tip = html("div", { class: "tip", role: "tooltip", hidden: "" });
-    const panel = html("div", { class: "beside", "aria-live": "polite", tabindex: 0, role: "region", "aria-label": "Edges of the chosen node" });
+    const panel = html("div", { class: "beside", "aria-live": "polite", tabindex: 0, role: "region", "aria-label": "Neighbours of the chosen node" });
     const legend = html("p", { class: "caption" });
     legend.append(
       svg("svg", { class: "mark", viewBox: "0 0 30 12", "aria-hidden": "true" }, svg("path", { d: "M0 6H30", class: "link below" })), `below 0 (${data.unit})  `,
       svg("svg", { class: "mark", viewBox: "0 0 30 12", "aria-hidden": "true" }, svg("path", { d: "M0 6H30", class: "link above" })), `above 0 (${data.unit})`,
     );
+    const sample = (text, ...marks) => legend.append(svg("svg", { class: "mark", viewBox: "-15 -6 30 12", "aria-hidden": "true" }, ...marks), text);
+    if (flow) {
+      sample(`feature, effect below 0 (${data.metric})  `, svg("circle", { class: "dot below", r: 4.5 }));
+      sample("feature, effect above 0  ", svg("circle", { class: "dot above", r: 4.5 }));
+      sample("token  ", svg("rect", { class: "dot", x: -4, y: -4, width: 8, height: 8 }));
+      sample("error", svg("path", { class: "dot", d: "M0-5L5 0L0 5L-5 0z" }));
+    }
 
     // -- words --------------------------------------------------------------------------------------------------------
     const facts = (e) =>
-      [e.exact === null ? "not patched" : `exact ${signed(e.exact)}`, e.inclusion === null ? "" : `in ${percent(e.inclusion)} of resamplings`, e.connected ? "" : "leads nowhere"]
+      flow ? "" : [e.exact === null ? "not patched" : `exact ${signed(e.exact)}`, e.inclusion === null ? "" : `in ${percent(e.inclusion)} of resamplings`, e.connected ? "" : "leads nowhere"]
         .filter(Boolean).join(", ");
     const value = (e) => signed(e.score) + (e.error === null ? "" : ` ± ${signed(e.error).slice(1)}`);
     const tellLink = (link) => {
+      if (link.edges.length === 1 && flow) return [link.edges[0].name, link.edges[0].from.says, link.edges[0].to[0].says, `${value(link.edges[0])} ${data.unit}`].filter(Boolean).join("\n");
       if (link.edges.length === 1) return `${link.edges[0].name}\n${value(link.edges[0])} ${data.unit}\n${facts(link.edges[0])}`;
       const most = link.edges.slice(0, 5).map((e) => `${e.name} ${signed(e.score)}`);
       if (link.edges.length > 5) most.push("…");
@@ -77,13 +103,18 @@
     };
     const tellNode = (node) => {
       if (node.members) return `${node.name}: ${node.members.map((n) => n.name).join(", ")}`;
+      if (flow) {
+        const values = [["effect", node.score, data.metric], ["influence", node.influence, ""], ["activation", node.activation, ""]].filter(([, v]) => v !== null);
+        return [node.name, node.says, ...values.map(([word, v, unit], i) => `${word} ${i ? signed(v).replace("+", "") : signed(v)} ${unit}`.trim())].filter(Boolean).join("\n");
+      }
       if (node.score === null) return node.name;
       return `${node.name}\nnode score ${signed(node.score)} ${data.unit}\n${node.kept} edges of the circuit start here` + (node.inclusion === null ? "" : `\nin ${percent(node.inclusion)} of resamplings`);
     };
-    const list = (title, found) => {
+    const list = (title, found, end) => {
       const rows = found.slice(0, LISTED).map((e) => {
-        const item = html("li", { class: e.score < 0 ? "below" : "above" }, html("code", {}, e.name), ` ${value(e)}`);
-        item.append(html("small", {}, facts(e)));
+        const other = end === "from" ? e.from : end === "to" ? e.to[0] : null; // of features, the neighbour's name says all
+        const item = html("li", { class: e.score < 0 ? "below" : "above" }, html("code", {}, flow && other ? other.name : e.name), ` ${value(e)}`);
+        item.append(html("small", {}, flow ? (other?.says ?? "") : facts(e)));
         return item;
       });
       const more = found.length > LISTED ? [html("p", { class: "caption" }, `and ${(found.length - LISTED).toLocaleString("en")} smaller ones`)] : [];
@@ -94,15 +125,17 @@
         panel.replaceChildren(
           html("p", { class: "caption" }, "Point at an edge or a node for its values. Click a node (or Enter) for what it reads and writes; drag it to move it. " +
             "Shift-click (or Shift+Enter) several and press Group to see them as one; Escape lets go."),
-          ...list("Largest edges", edges.slice(0, LISTED)).slice(1),
+          ...list(flow ? "Largest links" : "Largest edges", edges.slice(0, LISTED)).slice(flow ? 0 : 1),
         );
         return;
       }
       const inside = (node) => stands(node) === focus;
       const incoming = edges.filter((e) => e.to.some(inside) && !inside(e.from));
       const outgoing = edges.filter((e) => inside(e.from) && !e.to.every(inside));
-      panel.replaceChildren(html("h3", {}, focus.name), html("p", { class: "caption" }, focus.members ? focus.members.map((n) => n.name).join(", ") : tellNode(focus).split("\n").slice(1).join(", ")),
-        ...list("Reads: incoming edges", incoming), ...list("Writes: outgoing edges", outgoing));
+      const [reads, writes] = flow ? ["Made by: incoming links", "Makes: outgoing links"] : ["Reads: incoming edges", "Writes: outgoing edges"];
+      const says = flow && focus.says ? [html("p", { class: "says", dir: "auto" }, focus.says)] : [];
+      panel.replaceChildren(html("h3", {}, focus.name), ...says, html("p", { class: "caption" }, focus.members ? focus.members.map((n) => n.name).join(", ") : tellNode(focus).split("\n").slice(1 + says.length).join(", ")),
+        ...list(reads, incoming, "from"), ...list(writes, outgoing, "to"));
       panel.scrollTop = 0;
     };
     const point = (text, at) => {
@@ -118,15 +151,18 @@
     const curve = (link) => {
       const up = Math.max(...link.to.map((n) => n.y)) < link.from.y;
       const fork = link.to.length > 1;
-      const [x0, y0] = [link.from.x, link.from.y + (up ? -half : half)];
+      const tine = data.tine ?? 0;
+      const room = (node) => node.half ?? half;
+      const [x0, y0] = [link.from.x, link.from.y + (up ? -room(link.from) : room(link.from))];
       const x1 = link.to.reduce((sum, n) => sum + n.x, 0) / link.to.length;
-      const foot = (n) => n.y + (up ? half : -half);
-      const y1 = up ? Math.max(...link.to.map(foot)) + (fork ? data.tine : 0) : Math.min(...link.to.map(foot)) - (fork ? data.tine : 0);
+      const foot = (n) => n.y + (up ? room(n) : -room(n));
+      const y1 = up ? Math.max(...link.to.map(foot)) + (fork ? tine : 0) : Math.min(...link.to.map(foot)) - (fork ? tine : 0);
       const [dx, dy] = [x1 - x0, y1 - y0];
       const far = Math.hypot(dx, dy) || 1;
-      let bend = 0.1 * far * (dx >= 0 ? 1 : -1);
-      if (Math.abs(dx) < wide && Math.abs(dy) > 2.5 * data.row) bend = (wide + 14 + Math.min(0.1 * far, 34)) * (Math.round(Math.abs(dy) / (2 * data.row)) % 2 ? 1 : -1);
-      bend += data.shift[link.part] ?? 0;
+      let bend = (flow ? 0.08 : 0.1) * far * (dx >= 0 ? 1 : -1);
+      if (flow) bend = Math.abs(dx) < data.step / 2 && Math.abs(dy) > 2.5 * data.step ? data.step : bend;
+      else if (Math.abs(dx) < wide && Math.abs(dy) > 2.5 * data.row) bend = (wide + 14 + Math.min(0.1 * far, 34)) * (Math.round(Math.abs(dy) / (2 * data.row)) % 2 ? 1 : -1);
+      bend += data.shift?.[link.part] ?? 0;
       const n = (v) => v.toFixed(1);
       const trunk = `M${n(x0)} ${n(y0)}Q${n((x0 + x1) / 2 + (bend * dy) / far)} ${n((y0 + y1) / 2 - (bend * dx) / far)} ${n(x1)} ${n(y1)}`;
       return trunk + (fork ? link.to.map((end) => `M${n(x1)} ${n(y1)}L${n(end.x)} ${n(foot(end))}`).join("") : "");
@@ -185,23 +221,35 @@
       layer.hits.replaceChildren(...links.map((link) => link.paths[1]));
       const seen = new Set(links.flatMap((link) => [link.from, ...link.to]));
       for (const group of groups.values()) seen.add(group);
+      const linked = new Set(seen);
+      if (flow) nodes.forEach((node) => seen.add(stands(node))); // features stay in sight without a link
       for (const node of picked) if (!seen.has(node)) picked.delete(node);
       if (focus && !seen.has(focus)) focus = null;
       layer.nodes.replaceChildren(...[...seen].sort((a, b) => b.y - a.y || a.x - b.x).map(knot));
-      const least = Math.abs(edges[drawn() - 1].score);
-      output.textContent = `${drawn().toLocaleString("en")} of ${data.total.toLocaleString("en")}, |score| ≥ ${signed(least).slice(1)} ${data.unit}`;
+      for (const element of layer.nodes.children) element.classList.toggle("idle", !linked.has(element.node));
+      const least = edges.length ? Math.abs(edges[drawn() - 1].score) : 0;
+      output.textContent = `${(edges.length ? drawn() : 0).toLocaleString("en")} of ${data.total.toLocaleString("en")}, |${flow ? "effect" : "score"}| ≥ ${signed(least).slice(1)} ${data.unit}`;
       slider.setAttribute("aria-valuetext", output.textContent);
       place();
       mark();
       tell();
       if (held) [...layer.nodes.children].find((element) => element.node.id === held)?.focus();
     };
+    const shape = (node) => {
+      const r = node.radius;
+      if (node.shape === "o") return svg("circle", { r });
+      if (node.shape === "s") return svg("rect", { x: -r, y: -r, width: 2 * r, height: 2 * r });
+      return svg("path", { d: `M0${-1.2 * r}L${1.2 * r} 0L0 ${1.2 * r}L${-1.2 * r} 0z` });
+    };
     const knot = (node) => {
-      const w = node.members ? Math.max(wide, 7 * node.name.length + 14) : wide;
-      const h = node.members ? tall + 6 : tall;
+      const round = flow && !node.members && !node.box;
+      const w = node.members ? Math.max(wide, 7 * node.name.length + 14) : node.box || wide;
+      const h = node.members ? tall + 6 : node.box ? 16 : tall;
+      const side = flow && !node.members ? (node.score > 0 ? " dot above" : " dot below") : "";
+      const inside = round ? [shape(node)] : [svg("rect", { x: -w / 2, y: -h / 2, width: w, height: h, rx: 4 }), svg("text", { y: 3.5 }, node.label)];
       const element = svg(
-        "g", { class: node.members ? "node whole" : "node", tabindex: 0, role: "button", "aria-label": tellNode(node).replaceAll("\n", ", ") },
-        svg("rect", { x: -w / 2, y: -h / 2, width: w, height: h, rx: 4 }), svg("text", { y: 3.5 }, node.label),
+        "g", { class: (node.members ? "node whole" : "node") + side, tabindex: 0, role: "button", "aria-label": tellNode(node).replaceAll("\n", ", ") },
+        ...inside,
       );
       element.node = node;
       element.addEventListener("pointerdown", (event) => event.button || drag(node, event));
@@ -297,8 +345,28 @@
       mark();
       tell();
     });
-    figure.querySelector(".scroll").replaceWith(whole);
     draw();
+    return whole;
   };
-  for (const data of document.querySelectorAll('figure > script[type="application/json"]')) show(data.parentElement, JSON.parse(data.textContent));
+
+  // -- a figure's place, and the choice between prompts -----------------------------------------------------------------
+  const several = ({ graphs, ...rest }) => {
+    const each = graphs.map((graph) => ({ ...rest, ...graph }));
+    const choice = html("select", {}, ...each.map((graph, i) => html("option", { value: i }, `${graph.sample}: ${graph.text}`.slice(0, 90))));
+    const text = html("p", { class: "caption prompt", dir: "auto" });
+    const place = html("div", {});
+    const pick = () => {
+      const graph = each[choice.value];
+      const left = graph.left ? `, ${graph.left.toLocaleString("en")} kept ones of less influence not drawn` : "";
+      text.textContent = `“${graph.text}” (${graph.nodes.length.toLocaleString("en")} nodes${left})`;
+      place.replaceChildren(show(graph));
+    };
+    choice.addEventListener("change", pick);
+    pick();
+    return html("div", {}, html("div", { class: "live" }, html("div", { class: "controls" }, html("label", {}, "Prompt ", choice)), text), place);
+  };
+  for (const holder of document.querySelectorAll('figure > script[type="application/json"]')) {
+    const data = JSON.parse(holder.textContent);
+    holder.parentElement.querySelector(".scroll").replaceWith(data.graphs ? several(data) : show(data));
+  }
 }

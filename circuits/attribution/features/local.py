@@ -1,0 +1,202 @@
+"""One prompt with SAEs or transcoders in place: what is active, what they leave out, and the linear map between them.
+
+Every chosen layer's output site (of an SAE the site itself, of a transcoder the site that it writes) is cut out of the graph: what
+follows is computed from a leaf of equal value, f W_dec + b_dec + error. A row of the graph is the gradient of one target (a
+feature's activation, a logit) at all leaves, so an edge is what a source adds times that gradient: its direct effect, through no
+other chosen site. With transcoders attention patterns and norms are constants, and the map is linear (Ameisen et al. 2025,
+"Circuit tracing"; Dunefsky et al. 2024, arXiv:2406.11944); a skip connection stays in the graph. With SAEs it is the ordinary
+gradient between neighbouring sites (Marks et al., arXiv:2403.19647).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.attribution.anatomy import Anatomy
+from circuits.attribution.rules import PLAIN, Rules, applied
+from circuits.model_input import ModelInput
+from circuits.models.hooks import Edit, forward
+from circuits.models.modules import module_at
+
+if TYPE_CHECKING:
+    from circuits.sae.modules import SAE
+
+FROZEN = Rules(norms=True, attention="frozen")
+
+
+@dataclass(frozen=True)
+class Dictionaries:
+    """The SAEs or transcoders of some layers, and where they read and write."""
+
+    saes: Mapping[int, SAE]
+    site: str
+    target: str
+
+    @property
+    def layers(self) -> list[int]:
+        """In order."""
+        return sorted(self.saes)
+
+    @property
+    def transcoders(self) -> bool:
+        """Whether they write another site than they read."""
+        return self.site != self.target
+
+    @property
+    def rules(self) -> Rules:
+        """The rules of the backward pass between them."""
+        return FROZEN if self.transcoders else PLAIN
+
+
+@dataclass(frozen=True)
+class Active:
+    """What is active in one layer: position, feature and activation of each, and what is left out.
+
+    Attributes:
+        position: ``[n]``.
+        feature: ``[n]``.
+        value: f of each, ``[n]``.
+        error: output − reconstruction, ``[pos, width]``.
+        out: the output site itself, ``[pos, width]``.
+    """
+
+    position: Int[Tensor, " n"]
+    feature: Int[Tensor, " n"]
+    value: Float[Tensor, " n"]
+    error: Float[Tensor, "pos width"]
+    out: Float[Tensor, "pos width"]
+
+
+@dataclass
+class Local:
+    """A prompt run once, `copies` times over, with the graph kept, so that many targets can be differentiated."""
+
+    anatomy: Anatomy
+    dictionaries: Dictionaries
+    ids: tuple[int, ...]
+    copies: int
+    active: dict[int, Active] = field(default_factory=dict)
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    _leaves: dict[int, Tensor] = field(default_factory=dict)
+    _inputs: dict[int, Tensor] = field(default_factory=dict)
+    _embedding: Tensor = field(default_factory=lambda: torch.empty(0))
+    _normed: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def __post_init__(self) -> None:
+        lm, d = self.anatomy.lm, self.dictionaries
+        tokens = ModelInput(
+            torch.tensor([self.ids] * self.copies), torch.ones(self.copies, len(self.ids), dtype=torch.bool)
+        )
+        last = ("resid_post", lm.dims.layers - 1)
+        edits = [Edit("resid_pre", 0, self._start)]
+        for layer in d.layers:
+            if d.transcoders:
+                edits.append(Edit(d.site, layer, self._reader(layer)))
+            edits.append(Edit(d.target, layer, self._cut(layer)))
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(applied(self.anatomy, d.rules) if d.rules.any else contextlib.nullcontext())
+            x = forward(lm, tokens, capture=[last], edits=edits, detach=False).sites[last][:, -1:]
+            self._normed = module_at(lm.model, lm.family.final_norm)(x)[:, 0]
+        with torch.no_grad():
+            self.logits = module_at(lm.model, lm.family.lm_head)(self._normed[:1])[0].float()
+
+    # -- while the pass runs --------------------------------------------------------------------------------------
+
+    def _start(self, x: Tensor) -> Tensor:
+        self._embedding = x.detach().requires_grad_()
+        return self._embedding
+
+    def _reader(self, layer: int):  # type: ignore[no-untyped-def]
+        def look(x: Tensor) -> Tensor:
+            self._inputs[layer] = x
+            return x
+
+        return look
+
+    def _cut(self, layer: int):  # type: ignore[no-untyped-def]
+        sae = self.dictionaries.saes[layer]
+
+        def cut(y: Tensor) -> Tensor:
+            x = self._inputs.setdefault(layer, y)
+            with torch.no_grad():
+                f = sae.encode(x[0])
+                made = sae.decode(f, x[0]).to(y.dtype)
+                position, feature = f.nonzero(as_tuple=True)
+                out = y[0].detach()
+                self.active[layer] = Active(position, feature, f[position, feature].float(), (out - made).float(), out)
+            leaf = y.detach().requires_grad_()
+            self._leaves[layer] = leaf
+            if not sae.cfg.skip:
+                return leaf
+            skip = x.to(sae.W_skip.dtype) @ sae.W_skip.T
+            return leaf + (skip - skip.detach()).to(leaf.dtype)
+
+        return cut
+
+    # -- rows -----------------------------------------------------------------------------------------------------
+
+    @property
+    def sources(self) -> int:
+        """Columns of a row: active features by layer, errors by layer and position, embeddings by position."""
+        return sum(len(a.value) for a in self.active.values()) + (len(self.active) + 1) * len(self.ids)
+
+    def feature_rows(self, layers: Sequence[int], positions: Sequence[int], features: Sequence[int]) -> Tensor:
+        """Direct effects of all sources on the activation of each target feature, ``[targets, sources]``."""
+        parts = []
+        for start in range(0, len(layers), self.copies):
+            some = range(start, min(start + self.copies, len(layers)))
+            total = torch.zeros(())
+            for layer in sorted({layers[i] for i in some}):
+                sae = self.dictionaries.saes[layer]
+                rows = [i - start for i in some if layers[i] == layer]
+                x = self._inputs[layer][rows, [positions[start + r] for r in rows]]
+                f = sae.encode(x)
+                total = total + f[range(len(rows)), [features[start + r] for r in rows]].sum()
+            parts.append(self._row(total)[: len(some)])
+        return torch.cat(parts) if parts else torch.zeros(0, self.sources)
+
+    def logit_rows(self, directions: Float[Tensor, "targets width"]) -> Tensor:
+        """Direct effects of all sources on each direction of the final norm's answer at the last token."""
+        parts = []
+        for start in range(0, len(directions), self.copies):
+            some = directions[start : start + self.copies]
+            total = (self._normed[: len(some)] * some.to(self._normed.dtype)).sum()
+            parts.append(self._row(total)[: len(some)])
+        return torch.cat(parts)
+
+    def _row(self, total: Tensor) -> Float[Tensor, "copies sources"]:
+        leaves = [*(self._leaves[layer] for layer in self.dictionaries.layers), self._embedding]
+        grads = torch.autograd.grad(total, leaves, retain_graph=True, materialize_grads=True)
+        with torch.no_grad():
+            return self.spread([g.float() for g in grads])
+
+    def spread(self, grads: Sequence[Float[Tensor, "rows pos width"]]) -> Float[Tensor, "rows sources"]:
+        """What each source adds times the gradient where it adds it; `grads` are at the layers' outputs and the embedding."""
+        columns, errors = [], []
+        for layer, g in zip(self.dictionaries.layers, grads, strict=False):
+            a, sae = self.active[layer], self.dictionaries.saes[layer]
+            along = torch.einsum("rnd,nd->rn", g[:, a.position], sae.W_dec[a.feature].float())
+            columns.append(along * a.value)
+            errors.append(torch.einsum("rpd,pd->rp", g, a.error))
+        embedding = torch.einsum("rpd,pd->rp", grads[-1], self._embedding[0].detach().float())
+        return torch.cat([*columns, *errors, embedding], 1)
+
+
+def explained(active: Sequence[Mapping[int, Active]], layer: int, skip_first: bool = True) -> float:
+    """Explained variance of a layer over prompts: 1 − Σ error² / Σ (output − mean)². The first token, whose activations dwarf all
+    others in many models, is left out."""
+    at = slice(1 if skip_first else 0, None)
+    outs = torch.cat([a[layer].out[at].float() for a in active])
+    error = sum(float(a[layer].error[at].square().sum()) for a in active)
+    total = float((outs - outs.mean(0)).square().sum())
+    return 1 - error / total if total > 0 else float("nan")
+
+
+__all__ = ["Active", "Dictionaries", "Local", "explained"]
