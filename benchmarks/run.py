@@ -24,6 +24,7 @@ PARTS = {
     "An SAE on a real model, end to end": ["sae_end_to_end.py"],
     "Many SAEs from stores": ["sae_layers.py"],
     "Interventions": ["interventions.py", "--rounds", "1"],
+    "Circuits": ["attribution.py"],
     "SAEs on a known world": ["sae_quality.py"],
     "Fifteen SAEs of a 7B model on an accelerator": ["sae_accelerator.py", "--tf32"],
 }

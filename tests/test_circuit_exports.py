@@ -37,11 +37,11 @@ def tables(**changes: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
         ("err_1_1", "error", 1, 1, -1, 4.0, 0.2, True, ""),
         ("E_5_0", "embedding", -1, 0, 5, 1.0, 0.1, True, ""),
         ("E_6_1", "embedding", -1, 1, 6, 1.0, np.nan, True, ""),
-        ("2_7_2", "logit", 2, 2, 7, 9.0, 0.75, True, " Mary"),
+        ("2_7_2", "logit", 2, 2, 7, 9.0, 0.75, True, ""),
         ("2_9_2", "logit", 2, 2, 9, 8.0, 0.25, True, ""),
     ]
     names = ["node", "kind", "layer", "position", "feature", "activation", "influence", "kept", "label"]
-    nodes = pd.DataFrame(rows, columns=names).assign(sample="p 1", effect=0.0, token="")
+    nodes = pd.DataFrame(rows, columns=names).assign(sample="p 1", effect=0.0, token=[""] * 6 + [" Mary − John", ""])
     pairs = [("E_6_1", "0_1_1", 1.5), ("0_1_1", "1_3_2", -0.5), ("err_1_1", "2_7_2", 0.25), ("1_3_2", "2_7_2", 2.0),
              ("1_8_2", "2_7_2", 0.1), ("E_5_0", "2_9_2", 0.5)]  # fmt: skip
     links = pd.DataFrame(pairs, columns=["source", "target", "weight"]).assign(sample="p 1")
@@ -78,12 +78,12 @@ def test_a_graph_of_features_is_what_pages_read() -> None:
     assert (
         nodes["1_3_2"]["feature"] == number_of(1, 3) == 13 and number_of(0, 6200) == 19229300
     )  # as circuit-tracer has it
-    assert nodes["0_1_1"]["clerp"] == "names" and nodes["2_7_2"]["clerp"] == 'Output " Mary" (p=0.750)'
+    assert nodes["0_1_1"]["clerp"] == "names" and nodes["2_7_2"]["clerp"] == 'Output " Mary − John" (p=0.750)'
     assert [n["node_id"] for n in given["nodes"] if n.get("is_target_logit")] == ["2_7_2"]
-    assert [nodes[n]["influence"] for n in ("0_1_1", "1_3_2", "err_1_1", "E_5_0")] == pytest.approx(
-        [0.32, 0.56, 0.72, 0.8]
+    assert [nodes[n]["influence"] for n in ("0_1_1", "1_3_2", "err_1_1")] == pytest.approx(
+        [0.8 * x / 9 for x in (4, 7, 9)]
     )
-    assert nodes["E_6_1"]["influence"] is None and nodes["2_7_2"]["influence"] is None
+    assert all(nodes[n]["influence"] is None for n in ("E_5_0", "E_6_1", "2_7_2"))
     assert len({node["jsNodeId"] for node in nodes.values()}) == len(nodes)
 
 
@@ -194,7 +194,7 @@ def test_an_error_that_shares_its_id_with_a_feature_is_told_apart_with_its_links
         assert wrong <= (int(told[0].split()[0]) if told else 0), "whatever is not sure is said"
         doubtful += wrong
         assert neuronpedia.parsed(graph.file()).remarks == []
-    assert shared > 20 and links > 200 and doubtful < 0.02 * links
+    assert shared > 20 and links > 200 and doubtful < 0.05 * links
 
 
 def test_marks_of_nodes_that_are_not_there_are_left_out_with_a_remark() -> None:
@@ -264,7 +264,7 @@ def test_a_file_that_is_no_circuit_of_this_model_is_refused(tmp_path: Path) -> N
             "a graph of cross layer transcoder nodes such as '0_1_1', and a circuit of heads and MLPs",
         ),
         ("bare", bare, "without 'parts'"),
-        ("larger", component_graph(Nodes(9, 4), *circuit(Nodes(9, 4)), ABOUT, ""), "has no 'a3.h"),
+        ("larger", component_graph(Nodes(9, 4, 4), *circuit(Nodes(9, 4, 4)), ABOUT, ""), "has no 'a3.h"),
     ):
         neuronpedia.write(graph, tmp_path / f"{name}.json")
         with pytest.raises(UserError, match=said):

@@ -95,7 +95,7 @@ def test_patching_recovers_the_answer_and_the_map_says_where(lab: Cli) -> None:
 
 def test_shards_measure_every_prompt_once_and_the_last_one_puts_them_together(lab: Cli) -> None:
     # Another alpha, and so another artifact with the same effects.
-    more = ("intervention.verify=cpu/bf16", "intervention.batch_size=auto", "intervention.low_memory=true")
+    more = ("intervention.verify=cpu/bf16", "intervention.memory=8")  # finds its batch, and keeps little
     whole, metrics, table = study(lab, "intervention=heads", "intervention.edit=zero", "intervention.alpha=0.04", *more)
     again = metrics["verify"]
     assert (again["device"], again["dtype"], again["n"], again["units"]) == ("cpu", "bf16", 8, 16)
@@ -150,6 +150,7 @@ def test_a_rescue_says_how_much_each_head_gives_back(lab: Cli) -> None:
         (["intervention.batch_size=many"], "a whole number from 1, or auto"),
         (["intervention.verify=tpu"], "a device (cpu, cuda, cuda:1, mps), a precision (fp32 bf16 fp16)"),
         (["intervention.alpha=2"], "alpha=2"),
+        (["intervention.memory=8", "intervention.batch_size=7"], "memory=8: finds the batch by itself; leave batch_size=7 out"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "said",
 )  # fmt: skip

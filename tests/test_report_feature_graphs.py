@@ -117,9 +117,9 @@ def record(table: pd.DataFrame, links: pd.DataFrame, **metrics: Any) -> FeatureR
 def test_the_first_screen_says_what_was_found(tmp_path: Path) -> None:
     found = page(tmp_path, study(tmp_path / "store"))
     assert (
-        "ioi-tiny-features: graphs of features at mlp_out of layers 0–2 (n = 3 prompts): replacement 81.2%, completeness 90.0%. "
-        "Edits of features do what the graphs predict with slope 0.93, R² 0.88 (6 edits). 12.0% of effects go through errors of "
-        "reconstruction and 23.0% through attention patterns, which the graphs do not explain."
+        "ioi-tiny-features: graphs of features at mlp_out of layers 0–2 (effects: n = 3 prompts; 3 graphs): replacement 81.2%, "
+        "completeness 90.0%. Taking out one feature changes the metric as predicted with slope 0.93, R² 0.88 (6 edits). 12.0% of "
+        "effects go through errors of reconstruction and 23.0% through attention patterns, which the graphs do not explain."
     ) in found.text
     assert "Strongest over prompts: L1/11 -1.25 logits, L0/10 “names” +0.40 logits." in found.text
     table = found.text.partition("Strongest features over prompts: ")[2]
@@ -171,7 +171,7 @@ def test_the_most_influential_nodes_are_drawn(tmp_path: Path) -> None:
     found = page(tmp_path, study(tmp_path / "store", prompts=1, layers=12, each=40, tokens=tokens))
     graph = live(found)[0]["graphs"][0]
     assert len(graph["nodes"]) == NODES and graph["left"] > 200 and len(graph["links"]) <= 1200
-    assert f"ioi-0: 300 nodes drawn; {graph['left']} kept nodes of less influence not." in found.text
+    assert f"At first ioi-0: 300 nodes drawn; {graph['left']} kept nodes of less influence not." in found.text
     assert sum(node[7] == "box" for node in graph["nodes"]) == 2, "the answers are always there"
     assert len(found.source) < 1.5e6
 
@@ -199,7 +199,7 @@ def test_without_checks_links_or_labels(tmp_path: Path) -> None:
     found = page(tmp_path, element)
     assert "links.parquet is missing" in found.text and "features.parquet is missing" in found.text
     assert (
-        "What it predicts was not held against edits." in found.text
+        "Effects were not held against taking features out." in found.text
         and not (tmp_path / "figures" / "features-0-checks.svg").exists()
     )
     (data,) = live(found)

@@ -31,7 +31,7 @@ from circuits.files import read_json, write_atomic, write_json
 FORMS = ("neuronpedia", "mib", "graphml", "parquet")
 READERS = {
     "neuronpedia": "https://www.neuronpedia.org/graph/validator checks and shows a graph; `circuit_tracer.frontend.local_server."
-    "serve('DIR')` shows all of them on this machine.",
+    "serve('DIR', features_dir='DIR/features')` shows all of them on this machine.",
     "mib": "The circuit format of the MIB benchmark and of EAP-IG: `{\"edges\": {\"a0.h1->m3\": {\"score\", \"in_graph\"}}}`.",
     "graphml": "`networkx.read_graphml`, Gephi and Cytoscape read it.",
     "parquet": "`pandas.read_parquet` reads the tables; metrics.json has the numbers about all of them.",

@@ -1,8 +1,9 @@
 """Graphs of features as Neuronpedia and circuit-tracer show them, from ``nodes.parquet`` and ``links.parquet``. No torch.
 
 One graph a prompt: its kept nodes under the ids of the table. Influence is written as circuit-tracer writes it: in the order of
-influence, the share of all of it that is reached with a node, so that the page's slider (``node_threshold``) cuts the weakest. A
-feature's number joins layer and index by Cantor's pairing; by it a page looks for examples, ``features/{scan}/{number}.json``.
+influence, the share of all of it that is reached with a feature or an error, so that the page's slider (``node_threshold``) cuts
+the weakest; tokens and logits, which pages always show, have none. A feature's number joins layer and index by Cantor's pairing;
+by it a page looks for examples, ``features/{scan}/{number}.json``.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def _feature_graph(
 
 
 def _reached(nodes: pd.DataFrame, scale: float) -> dict[str, float]:
-    """Of each node but logits, the share of influence that is reached with it, the most influential ones first."""
-    sources = nodes[(nodes["kind"] != "logit") & np.isfinite(nodes["influence"].astype(float))]
+    """Of each feature and error, the share of influence that is reached with it, the most influential ones first."""
+    sources = nodes[nodes["kind"].isin(["feature", "error"]) & np.isfinite(nodes["influence"].astype(float))]
     ordered = sources.sort_values("influence", ascending=False, kind="stable")
     sums = ordered["influence"].astype(float).clip(lower=0.0).cumsum()
     whole = float(sums.iloc[-1]) if len(sums) else 0.0
@@ -98,7 +99,7 @@ def _node(row: Mapping[Any, Any], tokens: Sequence[str], reached: float | None) 
     kind, layer, position, feature = str(row["kind"]), int(row["layer"]), int(row["position"]), int(row["feature"])
     if kind not in TYPES:
         raise UserError(f"node {row['node']}: it is a {kind!r}; choices: {' '.join(TYPES)}")
-    label = str(row["label"]) if isinstance(row["label"], str) else ""
+    label, said = (row[name] if isinstance(row[name], str) else "" for name in ("label", "token"))
     activation = float(row["activation"])
     share = float(row["influence"]) if kind == "logit" and math.isfinite(row["influence"]) else 0.0
     token = tokens[position] if 0 <= position < len(tokens) else ""
@@ -106,7 +107,7 @@ def _node(row: Mapping[Any, Any], tokens: Sequence[str], reached: float | None) 
         "feature": (number_of(layer, feature), f"{layer}_{feature}-0", label),
         "error": (-1, f"{layer}_-1-{position}", label or f'Err: mlp "{token}"'),
         "embedding": (position, f"E_{feature}-{position}", label or f'Emb: "{token}"'),
-        "logit": (feature, f"L_{feature}-{position}", _output(label or f"#{feature}", share)),
+        "logit": (feature, f"L_{feature}-{position}", _output(label or said or f"#{feature}", share)),
     }[kind]
     return {
         "node_id": str(row["node"]),

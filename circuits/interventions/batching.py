@@ -22,13 +22,21 @@ SHARE = 0.8  # of free main memory that a study may take
 EVERY_S = 0.005
 
 
-def largest_batch(engine: Engine, units: Sequence[Unit], edit: Edit, most: int) -> int:
+def largest_batch(engine: Engine, units: Sequence[Unit], edit: Edit, most: int, memory: float | None = None) -> int:
     """Rows of a pass that fit, at most `most`; a power of two times 4, or `most` itself.
+
+    Args:
+        engine: with the rows.
+        units: of which one is tried.
+        edit: that it is tried under.
+        most: rows.
+        memory: bytes that model and passes may take together; None: whatever is free.
 
     Raises:
         UserError: not even one row fits.
     """
     order = sorted(range(len(engine.rows)), key=lambda i: -len(engine.rows[i].ids))
+    room = None if memory is None else SHARE * memory - weights(engine)
     size, found = min(FIRST, most), 0
     while True:
         try:
@@ -36,20 +44,32 @@ def largest_batch(engine: Engine, units: Sequence[Unit], edit: Edit, most: int) 
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             break
+        if room is not None and took > room:
+            break
         found = size
-        if size >= most or (engine.lm.device.type == "cpu" and 2 * took > SHARE * psutil.virtual_memory().available):
+        free = SHARE * psutil.virtual_memory().available if engine.lm.device.type == "cpu" else float("inf")
+        if size >= most or 2 * took > min(free, float("inf") if room is None else room):
             break
         size = min(2 * size, most)
     if found == 0 and size > 1:
-        return largest_batch(engine, units, edit, size // 2)
+        return largest_batch(engine, units, edit, size // 2, memory)
     if found == 0:
-        raise UserError("not even a batch of one row fits; use precision=bf16, a smaller model or low_memory=true")
+        within = "" if memory is None else f" within {memory / 1e9:g} GB (the model takes {weights(engine) / 1e9:.1f})"
+        raise UserError(f"not even a batch of one row fits{within}; use precision=bf16, a smaller model or low_memory=true")
     return found
 
 
+def weights(engine: Engine) -> int:
+    """Bytes of the model's parameters."""
+    return sum(p.numel() * p.element_size() for p in engine.lm.model.parameters())
+
+
 def _peak(engine: Engine, members: Sequence[int], units: Sequence[Unit], edit: Edit) -> int:
-    """Bytes of main memory that one batch took at its peak; 0 on an accelerator, which says by itself when it is full."""
-    sampled = engine.lm.device.type == "cpu"
+    """Bytes that one batch took at its peak, beyond what there was: on CUDA as it counts itself, else of main memory."""
+    sampled, cuda = engine.lm.device.type == "cpu", engine.lm.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(engine.lm.device)
+        held = torch.cuda.memory_allocated(engine.lm.device)
     process = psutil.Process()
     before, seen, done = process.memory_info().rss, [0], threading.Event()
 
@@ -66,4 +86,4 @@ def _peak(engine: Engine, members: Sequence[int], units: Sequence[Unit], edit: E
             engine.run(batch, units, [0], edit)
     finally:
         done.set()
-    return seen[0]
+    return int(torch.cuda.max_memory_allocated(engine.lm.device) - held) if cuda else seen[0]

@@ -159,12 +159,14 @@ def run(
     return replace(study, more=further, metrics=study.metrics | metrics | {"without_controls": alone})
 
 
-def largest_batch(ask: Ask) -> int:
-    """Rows of a pass that fit, for the study's first edit."""
+def largest_batch(ask: Ask, memory: float | None = None) -> int:
+    """Rows of a pass that fit (in `memory` bytes, the model's among them), for the study's first edit."""
     lens = studied(ask.settings.units).lens(ask)
     units = [Unit(f"L{layer}", (Place(layer),)) for layer in ask.layers]
     rows = _rows(ask, ask.measured)
-    return batching.largest_batch(Engine(ask.lm, ask.measured, rows, lens), units, Zero(), len(rows))
+    return batching.largest_batch(
+        Engine(ask.lm, ask.measured, rows, lens, low_memory=ask.settings.low_memory), units, Zero(), len(rows), memory
+    )
 
 
 def _verified(

@@ -7,6 +7,7 @@ arrange than one.
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -177,11 +178,17 @@ CONTROL_MARKS: dict[str, Any] = {
 def _legend_columns(handles: list[Line2D], width: float) -> int:
     """The most columns that fit, each as wide as its longest label (matplotlib fills columns from the top)."""
     for columns in range(len(handles), 1, -1):
-        rows = -(-len(handles) // columns)
-        longest = [max(len(str(h.get_label())) for h in handles[i : i + rows]) for i in range(0, len(handles), rows)]
+        longest = [max(len(str(h.get_label())) for h in part) for part in _filled(handles, columns)]
         if sum(0.07 * n + 0.58 for n in longest) <= width - LEFT:
             return columns
     return 1
+
+
+def _filled(handles: list[Line2D], columns: int) -> list[list[Line2D]]:
+    """The handles of each column: those that are left over stand in the first ones."""
+    rows, more = divmod(len(handles), columns)
+    ends = [rows * i + min(i, more) for i in range(columns + 1)]
+    return [handles[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def label_axes(axes: Axes, x: str, y: str) -> None:

@@ -168,7 +168,7 @@ def _circuit(artifact: Artifact, out: Path, cfg: BaseConfig) -> None:
         cfg.model.id,
         artifact.path.name.rpartition("-")[0],
         artifact.id,
-        shlex.join(["python", "launch.py", *map(private.word, sys.argv[1:])]),
+        shlex.join(["python", "launch.py", *(private.word(word) for word in sys.argv[1:] if word != "--multirun")]),
         {"node_threshold": given.node_share, "edge_threshold": given.edge_share},
         options.features_url,
     )

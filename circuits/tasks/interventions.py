@@ -36,6 +36,7 @@ SECTION = "intervention"
 PRESET = "heads"
 BYTES_A_ROW = 3  # of the long table, compressed
 METRICS = 9  # of a unit on a prompt
+SMALL_GB = 12  # with so little memory, streams are kept a layer at a time
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Options(Settings):
 
     batch_size: Any = free(32)  # rows of a pass, or auto: as many as fit, found by trying; results agree to 1e-5 # noqa: RUF009
     low_memory: bool = free(False)  # keep the stream entering one layer at a time; says what it saves
+    memory: float | None = free(None)  # GB that model and passes may take, such as 8, 12, 16 or 24: the batch is found within it
     shard: int = free(0)  # which share of the prompts this run measures: intervention.shard=range(0,4) …
     world_size: int = free(1)  # … of so many
 
@@ -82,6 +84,8 @@ def _settings(cfg: BaseConfig) -> Settings:
     """The options as plain values."""
     given = getattr(cfg, SECTION)
     found = Settings(**{f.name: getattr(given, f.name) for f in fields(Settings)})
+    if given.memory is not None:
+        found = replace(found, batch_size="auto", low_memory=found.low_memory or given.memory <= SMALL_GB)
     return replace(found, site=cfg.sae.site.value) if found.units == "features" else found
 
 
@@ -146,6 +150,10 @@ class Interventions(Kind):
             found.append(f"shard={given.shard}: from 0 to world_size-1 ({given.world_size - 1})")
         if given.world_size > 1 and cfg.reuse is Reuse.force:
             found.append("world_size: reuse=force makes all anew in one run; intervention.world_size=1 goes with it")
+        if given.memory is not None and given.memory <= 0:
+            found.append(f"memory={given.memory:g}: gigabytes, above 0 (8, 12, 16, 24 …)")
+        if given.memory is not None and given.batch_size not in ("auto", Options().batch_size):
+            found.append(f"memory={given.memory:g}: finds the batch by itself; leave batch_size={given.batch_size} out")
         return [f"{SECTION}.{message}" for message in found]
 
     def remarks(self, cfg: BaseConfig, layers: Layers) -> list[str]:
@@ -254,7 +262,8 @@ def _batch_size(context: Context, work: Work, ask: Ask) -> int:
     if kept.exists():
         return int(read_json(kept)["batch_size"])
     with context.phase("finding the largest batch"):
-        found = study.largest_batch(ask)
+        memory = getattr(context.cfg, SECTION).memory
+        found = study.largest_batch(ask, None if memory is None else memory * 1e9)
     write_json(kept, {"batch_size": found})
     context.say(f"{SECTION}.batch_size=auto: {found} rows a pass")
     return found

@@ -21,7 +21,7 @@ def feature_graphs(view: View) -> Part:
     records, problems = read_all(view)
     if not records:
         return Part("Feature graphs", "", (), Answer("No feature graph could be read.", ()), tuple(problems))
-    first: list[Block] = []
+    first: list[Block] = [tables.comparison(records)] if len(records) > 1 else []
     blocks: list[Block] = []
     for i, r in enumerate(records[:SHOWN]):
         name = f"features-{i}"
@@ -39,9 +39,9 @@ def feature_graphs(view: View) -> Part:
 
 def finding(r: FeatureRecord) -> str:
     """What was found, in numbers: how much the graphs explain, and how far they can be trusted."""
-    site = f" at {visible(str(r.metrics['site']))}" if r.metrics.get("site") else ""
+    site = f" at {r.site}" if r.site else ""
     layers = f" of layers {ranges(r.layers)}" if r.layers else ""
-    graphs = f"{r.condition}: graphs of features{site}{layers} (n = {plural(r.n, 'prompt')})"
+    graphs = f"{r.condition}: graphs of features{site}{layers} (effects: n = {plural(r.n, 'prompt')}; {plural(r.graphs, 'graph')})"
     explained = [
         f"{words} {percent(r.value(key))}"
         for key, words in (("replacement", "replacement"), ("completeness", "completeness"))
@@ -52,15 +52,15 @@ def finding(r: FeatureRecord) -> str:
 
 
 def _checked(r: FeatureRecord) -> str:
-    slope, fit, edits = r.value("slope"), r.value("r2"), len(r.checks)
+    slope, fit, edits = r.value("slope"), r.value("r2"), int((r.checks["together"] <= 1).sum())
     if slope is None and fit is None:
-        return "What it predicts was not held against edits."
+        return "Effects were not held against taking features out."
     said = [
         f"slope {decimal(slope, 2)}" if slope is not None else "",
         f"R² {decimal(fit, 2)}" if fit is not None else "",
     ]
     n = f" ({plural(edits, 'edit')})" if edits else ""
-    return f"Edits of features do what the graphs predict with {', '.join(text for text in said if text)}{n}."
+    return f"Taking out one feature changes the metric as predicted with {', '.join(text for text in said if text)}{n}."
 
 
 def _unexplained(r: FeatureRecord) -> str:

@@ -17,7 +17,7 @@ from matplotlib.path import Path
 
 from circuits.report.content import Figure
 from circuits.report.sections.attribution_features_layout import LINKS, NODES, RIGHT, SIDE, STEP, Node, Scene, scene
-from circuits.report.sections.attribution_features_records import FeatureRecord, answer, called, told
+from circuits.report.sections.attribution_features_records import FeatureRecord, answer, called, effect, told
 from circuits.report.sections.attribution_graph import DASH, INCH
 from circuits.report.sections.attribution_records import signed
 from circuits.report.sections.interventions_maps import ABOVE, BELOW, arrange
@@ -39,7 +39,8 @@ def graph(name: str, r: FeatureRecord) -> Figure | None:
     samples = r.samples
     if not samples:
         return None
-    scenes, used = [], 0
+    scenes: list[tuple[Scene, dict[str, Any]]] = []
+    used = 0
     for sample in samples[:PROMPTS]:
         found = scene(r, sample)
         made = _live(found)
@@ -68,12 +69,12 @@ def graph(name: str, r: FeatureRecord) -> Figure | None:
 
 def _counted(found: Scene) -> str:
     more = f"; {plural(found.left_out, 'kept node')} of less influence not" if found.left_out else ""
-    return f"{found.sample}: {plural(len(found.nodes), 'node')} drawn{more}."
+    return f"At first {found.sample}: {plural(len(found.nodes), 'node')} drawn{more}."
 
 
 def _limits(samples: list[str], shown: int, first: Scene) -> str:
     """What the page does not show."""
-    most = f"At first the {DRAWN} largest links are drawn." if len(first.links) > DRAWN else "All links are drawn."
+    most = f"The {DRAWN} largest links are drawn." if len(first.links) > DRAWN else "All links are drawn."
     prompts = (
         f" {shown} of {len(samples)} prompts can be picked; nodes.parquet and links.parquet have all."
         if shown < len(samples)
@@ -90,7 +91,7 @@ def _live(found: Scene) -> dict[str, Any]:
     nodes = [
         [
             called(node.row), answer(node.row) if node.wide else "", round(node.x, 1), round(node.y, 1),
-            *(_short(node.row[key]) for key in ("effect", "influence", "activation")),
+            *(_short(value) for value in (effect(node.row), node.row["influence"], node.row["activation"])),
             SHAPES[str(node.row["kind"])], round(node.radius, 1), round(node.wide, 1), node.row["label"],
         ]
         for node in found.nodes
@@ -104,7 +105,7 @@ def _live(found: Scene) -> dict[str, Any]:
 
 
 def _short(value: Any) -> float | None:
-    number = float(value)
+    number = math.nan if value is None else float(value)
     return float(f"{number:.4g}") if math.isfinite(number) else None
 
 
@@ -126,16 +127,15 @@ def _drawn(name: str, found: Scene, r: FeatureRecord) -> Sheet:
         for text, x in found.columns:
             axes.text(x, found.foot, text, fontsize=6.2, color=INK, rotation=90, ha="center", va="top")
         _paths(sheet, found)
-        for shape, above in ((shape, above) for shape in SHAPES.values() for above in (False, True)):
-            mine = [n for n in found.nodes if SHAPES[str(n.row["kind"])] == shape and _above(n) == above]
-            for node in mine:
-                _mark(sheet, node, shape, told(node.row, r.unit))
+        for node in found.nodes:
+            _mark(sheet, node, SHAPES[str(node.row["kind"])], told(node.row, r.unit))
         _legend(sheet, r.unit)
     return sheet
 
 
-def _above(node: Node) -> bool:
-    return float(node.row["effect"]) > 0  # type: ignore[arg-type]
+def _color(node: Node) -> str:
+    value = effect(node.row) or 0.0
+    return ABOVE if value > 0 else BELOW if value < 0 else MUTED
 
 
 def _paths(sheet: Sheet, found: Scene) -> None:
@@ -165,7 +165,7 @@ def _path(start: Node, end: Node) -> Path:
 
 
 def _mark(sheet: Sheet, node: Node, shape: str, text: str) -> None:
-    color = ABOVE if _above(node) else BELOW
+    color = _color(node)
     if shape == "box":
         corner = node.x - node.wide / 2, node.y - node.half
         box = FancyBboxPatch(
@@ -180,7 +180,7 @@ def _mark(sheet: Sheet, node: Node, shape: str, text: str) -> None:
     size = 2 * node.radius / POINT * (0.8 if shape == "D" else 1)
     (artist,) = sheet.axes.plot(
         [node.x], [node.y], linestyle="none", marker=shape, markersize=size, markeredgecolor=color, markeredgewidth=1.0,
-        color=color if _above(node) else PAPER, zorder=3, clip_on=False,
+        color=color if color == ABOVE else PAPER, zorder=3, clip_on=False,
     )  # fmt: skip
     sheet.tell(artist, [text])
 

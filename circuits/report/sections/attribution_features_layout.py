@@ -21,6 +21,7 @@ STEP = 17.0  # from node to node
 ACROSS = 5  # nodes side by side in one column
 SMALL, LARGE = 3.2, 8.0  # radius
 LEVEL = 15.0  # the least height of a layer
+GAP = 13.0  # between layers
 LETTER = 5.6
 LEAST = 560.0  # the narrowest graph
 Cells = dict[tuple[int, int], list[dict[str, object]]]
@@ -104,7 +105,7 @@ def _most(cells: Cells, axis: int, at: int) -> int:
 
 def _levels(cells: Cells, levels: Sequence[int], top: float) -> tuple[dict[int, float], float]:
     """The middle of each layer, from the last on top to the tokens at -1; and the latter's."""
-    heights = [LEVEL + STEP * (max(1, -(-_most(cells, 0, level) // ACROSS)) - 1) + 5 for level in levels]
+    heights = [LEVEL + STEP * (max(1, -(-_most(cells, 0, level) // ACROSS)) - 1) + GAP for level in levels]
     y = top + sum(heights)
     ground = y + LEVEL / 2 + 8
     middles = {-1: ground}

@@ -13,7 +13,7 @@ from circuits.report.registry import Entry, View
 from circuits.report.saved import load_json, load_metrics, load_table
 from circuits.report.sections.attribution_records import clean, number, optional, part, signed
 from circuits.report.sections.prompts import name
-from circuits.report.words import visible
+from circuits.report.words import ABSENT, visible
 
 LEVEL = "features"  # what metrics.json says of itself
 NEEDED = ("n",)
@@ -55,6 +55,17 @@ class FeatureRecord:
         return "nats" if given == "full_target" else "logits"
 
     @property
+    def graphs(self) -> int:
+        """Prompts that have a graph."""
+        return len(self.samples)
+
+    @property
+    def site(self) -> str:
+        """Where features read, and where they write if that is another place."""
+        site, target = (visible(str(self.metrics.get(key) or "")) for key in ("site", "target_site"))
+        return f"{site} → {target}" if target and target != site else site
+
+    @property
     def layers(self) -> list[int]:
         """Layers that have features."""
         given = self.metrics.get("layers")
@@ -83,11 +94,12 @@ class FeatureRecord:
 
     @property
     def checks(self) -> pd.DataFrame:
-        """Effects that were predicted by the graph and measured by an edit."""
+        """Effects that were predicted and measured by taking out a feature, or the `together` strongest at once."""
         columns = ("layer", "feature", "sample", "predicted", "measured")
         given = [row for row in self.metrics.get("checks") or [] if isinstance(row, Mapping) and {*columns} <= set(row)]
-        table = pd.DataFrame([{key: row[key] for key in columns} for row in given], columns=list(columns))
-        for key in ("predicted", "measured", "layer", "feature"):
+        rows = [{key: row[key] for key in columns} | {"together": row.get("together", 1)} for row in given]
+        table = pd.DataFrame(rows, columns=[*columns, "together"])
+        for key in ("predicted", "measured", "layer", "feature", "together"):
             table[key] = pd.to_numeric(table[key], errors="coerce")
         return table.dropna(subset=["predicted", "measured", "layer", "feature"]).reset_index(drop=True)
 
@@ -134,8 +146,9 @@ def _read(entry: Entry, problems: list[str]) -> FeatureRecord | None:
 
 
 def shown_token(text: str) -> str:
-    """A token as it stands below a column: short, and its space seen."""
-    seen = text.replace(" ", "·") or "∅"
+    """A token as it stands below a column: short, and the spaces around it seen."""
+    bare = text.strip(" ")
+    seen = text.replace(bare, bare.replace(" ", "\u00a0")).replace(" ", "·") if bare else text.replace(" ", "·") or "∅"
     return seen if len(seen) <= TOKEN else f"{seen[: TOKEN - 1]}…"
 
 
@@ -154,15 +167,22 @@ def answer(row: Mapping[Any, Any]) -> str:
     return shown_token(str(row["label"] or row["token"]))
 
 
+def effect(row: Mapping[Any, Any]) -> float | None:
+    """Its effect on the metric; tokens and logits whose effect was not taken have 0 there."""
+    found = number(row, "effect")
+    return None if found == 0 and row["kind"] in ("embedding", "logit") else found
+
+
 def told(row: Mapping[Any, Any], unit: str) -> str:
     """What is shown when a reader points at a node."""
     lines = [called(row) + (f": {row['label']}" if row["label"] and row["kind"] != "logit" else "")]
     values = [
         f"{word} {text}"
         for word, text in (
-            (f"effect on the metric ({unit})", signed(number(row, "effect"))),
+            (f"effect on the metric ({unit})", signed(effect(row))),
             ("influence", signed(number(row, "influence")).lstrip("+")),
             ("activation", signed(number(row, "activation")).lstrip("+")),
         )
+        if text != ABSENT
     ]
     return "\n".join([*lines, *values])

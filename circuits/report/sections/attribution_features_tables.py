@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ from circuits.report.sections.attribution_features_records import FeatureRecord
 from circuits.report.sections.attribution_records import number, signed, with_error
 from circuits.report.sheet import Sheet, drawing, label_axes, marks
 from circuits.report.style import INK, MUTED, Looks
-from circuits.report.words import decimal, percent, plural, visible, whole
+from circuits.report.words import decimal, percent, plural, ranges, visible, whole
 
 STRONGEST = 25
-SERIES = "feature of a prompt"
+SERIES = ("one feature taken out", "the strongest ones together")
 
 
 def strongest(r: FeatureRecord) -> Table | None:
@@ -51,6 +52,27 @@ def strongest(r: FeatureRecord) -> Table | None:
     return Table(f"Strongest features over prompts: {r.condition}", columns, tuple(rows), caption)
 
 
+def comparison(records: Sequence[FeatureRecord]) -> Table:
+    """A row a measurement."""
+    columns = (
+        Column("measurement"), Column("features at"), Column("replacement", True, "influence that ends in tokens, not in errors"),
+        Column("completeness", True, "of what flows into nodes"), Column("errors", True, "share of effects"),
+        Column("attention", True, "share of effects through attention patterns"),
+        Column("slope", True, "of measured effects on predicted ones"), Column("R²", True, "of measured effects"),
+        Column("n", True, "prompts"), Column("graphs", True), Column("artifact"),
+    )  # fmt: skip
+    rows = []
+    for r in records:
+        cells = [Cell(r.condition), Cell(f"{r.site}, layers {ranges(r.layers)}" if r.layers else r.site)]
+        for key in ("replacement", "completeness", "error_share", "attention_share"):
+            cells.append(Cell(percent(r.value(key)), r.value(key)))
+        cells += [Cell(decimal(r.value(key), 2), r.value(key)) for key in ("slope", "r2")]
+        cells += [Cell(whole(r.n), r.n), Cell(whole(r.graphs), r.graphs)]
+        rows.append((*cells, Cell(r.label, code=True, hint=f"key {r.entry.ref.key}")))
+    caption = "Slope and R²: taking features out (the control) beside what was predicted."
+    return Table("Feature graphs compared", columns, tuple(rows), caption)
+
+
 def trust(r: FeatureRecord) -> Table | None:
     """How much of the model the graphs explain."""
     given = r.metrics.get("reference")
@@ -69,6 +91,8 @@ def trust(r: FeatureRecord) -> Table | None:
         for name, key, words in (
             ("slope", "slope", "of measured effects on predicted ones: 1 where edits do what the graph says"),
             ("R²", "r2", "of measured effects, by the predicted ones"),
+            ("slope, together", "joint_slope", "the same of the strongest features taken out together"),
+            ("R², together", "joint_r2", "the same of the strongest features taken out together"),
         )
         if r.value(key) is not None
     ]
@@ -76,7 +100,12 @@ def trust(r: FeatureRecord) -> Table | None:
         return None
     columns = (Column("measure"), Column("value", True), Column("what it is"))
     cells = tuple((Cell(name), Cell(value), Cell(words)) for name, value, words in rows)
-    return Table(f"How far the graphs can be trusted: {r.condition}", columns, cells, f"Means over prompts. {r.source}")
+    return Table(
+        f"How far the graphs can be trusted: {r.condition}",
+        columns,
+        cells,
+        f"Replacement, completeness and kept mass: means over {plural(r.graphs, 'graph')}. {r.source}",
+    )
 
 
 def checks(name: str, r: FeatureRecord) -> Figure | None:
@@ -85,9 +114,12 @@ def checks(name: str, r: FeatureRecord) -> Figure | None:
     if not len(table):
         return None
     slope, fit = r.value("slope"), r.value("r2")
-    looks = Looks([SERIES])
+    looks = Looks(SERIES)
+    kinds = [
+        (s, side) for s, side in zip(SERIES, (table["together"] <= 1, table["together"] > 1), strict=True) if side.any()
+    ]
     with drawing():
-        sheet = Sheet(name, looks, [""], height=3.5, width=6.4)
+        sheet = Sheet(name, looks, [kind for kind, _ in kinds], height=3.5, width=6.4, shown="marks")
         axes = sheet.axes
         values = table[["predicted", "measured"]].to_numpy()
         low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
@@ -98,19 +130,22 @@ def checks(name: str, r: FeatureRecord) -> Figure | None:
             axes.plot(ends, slope * ends, color=INK, linewidth=0.9, linestyle=(0, (4, 2)), zorder=1)
         axes.axhline(0, color=MUTED, linewidth=0.5, zorder=0.5)
         axes.axvline(0, color=MUTED, linewidth=0.5, zorder=0.5)
-        (artist,) = axes.plot(table["predicted"], table["measured"], **marks(looks[SERIES]), zorder=3)
-        sheet.tell(artist, [_told(row, r) for row in table.to_dict("records")])
+        for kind, side in kinds[::-1]:
+            (artist,) = axes.plot(
+                table.loc[side, "predicted"], table.loc[side, "measured"], **marks(looks[kind]), zorder=3
+            )
+            sheet.tell(artist, [_told(row, r) for row in table[side].to_dict("records")])
         axes.set_xlim(*ends)
         axes.set_ylim(*ends)
-        label_axes(axes, f"predicted by the graph ({r.unit})", f"measured by an edit ({r.unit})")
+        label_axes(axes, f"predicted ({r.unit})", f"measured ({r.unit})")
     said = [
         text for text, value in ((f"slope {decimal(slope)}", slope), (f"R² {decimal(fit)}", fit)) if value is not None
     ]
     title = f"Predicted and measured effects: {r.condition}"
-    dashed = " Dashed: measured = slope × predicted." if slope is not None else ""
+    dashed = " Dashed: measured = slope × predicted, of single features." if slope is not None else ""
     caption = (
-        f"One dot a feature of a prompt: the change of the metric that the graph predicts when it is edited, and the change that "
-        f"the edit makes (the control). Grey: predicted = measured.{dashed} {plural(len(table), 'edit')} on "
+        f"One dot a feature of a prompt: the change of the metric that is predicted for taking it out everywhere, and the change "
+        f"that taking it out makes (the control). Grey: predicted = measured.{dashed} {plural(len(table), 'edit')} on "
         f"{plural(table['sample'].nunique(), 'prompt')}{''.join(f', {text}' for text in said)}. {r.source}"
     )
     alt = f"{title}: {plural(len(table), 'edit')}{''.join(f', {text}' for text in said)}"
@@ -119,4 +154,5 @@ def checks(name: str, r: FeatureRecord) -> Figure | None:
 
 def _told(row: dict[Any, Any], r: FeatureRecord) -> str:
     where = f"L{int(row['layer'])}/{int(row['feature'])}, {visible(str(row['sample']))}"
+    where += f" and {int(row['together']) - 1} more at once" if row["together"] > 1 else ""
     return f"{where}\npredicted {signed(row['predicted'])}, measured {signed(row['measured'])} {r.unit}"

@@ -25,7 +25,7 @@ SEEN = (-1.5, 2.5)  # f that an axis shows at most
 ROWS = 30  # edges of the chart of minimality
 FALLS, RISES = "in the circuit: without it the metric falls", "in the circuit: without it the metric rises"
 DECADES = 4  # of changes that are drawn
-SERIES = ("the circuit alone", "all edges but the circuit's")
+SERIES = ("the circuit alone", "without the circuit")  # in this order, so that the circuit is blue as in the curve
 
 
 def curve(name: str, r: Record) -> Figure | None:
@@ -93,7 +93,10 @@ def curves(name: str, records: Sequence[Record]) -> Figure | None:
                 (artist,) = axes.plot(mean.index, mean, **CONTROL_MARKS, alpha=0.7, zorder=2)
                 sheet.tell(
                     artist,
-                    [f"random circuits, {share(at)}: f {plain(f)}\nbeside {r.condition}" for at, f in mean.items()],
+                    [
+                        f"random circuits, {share(at)}: f {plain(f)}\nbeside {r.condition}"
+                        for at, f in zip(mean.index, mean, strict=True)
+                    ],
                 )
         for condition, r in found.items():
             own, look = r.rows(CIRCUIT), looks[condition]
@@ -216,8 +219,8 @@ def minimality(name: str, r: Record) -> Figure | None:
         both = [series for series, side in ((FALLS, shown["change"] <= 0), (RISES, shown["change"] > 0)) if side.any()]
         sheet = rows_sheet(name, looks, both, labels, control="a random edge added" if len(added) else "")
         axes = sheet.axes
-        axes.set_xscale("log")
         axes.set_xlim(floor / 1.3, float(table["size"].max()) * 1.6)
+        axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         if len(added):

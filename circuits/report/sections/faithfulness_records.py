@@ -21,7 +21,6 @@ CURVE = ("number", "share", "edges", "metric", "f", "low", "high")
 ALONE = ("number", "share", "metric")
 MINIMALITY = ("in_circuit", "change", "p", "q")
 SAID = ("attribution.method", "faithfulness.ablation", "faithfulness.rank", "behaviour", "model", "model.id")
-NULLS = {"random": "random_cmd", "random by reader": "random_by_reader_cmd"}  # random circuits, and where their CMD is
 NULL_WORDS = {"random": "random circuits", "random by reader": "random, each reader with as many edges"}
 Interval = tuple[float, float]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from circuits.report.content import Cell, Column, Table
 from circuits.report.sections.attribution_records import number, part, signed
-from circuits.report.sections.faithfulness_records import NULLS, Record, between, plain, share
+from circuits.report.sections.faithfulness_records import Record, between, plain, share
 from circuits.report.sections.interventions_records import chance
 from circuits.report.words import ABSENT, plural, plus_minus, whole
 
@@ -29,22 +29,25 @@ def comparison(records: Sequence[Record]) -> Table:
         Column("rank", False, "how edges are ranked"),
         Column("CMD", True, "area between f and 1 over shares of edges: 0 where every circuit does as the model; ± 95%"),
         Column("random", True, "CMD of random circuits, the mean"),
-        Column("random by reader", True, "CMD of random circuits in which each reader keeps its number of edges, the mean"),
         Column("CPR", True, "area under f over shares of edges"),
         Column("f(chosen)", True, "of the chosen circuit; ± 95% over prompts"),
-        Column("edges", True, "of the chosen circuit"), Column("f ≥ .85 at", True, "the smallest share of edges that was tried"),
-        Column("completeness", True, "1 − f of all edges but the circuit's"), Column("n", True, "prompts"), Column("artifact"),
+        Column("edges", True, "of the chosen circuit"), Column("completeness", True, "1 − f of all edges but the circuit's"),
+        Column("f ≥ .85 at", True, "the smallest share of edges that was tried"),
+        Column("random by reader", True, "CMD of random circuits in which each reader keeps its number of edges, the mean"),
+        Column("n", True, "prompts"), Column("artifact"),
     )  # fmt: skip
     rows = []
     for r in records:
         m = r.metrics
         cells = [Cell(r.study)] if several else []
         cells += [Cell(r.method), Cell(r.ablation), Cell(r.rank), _measured(r, "cmd", "cmd_ci")]
-        cells += [Cell(plain(r.value(key)), r.value(key)) for key in (*NULLS.values(), "cpr")]
+        cells += [Cell(plain(r.value(key)), r.value(key)) for key in ("random_cmd", "cpr")]
         cells.append(_measured(r, "faithfulness", "faithfulness_ci"))
         cells.append(Cell(f"{int(m['chosen_edges']):,} of {int(m['edges']):,}", int(m["chosen_edges"])))
+        cells.append(Cell(plain(r.value("completeness"), 2), r.value("completeness")))
         cells.append(Cell(share(r.value("share_85")), r.value("share_85")))
-        cells += [Cell(plain(r.value("completeness"), 2), r.value("completeness")), Cell(whole(r.n), r.n)]
+        cells.append(Cell(plain(r.value("random_by_reader_cmd")), r.value("random_by_reader_cmd")))
+        cells.append(Cell(whole(r.n), r.n))
         rows.append((*cells, Cell(r.label, code=True, hint=f"key {r.entry.ref.key}")))
     caption = (
         "By CMD, the smallest (best) first; random circuits of the same sizes are the control. Different ablations ask different "
@@ -80,12 +83,9 @@ def _shares(r: Record) -> list[tuple[Cell, ...]]:
     rows = []
     if known:
         low, high = known
+        side = "less" if high < 1 else "more"
         words = (
-            "below the whole model"
-            if high < 1
-            else "above the whole model"
-            if low > 1
-            else "the interval holds 1, the whole model"
+            "as the whole model, within the interval" if low <= 1 <= high else f"{side} than the whole model (f = 1)"
         )
         rows.append(_row("faithful: does the circuit alone do it?", f"f {plus_minus(value, known)}", None, words))
     if rest is not None:
@@ -130,22 +130,25 @@ def _minimality(r: Record) -> tuple[Cell, ...] | None:
     needed, tested = number(found, "needed"), number(found, "tested")
     if needed is None or not tested:
         return None
-    return _row("minimal: is every edge needed?", f"{needed:.0f} of {plural(int(tested), 'edge')}", None, minimal(r))
+    return _row("minimal: is every edge needed?", f"{needed:.0f} of {plural(int(tested), 'edge')}", None, _needed(r))
 
 
 def minimal(r: Record) -> str:
     """How many edges are needed, in words."""
     found = part(r.metrics, "minimality")
-    needed, tested, whole_circuit, least = (
-        number(found, key) for key in ("needed", "tested", "circuit_edges", "smallest_p")
-    )
+    needed, tested, whole_circuit = (number(found, key) for key in ("needed", "tested", "circuit_edges"))
     if needed is None or not tested:
         return ""
     of = f" (of {int(whole_circuit):,} in the circuit)" if whole_circuit and whole_circuit > tested else ""
-    text = f"{needed:.0f} of the {tested:.0f} edges tested{of} matter more than random edges that are added (q < {ALPHA:g})"
-    if least is not None and least >= ALPHA:
-        text += f"; with so few random edges no p falls below {chance(least)}, so that none can be shown"
-    return text
+    return f"{needed:.0f} of the {tested:.0f} edges tested{of} {_needed(r)}"
+
+
+def _needed(r: Record) -> str:
+    least = number(part(r.metrics, "minimality"), "smallest_p")
+    few = least is not None and least >= ALPHA
+    return "matter more than random edges that are added" + (
+        f" (no p falls below {chance(least)} with so few)" if few else f" (q < {ALPHA:g})"
+    )
 
 
 def least(r: Record) -> Table | None:

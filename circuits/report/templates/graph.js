@@ -77,15 +77,14 @@
     const tip = html("div", { class: "tip", role: "tooltip", hidden: "" });
     const panel = html("div", { class: "beside", "aria-live": "polite", tabindex: 0, role: "region", "aria-label": "Neighbours of the chosen node" });
     const legend = html("p", { class: "caption" });
-    legend.append(
-      svg("svg", { class: "mark", viewBox: "0 0 30 12", "aria-hidden": "true" }, svg("path", { d: "M0 6H30", class: "link below" })), `below 0 (${data.unit})  `,
-      svg("svg", { class: "mark", viewBox: "0 0 30 12", "aria-hidden": "true" }, svg("path", { d: "M0 6H30", class: "link above" })), `above 0 (${data.unit})`,
-    );
-    const sample = (text, ...marks) => legend.append(svg("svg", { class: "mark", viewBox: "-15 -6 30 12", "aria-hidden": "true" }, ...marks), text);
+    const sample = (text, mark) =>
+      legend.append(html("span", { class: "entry" }, svg("svg", { class: "mark", viewBox: "-15 -6 30 12", "aria-hidden": "true" }, mark), text));
+    sample(`below 0 (${data.unit})`, svg("path", { d: "M-15 0H15", class: "link below" }));
+    sample(`above 0 (${data.unit})`, svg("path", { d: "M-15 0H15", class: "link above" }));
     if (flow) {
-      sample(`feature, effect below 0 (${data.metric})  `, svg("circle", { class: "dot below", r: 4.5 }));
-      sample("feature, effect above 0  ", svg("circle", { class: "dot above", r: 4.5 }));
-      sample("token  ", svg("rect", { class: "dot", x: -4, y: -4, width: 8, height: 8 }));
+      sample(`feature, effect below 0 (${data.metric})`, svg("circle", { class: "dot below", r: 4.5 }));
+      sample("feature, effect above 0", svg("circle", { class: "dot above", r: 4.5 }));
+      sample("token", svg("rect", { class: "dot", x: -4, y: -4, width: 8, height: 8 }));
       sample("error", svg("path", { class: "dot", d: "M0-5L5 0L0 5L-5 0z" }));
     }
 
@@ -125,7 +124,7 @@
         panel.replaceChildren(
           html("p", { class: "caption" }, "Point at an edge or a node for its values. Click a node (or Enter) for what it reads and writes; drag it to move it. " +
             "Shift-click (or Shift+Enter) several and press Group to see them as one; Escape lets go."),
-          ...list(flow ? "Largest links" : "Largest edges", edges.slice(0, LISTED)).slice(flow ? 0 : 1),
+          ...list(flow ? "Largest links" : "Largest edges", edges.slice(0, LISTED)).slice(1),
         );
         return;
       }
@@ -226,9 +225,9 @@
       for (const node of picked) if (!seen.has(node)) picked.delete(node);
       if (focus && !seen.has(focus)) focus = null;
       layer.nodes.replaceChildren(...[...seen].sort((a, b) => b.y - a.y || a.x - b.x).map(knot));
-      for (const element of layer.nodes.children) element.classList.toggle("idle", !linked.has(element.node));
+      for (const element of layer.nodes.children) element.classList.toggle("idle", !linked.has(element.node) && !element.node.box);
       const least = edges.length ? Math.abs(edges[drawn() - 1].score) : 0;
-      output.textContent = `${(edges.length ? drawn() : 0).toLocaleString("en")} of ${data.total.toLocaleString("en")}, |${flow ? "effect" : "score"}| ≥ ${signed(least).slice(1)} ${data.unit}`;
+      output.textContent = `${(edges.length ? drawn() : 0).toLocaleString("en")} of ${data.total.toLocaleString("en")}, ${flow ? `|${data.unit}| ≥ ${signed(least).slice(1)}` : `|score| ≥ ${signed(least).slice(1)} ${data.unit}`}`;
       slider.setAttribute("aria-valuetext", output.textContent);
       place();
       mark();
@@ -245,7 +244,7 @@
       const round = flow && !node.members && !node.box;
       const w = node.members ? Math.max(wide, 7 * node.name.length + 14) : node.box || wide;
       const h = node.members ? tall + 6 : node.box ? 16 : tall;
-      const side = flow && !node.members ? (node.score > 0 ? " dot above" : " dot below") : "";
+      const side = flow && !node.members ? (node.score > 0 ? " dot above" : node.score < 0 ? " dot below" : " dot") : "";
       const inside = round ? [shape(node)] : [svg("rect", { x: -w / 2, y: -h / 2, width: w, height: h, rx: 4 }), svg("text", { y: 3.5 }, node.label)];
       const element = svg(
         "g", { class: (node.members ? "node whole" : "node") + side, tabindex: 0, role: "button", "aria-label": tellNode(node).replaceAll("\n", ", ") },
@@ -328,7 +327,7 @@
     slider.addEventListener("input", draw);
     name.addEventListener("keydown", (event) => event.key === "Enter" && !join.disabled && join.click());
     const scene = html("div", { class: "scene" }, html("div", { class: "scroll" }, picture), tip);
-    const whole = html("div", { class: "live" }, controls, legend, html("div", { class: "pair" }, scene, panel));
+    const whole = html("div", { class: "live" }, controls, legend, html("div", { class: flow && width > 900 ? "pair wide" : "pair" }, scene, panel));
     whole.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return;
       focus = null;
@@ -360,13 +359,18 @@
       const left = graph.left ? `, ${graph.left.toLocaleString("en")} kept ones of less influence not drawn` : "";
       text.textContent = `“${graph.text}” (${graph.nodes.length.toLocaleString("en")} nodes${left})`;
       place.replaceChildren(show(graph));
+      const view = place.querySelector(".scroll");
+      view.scrollLeft = view.scrollWidth; // where the answers are
     };
     choice.addEventListener("change", pick);
-    pick();
-    return html("div", {}, html("div", { class: "live" }, html("div", { class: "controls" }, html("label", {}, "Prompt ", choice)), text), place);
+    const picker = html("div", { class: "live" }, html("div", { class: "controls" }, html("label", {}, "Prompt ", choice)), text);
+    return [html("div", {}, picker, place), pick];
   };
   for (const holder of document.querySelectorAll('figure > script[type="application/json"]')) {
     const data = JSON.parse(holder.textContent);
-    holder.parentElement.querySelector(".scroll").replaceWith(data.graphs ? several(data) : show(data));
+    const still = holder.parentElement.querySelector(".scroll");
+    const [whole, pick] = data.graphs ? several(data) : [show(data)];
+    still.replaceWith(whole);
+    pick?.();
   }
 }
