@@ -19,6 +19,7 @@ from circuits.attribution.nodes import LOGITS
 from circuits.attribution.settings import count
 from circuits.attribution.study import Ask, Found, circuit, matrix, to_verify
 from circuits.data import tensorfile
+from circuits.errors import UserError
 from circuits.files import write_json
 from circuits.stats.many import Clustered, intervals
 
@@ -60,6 +61,11 @@ def tables(
 ) -> Study:
     """The tables of a study from its scores and the exact effects of the `chosen` edges on `samples`."""
     s, nodes = ask.settings, ask.nodes
+    if float(np.abs(found.other - found.base).max()) < 1e-6:
+        raise UserError(
+            f"the metric is {found.base.mean():.4g} in both runs of every prompt: no edge can make a difference; other corrupt "
+            "prompts or metric=full_target may"
+        )
     mean = found.scores.mean(0, dtype=np.float64)
     kept = circuit(ask, mean)
     n = int(kept.sum())

@@ -45,8 +45,8 @@ class Optimal(Edit):
         self,
         prompts: PromptSet,
         *,
-        steps: int = 8,
-        rows: int = 8,
+        steps: int = 6,
+        rows: int = 4,
         rate: float = 0.1,
         tell: Step = lambda done, total: None,
     ) -> None:
