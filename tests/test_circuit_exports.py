@@ -24,7 +24,9 @@ from circuits.attribution.nodes import Nodes
 from circuits.errors import Damaged, UserError
 
 GROUPED = Nodes(3, 4, 2)  # two heads share a key and a value
-ABOUT = About("lab/Tiny-Model", "ioi-tiny", "attribution/ioi-tiny-0123", "python launch.py …", {"node_threshold": 0.8})
+ABOUT = About(
+    "lab/Tiny-Model", "ioi-tiny", "attribution/ioi-tiny-0123", "python launch.py …", (), {"node_threshold": 0.8}
+)
 SAMPLES = {"p 1": {"tokens": ["<b>", " Mary", " \x00"], "text": "<b> Mary …"}}
 
 
@@ -349,6 +351,7 @@ def test_a_study_is_exported_by_the_command_that_made_it(warm: Cli) -> None:
     assert (out / "mib/circuit.json").read_bytes() == (artifact / "circuit.json").read_bytes()
     card = (out / "neuronpedia/README.md").read_text()
     assert f"attribution/{artifact.name}" in card and "python launch.py task=export" in card
+    assert "made by force, although" in card
     edges = pd.read_parquet(out / "parquet/edges.parquet")
     graph = neuronpedia.read(next(p for p in (out / "neuronpedia").glob("*.json") if p.stem != "graph-metadata"))
     assert graph.metadata["scan"] == "tiny" and sum(link["weight"] for link in graph.links) == pytest.approx(

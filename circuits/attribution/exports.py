@@ -114,6 +114,7 @@ def card(metrics: Mapping[str, Any], form: str, about: About, names: list[str]) 
         "|---|---|",
         f"| model | `{about.model}` |",
         f"| artifact | `{about.artifact}` |",
+        *([f"| made by force, although | {'; '.join(about.tainted)} |"] if about.tainted else []),
         *([f"| written by | `{about.command}` |"] if about.command else []),
         f"| format | {form} |",
         f"| files | {' '.join(f'`{name}`' for name in shown)} |",

@@ -85,6 +85,7 @@ class About:
         name: of the study; the graphs' slugs begin with it.
         artifact: the id of the artifact that it is made from.
         command: the one that writes it.
+        tainted: the gates that it was made against, where it was forced.
         pruning: ``node_threshold`` and ``edge_threshold``, where graphs of features were pruned by shares.
         features_url: the address at which the directory ``features`` will lie.
     """
@@ -93,6 +94,7 @@ class About:
     name: str
     artifact: str = ""
     command: str = ""
+    tainted: Sequence[str] = ()
     pruning: Mapping[str, float] | None = None
     features_url: str | None = None
 

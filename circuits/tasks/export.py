@@ -169,6 +169,7 @@ def _circuit(artifact: Artifact, out: Path, cfg: BaseConfig) -> None:
         artifact.path.name.rpartition("-")[0],
         artifact.id,
         shlex.join(["python", "launch.py", *(private.word(word) for word in sys.argv[1:] if word != "--multirun")]),
+        artifact.manifest.get("tainted", ()),
         {"node_threshold": given.node_share, "edge_threshold": given.edge_share},
         options.features_url,
     )

@@ -25,7 +25,7 @@ GAP = 13.0  # between layers
 LETTER = 5.6
 LEAST = 560.0  # the narrowest graph
 Cells = dict[tuple[int, int], list[dict[str, object]]]
-TURNED = 0.82 * LETTER  # height of a letter of a token that stands upright
+TURNED = 1.02 * LETTER  # height of a letter of a token that stands upright
 
 
 @dataclass(frozen=True)

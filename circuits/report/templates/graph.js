@@ -73,7 +73,7 @@
       layer.links, layer.hits, layer.nodes,
     );
     picture.style.maxWidth = `${width}px`;
-    picture.style.minWidth = `${Math.min(width, Math.max(460, 0.8 * width))}px`;
+    picture.style.minWidth = `${Math.min(width, Math.max(460, (flow ? 0.7 : 0.8) * width))}px`;
     const tip = html("div", { class: "tip", role: "tooltip", hidden: "" });
     const panel = html("div", { class: "beside", "aria-live": "polite", tabindex: 0, role: "region", "aria-label": "Neighbours of the chosen node" });
     const legend = html("p", { class: "caption" });
@@ -104,7 +104,7 @@
       if (node.members) return `${node.name}: ${node.members.map((n) => n.name).join(", ")}`;
       if (flow) {
         const values = [["effect", node.score, data.metric], ["influence", node.influence, ""], ["activation", node.activation, ""]].filter(([, v]) => v !== null);
-        return [node.name, node.says, ...values.map(([word, v, unit], i) => `${word} ${i ? signed(v).replace("+", "") : signed(v)} ${unit}`.trim())].filter(Boolean).join("\n");
+        return [node.name, node.says, ...values.map(([word, v, unit]) => `${word} ${word === "effect" ? signed(v) : signed(v).replace("+", "")} ${unit}`.trim())].filter(Boolean).join("\n");
       }
       if (node.score === null) return node.name;
       return `${node.name}\nnode score ${signed(node.score)} ${data.unit}\n${node.kept} edges of the circuit start here` + (node.inclusion === null ? "" : `\nin ${percent(node.inclusion)} of resamplings`);
@@ -117,7 +117,7 @@
         return item;
       });
       const more = found.length > LISTED ? [html("p", { class: "caption" }, `and ${(found.length - LISTED).toLocaleString("en")} smaller ones`)] : [];
-      return [html("h4", {}, `${title} (${found.length.toLocaleString("en")})`), rows.length ? html("ol", {}, ...rows) : html("p", { class: "caption" }, "none in the circuit"), ...more];
+      return [html("h4", {}, `${title} (${found.length.toLocaleString("en")})`), rows.length ? html("ol", {}, ...rows) : html("p", { class: "caption" }, flow ? "none among the nodes drawn" : "none in the circuit"), ...more];
     };
     const tell = () => {
       if (!focus) {
@@ -326,7 +326,12 @@
     });
     slider.addEventListener("input", draw);
     name.addEventListener("keydown", (event) => event.key === "Enter" && !join.disabled && join.click());
-    const scene = html("div", { class: "scene" }, html("div", { class: "scroll" }, picture), tip);
+    const frame = html("div", { class: "scroll" }, picture);
+    frame.addEventListener("scroll", () => { // the names of layers stay in sight
+      const moved = (frame.scrollLeft * width) / picture.clientWidth;
+      for (const text of picture.querySelectorAll(".level text")) text.setAttribute("transform", `translate(${moved.toFixed(1)} 0)`);
+    });
+    const scene = html("div", { class: "scene" }, frame, tip);
     const whole = html("div", { class: "live" }, controls, legend, html("div", { class: flow && width > 900 ? "pair wide" : "pair" }, scene, panel));
     whole.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return;
