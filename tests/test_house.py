@@ -46,8 +46,9 @@ LIBRARY: dict[str, tuple[str, ...]] = {
     "attribution": ("interventions", "sae", "activations", "models", "data", "stats"),
     "features": ("sae", "activations", "models", "data", "stats"),
     "geometry": ("models", "data", "stats"),
-    "compare": ("report", "stats"),
-    "report": ("stats", "features", "geometry"),
+    "drawing": (),
+    "compare": ("report", "drawing", "stats"),
+    "report": ("drawing", "stats", "features", "geometry"),
 }
 """The library rooms, and what each may import of the others."""
 FRAMEWORK = ("hydra", "omegaconf", "wandb", "submitit", "circuits.tasks", *(f"circuits.{name}" for name in LEVELS))
@@ -135,7 +136,7 @@ def test_library_rooms_know_nothing_of_the_framework() -> None:
 
 
 def test_stats_and_report_know_nothing_of_models_or_torch() -> None:
-    files = sources("circuits/stats", "circuits/report")
+    files = sources("circuits/stats", "circuits/drawing", "circuits/report")
     assert not {
         module(f): found for f in files if (found := of(imports(f), ("circuits.models", "torch", "transformers")))
     }

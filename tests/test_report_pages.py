@@ -15,10 +15,10 @@ from prompt_sets import animals, bpe, save_model, write_jsonl
 from safetensors.torch import load_file, save_file
 from test_report import Page
 
+from circuits.drawing.style import Looks
 from circuits.files import write_json
 from circuits.report import build
 from circuits.report.charts import Point, by_layer
-from circuits.report.style import Looks
 from circuits.report.types import ArtifactRef, Element, ReportInput
 from circuits.state import State
 

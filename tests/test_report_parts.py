@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
+from circuits.drawing.style import Looks, natural
 from circuits.report.charts import PANELS, pages
 from circuits.report.provenance import flatten, shared_and_differing
 from circuits.report.sections.sae_figures import _apart
-from circuits.report.style import Looks, natural
 from circuits.report.words import plus_minus, ranges, seconds, short, span
 
 

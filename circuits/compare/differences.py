@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from circuits.compare.equal import TERMS, Unequal, unequal
-from circuits.report.style import natural
+from circuits.drawing.style import natural
 from circuits.report.types import ArtifactRef
 from circuits.stats.answers import values
 from circuits.stats.paired import Interval, independent_interval, paired_interval

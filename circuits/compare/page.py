@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from circuits.compare.differences import Difference, Measure, One, table
+from circuits.drawing.style import Looks
 from circuits.report.charts import Point, by_layer
 from circuits.report.content import Answer, Block, Cell, Column, Figure, Note, Part, Table
 from circuits.report.page import write
-from circuits.report.style import Looks
 from circuits.report.types import ReportInput
 from circuits.report.words import ABSENT, number, plural
 

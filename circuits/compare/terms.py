@@ -11,8 +11,8 @@ from typing import Any
 
 from circuits.compare.differences import Measure, One
 from circuits.compare.equal import manifest
+from circuits.drawing.style import natural
 from circuits.report.provenance import flatten
-from circuits.report.style import natural
 from circuits.report.types import ArtifactRef
 
 LIKE = ("data", "behaviour", "model", "precision.dtype", "baseline.metric", "intervention.metric")

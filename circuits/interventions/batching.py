@@ -55,7 +55,9 @@ def largest_batch(engine: Engine, units: Sequence[Unit], edit: Edit, most: int, 
         return largest_batch(engine, units, edit, size // 2, memory)
     if found == 0:
         within = "" if memory is None else f" within {memory / 1e9:g} GB (the model takes {weights(engine) / 1e9:.1f})"
-        raise UserError(f"not even a batch of one row fits{within}; use precision=bf16, a smaller model or low_memory=true")
+        raise UserError(
+            f"not even a batch of one row fits{within}; use precision=bf16, a smaller model or low_memory=true"
+        )
     return found
 
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from circuits.drawing.style import INK, MUTED, Looks
 from circuits.report.sheet import BOTTOM, CONTROL_MARKS, Sheet, drawing, joined, label_axes
-from circuits.report.style import INK, MUTED, Looks
 
 T = TypeVar("T")
 PANELS = 18

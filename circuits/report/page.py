@@ -17,11 +17,11 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from circuits.drawing.style import Looks
 from circuits.files import disk_errors, write_atomic
 from circuits.report.content import Cell, Column, Figure, Part, Table
 from circuits.report.provenance import provenance_blocks
 from circuits.report.registry import Entry, View, sections
-from circuits.report.style import Looks
 from circuits.report.types import ArtifactRef, Element, ReportInput
 from circuits.report.words import plural, visible
 from circuits.state import State, counts

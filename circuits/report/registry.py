@@ -7,9 +7,9 @@ import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from circuits.drawing.style import Looks
 from circuits.errors import UserError
 from circuits.report.content import Part
-from circuits.report.style import Looks
 from circuits.report.types import ArtifactRef, Element
 
 

@@ -21,9 +21,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
+from circuits.drawing.style import INK, MUTED, PAPER, RC, Look, Looks
+from circuits.drawing.svg import inline_svg, swatch
 from circuits.report.content import Figure
-from circuits.report.style import INK, MUTED, PAPER, RC, Look, Looks
-from circuits.report.svg import inline_svg, swatch
 
 WIDTH = 9.5
 LEFT, RIGHT, TOP, BOTTOM = 0.62, 0.12, 0.08, 0.42

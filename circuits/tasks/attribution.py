@@ -113,6 +113,8 @@ class Attribution(Kind):
             if s.level is Level.features
             else [name for name in _ONLY_FEATURES if hasattr(plain, name)]
         )
+        if s.level is Level.components:
+            cfg = replace(cfg, sae=replace(cfg.sae, site=type(cfg.sae)().site, target_site=None))
         return replace(cfg, **{SECTION: replace(given, **{name: getattr(plain, name) for name in unread})})
 
     def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:

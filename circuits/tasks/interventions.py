@@ -45,7 +45,9 @@ class Options(Settings):
 
     batch_size: Any = free(32)  # rows of a pass, or auto: as many as fit, found by trying; results agree to 1e-5 # noqa: RUF009
     low_memory: bool = free(False)  # keep the stream entering one layer at a time; says what it saves
-    memory: float | None = free(None)  # GB that model and passes may take, such as 8, 12, 16 or 24: the batch is found within it
+    memory: float | None = free(
+        None
+    )  # GB that model and passes may take, such as 8, 12, 16 or 24: the batch is found within it
     shard: int = free(0)  # which share of the prompts this run measures: intervention.shard=range(0,4) …
     world_size: int = free(1)  # … of so many
 

@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from circuits.drawing.style import Looks
 from circuits.report.charts import Point, by_layer, multiples, pages
 from circuits.report.content import Answer, Block, Cell, Column, Figure, Part, Table
 from circuits.report.registry import Entry, View, section
 from circuits.report.saved import load_json, load_metrics
 from circuits.report.sheet import drawing, stroke
-from circuits.report.style import Looks
 from circuits.report.words import (
     ABSENT,
     counts,

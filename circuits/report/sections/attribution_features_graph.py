@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
+from circuits.drawing.style import GRID, INK, MUTED, PAPER, Looks
 from circuits.report.content import Figure
 from circuits.report.sections.attribution_features_layout import LINKS, NODES, RIGHT, SIDE, STEP, Node, Scene, scene
 from circuits.report.sections.attribution_features_records import FeatureRecord, answer, called, effect, told
@@ -22,7 +23,6 @@ from circuits.report.sections.attribution_graph import DASH, INCH
 from circuits.report.sections.attribution_records import signed
 from circuits.report.sections.interventions_maps import ABOVE, BELOW, arrange
 from circuits.report.sheet import Sheet, drawing
-from circuits.report.style import GRID, INK, MUTED, PAPER, Looks
 from circuits.report.words import plural
 
 DRAWN = 80  # links at first

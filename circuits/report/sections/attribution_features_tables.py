@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from circuits.drawing.style import INK, MUTED, Looks
 from circuits.report.content import Cell, Column, Figure, Table
 from circuits.report.sections.attribution_features_records import FeatureRecord
 from circuits.report.sections.attribution_records import number, signed, with_error
 from circuits.report.sheet import Sheet, drawing, label_axes, marks
-from circuits.report.style import INK, MUTED, Looks
 from circuits.report.words import decimal, percent, plural, ranges, visible, whole
 
 STRONGEST = 25

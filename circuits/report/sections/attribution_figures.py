@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from circuits.drawing.style import INK, MUTED, Look, Looks
 from circuits.report.content import Figure
 from circuits.report.sections.attribution_records import Record, number, part, signed
 from circuits.report.sections.interventions_maps import Axis, Panel, arrange, heatmap
 from circuits.report.sheet import LEFT, WIDTH, Sheet, drawing, label_axes, marks
-from circuits.report.style import INK, MUTED, Look, Looks
 from circuits.report.words import percent, plural
 
 ROWS = 25  # edges of the map of pieces

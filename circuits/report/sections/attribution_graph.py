@@ -19,11 +19,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
+from circuits.drawing.style import GRID, INK, MUTED, PAPER, Looks
 from circuits.report.content import Figure
 from circuits.report.sections.attribution_records import Record, number, part, signed, with_error
 from circuits.report.sections.interventions_maps import ABOVE, BELOW, arrange
 from circuits.report.sheet import Sheet, drawing
-from circuits.report.style import GRID, INK, MUTED, PAPER, Looks
 from circuits.report.words import percent, plural
 
 DRAWN = 40  # edges at first

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from circuits.drawing.style import INK, MUTED, PAPER, Looks
 from circuits.report.content import Answer, Block, Cell, Column, Figure, Part, Table
 from circuits.report.registry import Entry, View, section
 from circuits.report.saved import load_metrics, load_table
 from circuits.report.sections.prompts import name
 from circuits.report.sheet import Sheet, drawing, label_axes, marks, stroke
-from circuits.report.style import INK, MUTED, PAPER, Looks
 from circuits.report.words import ABSENT, decimal, listed, percent, plural, plus_minus, span, visible, whole
 from circuits.state import State
 

@@ -11,13 +11,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from circuits.drawing.style import INK, MUTED, Looks
 from circuits.report.content import Figure
 from circuits.report.sections.attribution_records import signed
 from circuits.report.sections.faithfulness_records import NULL_WORDS, Record, between, plain, share
 from circuits.report.sections.interventions_forests import rows_sheet
 from circuits.report.sections.interventions_records import chance
 from circuits.report.sheet import CONTROL_MARKS, Sheet, drawing, joined, label_axes, marks
-from circuits.report.style import INK, MUTED, Looks
 from circuits.report.words import plural
 
 CIRCUIT = "circuit"

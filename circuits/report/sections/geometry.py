@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from circuits.drawing.style import Looks
 from circuits.geometry.names import METHODS, SUBSPACE_K, TITLES, UNITS
 from circuits.report.content import Answer, Block, Cell, Column, Note, Part, Table
 from circuits.report.registry import View, section
 from circuits.report.saved import load_metrics
 from circuits.report.sections.geometry_figures import null
 from circuits.report.sections.geometry_records import LEVEL, Record, sample
-from circuits.report.style import Looks
 from circuits.report.words import ABSENT, decimal, plural, ranges, short, span, whole
 
 NEEDED = ("n", "layer", "head_layer", "heads", "baseline", "ablated", "deltas", "random_control", "n_controls")

@@ -10,11 +10,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from circuits.drawing.style import INK, MUTED, PAPER, Looks
 from circuits.geometry.names import TITLES, UNITS
 from circuits.report.content import Figure
 from circuits.report.sections.geometry_records import Record, sample
 from circuits.report.sheet import CONTROL_MARKS, Sheet, drawing, marks
-from circuits.report.style import INK, MUTED, PAPER, Looks
 from circuits.report.words import decimal, listed, plural, short
 
 COLUMNS = 5  # panels side by side

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from circuits.drawing.style import Looks
 from circuits.errors import UserError
 from circuits.features import labels as label_files
 from circuits.report.cards import Card, Cards, Example, Token, Words, histogram
@@ -17,7 +18,6 @@ from circuits.report.charts import Point, by_layer
 from circuits.report.content import Answer, Block, Cell, Column, Figure, Note, Part, Table
 from circuits.report.registry import Entry, View, section
 from circuits.report.saved import load_json, load_metrics
-from circuits.report.style import Looks
 from circuits.report.words import ABSENT, counts, decimal, listed, percent, plural, ranges, short, visible, whole
 
 SHOWN = 120  # features on a page, over all its layers: about 5 kB each

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from circuits.drawing.style import MUTED, Looks
 from circuits.report.charts import PANELS, multiples
 from circuits.report.content import Block, Cell, Column, Figure, Table
 from circuits.report.sections import interventions_records as say
 from circuits.report.sections.interventions_maps import Axis, Panel, heatmap
 from circuits.report.sections.interventions_records import Record
 from circuits.report.sheet import drawing, marks
-from circuits.report.style import MUTED, Looks
 from circuits.report.words import ABSENT, plural
 from circuits.stats.many import corrected, rank_agreement
 

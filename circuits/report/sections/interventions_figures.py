@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from circuits.drawing.style import MUTED, Looks
 from circuits.report.charts import Point, by_layer
 from circuits.report.content import Figure
 from circuits.report.sections import interventions_records as say
 from circuits.report.sections.interventions_forests import forest
 from circuits.report.sections.interventions_maps import Axis, Panel, heatmap
 from circuits.report.sections.interventions_records import Record
-from circuits.report.style import MUTED, Looks
 from circuits.report.words import plural
 
 Cells = tuple[Record, pd.DataFrame, str]

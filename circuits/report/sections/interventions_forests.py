@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from circuits.drawing.style import INK, MUTED, PAPER, Looks
 from circuits.report.content import Figure
 from circuits.report.sections import interventions_records as say
 from circuits.report.sections.interventions_maps import arrange
 from circuits.report.sections.interventions_records import Record
 from circuits.report.sheet import CONTROL_MARKS, LEFT, WIDTH, Sheet, drawing, label_axes, marks
-from circuits.report.style import INK, MUTED, PAPER, Looks
 from circuits.report.words import plural
 
 ROWS = 30  # units of a forest

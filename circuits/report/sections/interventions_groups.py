@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from circuits.drawing.style import INK, MUTED, Looks
 from circuits.report.content import Block, Cell, Column, Figure, Table
 from circuits.report.sections import interventions_records as say
 from circuits.report.sections.interventions_forests import rows_sheet
 from circuits.report.sections.interventions_records import Record
 from circuits.report.sheet import CONTROL_MARKS, Sheet, drawing, label_axes, marks
-from circuits.report.style import INK, MUTED, Looks
 from circuits.report.words import decimal, plural
 
 LISTED = 200  # groups of the table

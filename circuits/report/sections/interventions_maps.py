@@ -18,9 +18,9 @@ from matplotlib.path import Path
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from circuits.drawing.style import GRID, INK, MUTED, PAPER, SERIES, Looks
 from circuits.report.content import Figure
 from circuits.report.sheet import LEFT, RIGHT, WIDTH, Sheet, drawing
-from circuits.report.style import GRID, INK, MUTED, PAPER, SERIES, Looks
 
 Array = NDArray[np.float64]
 BELOW, ABOVE = SERIES[0], SERIES[1]

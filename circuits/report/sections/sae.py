@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from circuits.drawing.style import natural
 from circuits.report.content import Answer, Block, Cell, Column, Note, Part, Table
 from circuits.report.registry import View, section
 from circuits.report.sections import sae_words as say
 from circuits.report.sections.sae_curves import CURVES, density_figures, training_figures, untold
 from circuits.report.sections.sae_figures import CE_SCORE, DEAD, EXPLAINED, frontier, measure_figure
 from circuits.report.sections.sae_records import Record, read_all
-from circuits.report.style import natural
 from circuits.report.words import decimal, percent, plural, short, span, whole
 
 # Columns of the full table: heading, name in metrics.json, how it is written.

@@ -11,13 +11,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from circuits.drawing.style import INK, MUTED, Look, Looks
 from circuits.report.charts import Point, by_layer
 from circuits.report.content import Figure
 from circuits.report.registry import View
 from circuits.report.sections import sae_words as say
 from circuits.report.sections.sae_records import Record
 from circuits.report.sheet import Sheet, drawing, label_axes, marks
-from circuits.report.style import INK, MUTED, Look, Looks
 from circuits.report.words import decimal, percent, plural, short
 
 EV_FLOOR = -0.1  # far below it a reconstruction is much worse than the mean, and its value would flatten all others

@@ -11,7 +11,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 
-from circuits.report.style import CSS_NAMES, Look
+from circuits.drawing.style import CSS_NAMES, Look
 
 LARGEST, SMALLEST = 1.56, 1.1  # CSS pixels per point of the drawing: text of 8 points is 12.5 and 8.8 pixels high
 
