@@ -50,7 +50,7 @@ def ablated(
 
     copies, n = len(cut), len(tokens)
     rows = ModelInput(tokens.ids.repeat(copies, 1), tokens.mask.repeat(copies, 1))
-    streams = _Streams(anatomy, cut.to(values.dtype), values, copies, n)
+    streams = _Streams(anatomy, cut.to(values.dtype), values, copies, n, graph)
     with contextlib.ExitStack() as stack:
         edits = streams.attach(stack)
         last = ("resid_post", anatomy.nodes.layers - 1)
@@ -65,27 +65,33 @@ def ablated(
 class _Streams:
     """What stands at each reader, as the pass goes."""
 
-    def __init__(self, anatomy: Anatomy, cut: Tensor, values: Tensor, copies: int, n: int) -> None:
-        self.anatomy, self.cut, self.values, self.copies, self.n = anatomy, cut, values, copies, n
+    def __init__(self, anatomy: Anatomy, cut: Tensor, values: Tensor, copies: int, n: int, graph: bool) -> None:
+        self.anatomy, self.cut, self.values, self.copies, self.n, self.graph = anatomy, cut, values, copies, n, graph
         self.error: list[Tensor] = []
-        """E of the writers so far, ``[copies, n, writers, pos, width]`` each."""
+        """E of the writers so far, ``[copies, n, writers, pos, width]``: parts where the graph is kept, else one tensor for all."""
         self.pre: Tensor = torch.empty(0)
         self.mid: Tensor = torch.empty(0)
 
     def _write(self, first: int, writes: Float[Tensor, "rows some pos width"]) -> None:
         value = self.values[:, first : first + writes.shape[1]].expand(self.n, -1, *writes.shape[2:])
-        self.error.append(value - writes.float().unflatten(0, (self.copies, self.n)))
+        error = value - writes.float().unflatten(0, (self.copies, self.n))
+        if self.graph:
+            self.error.append(error)
+            return
+        if not self.error:
+            shape = (self.copies, self.n, len(self.anatomy.nodes.writers), *writes.shape[2:])
+            self.error.append(error.new_empty(shape))
+        self.error[0][:, :, first : first + writes.shape[1]] = error
 
     def correction(self, slots: slice, seen: int) -> Float[Tensor, "copies n readers pos width"] | None:
         """What is added to the streams of these readers; None where none of their edges is cut."""
         cut = self.cut[:, :seen, slots]
         if not bool(cut.any()):
             return None
-        error = self.error[0] if len(self.error) == 1 else torch.cat(self.error, 2)
-        self.error = [error]
-        shape = error.shape
-        found = torch.einsum("cur,cnux->cnrx", cut, error[:, :, :seen].flatten(3))
-        return found.unflatten(3, shape[3:])
+        if len(self.error) > 1:
+            self.error = [torch.cat(self.error, 2)]
+        error = self.error[0][:, :, :seen]
+        return (cut.transpose(1, 2)[:, None] @ error.flatten(3)).unflatten(3, error.shape[3:])
 
     def attach(self, stack: contextlib.ExitStack) -> list[Edit]:
         """Hook every layer; the edits of the pass."""

@@ -35,9 +35,7 @@ class Options(Judging):
     """Options of faithfulness, those with a role in keys."""
 
     batch_size: int = free(8)  # rows of a pass, all circuits of it together; results agree to 1e-5
-    circuit: str | None = file(
-        None, "bytes"
-    )  # a circuit of somebody else: MIB's JSON {"edges": {"a0.h1->m3": {"score": …}}}
+    circuit: str | None = file(None, "bytes")  # a circuit of somebody else: MIB's JSON, or a graph of task=export
 
 
 READ_WHEN = {f"{SECTION}.steps": (When(f"{SECTION}.ablation", ("optimal",)),)}
@@ -142,6 +140,9 @@ def _make(context: Context, work: Work) -> None:
         return context.keeper({"effects": work}, name, "running circuits alone", "cell")
 
     found = judge.judge(ask.anatomy, judged, others, scores, chosen, settings, keeper, cfg.seed)
+    theirs = getattr(cfg, SECTION).circuit
+    whose = {"circuit": Path(theirs).name} if theirs else {"method": options.method}
+    found.metrics.update({**whose, "metric": options.metric.value, "direction": options.direction.value})
     artifact = work.commit(found.write)
     m = found.metrics
     area = f"CMD {m['cmd']:.3f} (random {m['random_cmd'] or float('nan'):.3f}); " if "cmd" in m else ""
