@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -58,15 +58,19 @@ def sequences(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.T
 
 @functools.cache
 def trained(family: str, steps: int = 400) -> LM:
-    """A model that continues a repeated sequence; :data:`NULL` heads write nothing, from the beginning on. Once a test session."""
-    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    kept = Path(tempfile.gettempdir()) / f"circuits-trained-{session}-{family}-{steps}.safetensors"
+    """A model that continues a repeated sequence; :data:`NULL` heads write nothing, from the beginning on. Trained once: kept in
+    the temporary folder under what it is made by."""
+    made_by = hashlib.sha256(Path(__file__).read_bytes() + f"{torch.__version__} {family} {steps}".encode()).hexdigest()
+    kept = Path(tempfile.gettempdir()) / f"circuits-trained-{family}-{made_by[:12]}.safetensors"
     model = hf.AutoModelForCausalLM.from_config(configuration(family))
     with FileLock(f"{kept}.lock"):
         if kept.exists():
             load_model(model, kept)
         else:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)  # so small a model gains nothing by more, and waits for them where cores are busy
             train(model, family, steps)
+            torch.set_num_threads(threads)
             save_model(model, str(kept))
     return wrap(model, name=f"repeats-{family}")
 
