@@ -8,33 +8,20 @@ study.scores                                    # [prompts, edges], with study.s
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.attribution.nodes import Nodes
-from circuits.errors import Damaged
-from circuits.files import read_json
+from circuits.stats.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
 
-class Circuit:
+class Circuit(Saved):
     """The tables of a study, read when they are asked for."""
 
-    def __init__(self, directory: Path) -> None:
-        self.path = Path(directory)
-        try:
-            self.metrics: dict[str, Any] = read_json(self.path / "metrics.json")
-        except (OSError, ValueError) as e:
-            raise Damaged(f"{directory}: no whole study ({e})") from e
-
-    def _table(self, name: str) -> pd.DataFrame:
-        import pandas as pd
-
-        path = self.path / f"{name}.parquet"
-        return pd.read_parquet(path) if path.exists() else pd.DataFrame()
+    what = "study"
 
     @cached_property
     def model(self) -> Nodes:
@@ -83,21 +70,10 @@ class Circuit:
         return f"Circuit({m['circuit_edges']} of {m['edges']} edges by {m['method']} on {m['n']} prompts; {self.path})"
 
 
-class Judged:
+class Judged(Saved):
     """A judged circuit's tables, read when they are asked for."""
 
-    def __init__(self, directory: Path) -> None:
-        self.path = Path(directory)
-        try:
-            self.metrics: dict[str, Any] = read_json(self.path / "metrics.json")
-        except (OSError, ValueError) as e:
-            raise Damaged(f"{directory}: no whole judgement ({e})") from e
-
-    def _table(self, name: str) -> pd.DataFrame:
-        import pandas as pd
-
-        path = self.path / f"{name}.parquet"
-        return pd.read_parquet(path) if path.exists() else pd.DataFrame()
+    what = "judgement"
 
     @cached_property
     def curve(self) -> pd.DataFrame:

@@ -8,11 +8,9 @@ found.sets.query("role == 'control'")["full"].hist()
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from circuits.errors import Damaged
-from circuits.files import read_json
+from circuits.stats.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,15 +18,10 @@ if TYPE_CHECKING:
 SETS, PROMPTS = "sets.parquet", "prompts.parquet"
 
 
-class Signature:
+class Signature(Saved):
     """The summary (`metrics`), the numbers of every head set (`sets`), and each prompt's own (`prompts`)."""
 
-    def __init__(self, directory: Path) -> None:
-        self.path = Path(directory)
-        try:
-            self.metrics: dict[str, Any] = read_json(self.path / "metrics.json")
-        except (OSError, ValueError) as e:
-            raise Damaged(f"{directory}: no whole signature ({e})") from e
+    what = "signature"
 
     @cached_property
     def sets(self) -> pd.DataFrame:

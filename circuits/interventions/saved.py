@@ -8,31 +8,18 @@ study.effects.query("metric == 'effect' and edit == 'zero'")
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from circuits.errors import Damaged
-from circuits.files import read_json
+from circuits.stats.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class Intervention:
+class Intervention(Saved):
     """The tables of a study, read when they are asked for."""
 
-    def __init__(self, directory: Path) -> None:
-        self.path = Path(directory)
-        try:
-            self.metrics: dict[str, Any] = read_json(self.path / "metrics.json")
-        except (OSError, ValueError) as e:
-            raise Damaged(f"{directory}: no whole study ({e})") from e
-
-    def _table(self, name: str) -> pd.DataFrame:
-        import pandas as pd
-
-        path = self.path / f"{name}.parquet"
-        return pd.read_parquet(path) if path.exists() else pd.DataFrame()
+    what = "study"
 
     @cached_property
     def effects(self) -> pd.DataFrame:

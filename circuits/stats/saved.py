@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from circuits.errors import Damaged
 from circuits.files import read_json
@@ -18,15 +18,32 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Measurement:
-    """The summary of a measurement over prompts (`metrics`), and its values prompt by prompt (`rows`)."""
+class Saved:
+    """An artifact with a measurement (`metrics`) and tables that are read when they are asked for.
+
+    Raises:
+        Damaged: there is no whole one.
+    """
+
+    what: ClassVar[str] = "measurement"
 
     def __init__(self, directory: Path) -> None:
         self.path = Path(directory)
         try:
             self.metrics: dict[str, Any] = read_json(self.path / "metrics.json")
         except (OSError, ValueError) as e:
-            raise Damaged(f"{directory}: no whole measurement ({e})") from e
+            raise Damaged(f"{directory}: no whole {self.what} ({e})") from e
+
+    def _table(self, name: str) -> pd.DataFrame:
+        """The table of a name; empty where the artifact has none."""
+        import pandas as pd
+
+        path = self.path / f"{name}.parquet"
+        return pd.read_parquet(path) if path.exists() else pd.DataFrame()
+
+
+class Measurement(Saved):
+    """The summary of a measurement over prompts (`metrics`), and its values prompt by prompt (`rows`)."""
 
     @cached_property
     def rows(self) -> pd.DataFrame:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from circuits.schema import BaseConfig, DataSource
+from circuits.errors import GateError
+from circuits.schema import BaseConfig, DataSource, Reuse
 from circuits.store.contents import Contents
 from circuits.store.kinds import Input, Layers, ModelDims
 
@@ -44,6 +45,36 @@ def context_problems(cfg: BaseConfig, dims: ModelDims) -> list[str]:
 def layer_name(layers: Layers) -> str:
     """``L3``, in a label; ``L`` where no layer is known yet."""
     return f"L{layers[0] if layers else ''}"
+
+
+def run_shared(context: Context, make: Callable[[Context, Work], str | None]) -> None:
+    """Make the one artifact of a run whose work several runs may share: `make` says why it is not yet whole, or None.
+
+    Raises:
+        GateError: a gate said no.
+    """
+    waiting = None
+    while waiting is None and (missing := context.missing()):
+        with context.making(missing) as works:
+            if works:
+                waiting = make(context, works[None])
+    if refusals := context.conclude(waiting):
+        raise GateError("; ".join(refusals))
+
+
+def share_of(given: Any) -> str:
+    """``shard-1-of-4``, of a section with ``shard`` and ``world_size``."""
+    return f"shard-{given.shard}-of-{given.world_size}" if given.world_size > 1 else ""
+
+
+def share_problems(cfg: BaseConfig, section: str) -> list[str]:
+    """What is wrong with a section's ``shard`` and ``world_size``."""
+    given, found = getattr(cfg, section), []
+    if given.world_size < 1 or not 0 <= given.shard < given.world_size:
+        found.append(f"shard={given.shard}: from 0 to world_size-1 ({given.world_size - 1})")
+    if given.world_size > 1 and cfg.reuse is Reuse.force:
+        found.append(f"world_size: reuse=force makes all anew in one run; {section}.world_size=1 goes with it")
+    return found
 
 
 @contextlib.contextmanager

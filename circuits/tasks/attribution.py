@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.attribution.settings import Choice, Level, Settings, check, integrates, methods
-from circuits.errors import GateError
-from circuits.schema import BaseConfig, Reuse
+from circuits.schema import BaseConfig
 from circuits.schema.fields import free, named_file
 from circuits.schema.reading import When
 from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims, one_a_layer
 from circuits.store.labels import behaviour_and_model, readable
-from circuits.tasks._shared import alone, model_input
+from circuits.tasks._shared import alone, model_input, run_shared, share_of, share_problems
 
 if TYPE_CHECKING:
     from circuits.attribution.saved import Circuit
@@ -95,8 +94,7 @@ class Attribution(Kind):
 
     def share(self, cfg: BaseConfig) -> str:
         """``shard-1-of-4``."""
-        given = getattr(cfg, SECTION)
-        return f"shard-{given.shard}-of-{given.world_size}" if given.world_size > 1 else ""
+        return share_of(getattr(cfg, SECTION))
 
     def gates(self, cfg: BaseConfig) -> tuple[str, ...]:
         """A behaviour is worth taking apart where the model shows it."""
@@ -119,16 +117,13 @@ class Attribution(Kind):
 
     def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
         """What is wrong with the study."""
-        found, given, s = check(_settings(cfg)), getattr(cfg, SECTION), _settings(cfg)
+        found, s = check(_settings(cfg)), _settings(cfg)
         if s.level is Level.components and dims.depth is not None and layers != tuple(range(dims.depth)):
             found.append(
                 f"level=components: a circuit has all layers of the model, and layer={','.join(map(str, layers))} is asked; leave "
                 "layer=all, or take attribution.level=features"
             )
-        if given.world_size < 1 or not 0 <= given.shard < given.world_size:
-            found.append(f"shard={given.shard}: from 0 to world_size-1 ({given.world_size - 1})")
-        if given.world_size > 1 and cfg.reuse is Reuse.force:
-            found.append("world_size: reuse=force makes all anew in one run; attribution.world_size=1 goes with it")
+        found += share_problems(cfg, SECTION)
         return [f"{SECTION}.{message}" for message in found]
 
     def bytes(self, cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
@@ -146,13 +141,7 @@ class Attribution(Kind):
 
     def run(self, context: Context) -> None:
         """Score the study; a shard may end before the others have."""
-        waiting = None
-        while waiting is None and (missing := context.missing()):
-            with context.making(missing) as works:
-                if works:
-                    waiting = _make(context, works[None])
-        if refusals := context.conclude(waiting):
-            raise GateError("; ".join(refusals))
+        run_shared(context, _make)
 
     def make(self, context: Context, works: Mapping[Any, Work]) -> None:
         """Score the whole study, and publish its tables."""

@@ -12,15 +12,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.errors import GateError
 from circuits.files import read_json, write_json
 from circuits.interventions.settings import CONTROLLED, Settings, check
-from circuits.schema import BaseConfig, Reuse
+from circuits.schema import BaseConfig
 from circuits.schema.fields import free
 from circuits.schema.reading import SET, When
 from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims, one_a_layer
 from circuits.store.labels import behaviour_and_model, readable
-from circuits.tasks._shared import alone, model_input
+from circuits.tasks._shared import alone, model_input, run_shared, share_of, share_problems
 
 if TYPE_CHECKING:
     import torch
@@ -123,8 +122,7 @@ class Interventions(Kind):
 
     def share(self, cfg: BaseConfig) -> str:
         """``shard-1-of-4``."""
-        given = getattr(cfg, SECTION)
-        return f"shard-{given.shard}-of-{given.world_size}" if given.world_size > 1 else ""
+        return share_of(getattr(cfg, SECTION))
 
     def gates(self, cfg: BaseConfig) -> tuple[str, ...]:
         """A behaviour is worth taking apart where the model shows it."""
@@ -148,10 +146,7 @@ class Interventions(Kind):
         """What is wrong with the study for this model and these layers."""
         found = check(_settings(cfg), layers, dims.depth, dims.heads)
         given = getattr(cfg, SECTION)
-        if given.world_size < 1 or not 0 <= given.shard < given.world_size:
-            found.append(f"shard={given.shard}: from 0 to world_size-1 ({given.world_size - 1})")
-        if given.world_size > 1 and cfg.reuse is Reuse.force:
-            found.append("world_size: reuse=force makes all anew in one run; intervention.world_size=1 goes with it")
+        found += share_problems(cfg, SECTION)
         if given.memory is not None and given.memory <= 0:
             found.append(f"memory={given.memory:g}: gigabytes, above 0 (8, 12, 16, 24 …)")
         if given.memory is not None and given.batch_size not in ("auto", Options().batch_size):
@@ -190,13 +185,7 @@ class Interventions(Kind):
 
     def run(self, context: Context) -> None:
         """Measure the study; a shard may end before the others have."""
-        waiting = None
-        while waiting is None and (missing := context.missing()):
-            with context.making(missing) as works:
-                if works:
-                    waiting = _make(context, works[None])
-        if refusals := context.conclude(waiting):
-            raise GateError("; ".join(refusals))
+        run_shared(context, _make)
 
     def make(self, context: Context, works: Mapping[Any, Work]) -> None:
         """Measure the whole study, and publish its tables."""
