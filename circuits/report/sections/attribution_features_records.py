@@ -11,7 +11,7 @@ import pandas as pd
 
 from circuits.report.registry import Entry, View
 from circuits.report.saved import load_json, load_metrics, load_table
-from circuits.report.sections.attribution_records import clean, number, optional, part, signed
+from circuits.report.sections.attribution_records import Read, clean, number, optional, part, signed
 from circuits.report.sections.prompts import name
 from circuits.report.words import ABSENT, visible
 
@@ -28,7 +28,7 @@ TOKEN = 16  # letters of a token that are drawn
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureRecord:
+class FeatureRecord(Read):
     """One measurement: `condition` is what sets it apart on the page."""
 
     entry: Entry
@@ -37,22 +37,6 @@ class FeatureRecord:
     nodes: pd.DataFrame
     links: pd.DataFrame
     features: pd.DataFrame
-
-    @property
-    def label(self) -> str:
-        """Of the artifact."""
-        return self.entry.ref.label
-
-    @property
-    def n(self) -> int:
-        """Prompts."""
-        return int(self.metrics["n"])
-
-    @property
-    def unit(self) -> str:
-        """Of an effect: first tokens are compared by their logits, whole answers by their log-probabilities."""
-        given = self.metrics.get("metric") or part(self.entry.element.config, "attribution").get("metric")
-        return "nats" if given == "full_target" else "logits"
 
     @property
     def graphs(self) -> int:

@@ -24,8 +24,36 @@ PIECES = ("score", "all")
 SAID = ("attribution.method", "behaviour", "model", "model.id")  # swept keys that the label says
 
 
+class Read:
+    """What every measurement of circuits has on a page."""
+
+    entry: Entry
+    metrics: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Of the artifact."""
+        return self.entry.ref.label
+
+    @property
+    def n(self) -> int:
+        """Prompts."""
+        return int(self.metrics["n"])
+
+    @property
+    def unit(self) -> str:
+        """Of the metric: first tokens are compared by their logits, whole answers by their log-probabilities."""
+        given = self.metrics.get("metric") or part(self.entry.element.config, "attribution").get("metric")
+        return "nats" if given == "full_target" else "logits"
+
+    @property
+    def compared(self) -> str:
+        """What the metric is."""
+        return f"{'log-probability' if self.unit == 'nats' else 'logit'} difference, {self.unit}"
+
+
 @dataclass(frozen=True, eq=False)
-class Record:
+class Record(Read):
     """One measurement: `condition` is what sets it apart on the page, `study` the same without its method."""
 
     entry: Entry
@@ -38,25 +66,9 @@ class Record:
     pieces: pd.DataFrame
 
     @property
-    def label(self) -> str:
-        """Of the artifact."""
-        return self.entry.ref.label
-
-    @property
     def method(self) -> str:
         """How edges were scored."""
         return visible(str(self.metrics["method"]))
-
-    @property
-    def unit(self) -> str:
-        """Of a score: first tokens are compared by their logits, whole answers by their log-probabilities."""
-        return "nats" if self.metrics.get("metric") == "full_target" else "logits"
-
-    @property
-    def compared(self) -> str:
-        """What a score is a change of."""
-        kind = "log-probability" if self.unit == "nats" else "logit"
-        return f"{kind} difference, {self.unit}"
 
     @cached_property
     def circuit(self) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from circuits.report.registry import Entry, View
 from circuits.report.saved import load_metrics, load_table
-from circuits.report.sections.attribution_records import clean, number, optional, part
+from circuits.report.sections.attribution_records import Read, clean, number, optional, part
 from circuits.report.sections.prompts import name
 from circuits.report.words import visible
 
@@ -26,7 +26,7 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
+class Record(Read):
     """One measurement: `condition` is what sets it apart on the page, `study` the same without its method and ablation."""
 
     entry: Entry
@@ -39,11 +39,6 @@ class Record:
     minimality: pd.DataFrame
 
     @property
-    def label(self) -> str:
-        """Of the artifact."""
-        return self.entry.ref.label
-
-    @property
     def ablation(self) -> str:
         """What edges outside a circuit carry."""
         return visible(str(self.metrics["ablation"]))
@@ -52,22 +47,6 @@ class Record:
     def rank(self) -> str:
         """How edges are ranked."""
         return visible(str(self.metrics.get("rank", "top_n")))
-
-    @property
-    def n(self) -> int:
-        """Prompts."""
-        return int(self.metrics["n"])
-
-    @property
-    def unit(self) -> str:
-        """Of the metric: first tokens are compared by their logits, whole answers by their log-probabilities."""
-        given = self.metrics.get("metric") or part(self.entry.element.config, "attribution").get("metric")
-        return "nats" if given == "full_target" else "logits"
-
-    @property
-    def compared(self) -> str:
-        """What the metric is."""
-        return f"{'log-probability' if self.unit == 'nats' else 'logit'} difference, {self.unit}"
 
     def value(self, key: str) -> float | None:
         """A number of the metrics."""
