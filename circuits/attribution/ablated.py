@@ -12,19 +12,19 @@ the model computes plus a difference: with the whole circuit the pass is the mod
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from circuits.attribution.anatomy import Anatomy
+from circuits.attribution.anatomy import OUT, Anatomy
 from circuits.attribution.nodes import PARTS
 from circuits.attribution.passes import read
 from circuits.interventions.readout import Answers
 from circuits.model_input import ModelInput
 from circuits.models.hooks import Edit, forward
+from circuits.models.modules import hooked
 from circuits.models.norms import Norm
 
 
@@ -102,7 +102,7 @@ class _Streams:
                 edits.append(Edit("resid_mid", layer, self._middle))
             edits += [Edit("mlp_in", layer, self._mlp_in(layer)), Edit("mlp_out", layer, self._mlp_out(layer))]
             for module, parts in anatomy.projections(layer).items():
-                stack.enter_context(_output(module, self._reads(layer, parts)))
+                stack.enter_context(hooked(module, OUT, self._reads(layer, parts)))
         return edits
 
     def _enter(self, layer: int) -> Callable[[Tensor], Tensor]:
@@ -174,15 +174,3 @@ def _assembled(anatomy: Anatomy, y: Tensor, pieces: Mapping[str, Tensor]) -> Ten
     if anatomy.inner.fused == "by_head":
         return torch.stack(parts, 3).flatten(2)
     return torch.cat([part.flatten(2) for part in parts], -1)
-
-
-@contextlib.contextmanager
-def _output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    def after(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
-        return change(y)
-
-    handle = module.register_forward_hook(after)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -8,13 +8,13 @@ writer changes nothing has an effect of exactly 0.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuits.attribution.anatomy import Anatomy
+from circuits.attribution.anatomy import OUT, Anatomy
 from circuits.attribution.nodes import Reader
 from circuits.attribution.pairs import Batch
 from circuits.attribution.passes import Run, read, run
@@ -22,6 +22,7 @@ from circuits.attribution.scores import changes, norm_of, stream
 from circuits.interventions.readout import Answers
 from circuits.model_input import ModelInput
 from circuits.models.hooks import Edit, Prefix, forward
+from circuits.models.modules import hooked
 
 Edge = tuple[int, int]
 
@@ -94,7 +95,7 @@ def _patched(
                 by_module.setdefault(anatomy.projection(layer, reader.part), []).append((c, delta, reader))
         mlps = [(c, delta) for c, (delta, reader) in enumerate(edges) if reader.part == "mlp"]
         for module, mine in by_module.items():
-            stack.enter_context(_output(module, _reading(anatomy, layer, base, mine, n)))
+            stack.enter_context(hooked(module, OUT, _reading(anatomy, layer, base, mine, n)))
         if mlps:
             edits.append(Edit("mlp_in", layer, _mlp(anatomy, layer, base, mlps, n)))
         found = forward(
@@ -142,13 +143,3 @@ def _mlp(
         return x
 
     return change
-
-
-@contextlib.contextmanager
-def _output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the module's output."""
-    handle = module.register_forward_hook(lambda _, args, y: change(y))
-    try:
-        yield
-    finally:
-        handle.remove()

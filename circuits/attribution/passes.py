@@ -8,22 +8,21 @@ differentiated, and the rest is closed form (:mod:`circuits.attribution.scores`)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from circuits.attribution.anatomy import Anatomy
-from circuits.attribution.nodes import PARTS
+from circuits.attribution.anatomy import OUT, Anatomy
 from circuits.attribution.rules import PLAIN, Rules, applied
 from circuits.errors import NonFinite
 from circuits.interventions.readout import Answers
 from circuits.model_input import ModelInput
 from circuits.models.hooks import Edit, Prefix, forward
-from circuits.models.modules import module_at
+from circuits.models.modules import hooked, module_at
 
 Key = tuple[str, int]
 
@@ -53,18 +52,10 @@ class Run:
     metric: Float[Tensor, " n"] | None = None
 
 
-@contextlib.contextmanager
-def _watched(module: nn.Module, kept: list[Tensor]) -> Iterator[None]:
-    """Keep the module's output, as it is in the graph."""
-
-    def after(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-        kept.append(out)
-
-    handle = module.register_forward_hook(after)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _kept(where: list[Tensor], out: Tensor) -> Tensor:
+    """Keep a module's output, as it is in the graph."""
+    where.append(out)
+    return out
 
 
 def run(
@@ -99,7 +90,7 @@ def run(
         if graph:
             for i in layers:
                 for module in anatomy.projections(i):
-                    stack.enter_context(_watched(module, raw[i]))
+                    stack.enter_context(hooked(module, OUT, partial(_kept, raw[i])))
         prefix = None if start is None else Prefix(0, start)
         found = forward(lm, tokens, capture=wanted, edits=edits, detach=not graph, prefix=prefix)
         sites = found.sites
@@ -185,6 +176,3 @@ def spread(
     """What stands at `columns`, among all positions; zero elsewhere."""
     full = x.new_zeros(len(x), positions, x.shape[-1])
     return full.index_put((torch.arange(len(x), device=x.device)[:, None], columns), x, accumulate=True)
-
-
-__all__ = ["PARTS", "Gradients", "Run", "gradients", "read", "run", "spread"]
