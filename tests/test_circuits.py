@@ -385,6 +385,16 @@ def test_a_circuit_goes_to_mib_and_back() -> None:
             from_mib(wrong, SMALL)
 
 
+def test_a_model_with_something_else_in_its_stream_is_refused() -> None:
+    lm = build("qwen2")
+    handle = lm.model.model.layers[1].register_forward_hook(lambda m, args, out: out + 1)  # type: ignore[union-attr,operator,index]
+    try:
+        with pytest.raises(UserError, match="something else adds to it"):
+            score(Ask(lm, prompts(2), Settings(method="eap")), lambda _: Keeper())
+    finally:
+        handle.remove()
+
+
 # -- positions -----------------------------------------------------------------------------------------------------------
 
 

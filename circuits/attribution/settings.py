@@ -142,11 +142,6 @@ def count(edges: float, total: int) -> int:
     return min(total, max(1, round(edges * total) if edges <= 1 else int(edges)))
 
 
-def listed(value: Any) -> list[Any]:
-    """A list as it is, one value as a list of it."""
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
 class Ablation(Enum):
     """What an edge outside the circuit carries."""
 

@@ -25,6 +25,8 @@ from circuits.attribution.exact import exact_edges
 from circuits.attribution.methods.base import Method, Task
 from circuits.attribution.nodes import Nodes
 from circuits.attribution.pairs import Pairs
+from circuits.attribution.passes import run
+from circuits.attribution.scores import total_write
 from circuits.attribution.settings import Settings
 from circuits.data import tensorfile
 from circuits.data.keeper import Keeper, State
@@ -136,8 +138,26 @@ def part_name(part: range) -> str:
     return f"scores-{part.start:06d}"
 
 
+def check_whole(ask: Ask) -> None:
+    """Refuse a model whose parts do not add up to its residual stream: what circuits would leave out has no name.
+
+    Raises:
+        UserError: with how far they are apart.
+    """
+    batch = next(ask.pairs(PromptSet(ask.prompts.prompts[:1], ask.prompts.meta)).batches(1, ask.lm.device))
+    with torch.no_grad():
+        error = float(total_write(ask.anatomy, run(ask.anatomy, batch.base))["error"])
+    least = 1e-3 if ask.lm.dtype is torch.float32 else 0.05
+    if not error <= least:
+        raise UserError(
+            f"{ask.lm.name}: embedding, heads, MLPs and biases differ from the residual stream by {error:.2g} of its largest entry "
+            f"(at most {least:g}): something else adds to it, and its circuits cannot be told"
+        )
+
+
 def score(ask: Ask, keeper: MakeKeeper, *, shard: int = 0, world_size: int = 1, whole: bool = True) -> Found | None:
     """Every edge on every prompt; with `whole` false only this shard's parts, and None."""
+    check_whole(ask)
     mine = [p for i, p in enumerate(parts(len(ask.prompts), world_size)) if whole or i % world_size == shard]
     found = [_part(ask, part, keeper(part_name(part))) for part in mine]
     if not whole:

@@ -16,7 +16,6 @@ from circuits.attribution.agreement import Stability, agreement, stability, word
 from circuits.attribution.choose import connected
 from circuits.attribution.formats import mib
 from circuits.attribution.nodes import LOGITS
-from circuits.attribution.settings import count
 from circuits.attribution.study import Ask, Found, circuit, matrix, to_verify
 from circuits.data import tensorfile
 from circuits.errors import UserError
@@ -219,7 +218,6 @@ def _metrics(
         "pearson_without_largest": truth.get("pearson_without_largest"),
         "model": {"layers": nodes.layers, "heads": nodes.heads, "kv_heads": nodes.kv_heads, "parallel": nodes.parallel,
                   "width": ask.lm.dims.width},
-        "default_edges": count(s.edges, len(mean)),
     }  # fmt: skip
 
 
