@@ -164,11 +164,12 @@ def _circuit(artifact: Artifact, out: Path, cfg: BaseConfig) -> None:
     from circuits.run import private
 
     options, given = _options(cfg), cfg.attribution  # type: ignore[attr-defined]
+    words = [_placeless(private.word(word)) for word in sys.argv[1:] if word != "--multirun"]
     about = About(
-        cfg.model.id,
+        _placeless(cfg.model.id),
         artifact.path.name.rpartition("-")[0],
         artifact.id,
-        shlex.join(["python", "launch.py", *(private.word(word) for word in sys.argv[1:] if word != "--multirun")]),
+        shlex.join(["python", "launch.py", *words]),
         artifact.manifest.get("tainted", ()),
         {"node_threshold": given.node_share, "edge_threshold": given.edge_share},
         options.features_url,
@@ -177,3 +178,9 @@ def _circuit(artifact: Artifact, out: Path, cfg: BaseConfig) -> None:
         exports.write(artifact.path, out, options.format.value, about)
     except UserError as e:
         raise UserError(f"export.format={options.format.value}: {artifact.id}: {e}") from e
+
+
+def _placeless(word: str) -> str:
+    """A path of this machine, alone or as a key's value, by its last part: an export is for others."""
+    key, equals, value = word.rpartition("=")
+    return f"{key}{equals}{Path(value).name}" if Path(value).expanduser().is_absolute() else word
