@@ -258,6 +258,16 @@ def test_integrated_gradients_agree_with_exact_patching(
     assert large.sum() >= 3 and (np.sign(mean[large]) == np.sign(truth[large])).all()
 
 
+@pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma3_text"])
+def test_in_trained_models_of_other_families_scores_of_all_edges_agree_too(family: str) -> None:
+    ask = Ask(trained(family), prompts(24), Settings(verify_samples=24, batch_size=24))
+    exact = verify(ask, np.arange(len(ask.nodes.edges)), Keeper())[1].mean(0)
+    found = score(ask, lambda _: Keeper())
+    assert found is not None
+    facts = agreement(found.scores.mean(0, dtype=np.float64), exact)
+    assert facts["pearson"] >= 0.9 and facts["pearson_without_largest"] >= 0.9, facts
+
+
 def test_the_circuit_alone_does_the_task_and_random_ones_do_not(studied: tuple[Ask, np.ndarray]) -> None:
     ask, _ = studied
     found = score(ask, lambda _: Keeper())
