@@ -21,9 +21,10 @@ from circuits.store.store import Store
 
 STAGES = """
 import json, sys
+from pathlib import Path
 from hydra import compose, initialize_config_dir
 from circuits.command import overrides
-from circuits.launch import launching
+from circuits.launch import launching, planning
 from circuits.run import config
 from circuits.store import places
 
@@ -31,7 +32,10 @@ stages = [[overrides.normalise(words).overrides for words in stage] for stage in
 config.register()
 with initialize_config_dir(version_base="1.3", config_dir=str(places.CONF)):
     try:
-        sys.exit(launching.launch_stages(lambda words: compose("config", overrides=list(words)), stages, {}))
+        names = [str(number) for number, stage in enumerate(stages) for _ in stage]
+        lists = [words for stage in stages for words in stage]
+        elements = planning.plan(lambda words: compose("config", overrides=list(words)), lists, Path.cwd(), names)
+        sys.exit(launching.start(elements, Path.cwd(), {}))
     except launching.UserError as e:
         sys.exit("\\n".join(e.messages))
 """

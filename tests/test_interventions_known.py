@@ -76,7 +76,7 @@ def test_induction_heads_are_those_that_look_where_induction_looks(lm: LM) -> No
     assert np.unravel_index(before[1:].argmax(), before[1:].shape) == (0, 0)  # L1.H0 looks at the token before …
     assert np.unravel_index(mean.argmin(), mean.shape) == (1, 0)  # … and nothing matters more
     (row,) = synergies(effects, cluster=range(len(prompts)), seed=0, resamples=1000).to_dict("records")
-    assert row["super_additive"] and row["q"] < 0.01 and row["additivity"] > 1.5, row  # each stands in for the other
+    assert row["super_additive"] and row["q"] < 0.01 and row["additivity"] > 1.2, row  # each stands in for the other
 
 
 def test_the_agreement_head_is_the_one_that_looks_at_the_subject(lm: LM) -> None:

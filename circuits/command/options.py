@@ -90,7 +90,8 @@ def options(task: str) -> dict[str, list[Option]]:
     root = config.root()
     found: dict[str, list[Option]] = {}
     members = {f.name: f for f in dataclasses.fields(root)}
-    heads = [*members] if task == "*" else [name for name in members if name in registry.reads(task)]
+    reads = {registry.section(task)} if registry.everything(task) else registry.reads(task)
+    heads = [*members] if task == "*" else [name for name in members if name in reads]
     for head in heads:
         listed = [one for one in _of(head, members[head], cfg) if _may(one.key, task)]
         if listed and head not in schema.RUN_KEYS:

@@ -432,6 +432,7 @@ def _unread(keys: Sequence[str], tasks: Sequence[str]) -> list[str]:
         ]
         if set(readers) & set(tasks):
             continue
-        others = f"; task={' or task='.join(readers)} does" if readers else ""
+        named = [task for task in readers if not registry.everything(task)]
+        others = f"; task={' or task='.join(named)} does" if named else ""
         errors.append(f"{key}: task={','.join(tasks)} does not read it{others}")
     return errors

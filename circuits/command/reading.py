@@ -114,7 +114,7 @@ def _study(word: str, cfg: BaseConfig) -> str | None:
     keys = [key for key in _keys(personal.experiment([word])) if key.split(".")[0] not in (*schema.RUN_KEYS, "layer")]
     if not keys or any(_reason(key, cfg) is None for key in keys):
         return None
-    others = [name for name in places.choices("task") if any(_reason(key, under(cfg, name)) is None for key in keys)]
+    others = [name for name in _tasks() if any(_reason(key, under(cfg, name)) is None for key in keys)]
     told = f"; task={' or task='.join(others)} does" if others else ""
     return f"task={cfg.task.name} reads nothing of it ({' '.join(keys)}){told}"
 
@@ -256,11 +256,16 @@ def _advice(path: str, cfg: BaseConfig) -> str:
         now = plain(lookup(cfg, key))
         shown = "null" if now is None else str(now).lower() if isinstance(now, bool) else now
         return f"{key.removesuffix('_')}={shown} does not read it; {wanted(key, values)}"
-    others = [name for name in places.choices("task") if name != task and _reason(path, under(cfg, name)) is None]
+    others = [name for name in _tasks() if name != task and _reason(path, under(cfg, name)) is None]
     if path == "force":
         return f"task={task} asks no gate here"
     told = f"; task={' or task='.join(others)} does" if others else ""
     return f"task={task} does not read it{told}"
+
+
+def _tasks() -> list[str]:
+    """The tasks that read something themselves."""
+    return [name for name in places.choices("task") if not registry.everything(name)]
 
 
 def may(path: str, task: str) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from circuits.errors import UserError
-from circuits.launch.plan import After, Element
+from circuits.launch.plan import After, Element, Shape, Standing
 from circuits.schema import Reuse
 from circuits.store import absent, inputs, registry
 from circuits.store.contents import Contents
@@ -96,6 +96,49 @@ class Chain:
                 yield absent.told(
                     kind, list(found.values()), absent.Asked(first.cfg, layers, words, self.contents, self.store.root)
                 )
+
+
+def ordered(
+    after: Mapping[int, After], found: Standing, shape: Shape, job_of: Callable[[Key], str | None]
+) -> dict[int, After]:
+    """`after` with what a pipeline's shape adds: whole stages, and one element of each stage before all others.
+
+    `job_of` names the job in the queue that makes a key which somebody else is making.
+    """
+    result, running = dict(after), {element.index for element in found.to_run}
+    adopted = {element.index: element for element in found.adopted}
+
+    def wait(index: int, others: Iterable[int]) -> None:
+        others = set(others) - {index}
+        jobs = {job for other in others & set(adopted) for key in adopted[other].keys.values() if (job := job_of(key))}
+        before = result.get(index, After())
+        elements = tuple(sorted({*before.elements, *(others & running)}))
+        result[index] = After(elements, tuple(sorted({*before.jobs, *jobs})))
+
+    for index, barrier in shape.barriers.items():
+        if index in running:
+            wait(index, barrier)
+    if shape.canary:
+        first = _canaries(found.to_run, result)
+        ends = first - {other for index in first for other in result.get(index, After()).elements}
+        for index in running - first:
+            wait(index, ends)
+    return {index: one for index, one in result.items() if one != After()}
+
+
+def _canaries(elements: Sequence[Element], after: Mapping[int, After]) -> set[int]:
+    """The first element of each stage, with all that it waits for."""
+    first: dict[str, int] = {}
+    for element in elements:
+        first.setdefault(element.stage, element.index)
+    found: set[int] = set()
+    waiting = list(first.values())
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found.add(one)
+            waiting += after.get(one, After()).elements
+    return found
 
 
 def _made_elsewhere(key: Key, seen: set[str]) -> Iterator[Key]:

@@ -14,11 +14,11 @@ from typing import Any
 from circuits.errors import UserError
 from circuits.launch import answers, cores, local, planning
 from circuits.launch.backend import Backend
-from circuits.launch.chain import Chain
+from circuits.launch.chain import Chain, ordered
 from circuits.launch.packs import packs
-from circuits.launch.plan import Element, Plan, standing
+from circuits.launch.plan import Element, Plan, Shape, standing
 from circuits.launch.planning import keys_of, model_dims
-from circuits.launch.sweep import Sweep, create, kind_of, relaunched
+from circuits.launch.sweep import Sweep, create, kind_of, relaunched, shape_of
 from circuits.prose import put
 from circuits.run import config, status
 from circuits.schema import Backend as Place
@@ -26,6 +26,7 @@ from circuits.schema import Where
 from circuits.store.contents import Contents
 from circuits.store.keys import Key
 from circuits.store.kinds import ModelDims
+from circuits.store import registry
 from circuits.store.store import Store
 
 Compose = Callable[[Sequence[str]], Any]
@@ -43,6 +44,8 @@ def launch(compose: Compose, lists: Sequence[Sequence[str]], launcher: Mapping[s
         UserError: anything that preflight finds; nothing was started.
     """
     base = Path.cwd()
+    if (service := _taking_over(lists)) is not None:
+        return int(service(compose, lists, base, launcher or {}))
     elements = planning.plan(compose, lists, base)
     gc.freeze()
     gc.enable()
@@ -54,37 +57,36 @@ def launch(compose: Compose, lists: Sequence[Sequence[str]], launcher: Mapping[s
     return start(elements, base, launcher or {})
 
 
-def launch_stages(compose: Compose, stages: Sequence[Sequence[Sequence[str]]], launcher: Mapping[str, Any]) -> int:
-    """Plan sweeps of several tasks as one: each element waits for exactly those that make its inputs; the exit code.
-
-    Args:
-        stages: for each stage, the overrides of its elements, ``task=…`` among them.
-
-    Raises:
-        UserError: anything that preflight finds; nothing was started.
-    """
-    base = Path.cwd()
-    return start(planning.plan(compose, [words for stage in stages for words in stage], base, True), base, launcher)
+def _taking_over(lists: Sequence[Sequence[str]]) -> Callable[..., int] | None:
+    """The ``launch`` of a service task that makes elements of its own out of what was typed (``task=pipeline``)."""
+    tasks = dict.fromkeys(word.partition("=")[2] for words in lists for word in words if word.startswith("task="))
+    found = {task: function for task in tasks if (function := getattr(registry.modules().get(task), "launch", None))}
+    if found and len(tasks) > 1:
+        raise UserError(f"task={','.join(tasks)}: task={next(iter(found))} is no part of a sweep; start one after the other")
+    return next(iter(found.values()), None)
 
 
-def start(elements: list[Element], base: Path, launcher: Mapping[str, Any]) -> int:
-    """Run checked elements where ``cluster`` says; the exit code."""
+def start(elements: list[Element], base: Path, launcher: Mapping[str, Any], shape: Shape | None = None) -> int:
+    """Run checked elements where ``cluster`` says, a pipeline's in its `shape`; the exit code."""
     for remark in dict.fromkeys(remark for element in elements for remark in element.remarks):
         _say(f"warning: {remark}")
     store = _store(elements)
     store.sweep_leftovers()
     cores.settle(elements, store)
-    return _run(elements, store, backend_of(elements, launcher), lambda: create(elements, base, launcher))
+    backend = backend_of(elements, launcher)
+    return _run(elements, store, backend, lambda: create(elements, base, launcher, shape), shape)
 
 
-def _run(elements: list[Element], store: Store, backend: Backend, sweep: Callable[[], Sweep]) -> int:
+def _run(
+    elements: list[Element], store: Store, backend: Backend, sweep: Callable[[], Sweep], shape: Shape | None = None
+) -> int:
     backend.refuse(elements)
     with backend.alone(store, _say):
-        ended = backend.start(plan(elements, store, backend), sweep)
+        ended = backend.start(plan(elements, store, backend, shape), sweep)
     return ended()
 
 
-def plan(elements: list[Element], store: Store, backend: Backend) -> Plan:
+def plan(elements: list[Element], store: Store, backend: Backend, shape: Shape | None = None) -> Plan:
     """What of these elements is there, what the rest asks for, and for whom each waits.
 
     Raises:
@@ -95,6 +97,8 @@ def plan(elements: list[Element], store: Store, backend: Backend) -> Plan:
     found = standing(elements, find, store.holder)
     contents = Contents(store.root / ".hashes.json")
     after = Chain(store, contents, backend.job_of, find).after(found.to_run)
+    if shape is not None:
+        after = ordered(after, found, shape, lambda key: backend.job_of(store.holder(key) or {}))
     return Plan(elements, store, found, packs(found.to_run), after, backend.requests(found.to_run))
 
 
@@ -133,7 +137,7 @@ def recover(sweep: Sweep) -> int:
             relaunched(sweep)
         return sweep
 
-    return _run(elements, store, backend, again)
+    return _run(elements, store, backend, again, shape_of(sweep))
 
 
 def _store(elements: Sequence[Element]) -> Store:
@@ -164,6 +168,7 @@ def planned(sweep: Sweep) -> list[Element]:
         mine = contents.setdefault(cfg.outputs, Contents(Path(cfg.outputs) / "artifacts" / ".hashes.json"))
         kind = kind_of(sweep, item)
         element = Element(item["index"], item["overrides"], cfg, item["swept"], tuple(item["layers"]))
+        element.stage = item.get("stage", "")
         element.keys = keys_of(kind, cfg, element.layers, mine)
         model = (cfg.model.id, cfg.model.revision, str(cfg.model.embedded))
         if model not in dims:

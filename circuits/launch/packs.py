@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from typing import Any
+
 from circuits.errors import UserError
 from circuits.launch.plan import Element
 
@@ -19,9 +21,13 @@ def packs(elements: Sequence[Element]) -> list[list[Element]]:
     Raises:
         UserError: elements of one pack differ in their model or resources.
     """
-    found = []
-    for start in range(0, len(elements), elements[0].cfg.pack if elements else 1):
-        found.append(list(elements[start : start + elements[0].cfg.pack]))
+    found: list[list[Element]] = []
+    for element in elements:
+        last = found[-1] if found else []
+        if last and (last[0].stage, last[0].task) == (element.stage, element.task) and len(last) < last[0].cfg.pack:
+            last.append(element)
+        else:
+            found.append([element])
     for pack in found:
         for other in pack[1:]:
             if what := differing(pack[0], other):
@@ -34,7 +40,8 @@ def packs(elements: Sequence[Element]) -> list[list[Element]]:
 
 def differing(one: Element, other: Element) -> str | None:
     """The first thing that elements of one pack must have in common and these two do not."""
-    same = {
+    same: dict[str, tuple[Any, Any]] = {
+        "stage": (one.stage, other.stage),
         "task.resources": (one.cfg.task.resources, other.cfg.task.resources),
         "model": (one.cfg.model, other.cfg.model),
         "precision": (one.cfg.precision, other.cfg.precision),

@@ -20,7 +20,7 @@ NAME_LENGTH = 80  # letters of an element's directory: file systems stop at 255 
 
 @dataclass
 class Element:
-    """One element of a sweep, before it runs."""
+    """One element of a sweep, before it runs. `stage` is that of a pipeline, "" in any other sweep."""
 
     index: int
     overrides: list[str]
@@ -31,6 +31,7 @@ class Element:
     bytes: tuple[int, int] = (0, 0)  # of one artifact; of its unfinished work
     memory: Memory | None = None
     remarks: list[str] = field(default_factory=list)
+    stage: str = ""
 
     @property
     def task(self) -> str:
@@ -39,8 +40,9 @@ class Element:
 
     @property
     def name(self) -> str:
-        """``003-layer=14``: number, then what was swept, made safe for file systems."""
+        """``003-layer=14``, in a pipeline ``003-saes-layer=14``: number, then what was swept, made safe for file systems."""
         text = ",".join(f"{key}={value}" for key, value in self.swept.items())
+        text = "-".join(filter(None, (self.stage, text)))
         safe = safe_name(text, NAME_LENGTH).strip("_")
         return safe_name(f"{self.index:03d}-{safe}", NAME_LENGTH).rstrip("-,_")
 
@@ -60,6 +62,21 @@ class After:
 
     elements: tuple[int, ...] = ()
     jobs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a pipeline adds to the order that inputs give its elements.
+
+    Attributes:
+        barriers: by an element's number, elements that must have ended well before it, whether or not it reads what they make.
+        canary: whether one element of each stage runs before all others.
+    """
+
+    name: str
+    about: str = ""
+    barriers: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    canary: bool = False
 
 
 @dataclass

@@ -38,7 +38,7 @@ ONE_VALUE = (
 
 
 def plan(
-    compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]], base: Path, tasks: bool = False
+    compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]], base: Path, stages: Sequence[str] | None = None
 ) -> list[Element]:
     """The elements of a sweep, checked.
 
@@ -46,13 +46,14 @@ def plan(
         compose: overrides → composed config.
         lists: the overrides of each element.
         base: the directory that the command was typed in.
-        tasks: whether they may be of several tasks.
+        stages: the name of each one's stage; then they may be of several tasks.
 
     Raises:
         UserError: with every finding of every element, equal ones once.
     """
     elements, errors = [], []
-    swept = _swept(lists)
+    varying = _swept(lists)
+    swept = _swept_within(lists, stages or [""] * len(lists))
     composer, hidden = Composer(compose), cache(private.word)  # words are alike in most elements
     for index, overrides in enumerate(lists):
         try:
@@ -60,11 +61,14 @@ def plan(
         except UserError as e:
             errors += e.messages
             continue
-        mine = {key: value for key, _, value in (word.partition("=") for word in overrides) if key in swept}
+        own = swept[stages[index] if stages else ""]
+        mine = {key: value for key, _, value in (word.partition("=") for word in overrides) if key in own}
         private.declare(cfg.cluster.secrets)
         shown = {key: hidden(f"{key}={value}").partition("=")[2] for key, value in mine.items()}
-        elements.append(Element(index, [hidden(word) for word in overrides], cfg, shown))
-    for key in sorted(swept - ({"task"} if tasks else set())):
+        element = Element(index, [hidden(word) for word in overrides], cfg, shown)
+        element.stage = stages[index] if stages else ""
+        elements.append(element)
+    for key in sorted(varying - ({"task", "pack"} if stages else set())):
         if not key.startswith("task.resources.") and key.split(".")[0] in ONE_VALUE:
             noun = "task" if key == "task" else "value of it"
             errors.append(f"{key}: one sweep is over one {noun}; start one after the other")
@@ -101,6 +105,14 @@ def _swept(lists: Sequence[Sequence[str]]) -> set[str]:
             key, _, value = word.partition("=")
             values.setdefault(key, set()).add(value)
     return {key for key, found in values.items() if len(found) > 1}
+
+
+def _swept_within(lists: Sequence[Sequence[str]], stages: Sequence[str]) -> dict[str, set[str]]:
+    """The same within each stage."""
+    members: dict[str, list[Sequence[str]]] = {}
+    for stage, words in zip(stages, lists, strict=True):
+        members.setdefault(stage, []).append(words)
+    return {stage: _swept(found) for stage, found in members.items()}
 
 
 def _written(lists: Sequence[Sequence[str]]) -> str:

@@ -35,7 +35,8 @@ def _element(found: sweep.Sweep, item: dict[str, Any], facts: dict[str, Any]) ->
     directory = found.directory(item)
     provenance = directory / "provenance.json"
     given = config.read(directory / "config.yaml")
-    shown = {*(name.split(".")[0] for name in registry.reads(found.record["task"])), *DECIDING}
+    task = item.get("task") or found.record["task"]
+    shown = {*(name.split(".")[0] for name in registry.reads(task)), *DECIDING}
     refs = [
         ArtifactRef(
             kind=a["kind"], key=a["id"].rsplit("-", 1)[-1], path=Path(a["path"]), layer=a["layer"], label=a["id"]

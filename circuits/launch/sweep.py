@@ -24,7 +24,7 @@ from typing import Any
 
 from circuits.errors import UserError, suggest
 from circuits.files import disk_errors, exists, read_json, write_json
-from circuits.launch.plan import Element
+from circuits.launch.plan import Element, Shape
 from circuits.prose import put
 from circuits.run import config, private, provenance, status
 from circuits.state import State
@@ -59,12 +59,14 @@ class Sweep:
         return self.path / element["dir"]
 
 
-def create(elements: Sequence[Element], base: Path, launcher: Mapping[str, Any] | None = None) -> Sweep:
+def create(
+    elements: Sequence[Element], base: Path, launcher: Mapping[str, Any] | None = None, shape: Shape | None = None
+) -> Sweep:
     """Make the sweep's directory and its elements' directories; names never collide."""
     cfg = elements[0].cfg
     parent = Path(cfg.multirun) if len(elements) > 1 else Path(cfg.outputs) / "runs"
     day = parent / dt.date.today().isoformat()
-    stem = safe_name(cfg.name or "", ID_LENGTH).strip("_-.") or cfg.task.name
+    stem = safe_name(cfg.name or "", ID_LENGTH).strip("_-.") or (shape.name if shape else cfg.task.name)
     with disk_errors(day):
         day.mkdir(parents=True, exist_ok=True)
         while True:
@@ -76,7 +78,7 @@ def create(elements: Sequence[Element], base: Path, launcher: Mapping[str, Any] 
                 break
             except FileExistsError:
                 continue
-        record = private.hidden({**_record(elements, path, base), "hydra_launcher": dict(launcher or {})})
+        record = private.hidden({**_record(elements, path, base, shape), "hydra_launcher": dict(launcher or {})})
         sweep = Sweep(path, record)
         for element in elements:
             _write_element(sweep, element)
@@ -84,11 +86,11 @@ def create(elements: Sequence[Element], base: Path, launcher: Mapping[str, Any] 
     return sweep
 
 
-def _record(elements: Sequence[Element], path: Path, base: Path) -> dict[str, Any]:
+def _record(elements: Sequence[Element], path: Path, base: Path, shape: Shape | None) -> dict[str, Any]:
     cfg = elements[0].cfg
     return {
         "id": path.name,
-        "task": cfg.task.name,
+        "task": "pipeline" if shape else cfg.task.name,
         "name": cfg.name,
         "group": cfg.name or path.name,
         "note": cfg.note,
@@ -98,11 +100,13 @@ def _record(elements: Sequence[Element], path: Path, base: Path) -> dict[str, An
         "launcher": {"backend": cfg.cluster.backend.value, **owner()},
         "code": provenance.code(),
         "store": str(Path(cfg.outputs) / "artifacts"),
+        **({"pipeline": shape_record(shape)} if shape else {}),
         "elements": [
             {
                 "index": element.index,
                 "name": element.name,
                 "task": element.task,
+                **({"stage": element.stage} if element.stage else {}),
                 "dir": "." if len(elements) == 1 else element.name,
                 "overrides": element.overrides,
                 "swept": element.swept,
@@ -112,6 +116,21 @@ def _record(elements: Sequence[Element], path: Path, base: Path) -> dict[str, An
             for element in elements
         ],
     }
+
+
+def shape_record(shape: Shape) -> dict[str, Any]:
+    """A pipeline's shape in its record."""
+    barriers = {str(index): sorted(before) for index, before in shape.barriers.items()}
+    return {"name": shape.name, "about": shape.about, "canary": shape.canary, "barriers": barriers}
+
+
+def shape_of(sweep: Sweep) -> Shape | None:
+    """The shape of a recorded pipeline; None of any other sweep."""
+    found = sweep.record.get("pipeline")
+    if found is None:
+        return None
+    barriers = {int(index): frozenset(before) for index, before in found["barriers"].items()}
+    return Shape(found["name"], found["about"], barriers, found["canary"])
 
 
 def _write_element(sweep: Sweep, element: Element) -> None:
@@ -157,7 +176,7 @@ def command() -> str:
 
 def kind_of(sweep: Sweep, element: Mapping[str, Any] | None = None) -> Kind:
     """What an element's task makes, by its entry in the sweep's record; without one: what the sweep's (first) task makes."""
-    return registry.kind((element or {}).get("task") or sweep.record["task"])
+    return registry.kind((element or sweep.record["elements"][0]).get("task") or sweep.record["task"])
 
 
 def load(path: Path) -> Sweep:

@@ -166,8 +166,10 @@ class View:
         """The end table; what failed, with its log; how to go on."""
         states = self._states()
         if any(facts.get("artifacts") for _, facts in states):
-            for task in dict.fromkeys(element.task for element, _ in states):
-                rows = [(element.swept, facts) for element, facts in states if element.task == task]
+            for task, stage in dict.fromkeys((element.task, element.stage) for element, _ in states):
+                rows = [(e.swept, facts) for e, facts in states if (e.task, e.stage) == (task, stage)]
+                if stage and any(facts.get("artifacts") for _, facts in rows):
+                    self.say(f"{stage}:")
                 self.console.table(end_table(registry.kind(task), rows))
         kept = sum(1 for _, facts in states if state_of(facts).well)
         if interrupted:
@@ -201,6 +203,8 @@ class View:
 
 def _label(element: Element) -> str:
     swept = ",".join(f"{k}={v}" for k, v in element.swept.items())
+    if element.stage:
+        return f"{element.stage} {swept}".rstrip()
     if swept or element.layers:
         return swept or f"layer={ranges(element.layers)}"
     return " ".join(key.label for key in element.keys.values())

@@ -9,6 +9,7 @@ whether one of these is read). Importing one costs no torch: tasks import their 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -120,7 +121,15 @@ ALWAYS = ("outputs", "multirun", "task")
 def own(task: str) -> frozenset[str]:
     """What `task` reads beside what its kind and that one's inputs do: keys, sections and fields, dotted."""
     module = modules().get(task)
+    if everything(task):
+        return frozenset((*(f.name for f in dataclasses.fields(BaseConfig)), *options()))
     return frozenset((*getattr(module, "READS", ()), *filter(None, [section(task)])))
+
+
+@lru_cache
+def everything(task: str) -> bool:
+    """Whether `task` hands on whatever is typed to others that may read it (``READS = ("*",)``)."""
+    return "*" in getattr(modules().get(task), "READS", ())
 
 
 def run_keys(task: str) -> tuple[str, ...]:
