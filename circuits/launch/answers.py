@@ -18,6 +18,7 @@ from circuits.schema import TrackingMode
 from circuits.state import State, state_of
 from circuits.store import gates, registry
 from circuits.store.contents import Contents
+from circuits.store.kinds import Kind
 from circuits.store.places import LOG, RECORD
 from circuits.store.store import Artifact, Store, content_hash
 
@@ -31,8 +32,7 @@ def answer_cached(sweep: Sweep, element: Element, store: Store, note: Say) -> No
     if state_of(status.read(sweep.directory(element))).measured:
         return
     kind = registry.kind(element.task)
-    contents = Contents(store.root / ".hashes.json")
-    asked = gates.refusals(kind.gates(element.cfg), element.cfg, store.find, contents)
+    asked = gates.refusals(kind.gates(element.cfg), element.cfg, store.find, Contents(store.root / ".hashes.json"))
     entries, gate = [], "; ".join(asked) or None
     for one, key in element.keys.items():
         layer = one[0] if isinstance(one, tuple) else one
@@ -48,6 +48,25 @@ def answer_cached(sweep: Sweep, element: Element, store: Store, note: Say) -> No
     if gate:
         facts.update(error=gate, exit_code=3)
     status.write_plain(sweep.directory(element), State.gate if gate else State.cached, **facts)
+
+
+def gate_of(element: Element, store: Store, contents: Contents) -> str | None:
+    """Why the answer from the store to `element` is refused by a gate, or None."""
+    kind = registry.kind(element.task)
+    if asked := gates.refusals(kind.gates(element.cfg), element.cfg, store.find, contents):
+        return "; ".join(asked)
+    if type(kind).gate is Kind.gate:
+        return None
+    found = [artifact for key in element.keys.values() if (artifact := store.find(key)) is not None]
+    measured = (kind.gate(element.cfg, read_json(one.path / "metrics.json")) for one in found)
+    return next(filter(None, measured), None)
+
+
+def refuse(sweep: Sweep, refused: Iterable[tuple[Element, str]]) -> None:
+    """Close elements that a gate keeps from starting."""
+    for element, why in refused:
+        error = f"not started: {why}"
+        status.write_plain(sweep.directory(element), State.cancelled, task=element.task, error=error, exit_code=1)
 
 
 def _note_provenance(sweep: Sweep, artifact: Artifact, store: Store, note: Say) -> None:

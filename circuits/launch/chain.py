@@ -54,6 +54,28 @@ class Chain:
             raise UserError(list(self._absent(lost, makers)))
         return found
 
+    def refused(self, found: Standing, gate_of: Callable[[Element], str | None]) -> list[tuple[Element, str]]:
+        """Take out of what is to run all that stands on an answer of this plan to which a gate says no; each with the reason.
+
+        By ``force`` an element goes on.
+        """
+        barred: dict[str, str] = {}
+        for element in found.cached:
+            if gate_of(element):
+                barred |= dict.fromkeys((key.hash for key in element.keys.values()), f"element {element.index}")
+        result: list[tuple[Element, str]] = []
+        more = bool(barred)
+        while more:
+            more = False
+            for element in [one for one in found.to_run if not one.cfg.force]:
+                before = next((barred[key.hash] for key in self._needed(element) if key.hash in barred), None)
+                if before is not None:
+                    found.to_run.remove(element)
+                    result.append((element, f"{before}, which makes an input of it, is refused by a gate"))
+                    barred |= dict.fromkeys((key.hash for key in element.keys.values()), f"element {element.index}")
+                    more = True
+        return result
+
     def _holder(self, key: Key) -> Holder | None:
         if key.hash not in self._holders:
             self._holders[key.hash] = self.store.holder(key)

@@ -96,7 +96,10 @@ def plan(elements: list[Element], store: Store, backend: Backend, shape: Shape |
     backend.settle(store, (key for element in elements for key in element.keys.values() if find(key) is None))
     found = standing(elements, find, store.holder)
     contents = Contents(store.root / ".hashes.json")
-    after = Chain(store, contents, backend.job_of, find).after(found.to_run)
+    chain = Chain(store, contents, backend.job_of, find)
+    if shape is not None:
+        found.refused = chain.refused(found, lambda element: answers.gate_of(element, store, contents))
+    after = chain.after(found.to_run)
     if shape is not None:
         after = ordered(after, found, shape, lambda key: backend.job_of(store.holder(key) or {}))
     return Plan(elements, store, found, packs(found.to_run), after, backend.requests(found.to_run))

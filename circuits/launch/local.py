@@ -107,6 +107,7 @@ class LocalLauncher:
         """All elements to their end; the sweep's exit code."""
         for element in self.standing.cached:
             self._answer_cached(element)
+        answers.refuse(self.sweep, self.standing.refused)
         for element in (*self.waiting, *self.adopted):  # when recovered, they may have ended before
             status.wait_again(self.sweep.directory(element), element.cfg.task.name)
         self.view.header(self.standing, self._pool_size())

@@ -54,6 +54,7 @@ class Standing:
     cached: list[Element] = field(default_factory=list)
     adopted: list[Element] = field(default_factory=list)  # a live sweep or process is making it
     to_run: list[Element] = field(default_factory=list)
+    refused: list[tuple[Element, str]] = field(default_factory=list)  # a gate of what they stand on has said no; which
 
 
 @dataclass(frozen=True)

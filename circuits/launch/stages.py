@@ -20,7 +20,7 @@ from circuits.schema import BaseConfig
 from circuits.store import places, registry
 
 KEYS = ("task", "overrides", "after")
-OWN = ("task", "pipeline", "plan")  # words of the study itself
+OWN = ("pipeline", "plan")  # sections of the study itself
 PARALLEL = {"conservative": 4, "aggressive": None}
 
 Compose = Callable[[Sequence[str]], Any]
@@ -109,7 +109,7 @@ def _stage(name: str, facts: Any, errors: list[str]) -> Stage:
             errors.append(f"{where}.{key}: a list of texts is expected, such as [{'key=value' if key == 'overrides' else 'STAGE'}]")
             return Stage(name, str(task), [])
     for word in own:
-        if word.partition("=")[0] in (*OWN, "cluster", "outputs", "multirun", "name"):
+        if _of_study(word) or word.partition("=")[0] in ("cluster", "outputs", "multirun", "name"):
             errors.append(f"{where}: {word}: what a whole study has one of stands on the command line, the task under task:")
     return Stage(name, str(task), list(own), tuple(after))
 
@@ -163,7 +163,7 @@ def expand(study: Study, words: Sequence[str], compose: Compose) -> None:
         UserError: with every finding of every stage; a typed word that no stage reads.
     """
     defaults = set(overrides.canonical(personal.beside(())))
-    mine = [word for word in words if word.partition("=")[0].split(".")[0] not in OWN]
+    mine = [word for word in words if not _of_study(word)]
     weak, strong = [word for word in mine if word in defaults], [word for word in mine if word not in defaults]
     shared = overrides.canonical(study.shared)
     errors: list[str] = []
@@ -191,6 +191,12 @@ def _who(word: str) -> str:
     path = reading.CHOICE_OF.get(key, key)
     tasks = [task for task in places.choices("task") if not registry.everything(task) and reading.may(path, task)]
     return f"; task={' or task='.join(tasks)} does" if tasks else ""
+
+
+def _of_study(word: str) -> bool:
+    """Whether a word is about the whole study: ``task=pipeline``, ``pipeline.until=saes``; not ``task.resources.time=…``."""
+    key = word.partition("=")[0]
+    return key == "task" or key.split(".")[0] in OWN
 
 
 def _stronger(layers: Iterable[Sequence[str]]) -> list[str]:

@@ -64,6 +64,16 @@ def _local(sweep: Sweep, item: dict[str, Any]) -> dict[str, Any]:
     return {**facts, "reason": facts.get("reason") or FREE_WORKER}
 
 
+def load(sweep: Sweep, known: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """How busy the partitions are in whose queue elements of `sweep` wait."""
+    waiting = [str(facts["job"]) for facts in known.values() if state_of(facts) is State.pending and facts.get("job")]
+    if not waiting or not on_cluster(sweep) or _far(sweep):
+        return []
+    from circuits.launch.slurm.states import load_of
+
+    return load_of(waiting)
+
+
 def hints(sweep: Sweep, known: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """The commands that help now: cancel, queue again, recover."""
     states = {index: state_of(facts) for index, facts in known.items()}

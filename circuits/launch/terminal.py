@@ -76,6 +76,7 @@ class View:
 
     def _counts(self, standing: Standing, adopted: str) -> None:
         counts = [(len(standing.to_run), "to run"), (len(standing.cached), "cached"), (len(standing.adopted), adopted)]
+        counts.append((len(standing.refused), "refused by a gate"))
         if len(self.elements) > 1 or standing.adopted:
             self.say("  " + " · ".join(f"{count} {word}" for count, word in counts if count))
 

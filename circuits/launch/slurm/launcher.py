@@ -10,7 +10,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from circuits.launch.slurm import preflight, script, states, submission
 from circuits.launch.slurm.request import Request, cluster_environment, request_of, secret_environment
 from circuits.launch.slurm.submission import Submission
 from circuits.launch.sweep import Sweep
-from circuits.run import status
-from circuits.schema import ClusterConfig
+from circuits.run import config, status
+from circuits.schema import ClusterConfig, Resources
 from circuits.state import State, state_of
 from circuits.store.keys import Key
 from circuits.store.layers import ranges
@@ -34,6 +35,7 @@ from circuits.store.store import NOTES as HELD
 from circuits.store.store import Store
 
 WATCH_S = 2.0  # between looks at the queue while waiting
+CLOSING_TIME, CLOSING_MEMORY = "30", "4G"  # of the job that makes a study's page
 
 
 class Slurm:
@@ -102,6 +104,7 @@ class SlurmLauncher:
         """Submit what is to be made; the exit code, or None when it is to be waited for (``cluster.wait=true``)."""
         for element in self.standing.cached:
             answers.answer_cached(self.sweep, element, self.store, self.view.note)
+        answers.refuse(self.sweep, self.standing.refused)
         mine = set(states.jobs_of(self.sweep).values())
         for element in self.standing.adopted:
             self._adopt(element, mine)
@@ -138,15 +141,14 @@ class SlurmLauncher:
         plain = re.sub(r"[^ -~]", "_", self.sweep.id)  # squeue pads its columns by bytes, and cuts long ones
         tag = f"circuits:{plain[:80]}:{secrets.token_hex(4)}"
         folder = self.sweep.path / "slurm"
-        groups: dict[Request, list[int]] = {}
-        for index, request in self.plan.requests.items():
-            groups.setdefault(request, []).append(index)
+        limit = None if self.cfg.cluster.dry_run else commands.config_value("MaxArraySize")
+        groups = list(grouped(self.plan.requests, int(limit) if limit and limit.isdigit() else None))
         packed = [tuple(element.index for element in pack) for pack in self.plan.packs]
         cluster = self.cfg.cluster
         return [
             script.Array(
                 request,
-                tuple(sorted(members)),
+                tuple(members),
                 folder,
                 tag,
                 cluster.python or sys.executable,
@@ -155,8 +157,9 @@ class SlurmLauncher:
                 cluster_environment(self.cfg),
                 tuple(pack for pack in packed if len(pack) > 1 and pack[0] in members),
                 None if cluster.dry_run else commands.cluster(),
+                offset,
             )
-            for request, members in groups.items()
+            for request, members, offset in groups
         ]
 
     def _submit(self, arrays: Sequence[script.Array]) -> list[str]:
@@ -189,7 +192,18 @@ class SlurmLauncher:
             for path in paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
         tasks = {element.index: element.task for element in self.elements}
-        return Submission(self.store, self.sweep.path, arrays, directories, claims, self.plan.after, tasks).run()
+        closing = self._closing(arrays[0]) if "pipeline" in self.sweep.record else None
+        steps = Submission(self.store, self.sweep.path, arrays, directories, claims, self.plan.after, tasks, closing)
+        return steps.run()
+
+    def _closing(self, array: script.Array) -> Callable[[Sequence[str]], str]:
+        """From the arrays' numbers to the script of the job that closes a study: on the queue without GPUs, half an hour at most."""
+        cfg = config.copied(self.cfg)
+        cfg.task.resources = Resources(gpus=0, cpus=1, memory=CLOSING_MEMORY, time=CLOSING_TIME)
+        name, cluster = f"circuits-{self.sweep.record['pipeline']['name']}-report", cfg.cluster
+        request = request_of(cfg, {})
+        own = replace(array, request=request, setup=[*cluster.setup, *_modules(cluster, request)])
+        return lambda jobs: own.closing(name, self.sweep.path, jobs)
 
     def _adopt(self, element: Element, mine: set[str]) -> None:
         """Another job is making it: nothing to submit; status says whose it is. When recovered, it may be this sweep's own."""
@@ -257,6 +271,18 @@ class SlurmLauncher:
                     self.sweep.directory(element), State.failed, task=element.task, error=error, exit_code=1
                 )
                 self.standing.adopted.remove(element)
+
+
+def grouped(requests: Mapping[int, Request], limit: int | None) -> Iterator[tuple[Request, list[int], int]]:
+    """Elements that share an array, in order, and the array's offset: equal requests, numbers below the cluster's `limit`."""
+    groups: dict[Request, list[int]] = {}
+    for index, request in sorted(requests.items()):
+        groups.setdefault(request, []).append(index)
+    for request, members in groups.items():
+        shares: dict[int, list[int]] = {}
+        for index in members:
+            shares.setdefault(index // limit * limit if limit else 0, []).append(index)
+        yield from ((request, share, offset) for offset, share in shares.items())
 
 
 def _named(holder: dict[str, Any]) -> str:

@@ -177,13 +177,6 @@ def cluster_findings(cluster: str, requests: Mapping[int, Request]) -> list[str]
         if request.account and accounts is not None and request.account.lower() not in accounts:
             yours = " ".join(sorted(accounts))
             found.append(f"account {request.account}: you cannot charge it on {cluster}; yours: {yours}")
-    largest = max(requests, default=0)
-    limit = commands.config_value("MaxArraySize")
-    if limit and limit.isdigit() and largest >= int(limit):
-        found.append(
-            f"{largest + 1} elements: {cluster} takes arrays of at most {limit} (MaxArraySize); split the sweep, "
-            "or take a set of layers in one element (layer=0-8,9-16)"
-        )
     return list(dict.fromkeys(found))
 
 

@@ -81,6 +81,8 @@ def close(directory: Path, say: Callable[[str], None]) -> None:
     sweep = sweeps.load(path)
     me = int(read_json(directory / RECORD)["index"])
     _drop_claims(sweep, me)
+    if (read_record(path) or {}).get("closing"):
+        return  # a job of its own comes after all of them
     known = facts_of(sweep)
     if any(state_of(facts).live and index != me for index, facts in known.items()):
         return

@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from circuits.launch.slurm.request import Request
 from circuits.store.layers import ranges
 
 ELEMENTS = "elements.txt"  # in the sweep's slurm/ folder: line N+1 is the directory of element N
+# An array counts from its offset, where a sweep has more elements than a cluster takes numbers.
 # A pack's line holds the directories of all its elements, with tabs between them.
 
 ELEMENT = r"""
 # element
-IFS=$'\t' read -r -a dirs <<<"$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {elements})"
+IFS=$'\t' read -r -a dirs <<<"$(sed -n "$((SLURM_ARRAY_TASK_ID + {first}))p" {elements})"
 dir=${dirs[0]:-}
 if [ -z "$dir" ] || ! cd "$dir"; then echo "error: element $SLURM_ARRAY_TASK_ID: its directory is gone"; exit 1; fi
 exec >>"$dir/run.log" 2>&1 </dev/null
@@ -98,12 +99,13 @@ class Array:
     environment: Mapping[str, str]
     packs: tuple[tuple[int, ...], ...] = ()  # of more than one element; each runs under the number of its first
     cluster: str | None = None  # whose queue holds it, for notes in a store that several clusters share
+    offset: int = 0  # the element that runs under number 0
 
     @property
     def tasks(self) -> list[int]:
         """The array's own numbers."""
         behind = {member for pack in self.packs for member in pack[1:]}
-        return [element for element in self.elements if element not in behind]
+        return [element - self.offset for element in self.elements if element not in behind]
 
     @property
     def listing(self) -> Path:
@@ -112,16 +114,32 @@ class Array:
 
     def text(self) -> str:
         """The whole script."""
-        lines = [f"export {name}={shlex.quote(value)}" for name, value in self._exports().items()]
-        setup = [
+        lines, setup = self._exported(), self._setup()
+        early = ["asked=", "trap 'asked=1' USR2  # before anything that takes time"]
+        element = ELEMENT.replace("{elements}", shlex.quote(str(self.listing))).replace("{first}", str(self.offset + 1))
+        body = BODY.replace("{python}", shlex.quote(self.python))
+        return "\n".join([header(self), "", *early, element, CHECKED, *setup, *lines, "", "# run"]) + body
+
+    def closing(self, name: str, sweep: Path, jobs: Sequence[str]) -> str:
+        """The script of the job that closes a study once all its `jobs` have ended, however they did; `self` is an array of it."""
+        request = replace(self.request, name=name, parallelism=None)
+        more = {
+            "chdir": str(self.folder),
+            "output": f"{pattern(str(self.folder))}/closing-%j.out",
+            "dependency": f"afterany:{':'.join(jobs)}",
+        }
+        command = f"exec {shlex.quote(self.python)} -m circuits.launch.slurm.closing {shlex.quote(str(sweep))}"
+        return "\n".join([options(request, self.folder, self.tag, more), CHECKED, *self._setup(), *self._exported(), "", command, ""])
+
+    def _exported(self) -> list[str]:
+        return [f"export {name}={shlex.quote(value)}" for name, value in self._exports().items()]
+
+    def _setup(self) -> list[str]:
+        return [
             line
             for words in (*self.setup, *self.request.setup)
             for line in (f"step={shlex.quote(words.replace('load_modules', 'module load', 1))}", words)
         ]
-        early = ["asked=", "trap 'asked=1' USR2  # before anything that takes time"]
-        element = ELEMENT.replace("{elements}", shlex.quote(str(self.listing)))
-        body = BODY.replace("{python}", shlex.quote(self.python))
-        return "\n".join([header(self), "", *early, element, CHECKED, *setup, *lines, "", "# run"]) + body
 
     def _exports(self) -> dict[str, str]:
         return {
@@ -142,9 +160,7 @@ def pattern(path: str) -> str:
 
 
 def header(array: Array) -> str:
-    """The ``#SBATCH`` lines, by submitit."""
-    from submitit.slurm.slurm import _make_sbatch_string
-
+    """The ``#SBATCH`` lines of an array."""
     request = array.request
     more: dict[str, object] = {
         "array": ranges(array.tasks) + (f"%{request.parallelism}" if request.parallelism else ""),
@@ -154,9 +170,16 @@ def header(array: Array) -> str:
         "kill-on-invalid-dep": "yes",
         **dict(request.more),
     }
+    return options(request, array.folder, array.tag, more) + "\n#SBATCH --requeue\n#SBATCH --hold"
+
+
+def options(request: Request, folder: Path, tag: str, more: Mapping[str, object]) -> str:
+    """The ``#SBATCH`` lines that a request asks for, by submitit, then those as written."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
     text = _make_sbatch_string(
         command="true",
-        folder=array.folder,
+        folder=folder,
         job_name=request.name,
         partition=request.partition,
         account=request.account,
@@ -171,12 +194,12 @@ def header(array: Array) -> str:
         exclude=request.exclude,
         mail_type=request.mail_type,
         mail_user=request.mail,
-        comment=array.tag,
+        comment=tag,
         wckey=None,  # type: ignore[arg-type]  # submitit's own default charges a key that most sites do not have
         stderr_to_stdout=True,
-        additional_parameters=more,
+        additional_parameters=dict(more),
         use_srun=False,
     )
     lines = [line for line in text.splitlines() if line.startswith(("#!", "#SBATCH"))]
-    lines += ["#SBATCH --requeue", "#SBATCH --hold", *(f"#SBATCH {option}" for option in request.sbatch)]
+    lines += [f"#SBATCH {option}" for option in request.sbatch]
     return "\n".join(lines)

@@ -84,11 +84,20 @@ def facts_of(sweep: Sweep) -> dict[int, dict[str, Any]]:
     gone = {index: facts for index, facts in open_ones.items() if jobs[index] not in queued}
     for index, facts in open_ones.items():
         if index not in gone:
-            own = jobs[index].endswith(f"_{index}")
+            own = not any(jobs[other] == jobs[index] and other < index for other in jobs)
             _place(facts, queued[jobs[index]], own)
     if gone:
         _explain(sweep, gone, jobs)
     return found
+
+
+def load_of(jobs: Iterable[str]) -> list[str]:
+    """How busy the partitions are in which these array elements wait: nodes idle, jobs that wait."""
+    try:
+        places = commands.partitions_of(",".join(sorted({job.split("_")[0] for job in jobs})))
+        return [f"load      {name}: {told}" for name, told in commands.load(places).items()]
+    except CircuitsError:
+        return []  # the table stands without it
 
 
 def _far(sweep: Sweep, found: dict[int, dict[str, Any]], jobs: Mapping[int, str]) -> dict[int, dict[str, Any]]:
@@ -145,7 +154,7 @@ def _held(paths: Iterable[str]) -> bool:
 
 def _final(facts: Mapping[str, Any]) -> bool:
     """Whether the run itself had its last word (an interrupted one may be in the queue again)."""
-    return state_of(facts).measured or state_of(facts) is State.failed
+    return state_of(facts).measured or state_of(facts) in (State.failed, State.cancelled)
 
 
 def _place(facts: dict[str, Any], job: commands.Job, own: bool = True) -> None:
@@ -159,6 +168,8 @@ def _place(facts: dict[str, Any], job: commands.Job, own: bool = True) -> None:
             facts.update(state=State.starting, error=None)
     else:
         facts.update(state=State.pending, reason=job.reason, requeued=job.restarts > 0, error=None)
+        if job.start:
+            facts["expected"] = job.start
 
 
 def _explain(sweep: Sweep, gone: Mapping[int, dict[str, Any]], jobs: Mapping[int, str]) -> None:
@@ -176,9 +187,26 @@ def _explain(sweep: Sweep, gone: Mapping[int, dict[str, Any]], jobs: Mapping[int
     if any(known.get(jobs[index], ("FAILED",))[0] == "FAILED" for index in left):  # why, only the controller says
         shown = {job: facts for array in arrays for job, facts in commands.remembered(array).items()}
     for index, facts in left.items():
+        if (before := _failed_before(sweep, index)) and state_of(facts) is State.waiting:
+            facts.update(state=State.cancelled, slurm="CANCELLED", exit_code=1, error=f"not started: {before}")
+            continue
         mine = shown.get(jobs[index], {})
         state, code = known.get(jobs[index], (mine.get("JobState", ""), mine.get("ExitCode", "")))
         _last_word(facts, state, code, mine, _directory(sweep, index), sweep.path / "slurm")
+
+
+def _failed_before(sweep: Sweep, index: int) -> str | None:
+    """Why Slurm took an element that never began out of the queue: who of those that it waited for did not end well."""
+    after = (read_record(sweep.path) or {}).get("after", {})
+    for before in after.get(str(index), ()):
+        state = state_of(status.read(_directory(sweep, before), trust_running=True))
+        if state.badly or state is State.gate:
+            return f"element {before}, which makes an input of it, ended as {state}"
+        if not state.live and not state.well:
+            return f"element {before}, which makes an input of it, was not started"
+        if state is State.waiting and (further := _failed_before(sweep, before)):
+            return f"element {before}, which makes an input of it, was not started: {further}"
+    return None
 
 
 def _signal(code: str) -> int:

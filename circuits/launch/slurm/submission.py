@@ -5,6 +5,7 @@ The steps, under a store-wide lease::
     announce   outputs/artifacts/.submissions/<sweep>.json: who submits what, under which tag
     sbatch     each array, held; the tag is its comment
     depend     elements that wait for others (one scontrol)
+    closing    of a pipeline: the job that makes its page, after all others
     record     jobs.json in the sweep's directory: every array's id; from here on the submission stands
     claim      beside every artifact to be made: which element of which job will make it
     release    the arrays; then the announcement goes
@@ -84,7 +85,7 @@ def settle(store: Store, say: Callable[[str], None]) -> None:
         if record is not None and record["tag"] == note["tag"]:
             _claim(store, record)
             _wait_again(sweep, note, record)
-            commands.release([array["job"] for array in record["arrays"]])
+            commands.release([array["job"] for array in record["arrays"]])  # what closes a study was never held
             say(f"{sweep.name}: its submission was interrupted and is now complete")
         else:
             found = _strays(note)
@@ -139,15 +140,15 @@ def _never_started(sweep: Path, note: Mapping[str, Any], why: str) -> None:
             status.write_plain(directory, State.failed, task=task, error=why, exit_code=1)
 
 
-def places(job: str, elements: Sequence[int], packs: Sequence[Sequence[int]]) -> dict[int, str]:
+def places(job: str, elements: Sequence[int], packs: Sequence[Sequence[int]], offset: int = 0) -> dict[int, str]:
     """The array element (``48133_4``) that runs each element: its own number's, or that of its pack's first."""
     leads = {member: pack[0] for pack in packs for member in pack}
-    return {element: f"{job}_{leads.get(element, element)}" for element in elements}
+    return {element: f"{job}_{leads.get(element, element) - offset}" for element in elements}
 
 
 def places_of(array: Mapping[str, Any]) -> dict[int, str]:
     """The same of an array in ``jobs.json``."""
-    return places(array["job"], array["elements"], array.get("packs", ()))
+    return places(array["job"], array["elements"], array.get("packs", ()), array.get("offset", 0))
 
 
 def read_record(sweep: Path) -> dict[str, Any] | None:
@@ -161,7 +162,7 @@ def read_record(sweep: Path) -> dict[str, Any] | None:
 class Submission:
     """One submission of some elements of a sweep. Its steps are methods, called in order by :meth:`run`."""
 
-    STEPS = ("announce", "sbatch", "depend", "record", "claim", "release")
+    STEPS = ("announce", "sbatch", "depend", "close", "record", "claim", "release")
 
     def __init__(
         self,
@@ -172,6 +173,7 @@ class Submission:
         claims: Mapping[int, Sequence[Path]],
         after: Mapping[int, After],
         tasks: Mapping[int, str],
+        closing: Callable[[Sequence[str]], str] | None = None,
     ) -> None:
         """
         Args:
@@ -183,11 +185,13 @@ class Submission:
             after: for each element, what must have ended well before it starts: elements of this submission, and array elements
                 of others.
             tasks: each element's task, for the statuses of elements that never start.
+            closing: of a pipeline, from the arrays' numbers to the script of the job that comes after them.
         """
         self.store, self.sweep, self.arrays, self.tasks = store, sweep, list(arrays), tasks
         self.directories, self.claims, self.after = directories, claims, after
         self.tag = arrays[0].tag
         self.jobs: list[str] = []
+        self._closing, self._closer = closing, ""
         self._note = store.root / NOTES / f"{sweep.name}.json"
         self._before = read_record(sweep)
 
@@ -236,6 +240,7 @@ class Submission:
                 "job": job,
                 "elements": list(array.elements),
                 "packs": [list(pack) for pack in array.packs],
+                **({"offset": array.offset} if array.offset else {}),
                 "request": array.request.shown,
             }
             for job, array in zip(self.jobs, self.arrays, strict=True)
@@ -251,13 +256,15 @@ class Submission:
                 "arrays": arrays,
                 "earlier": earlier,
                 "claims": claims,
+                "after": {str(element): list(after.elements) for element, after in self.after.items() if after.elements},
+                **({"closing": self._closer} if self._closer else {}),
             },
         )
 
     def _depend(self) -> None:
         job_of: dict[int, str] = {}
         for job, array in zip(self.jobs, self.arrays, strict=True):
-            job_of |= places(job, array.elements, array.packs)
+            job_of |= places(job, array.elements, array.packs, array.offset)
         wanted: dict[str, list[str]] = {}
         for element, after in self.after.items():
             own = [job for other in after.elements if (job := job_of[other]) != job_of[element]]  # not of its own pack
@@ -268,6 +275,10 @@ class Submission:
         except commands.SlurmError:
             # The site forbids changing a job's dependency: the whole array waits for all that any of its elements needs.
             self._depend_whole()
+
+    def _close(self) -> None:
+        if self._closing is not None:
+            self._closer = commands.submit(self._closing(self.jobs))
 
     def _depend_whole(self) -> None:
         """Each array submitted again after those that it waits for, so that their numbers are known."""
