@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from circuits.errors import RunError, UserError
 
@@ -88,9 +88,16 @@ class Job:
     reason: str
     tag: str
     restarts: int = 0
+    start: str = ""  # when Slurm expects it to start: 2026-11-29T17:00; "" where it does not say
 
 
-_FORMAT = "JobArrayID:64,State:32,ReasonList:128,Comment:256,RestartCnt:16"
+_WIDTHS = (64, 32, 128, 256, 16, 32)
+_FORMAT = ",".join(
+    f"{name}:{width}"
+    for name, width in zip(
+        ("JobArrayID", "State", "ReasonList", "Comment", "RestartCnt", "StartTime"), _WIDTHS, strict=True
+    )
+)
 
 
 def queue(job: str | None = None) -> dict[str, Job]:
@@ -109,9 +116,10 @@ def queue(job: str | None = None) -> dict[str, Job]:
         raise
     found = {}
     for line in text.splitlines():
-        cells = _cells(line, (64, 32, 128, 256, 16))
+        cells = _cells(line, _WIDTHS)
         restarts = int(cells[4]) if cells[4].isdigit() else 0
-        found[cells[0]] = Job(cells[0], cells[1], cells[2].strip("()"), cells[3], restarts=restarts)
+        start = cells[5][:16] if cells[5][:1].isdigit() else ""
+        found[cells[0]] = Job(cells[0], cells[1], cells[2].strip("()"), cells[3], restarts=restarts, start=start)
     return {id: job for id, job in found.items() if job.state not in _GONE}
 
 
@@ -301,6 +309,25 @@ def partitions() -> dict[str, Partition]:
     return found
 
 
+def partitions_of(jobs: str) -> list[str]:
+    """The partitions in whose queue these jobs (numbers with commas) stand."""
+    return sorted(set(ask(["squeue", "--noheader", f"--jobs={jobs}", "--format=%P"]).split()))
+
+
+def load(names: Sequence[str]) -> dict[str, str]:
+    """Of each of these partitions: how many nodes are idle, how many jobs run and wait."""
+    found = {}
+    for name in names:
+        nodes = ask(["sinfo", "--noheader", f"--partition={name}", "--format=%F"]).split(
+            "/"
+        )  # allocated/idle/other/total
+        states = ask(["squeue", "--noheader", "--array", f"--partition={name}", "--format=%t"]).split()
+        if len(nodes) == 4:
+            running, waiting = sum(s in ("R", "CG") for s in states), states.count("PD")
+            found[name] = f"{nodes[1]} of {nodes[3].strip()} nodes idle; {running:,} jobs run, {waiting:,} wait"
+    return found
+
+
 def accounts() -> set[str] | None:
     """The accounts that this user may charge, in lower case; None when the cluster keeps no accounts."""
     user = os.environ.get("USER") or os.environ.get("LOGNAME") or ""
@@ -329,20 +356,24 @@ class Accounted:
     elapsed: str
     max_rss: str
     node: str
+    total_cpu: str = ""  # of all processes of the job
+    req_mem: str = ""
+    time_limit: str = ""
+    alloc_cpus: str = ""
 
 
 def accounting(jobs: Sequence[str]) -> dict[str, Accounted]:
     """``sacct`` of arrays by element; empty when the cluster keeps no accounts."""
     if not jobs or not shutil.which("sacct"):
         return {}
-    fields = "JobID,State,ExitCode,Elapsed,MaxRSS,NodeList"
+    fields = "JobID,State,ExitCode,Elapsed,MaxRSS,NodeList,TotalCPU,ReqMem,Timelimit,AllocCPUS"
     try:
         text = ask(["sacct", "--noheader", "--parsable2", f"--jobs={','.join(jobs)}", f"--format={fields}"], timeout=30)
     except SlurmError:
         return {}
     found: dict[str, Accounted] = {}
     for line in text.splitlines():
-        id, state, code, elapsed, rss, node = line.split("|")
+        id, state, code, elapsed, rss, node, *more = line.split("|")
         element, _, step = id.partition(".")
         if "[" in element:  # elements that never started stand in one line: 48133_[3-5%2]
             job, _, inner = element.partition("_")
@@ -350,9 +381,7 @@ def accounting(jobs: Sequence[str]) -> dict[str, Accounted]:
                 {f"{job}_{n}": Accounted(state.split()[0], code, elapsed, "", "") for n in numbers(inner.strip("[]"))}
             )
         elif not step:
-            found[element] = Accounted(state.split()[0], code, elapsed, "", node)
+            found[element] = Accounted(state.split()[0], code, elapsed, "", node, *more)
         elif step == "batch" and element in found and rss:
-            found[element] = Accounted(
-                found[element].state, found[element].exit_code, found[element].elapsed, rss, node
-            )
+            found[element] = replace(found[element], max_rss=rss, node=node)
     return found

@@ -5,18 +5,24 @@ from __future__ import annotations
 import copy
 import functools
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
 from circuits.command import asked, overrides
+from circuits.launch import pipeline
 from circuits.launch import planning as planner
 from circuits.launch.plan import Element
+from circuits.launch.stages import Study
 from circuits.run import config
 from circuits.schema import BaseConfig
 from circuits.store import places, registry
 from circuits.store.contents import Contents
 from circuits.store.keys import Key, key_of
+
+T = TypeVar("T")
 
 
 def compose(*words: str, base: Path | None = None) -> BaseConfig:
@@ -58,6 +64,16 @@ def edit(file: Path, old: str, new: str) -> None:
 
 def plan(*words: str, base: Path | None = None) -> list[Element]:
     """The planned elements of a command line, with their layers and keys."""
+    return _launched(words, lambda given, lists: planner.plan(given, lists, base or Path.cwd()))
+
+
+def study(*words: str, base: Path) -> tuple[Study, list[Element]]:
+    """The study that a command line asks for, and the planned elements of its stages."""
+    return _launched(words, lambda given, lists: pipeline.planned(given, lists, base))
+
+
+def _launched(words: Sequence[str], work: Callable[[Any, list[list[str]]], T]) -> T:
+    """What `work` makes of a way to compose, and of the overrides of each element."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -71,4 +87,4 @@ def plan(*words: str, base: Path | None = None) -> list[Element]:
     (lists,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(places.CONF)):
-        return planner.plan(lambda given: hydra_compose("config", overrides=list(given)), lists, base or Path.cwd())
+        return work(lambda given: hydra_compose("config", overrides=list(given)), lists)

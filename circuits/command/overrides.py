@@ -120,6 +120,8 @@ def canonical(overrides: Iterable[str]) -> list[str]:
             result += _model(value)
         elif key == "behaviour" and equals:
             result += _behaviour(value)
+        elif key == "pipeline" and value.strip("'\"").endswith((".yaml", ".yml")):
+            result += ["pipeline=file", f"pipeline.path={_quoted(value)}"]
         elif key.endswith(".from"):
             result.append(f"{key}_={_quoted(value)}")
         elif key == "note" and equals:

@@ -55,7 +55,8 @@ def unread(words: Sequence[Sequence[str]], cfgs: Sequence[BaseConfig]) -> list[s
     own = set(overrides.canonical(personal.beside(())))
     common = set.intersection(*map(set, words)) if words else set()
     answers: dict[str, list[str | None]] = {}
-    for mine, cfg in _distinct(words, cfgs):
+    for number in distinct(words):
+        mine, cfg = words[number], cfgs[number]
         for word in mine:
             if word not in own:
                 answers.setdefault(word, []).append(why(word, cfg, mine))
@@ -66,14 +67,14 @@ def unread(words: Sequence[Sequence[str]], cfgs: Sequence[BaseConfig]) -> list[s
     return list(dict.fromkeys(lines))
 
 
-def _distinct(words: Sequence[Sequence[str]], cfgs: Sequence[BaseConfig]) -> Iterator[tuple[Sequence[str], BaseConfig]]:
-    """Elements that differ in more than numbers: what is read hangs on nothing else."""
+def distinct(words: Sequence[Sequence[str]]) -> Iterator[int]:
+    """The numbers of the elements that differ in more than numbers: what is read hangs on nothing else."""
     seen = set()
-    for mine, cfg in zip(words, cfgs, strict=True):
+    for number, mine in enumerate(words):
         kind = tuple(word.partition("=")[0] if _NUMBERS.fullmatch(word) else word for word in mine)
         if kind not in seen:
             seen.add(kind)
-            yield mine, cfg
+            yield number
 
 
 def joined(rules: Sequence[str], found: Sequence[str]) -> list[str]:

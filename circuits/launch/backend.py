@@ -34,6 +34,9 @@ class Backend(Protocol):
     def requests(self, elements: Sequence[Element]) -> Mapping[int, Any]:
         """What each element asks of a scheduler, by its number."""
 
+    def packs(self, elements: Sequence[Element], store: Store) -> list[list[Element]]:
+        """The elements by the process that runs them."""
+
     def start(self, plan: Plan, sweep: Callable[[], Sweep]) -> Callable[[], int]:
         """Start what is to run, in the directory that `sweep` makes. What is returned waits for the end and gives the exit code.
 

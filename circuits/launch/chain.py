@@ -54,25 +54,29 @@ class Chain:
             raise UserError(list(self._absent(lost, makers)))
         return found
 
-    def refused(self, found: Standing, gate_of: Callable[[Element], str | None]) -> list[tuple[Element, str]]:
+    def refused(
+        self, found: Standing, shape: Shape, gate_of: Callable[[Element], str | None]
+    ) -> list[tuple[Element, str]]:
         """Take out of what is to run all that stands on an answer of this plan to which a gate says no; each with the reason.
 
         By ``force`` an element goes on.
         """
-        barred: dict[str, str] = {}
+        barred: dict[str, int] = {}
         for element in found.cached:
             if gate_of(element):
-                barred |= dict.fromkeys((key.hash for key in element.keys.values()), f"element {element.index}")
+                barred |= dict.fromkeys((key.hash for key in element.keys.values()), element.index)
         result: list[tuple[Element, str]] = []
         more = bool(barred)
         while more:
             more = False
             for element in [one for one in found.to_run if not one.cfg.force]:
-                before = next((barred[key.hash] for key in self._needed(element) if key.hash in barred), None)
-                if before is not None:
+                made = next((barred[key.hash] for key in self._needed(element) if key.hash in barred), None)
+                stage = min(shape.barriers.get(element.index, frozenset()) & set(barred.values()), default=None)
+                if (before := made if made is not None else stage) is not None:
+                    which = "which makes an input of it" if made is not None else "of a stage before it"
                     found.to_run.remove(element)
-                    result.append((element, f"{before}, which makes an input of it, is refused by a gate"))
-                    barred |= dict.fromkeys((key.hash for key in element.keys.values()), f"element {element.index}")
+                    result.append((element, f"element {before}, {which}, is refused by a gate"))
+                    barred |= dict.fromkeys((key.hash for key in element.keys.values()), element.index)
                     more = True
         return result
 
@@ -86,13 +90,14 @@ class Chain:
         seen: set[str] = set()
         for key in element.keys.values():
             if element.cfg.reuse is Reuse.force or self.find(key) is None:
-                yield from _made_elsewhere(key, seen)
+                yield from made_elsewhere(key, seen)
         if not element.cfg.force:  # by force a run goes on without
             yield from self._gates_of(element)
 
     def _gates_of(self, element: Element) -> list[Key]:
         kind = registry.kind(element.task)
-        apart = tuple((name, value) for name, value in element.swept.items() if name != "layer")
+        swept = tuple((name, value) for name, value in element.swept.items() if name != "layer")
+        apart = (element.stage, element.task, swept)
         if apart not in self._gates:  # a measurement has no layers
             names = kind.gates(element.cfg)
             self._gates[apart] = [key_of(registry.kind(name), element.cfg, (), self.contents) for name in names]
@@ -163,14 +168,14 @@ def _canaries(elements: Sequence[Element], after: Mapping[int, After]) -> set[in
     return found
 
 
-def _made_elsewhere(key: Key, seen: set[str]) -> Iterator[Key]:
+def made_elsewhere(key: Key, seen: set[str]) -> Iterator[Key]:
     """The inputs of `key` that are a task's own work, also those of what is made on its way."""
     for one in key.inputs.values():
         if one.hash in seen:
             continue
         seen.add(one.hash)
         if registry.kind(one.kind).inline:
-            yield from _made_elsewhere(one, seen)
+            yield from made_elsewhere(one, seen)
         else:
             yield one
 

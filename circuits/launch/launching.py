@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import UserError
-from circuits.launch import answers, cores, local, planning
+from circuits.launch import answers, cores, local, planning, states
 from circuits.launch.backend import Backend
 from circuits.launch.chain import Chain, ordered
-from circuits.launch.packs import packs
 from circuits.launch.plan import Element, Plan, Shape, standing
 from circuits.launch.planning import keys_of, model_dims
 from circuits.launch.sweep import Sweep, create, kind_of, relaunched, shape_of
@@ -23,10 +22,11 @@ from circuits.prose import put
 from circuits.run import config, status
 from circuits.schema import Backend as Place
 from circuits.schema import Where
+from circuits.store import registry
 from circuits.store.contents import Contents
 from circuits.store.keys import Key
 from circuits.store.kinds import ModelDims
-from circuits.store import registry
+from circuits.store.layers import ranges
 from circuits.store.store import Store
 
 Compose = Callable[[Sequence[str]], Any]
@@ -62,7 +62,9 @@ def _taking_over(lists: Sequence[Sequence[str]]) -> Callable[..., int] | None:
     tasks = dict.fromkeys(word.partition("=")[2] for words in lists for word in words if word.startswith("task="))
     found = {task: function for task in tasks if (function := getattr(registry.modules().get(task), "launch", None))}
     if found and len(tasks) > 1:
-        raise UserError(f"task={','.join(tasks)}: task={next(iter(found))} is no part of a sweep; start one after the other")
+        raise UserError(
+            f"task={','.join(tasks)}: task={next(iter(found))} is no part of a sweep; start one after the other"
+        )
     return next(iter(found.values()), None)
 
 
@@ -98,11 +100,11 @@ def plan(elements: list[Element], store: Store, backend: Backend, shape: Shape |
     contents = Contents(store.root / ".hashes.json")
     chain = Chain(store, contents, backend.job_of, find)
     if shape is not None:
-        found.refused = chain.refused(found, lambda element: answers.gate_of(element, store, contents))
+        found.refused = chain.refused(found, shape, lambda element: answers.gate_of(element, store, contents))
     after = chain.after(found.to_run)
     if shape is not None:
         after = ordered(after, found, shape, lambda key: backend.job_of(store.holder(key) or {}))
-    return Plan(elements, store, found, packs(found.to_run), after, backend.requests(found.to_run))
+    return Plan(elements, store, found, backend.packs(found.to_run, store), after, backend.requests(found.to_run))
 
 
 def backend_of(elements: Sequence[Element], launcher: Mapping[str, Any]) -> Backend:
@@ -133,7 +135,7 @@ def recover(sweep: Sweep) -> int:
     find = _memo(store.find)
     if all(find(key) is not None for element in elements for key in element.keys.values()):
         return _nothing_missing(sweep, elements, store)
-    backend = backend_of(elements, sweep.record.get("hydra_launcher") or {})
+    backend = backend_of(elements, _without_deadly(sweep, sweep.record.get("hydra_launcher") or {}))
 
     def again() -> Sweep:
         if isinstance(backend, local.Local):
@@ -141,6 +143,19 @@ def recover(sweep: Sweep) -> int:
         return sweep
 
     return _run(elements, store, backend, again, shape_of(sweep))
+
+
+def _without_deadly(sweep: Sweep, launcher: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`launcher` without the nodes on which elements of `sweep` died one after the other; each is named."""
+    if not states.on_cluster(sweep):
+        return launcher
+    from circuits.launch.slurm.states import deadly_nodes
+
+    found = deadly_nodes(sweep)
+    for node, indices in found.items():
+        _say(f"note: {node} is left out: elements {ranges(indices)} died on it without a word")
+    nodes = [*filter(None, [launcher.get("exclude")]), *sorted(found)]
+    return {**launcher, "exclude": ",".join(nodes)} if found else launcher
 
 
 def _store(elements: Sequence[Element]) -> Store:

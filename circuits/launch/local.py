@@ -23,7 +23,7 @@ from circuits import host
 from circuits.errors import CircuitsError
 from circuits.launch import answers, cores, memory, planning, terminal
 from circuits.launch import element as element_module
-from circuits.launch.packs import next_pack
+from circuits.launch.packs import next_pack, packs
 from circuits.launch.plan import Element, Plan
 from circuits.launch.sweep import Sweep
 from circuits.run import machine, status
@@ -79,6 +79,10 @@ class Local:
     def requests(self, elements: Sequence[Element]) -> Mapping[int, Any]:
         """None."""
         return {}
+
+    def packs(self, elements: Sequence[Element], store: Store) -> list[list[Element]]:
+        """As ``pack=N`` says."""
+        return packs(elements)
 
     def start(self, plan: Plan, sweep: Callable[[], Sweep]) -> Callable[[], int]:
         """Refuse what does not fit here, then run."""

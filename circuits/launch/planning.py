@@ -38,7 +38,10 @@ ONE_VALUE = (
 
 
 def plan(
-    compose: Callable[[Sequence[str]], Any], lists: Sequence[Sequence[str]], base: Path, stages: Sequence[str] | None = None
+    compose: Callable[[Sequence[str]], Any],
+    lists: Sequence[Sequence[str]],
+    base: Path,
+    stages: Sequence[str] | None = None,
 ) -> list[Element]:
     """The elements of a sweep, checked.
 
@@ -74,8 +77,10 @@ def plan(
             errors.append(f"{key}: one sweep is over one {noun}; start one after the other")
     for element in elements:
         errors += schema.check(element.cfg)
-    unread = reading.unread([element.overrides for element in elements], [element.cfg for element in elements])
-    errors = reading.joined(errors, unread)
+    for stage in dict.fromkeys(element.stage for element in elements):
+        members = [element for element in elements if element.stage == stage]
+        unread = reading.unread([element.overrides for element in members], [element.cfg for element in members])
+        errors = reading.joined(errors, unread)
     if not errors:
         _cluster_caches(elements[0].cfg)
         checker = _Checker(len(lists), _written(lists), _named(lists))

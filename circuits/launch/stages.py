@@ -2,7 +2,7 @@
 
 A word (an override) of a stage comes, from weakest to strongest, from a person's defaults, the pipeline's ``overrides``, the
 stage's own, and the command line. A word that wins removes weaker ones of the same key, and a choice of a group (``sae=relu``) also
-weaker values in that group. What is not the stage's own goes only where it is read.
+weaker values in that group. What is not the stage's own goes only where it is read; ``layer=`` to the stages that say which layers they take.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 from typing import Any
 
 from circuits.command import overrides, personal, reading
@@ -20,6 +21,7 @@ from circuits.schema import BaseConfig
 from circuits.store import places, registry
 
 KEYS = ("task", "overrides", "after")
+FILE = ("about", "overrides", "stages")
 OWN = ("pipeline", "plan")  # sections of the study itself
 PARALLEL = {"conservative": 4, "aggressive": None}
 
@@ -67,6 +69,45 @@ def typed(lists: Sequence[Sequence[str]]) -> list[str]:
     return [f"{key}={','.join(values)}" for key, values in words.items()]
 
 
+def from_file(path: Path, given: Any) -> Any:
+    """`given`, a pipeline's section, with what the yaml at `path` says in it; what was typed beside it stays.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    where = f"pipeline={path.name}"
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{where}: cannot be read ({e.strerror})") from e
+    except (ValueError, yaml.YAMLError) as e:
+        raise UserError(f"{where}: not readable as yaml ({' '.join(str(e).split())[:150]})") from e
+    if not isinstance(tree, dict):
+        raise UserError(f"{where}: a mapping is expected: about, overrides, stages")
+    wrong = [
+        f"{where}: {key}: no such key" + suggest(str(key), FILE, "keys of a pipeline")
+        for key in tree
+        if key not in FILE
+    ]
+    shapes = {"about": (str, "a text"), "overrides": (list, "a list of texts"), "stages": (dict, "a mapping of stages")}
+    for key, (shape, told) in shapes.items():
+        if key in tree and not isinstance(tree[key], shape):
+            wrong.append(f"{where}: {key}: {told} is expected")
+    if (
+        "overrides" in tree
+        and isinstance(tree["overrides"], list)
+        and not all(isinstance(w, str) for w in tree["overrides"])
+    ):
+        wrong.append(f"{where}: overrides: a list of texts is expected, such as ['sae.k=32']")
+    if wrong:
+        raise UserError(wrong)
+    for key, value in tree.items():
+        setattr(given, key, value)
+    return given
+
+
 def read(name: str, given: Any) -> Study:
     """The study that a pipeline's section describes.
 
@@ -91,6 +132,19 @@ def read(name: str, given: Any) -> Study:
     return Study(name, given.about, chosen, list(given.overrides), parallelism, given.canary)
 
 
+def single(task: str) -> Study:
+    """One task as a study of one stage.
+
+    Raises:
+        UserError: it makes nothing.
+    """
+    errors: list[str] = []
+    stage = _stage(task, {"task": task}, errors)
+    if errors:
+        raise UserError([error.replace(f"pipeline.stages.{task}: task=", "plan.task=") for error in errors])
+    return Study(task, "", [stage], [], None, False)
+
+
 def _stage(name: str, facts: Any, errors: list[str]) -> Stage:
     where = f"pipeline.stages.{name}"
     if not isinstance(facts, Mapping):
@@ -106,11 +160,15 @@ def _stage(name: str, facts: Any, errors: list[str]) -> Stage:
         errors.append(f"{where}: task={task} makes nothing that is kept, and runs here; stages are {' '.join(tasks)}")
     for key, value in (("overrides", own), ("after", after)):
         if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-            errors.append(f"{where}.{key}: a list of texts is expected, such as [{'key=value' if key == 'overrides' else 'STAGE'}]")
+            errors.append(
+                f"{where}.{key}: a list of texts is expected, such as [{'key=value' if key == 'overrides' else 'STAGE'}]"
+            )
             return Stage(name, str(task), [])
     for word in own:
         if _of_study(word) or word.partition("=")[0] in ("cluster", "outputs", "multirun", "name"):
-            errors.append(f"{where}: {word}: what a whole study has one of stands on the command line, the task under task:")
+            errors.append(
+                f"{where}: {word}: what a whole study has one of stands on the command line, the task under task:"
+            )
     return Stage(name, str(task), list(own), tuple(after))
 
 
@@ -148,7 +206,9 @@ def _chosen(stages: list[Stage], given: Any, errors: list[str]) -> list[Stage]:
     first = names.index(given.from_) if given.from_ else 0
     last = names.index(given.until) if given.until else len(names) - 1
     if first > last:
-        errors.append(f"pipeline.from={given.from_} comes after pipeline.until={given.until}; the order is {' '.join(names)}")
+        errors.append(
+            f"pipeline.from={given.from_} comes after pipeline.until={given.until}; the order is {' '.join(names)}"
+        )
     kept = [stage for stage in stages[first : last + 1] if not given.only or stage.name in given.only]
     left = {stage.name for stage in kept}
     for stage in kept:
@@ -171,7 +231,7 @@ def expand(study: Study, words: Sequence[str], compose: Compose) -> None:
     for stage in study.stages:
         try:
             own = overrides.canonical(stage.own)
-            joined = _stronger([weak, shared, own, strong])
+            joined = _stronger([weak, shared, own, [word for word in strong if not _elsewhere(word, stage, study)]])
             _check(stage, joined)
             foreign = [word for word in joined if word not in own]
             kept = _read_here(stage, joined, foreign, compose, unread)
@@ -199,6 +259,12 @@ def _of_study(word: str) -> bool:
     return key == "task" or key.split(".")[0] in OWN
 
 
+def _elsewhere(word: str, stage: Stage, study: Study) -> bool:
+    """Whether a typed ``layer=`` is not for this stage: it is for those that say which layers they take, where some do."""
+    chosen = [one.name for one in study.stages if any(own.startswith("layer=") for own in one.own)]
+    return word.startswith("layer=") and bool(chosen) and stage.name not in chosen
+
+
 def _stronger(layers: Iterable[Sequence[str]]) -> list[str]:
     """These layers of words as one list, later ones stronger."""
     found: list[str] = []
@@ -206,9 +272,7 @@ def _stronger(layers: Iterable[Sequence[str]]) -> list[str]:
         keys = {word.partition("=")[0] for word in words}
         groups = {key for key in keys if key in places.config_groups()}
         found = [
-            word
-            for word in found
-            if (key := word.partition("=")[0]) not in keys and key.split(".")[0] not in groups
+            word for word in found if (key := word.partition("=")[0]) not in keys and key.split(".")[0] not in groups
         ]
         found += words
     return found
@@ -227,18 +291,26 @@ def _read_here(
     for word in words:
         key = word.partition("=")[0]
         path = reading.CHOICE_OF.get(key, key)
-        if word in foreign and key != "experiment" and not key.startswith("hydra") and not reading.may(path, stage.task):
+        if (
+            word in foreign
+            and key != "experiment"
+            and not key.startswith("hydra")
+            and not reading.may(path, stage.task)
+        ):
             unread.setdefault(word, []).append(f"task={stage.task} does not")
         else:
             possible.append(word)
-    for first in _combinations(possible, stage)[:1]:
-        cfg: BaseConfig = config.to_object(compose(first))
-        pairs = {word.partition("=")[0]: word for word in first}
-        for word in foreign:
-            key = word.partition("=")[0]
-            if word in possible and (reason := reading.why(pairs[key], cfg, first)) is not None:
-                possible.remove(word)
-                unread.setdefault(word, []).append(reason)
+    every = _combinations(possible, stage)
+    answers: dict[str, list[str | None]] = {}
+    for mine in (every[number] for number in reading.distinct(every)):
+        cfg: BaseConfig = config.to_object(compose(mine))
+        typed = {word.partition("=")[0]: word for word in mine}
+        for word in (word for word in foreign if word in possible):
+            answers.setdefault(word, []).append(reading.why(typed[word.partition("=")[0]], cfg, mine))
+    for word, reasons in answers.items():
+        if all(reasons):
+            possible.remove(word)
+            unread.setdefault(word, []).append(str(reasons[0]))
     return possible
 
 

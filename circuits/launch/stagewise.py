@@ -50,4 +50,6 @@ def lines(sweep: Sweep, known: Facts) -> list[str]:
     """The same as text, one line a stage."""
     table = rows(sweep, known)
     width = max((len(row[0]) for row in table), default=0)
-    return [f"{name:<{width}}  {count:>4}  {counted}{f'  {wall}' if wall else ''}" for name, count, counted, wall in table]
+    return [
+        f"{name:<{width}}  {count:>4}  {counted}{f'  {wall}' if wall else ''}" for name, count, counted, wall in table
+    ]

@@ -19,9 +19,11 @@ from markupsafe import Markup
 
 from circuits.drawing.style import Looks
 from circuits.files import disk_errors, write_atomic
+from circuits.report.checklist import checklist
 from circuits.report.content import Cell, Column, Figure, Part, Table
 from circuits.report.provenance import provenance_blocks
 from circuits.report.registry import Entry, View, sections
+from circuits.report.resources import resources
 from circuits.report.types import ArtifactRef, Element, ReportInput
 from circuits.report.words import plural, visible
 from circuits.state import State, counts
@@ -46,7 +48,8 @@ def build(report: ReportInput, out: Path) -> Path:
     """Write ``out/report.html`` and ``out/figures/*``; returns the page's path. Unreadable results are named on it."""
     looks = Looks(element.series for element in report.elements)
     entries, repeated = _entries(report.elements)
-    return write(report, _parts(entries, looks), out, [e.ref for kind in entries.values() for e in kind], repeated)
+    parts = [*_parts(entries, looks), *_of_the_sweep(report)]
+    return write(report, parts, out, [e.ref for kind in entries.values() for e in kind], repeated)
 
 
 def write(report: ReportInput, parts: list[Part], out: Path, refs: Sequence[ArtifactRef], repeated: int = 0) -> Path:
@@ -86,6 +89,12 @@ def _parts(entries: dict[str, list[Entry]], looks: Looks) -> list[Part]:
         known[kind].render(View(tuple(entries[kind]), looks)) if kind in known else _plain_part(kind, entries[kind])
         for kind in order
     ]
+
+
+def _of_the_sweep(report: ReportInput) -> list[Part]:
+    """What is told of the elements and not of an artifact."""
+    found = (resources(report.costs, report.next_time), checklist(report.checks))
+    return [part for part in found if part is not None]
 
 
 def _plain_part(kind: str, entries: Sequence[Entry]) -> Part:

@@ -81,7 +81,8 @@ def provenance_blocks(elements: Sequence[Element], refs: Sequence[ArtifactRef]) 
 
 #: Of a machine or an account and not of a result: a page is passed on.
 PRIVATE = (
-    "hostname", "host", "pid", "process_started", "job", "slurm", "modules", "traceback", "path", "queue", "progress",
+    "hostname", "host", "pid", "process_started", "job", "slurm", "modules", "traceback", "path", "queue", "progress", "accounting",
+    "usage",  # the section of resources has both
 )  # fmt: skip
 
 

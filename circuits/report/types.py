@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,43 @@ class Element:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What one element was given beside what it took; None where nobody knows. Shares are of what was asked for."""
+
+    index: int
+    name: str
+    series: str
+    seconds: float | None
+    asked_seconds: float | None
+    memory: int | None
+    asked_memory: int | None
+    cores: float | None
+    asked_cores: int | None
+    gpu_busy: float | None = None
+    gpu_band: tuple[float, float] | None = None
+    gpu_memory: int | None = None
+    gpu_memory_of: int | None = None
+    celsius: float | None = None
+    hint: str | None = None
+    phases: Mapping[str, float] = field(default_factory=dict)
+    samples: Sequence[Mapping[str, Any]] = ()
+    """Lines of its usage.jsonl."""
+    profile: Mapping[str, Any] = field(default_factory=dict)
+    """What profile= found: its profile.json."""
+    place: str = ""
+    """Where its profile is."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One item of the reproducibility checklist: passed, failed, or (None) about something that this sweep has not."""
+
+    title: str
+    passed: bool | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class ReportInput:
     """A sweep (or a pipeline) as one page: `question` in one sentence, `again` the command that remakes the page."""
 
@@ -60,3 +97,7 @@ class ReportInput:
     again: str
     elements: list[Element]
     created: str
+    costs: Sequence[Cost] = ()
+    next_time: str = ""
+    """The overrides to ask for next time."""
+    checks: Sequence[Check] = ()

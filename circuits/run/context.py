@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from circuits.errors import Damaged, GateError, UserError
 from circuits.files import disk_errors, read_json
-from circuits.run import provenance, threads, tracked
+from circuits.run import provenance, stripes, threads, tracked
 from circuits.run.parts import Run
 from circuits.run.status import entry, now
 from circuits.schema import DataSource, Reuse
@@ -37,9 +37,17 @@ class Work:
         self._context, self.key = context, key
         self._began = time.monotonic()
         forced = context.run.cfg.reuse is Reuse.force and not context.kind.inline
+        self._resumed = context.run.store.beside(key, "partial").exists()
         self.partial = context.run.store.partial(key, owner="reuse=force" if forced else None)
+        self._stripe(self.partial)
         if not context.kind.inline:
             threads.note(self.partial, context.run.cfg.task.resources.cpus)
+
+    def _stripe(self, directory: Path) -> None:
+        """Lay out the large files that will be made in `directory` as ``cluster.stripe`` says."""
+        count = self._context.run.cfg.cluster.stripe
+        if count is not None and self._context.kind.striped:
+            stripes.stripe(directory, count, self._context.say)
 
     def own(self, share: str) -> Path:
         """A directory of its unfinished work that no other process writes to: for files that grow.
@@ -63,6 +71,7 @@ class Work:
         context = self._context
         store = context.run.store
         with store.writing(self.key) as directory, disk_errors(directory), context.phase(f"writing {self.key.id}"):
+            self._stripe(directory)
             write(directory)
             context.write_config(directory / "config.yaml")
             manifest = {
@@ -70,6 +79,7 @@ class Work:
                 "created": now(),
                 "by": context.run.name,
                 "made_in_s": round(time.monotonic() - self._began, 3),
+                "cost": {**context.run.status.cost(), "resumed": self._resumed},
                 "inputs": context.input_facts(self.key),
                 "payload": self.key.payload,
                 "code": provenance.code(),
@@ -102,6 +112,8 @@ class Context:
     def show(self, phase: str, done: float, total: float | None, unit: str = "step", **metrics: float) -> None:
         """Where the work is; shown in the sweep's table and by task=status. No safe point: for work that is saved first."""
         self.run.status.progress(phase, done, total, unit, metrics)
+        if self.run.profiler is not None:
+            self.run.profiler.mark(phase, done, total)
 
     def progress(self, phase: str, done: float, total: float | None, unit: str = "step", **metrics: float) -> None:
         """Where the work is, at a safe point: nothing is lost that is not done again in a moment.

@@ -36,3 +36,5 @@ class Run:
     live: set[str] = field(default_factory=set)  # keys of what has a W&B run already, while it is made
     told: set[str] = field(default_factory=set)  # and of what W&B has been told to its end
     me: Mapping[str, Any] = field(default_factory=owner)  # this process, beside unfinished work
+    usage: Callable[[], Mapping[str, Any]] = dict  # what the run has taken so far
+    profiler: Any = None  # circuits.profiling.Profiler, where profile= asks for one

@@ -103,6 +103,7 @@ def environment() -> dict[str, Any]:
         "packages": packages(),
         "modules": [name for name in os.environ.get("LOADEDMODULES", "").split(":") if name],
         "gpu": _gpus(torch),
+        "deterministic": bool(torch and torch.are_deterministic_algorithms_enabled()),
         "slurm": {k: v for k, v in os.environ.items() if k in _SLURM},
     }
     return facts

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from circuits import host
-from circuits.run import private
+from circuits.run import private, sampler, usage
 from circuits.run.signals import StopFlag, Stopped
 from circuits.state import State, state_of
 from circuits.store.places import LOG, RECORD, SWEEP
@@ -44,6 +44,8 @@ class Opened:
         """Says what becomes of it when it is stopped, where a scheduler runs it."""
         self.code, self.again = 0, ""
         """How it ended; whether Slurm is to be asked to queue it again ("ask") or has ("queued")."""
+        self.recorder: Any = None
+        """Of what it takes, from its beginning to its end."""
 
     @staticmethod
     def at(directory: Path, place: str = "") -> Opened | int:
@@ -89,10 +91,14 @@ class Opened:
         os.environ.setdefault("TQDM_DISABLE", "1")
         if self.place:
             self.log.write(self.place)
+        self.recorder = sampler.Recorder(self.directory, self._phase)
+        sampler.SAMPLER.add(self.recorder)
         self.stop = stop
         stop.last_words.append(self._cut_off)
         with self._noting():
             self.context = _context(self.directory, self.record, self.cfg, self.status, stop, self.log)
+            self.context.run.usage = lambda: usage.told(self.taken())
+            self._profile()
 
     def perform(self, failure: BaseException | None = None) -> None:
         """Its task; with a `failure` that came before it: only that."""
@@ -105,6 +111,25 @@ class Opened:
                 get_method(self.cfg.task._target_)(self.context)
             finally:
                 self.context.run.tracker.close(budget_s=HURRIED_S if self.stop.reason else None)
+
+    def _phase(self) -> str | None:
+        progress = self.status.facts.get("progress")
+        return progress["phase"] if progress else None
+
+    def taken(self) -> dict[str, Any]:
+        """What it has taken so far; nothing of a run of two seconds."""
+        from circuits.run.status import peak_gpu
+
+        rows = self.recorder.rows if self.recorder is not None else []
+        return usage.summary(rows, self.cfg.task.resources.cpus or 1, peak_gpu() is not None) if len(rows) > 1 else {}
+
+    def _profile(self) -> None:
+        """A profiler for what follows, where ``profile=`` asks for one."""
+        if (mode := self.cfg.profile.value) != "none":
+            from circuits.profiling import Profiler
+
+            self.context.run.profiler = Profiler(self.directory, mode, self.log.write, self.cfg.model.device)
+            self.context.run.profiler.begin()
 
     def _cut_off(self, why: str) -> None:
         """The word of a run that could not come to its end."""
@@ -130,6 +155,11 @@ class Opened:
             log.write(f"error: {failure}")
             self.code = getattr(failure, "exit_code", 1)
             return self.code
+        if self.context is not None and self.context.run.profiler is not None:
+            self.context.run.profiler.end()
+        sampler.SAMPLER.remove(self.recorder)
+        if taken := self.taken():
+            status.facts["usage"] = taken
         state, code, error, again = State.done, 0, None, ""
         if isinstance(failure, Stopped):
             state, error, again = _stopped(str(failure), status, self.judge)
@@ -319,5 +349,6 @@ def _provenance(directory: Path, record: dict[str, Any], cfg: Any, status: Any) 
             "wall_s": facts["wall_s"],
             "peak_rss_bytes": facts["peak_rss_bytes"],
             "peak_gpu_bytes": facts["peak_gpu_bytes"],
+            **({"usage": facts["usage"]} if "usage" in facts else {}),
         },
     )

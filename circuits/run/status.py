@@ -83,6 +83,11 @@ class Status:
         self.write()
         pulse.PULSE.add(self.beat)
 
+    def cost(self) -> dict[str, Any]:
+        """What the run has taken so far: seconds, and peaks of memory in bytes."""
+        seconds = round(time.monotonic() - self._began, 3)
+        return {"run_s": seconds, "peak_rss_bytes": peak_rss(), "peak_gpu_bytes": peak_gpu()}
+
     def beat(self) -> None:
         """A sign of life, also while the run has nothing to say."""
         os.utime(self.path)
@@ -115,8 +120,9 @@ class Status:
     def write(self, durable: bool = True) -> None:
         """Write the file now."""
         self._written = time.monotonic()
+        spent = self.cost()
         self.facts.update(
-            wall_s=round(time.monotonic() - self._began, 3), peak_rss_bytes=peak_rss(), peak_gpu_bytes=peak_gpu()
+            wall_s=spent["run_s"], peak_rss_bytes=spent["peak_rss_bytes"], peak_gpu_bytes=spent["peak_gpu_bytes"]
         )
         write_json(self.path, self.facts, durable)
 

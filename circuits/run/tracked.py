@@ -103,10 +103,12 @@ def publish(run: Run, kind: Kind, key: Key, artifact: Artifact, layer: int | Non
     if key.hash in run.told:
         return
     run.told.add(key.hash)
+    made = artifact.manifest.get("by") == run.name
+    if made and (taken := dict(run.usage())):
+        metrics = {**metrics, "usage": taken}
     if key.hash in run.live:
         run.tracker.summary(metrics, layer)
         return
-    made = artifact.manifest.get("by") == run.name
     name = run.name.partition("/")[2]
     given = _of(run, kind, artifact.id, cached=not made)
     own = tags(kind, run.cfg, layer) if made else [*tags(kind, run.cfg, layer), "cached"]

@@ -37,7 +37,7 @@ from circuits.schema.fields import MISSING, added, file, free, naming
 from circuits.schema.interpret import InterpretConfig, Pool
 from circuits.schema.model import Dtype, EmbeddedConfig, Matmul, ModelConfig, PrecisionConfig, Site
 from circuits.schema.sae import Architecture, NonFinitePolicy, Normalize, SaeConfig, SaeSource
-from circuits.schema.task import Resources, Reuse, TaskConfig, Where
+from circuits.schema.task import Profile, Resources, Reuse, TaskConfig, Where
 
 
 @dataclass
@@ -66,13 +66,16 @@ class BaseConfig:
         Reuse.cached
     )  # what is in the store: cached (use it), force (make it anew), readonly (only what exists)
     pack: int = 1  # elements of a sweep that share one process, one after the other
+    profile: Profile = Profile.none  # what a run measures of itself: none, torch (traces), memory (allocations)
     force: bool = False  # go on although a gate said no; what is made is marked as tainted
+    confirm: bool = False  # delete what task=clean shows
     outputs: str = "outputs"  # where runs/ and artifacts/ (the store) are
     multirun: str = "multirun"  # where sweeps are
 
 
 #: Root keys that every task reads.
-RUN_KEYS = ("name", "note", "reuse", "force", "pack", "outputs", "multirun", "task", "cluster", "tracking", "user")
+RUN_KEYS = ("name", "note", "reuse", "force", "pack", "profile", "outputs", "multirun", "task", "cluster", "tracking",
+            "user")  # fmt: skip
 
 
 def root_schema(options: dict[str, type], clusters: Iterable[str] = ()) -> type:
@@ -134,7 +137,7 @@ def _check_root(cfg: BaseConfig) -> list[str]:
 __all__ = [
     "MISSING", "RUN_KEYS", "ActivationSource", "ActivationsConfig", "Architecture", "Backend", "BaseConfig",
     "BehaviourConfig", "Bos", "ClusterConfig", "DataConfig", "DataSource", "Dtype", "EmbeddedConfig", "InterpretConfig",
-    "Matmul", "ModelConfig", "MultiToken", "NonFinitePolicy", "Normalize", "PersonalConfig", "Pool", "PrecisionConfig",
+    "Matmul", "ModelConfig", "MultiToken", "NonFinitePolicy", "Normalize", "PersonalConfig", "Pool", "PrecisionConfig", "Profile",
     "QueueConfig", "Resources", "Reuse", "SaeConfig", "SaeSource", "Site", "TaskConfig", "TrackingConfig",
     "TrackingMode", "Where", "added", "check", "file", "free", "naming", "root_schema",
 ]  # fmt: skip

@@ -61,6 +61,8 @@ class ClusterConfig:
     max_num_timeout: int = 3  # times that a run may reach its time limit and go on
     sbatch: list[str] = field(default_factory=list)  # further options: ["--constraint=x"]
     stage: str | None = None  # a directory on a node's own disk ($TMPDIR): stores are copied there before they are read
+    stripe: int | None = None  # of new activations on Lustre: over so many storage targets; -1: all
+    balance: str | None = None  # the command that tells what an account has left; named by task=plan
     python: str | None = None  # the nodes' interpreter; null: the one that submits
 
 
@@ -121,6 +123,7 @@ READ_WHEN = {
         for name in ("cpus_per_gpu", "gpu_type", "gpu_memory")
     },
     "cluster.stage": (When("sae.source", ("store",), strict=False),),
+    "cluster.stripe": (When("task.name", ("activations", "pipeline"), strict=False),),
     "cluster.workers": (When("cluster.backend", ("local",), hint="cluster.parallelism bounds an array"),),
     "cluster.grace_s": (When("cluster.backend", ("local",), False, "cluster.signal_s is Slurm's"),),
     "task.resources.memory": (_SLURM,),
@@ -142,6 +145,8 @@ def check(cluster: ClusterConfig) -> list[str]:
         errors.append(f"cluster.parallelism={cluster.parallelism}: at least 1")
     if cluster.signal_s < 1:
         errors.append(f"cluster.signal_s={cluster.signal_s}: at least 1 second")
+    if cluster.stripe is not None and (cluster.stripe < -1 or cluster.stripe == 0):
+        errors.append(f"cluster.stripe={cluster.stripe}: 1 or more storage targets, or -1 for all")
     if cluster.stage is not None and not cluster.stage.startswith(("/", "~", "$")):
         errors.append(
             f"cluster.stage={cluster.stage}: a whole path on the node's own disk, or a variable such as $TMPDIR"

@@ -22,7 +22,7 @@ CHOICE_OF = {
     "task": "task.name", "model": "model.id", "behaviour": "behaviour.name", "data": "data.source", "sae": "sae.architecture",
     "cluster": "cluster.backend", "precision": "precision.dtype", "tracking": "tracking.mode",
 }  # fmt: skip
-_GROUP_OF = {CHOICE_OF[group]: group for group in ("model", "behaviour", "data", "sae", "cluster")}
+_GROUP_OF = {CHOICE_OF[group]: group for group in ("task", "model", "behaviour", "data", "sae", "cluster")}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,14 @@ class Where(Enum):
     here = "here"  # always in the calling process
 
 
+class Profile(Enum):
+    """What a run measures of itself, beside its result."""
+
+    none = "none"  # nothing beyond one sample a second
+    torch = "torch"  # traces of a few steps of each phase, and the operators that take the time
+    memory = "memory"  # every allocation on the GPU; on a CPU: what the operators of each phase allocate
+
+
 class Reuse(Enum):
     """What to do about an artifact that is already in the store."""
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from circuits.store.contents import Contents
 
 Layers = tuple[int, ...]
+Keep = Literal["keep", "archive", "regenerable"]
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,11 @@ class Kind:
         asks: the keys that :meth:`derived` reads.
         inline: made by whoever needs it first; another kind that is missing is an error with the command that makes it.
         memory_keys: config keys to lower when memory runs out.
+        work: keys to whose product the time of making one is proportional, for the plan; of inputs' configs, too.
         columns: metrics of ``metrics.json`` that the end table shows.
+        keep: what task=clean may do with its artifacts: ``keep`` them; delete what stands in an ``archive``; delete what is
+            ``regenerable`` by the command that made it.
+        striped: whether its files are large enough to lie on several storage targets (``cluster.stripe``).
     """
 
     name: ClassVar[str]
@@ -145,7 +150,10 @@ class Kind:
     asks: ClassVar[tuple[str, ...]] = ()
     inline: ClassVar[bool] = False
     memory_keys: ClassVar[tuple[str, ...]] = ()
+    work: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[tuple[Column, ...]] = ()
+    keep: ClassVar[Keep] = "keep"
+    striped: ClassVar[bool] = False
 
     @cached_property
     def needed(self) -> dict[str, tuple[str, ...] | None]:

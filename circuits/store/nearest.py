@@ -26,13 +26,38 @@ def told(root: Path, key: Key) -> str:
     wanted = json.loads(key.payload)
     place = root / key.kind
     changed = place.stat().st_mtime_ns if place.is_dir() else 0
-    found = [(differing(wanted, payload), name) for name, payload in _payloads(place, changed)]
+    found = [(differing(wanted, payload), name) for name, payload, _ in _payloads(place, changed)]
     if not found:
         return f"; there is no artifact of kind {key.kind} in {root}"
     differences, name = min(found, key=lambda one: (_distance(one[0]), one[1]))
     listed = [f"{where}={_text(there)}, not {_text(here)}" for where, (here, there) in differences.items()]
     more = f"; {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
     return f"; nearest there: {key.kind}/{name} ({'; '.join(listed[:SHOWN]) or 'alike in its config'}{more})"
+
+
+def of(
+    root: Path, kind: str, payload: Mapping[str, Any], besides: str = "", sweep: str | None = None
+) -> tuple[str, list[str]] | None:
+    """The name of the artifact whose key is most like `payload`, and where it differs (``sae.k: 32 → 64``); None without any.
+
+    Args:
+        root: the store's directory, of all kinds.
+        kind: of the artifact.
+        payload: what entered a key, as in a manifest.
+        besides: the name of the artifact itself, which is not meant.
+        sweep: whose artifacts are not meant, either: they are as new.
+    """
+    place = root / kind
+    changed = place.stat().st_mtime_ns if place.is_dir() else 0
+    found = [
+        (differing(payload, other), name)
+        for name, other, by in _payloads(place, changed)
+        if name != besides and (sweep is None or by.partition("/")[0] != sweep)
+    ]
+    if not found:
+        return None
+    differences, name = min(found, key=lambda one: (_distance(one[0]), one[1]))
+    return name, [f"{where}: {_text(there)} → {_text(here)}" for where, (here, there) in differences.items()]
 
 
 def differing(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -56,13 +81,14 @@ def differing(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, 
 
 
 @lru_cache(maxsize=8)
-def _payloads(place: Path, changed: int) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """Name and key payload of the artifacts of one kind, read once until that has `changed`: a sweep may ask a thousand times."""
+def _payloads(place: Path, changed: int) -> tuple[tuple[str, dict[str, Any], str], ...]:
+    """Name, key payload and maker of a kind's artifacts, read once until that has `changed`: a sweep may ask a thousand times."""
     manifests = sorted(place.glob("[!.]*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     found = []
     for path in manifests[:MOST]:
         try:
-            found.append((path.parent.name, json.loads(read_json(path)["payload"])))
+            manifest = read_json(path)
+            found.append((path.parent.name, json.loads(manifest["payload"]), str(manifest.get("by", ""))))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # damaged: whoever reads it says so
     return tuple(found)

@@ -83,7 +83,10 @@ class Activations(Kind):
     """A site's activations at a layer."""
 
     name = "activations"
+    keep = "regenerable"
+    striped = True
     sections = ("model", "data", "activations", "precision", "seed")
+    work = ("activations.n_sequences", "behaviour.n_samples")
     layers = "each"
     needs = ("tiny", "tokens", "prompts", "baseline")
     several = "activations.site"

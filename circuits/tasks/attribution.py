@@ -64,6 +64,7 @@ class Attribution(Kind):
 
     name = "attribution"
     sections = ("model", SECTION, "precision", "seed", "sae.site", "sae.target_site")
+    work = ("behaviour.n_samples", "attribution.steps")
     layers = "set"
     needs = ("tiny", "prompts", "baseline", "sae")
     when = {"sae": _FEATURES}

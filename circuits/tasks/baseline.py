@@ -63,6 +63,7 @@ class Baseline(Kind):
 
     name = "baseline"
     sections = ("model", "baseline", "precision", "seed")
+    work = ("behaviour.n_samples",)
     needs = ("prompts", "tiny")
     gated = ("behaviour.min_logit_diff", "behaviour.success_threshold")
     asks = ("behaviour.min_logit_diff",)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
 from circuits.files import disk_errors, write_atomic
-from circuits.launch import saved, sweep
+from circuits.launch import sweep
+from circuits.launch.keeping import moved
 from circuits.launch.sweep import Sweep
 from circuits.prose import put
 from circuits.schema import BaseConfig
@@ -55,7 +56,7 @@ def run(cfg: BaseConfig) -> int:
     options: Options = getattr(cfg, "compare")  # noqa: B009 (joined to the schema at run time)
     sweeps = _sweeps(cfg, options.of)
     kind = sweep.kind_of(next(iter(sweeps.values())))
-    elements = {label: saved.elements(found) for label, found in sweeps.items()}
+    elements = {label: moved.elements(found, Path(cfg.outputs) / "artifacts") for label, found in sweeps.items()}
     problems: list[str] = []
     ones = _ones(elements, problems)
     base, *others = ones

@@ -4,6 +4,8 @@ The artifact is named by the config that made it, so that the command is that of
 ``python launch.py task=export layer=2 sae.k=64 export.format=sparsify export.path=DIR``, or for the graph of a circuit ``python
 launch.py task=export behaviour=ioi export.format=neuronpedia export.path=DIR``. The format says of which kind the artifact is. SAEs
 of several layers go into a directory each, ``DIR/layers.2``, as sparsify names them.
+
+``export.format=bundle of=SWEEP`` writes a whole sweep as a folder that opens anywhere: see :mod:`circuits.launch.keeping.bundle`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ from circuits.schema.fields import named_file
 from circuits.schema.reading import When
 
 if TYPE_CHECKING:
+    from circuits.launch.keeping.holdings import Holding
     from circuits.store.kinds import Kind, Layers
     from circuits.store.store import Artifact
 
@@ -38,6 +41,7 @@ class Format(Enum):
     mib = "mib"  # a circuit, as the MIB benchmark has it
     graphml = "graphml"  # a circuit or graphs of features, for networkx, Gephi, Cytoscape
     parquet = "parquet"  # the tables of a study
+    bundle = "bundle"  # a sweep's page, figures, tables and chosen SAEs, to take home
 
 
 SECTION = "export"
@@ -45,22 +49,35 @@ NAMES = {
     "sae": When("export.format", ("saelens", "sparsify")),
     "attribution": When("export.format", ("neuronpedia", "mib", "graphml", "parquet")),
 }
-READ_WHEN = {"export.features_url": (When("export.format", ("neuronpedia",)),)}
+READS = ("of",)
+_BUNDLE = When("export.format", ("bundle",))
+READ_WHEN = {
+    "export.features_url": (When("export.format", ("neuronpedia",)),),
+    "export.saes": (_BUNDLE,),
+    "of": (_BUNDLE,),
+}
 
 
 @dataclass
 class Options:
     """Options of the export."""
 
-    format: Format = Format.saelens  # an SAE as saelens or sparsify; a circuit as neuronpedia, mib, graphml or parquet
+    format: Format = (
+        Format.saelens
+    )  # an SAE as saelens or sparsify; a circuit as neuronpedia, mib, graphml or parquet; a sweep as bundle
     path: str | None = named_file(None)  # the directory to write; it must not exist, or be empty
     features_url: str | None = None  # the web address at which DIR/features will lie, for Neuronpedia to find features
+    saes: list[str] = field(
+        default_factory=list
+    )  # SAEs that go into a bundle: layers, ids, or all; none where none is named
 
 
 def run(cfg: BaseConfig) -> int:
     """Write the artifacts that the config names."""
     from circuits.store import registry
 
+    if _options(cfg).format is Format.bundle:
+        return _bundle(cfg)
     kind = registry.start_of(SECTION, cfg)
     if kind is None:
         raise ValueError(f"NAMES lacks {_options(cfg).format}")
@@ -79,6 +96,27 @@ def run(cfg: BaseConfig) -> int:
 
 def _options(cfg: BaseConfig) -> Any:
     return getattr(cfg, SECTION)
+
+
+def _bundle(cfg: BaseConfig) -> int:
+    """A sweep to take home.
+
+    Raises:
+        UserError: no such sweep, no such SAE, or something is there.
+    """
+    from circuits.launch import sweep
+    from circuits.launch.keeping import bundle
+
+    options = _options(cfg)
+    if cfg.of is None:
+        raise UserError("export.format=bundle: of which sweep? of=SWEEP; task=status lists them")
+    found = bundle.study(sweep.find(cfg.of, Path(cfg.outputs), Path(cfg.multirun)), Path(cfg.outputs) / "artifacts")
+    saes = bundle.chosen(found, options.saes)
+    (place,) = _places(options, [()]).values()
+    with _whole(place) as beside:
+        count = bundle.write(found, saes, beside, lambda one, out: _sae(one, out, "saelens"))
+    print(f"{found.sweep.id}, {count:,} files → {place}; README.md says what each is")
+    return 0
 
 
 def _find(cfg: BaseConfig, kind: Kind) -> dict[Layers, Artifact]:
@@ -144,7 +182,7 @@ def _whole(place: Path) -> Iterator[Path]:
             raise
 
 
-def _sae(artifact: Artifact, out: Path, form: str) -> None:
+def _sae(artifact: Artifact | Holding, out: Path, form: str) -> None:
     """One SAE and its card."""
     from circuits.sae import card, formats, sparsify
 

@@ -52,6 +52,7 @@ class Faithfulness(Kind):
 
     name = "faithfulness"
     sections = ("model", SECTION, "attribution", "precision", "seed")
+    work = ("behaviour.n_test",)
     layers = "set"
     needs = ("tiny", "prompts", "attribution", "baseline")
     memory_keys = (f"{SECTION}.batch_size",)

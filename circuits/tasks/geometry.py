@@ -46,6 +46,7 @@ class Geometry(Kind):
 
     name = "geometry"
     sections = ("model", "geometry", "precision", "seed")
+    work = ("geometry.samples", "geometry.random_samples")
     layers = "each"
     needs = ("prompts", "tiny")
     memory_keys = ("geometry.batch_size", "geometry.samples")

@@ -57,6 +57,7 @@ class Interpret(Kind):
         "sae.skip_first",
         "sae.nonfinite",
     )
+    work = ("interpret.n_sequences",)
     layers = "each"
     needs = ("tiny", "tokens", "sae", "prompts")
     memory_keys = ("interpret.batch_size", "interpret.max_features", "interpret.top_k", "interpret.window")

@@ -95,6 +95,7 @@ class Interventions(Kind):
 
     name = "interventions"
     sections = ("model", SECTION, "precision", "seed", "sae.site")
+    work = ("behaviour.n_test",)
     layers = "set"
     needs = ("tiny", "prompts", "sae", "baseline")
     when = {"sae": _FEATURES}

@@ -1,4 +1,4 @@
-"""``task=pipeline pipeline=NAME``: a study of several stages, all submitted at once; each element after exactly those that it needs.
+"""``task=pipeline pipeline=NAME``: a study of several stages, submitted at once; each element after exactly those that it needs.
 
 A pipeline is a yaml of stages (``conf/pipeline/NAME.yaml``), each a task with overrides as on a command line::
 
@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from circuits.schema.fields import named_file
+
 READS = ("*",)  # whatever one of its stages does
 SECTION = "pipeline"
 PRESET = "quickstart"
@@ -31,6 +33,7 @@ class Options:
     about: str = ""  # what the study asks, in a few words
     overrides: list[str] = field(default_factory=list)  # of every stage that reads them
     stages: dict[str, Any] = field(default_factory=dict)  # by name: task, overrides, after
+    path: str | None = named_file(None)  # of pipeline=file; pipeline=FILE.yaml is short for both
     from_: str | None = None  # begin with this stage
     until: str | None = None  # end with this stage
     only: list[str] = field(default_factory=list)  # these stages alone

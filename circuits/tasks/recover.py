@@ -13,7 +13,10 @@ READS = ("of",)
 def run(cfg: BaseConfig) -> int:
     """Recover the sweep that ``of=`` names; the exit code of what was started, or of the sweep when nothing is missing."""
     from circuits.launch import launching, sweep
+    from circuits.launch.keeping import moved
 
     if cfg.of is None:
         raise UserError("task=recover needs of=SWEEP; task=status shows them")
-    return launching.recover(sweep.find(cfg.of, Path(cfg.outputs), Path(cfg.multirun)))
+    found = sweep.find(cfg.of, Path(cfg.outputs), Path(cfg.multirun))
+    moved.refuse(found, Path(cfg.outputs))
+    return launching.recover(found)

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from circuits.errors import UserError
-from circuits.launch import saved, sweep
+from circuits.launch import states, sweep
+from circuits.launch.keeping import moved
 from circuits.run import config, private
 from circuits.schema import BaseConfig
 from circuits.schema.fields import named_file
+from circuits.state import state_of
 from circuits.store.layers import ranges
+from circuits.tasks import _costs
 
 READS = ("of",)
 
@@ -27,19 +30,22 @@ def run(cfg: BaseConfig) -> int:
     if cfg.of is None:
         raise UserError("report: of which sweep? of=SWEEP; task=status lists them")
     found = sweep.find(cfg.of, Path(cfg.outputs), Path(cfg.multirun))
+    if not any(state_of(facts).live for facts in states.facts_of(found).values()):
+        states.ended(found)
     out: str | None = getattr(cfg, "report").out  # noqa: B009 (joined to the schema at run time)
-    print(make(found.path, Path(out) if out else None))
+    print(make(found.path, Path(out) if out else None, Path(cfg.outputs) / "artifacts"))
     return 0
 
 
-def make(path: Path, out: Path | None = None) -> Path:
-    """Make the page of the sweep in directory `path`; where it is."""
+def make(path: Path, out: Path | None = None, store: Path | None = None) -> Path:
+    """Make the page of the sweep in directory `path`; where it is. `store`: where its artifacts are now, if it was moved."""
     from circuits.report.page import build
     from circuits.report.types import ReportInput
 
     found = sweep.load(path)
     record = found.record
-    elements = saved.elements(found)
+    elements = moved.elements(found, store)
+    facts = {one.index: one.status for one in elements}
     return build(
         ReportInput(
             title=record["name"] or record["id"],
@@ -49,6 +55,9 @@ def make(path: Path, out: Path | None = None) -> Path:
             again=f"python launch.py task=report of={record['id']}",
             elements=elements,
             created=record["created"],
+            costs=_costs.costs(found, elements),
+            next_time=_costs.next_line(found, facts),
+            checks=_costs.checks(found, elements, out or path),
         ),
         out or path,
     )

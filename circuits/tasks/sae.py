@@ -51,8 +51,10 @@ class Sae(Kind):
     """A sparse autoencoder, or a transcoder, of one layer."""
 
     name = "sae"
+    keep = "archive"
     version = 2
     sections = ("model", "data", "sae", "precision", "seed")
+    work = ("sae.steps", "sae.batch_size")
     layers = "each"
     needs = ("tiny", "tokens", Need("activations", of=("tiny", "tokens")))
     gated = ("sae.min_r2",)

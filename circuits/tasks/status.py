@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.errors import Damaged
-from circuits.launch import sweep
-from circuits.launch.states import ended, facts_of, hints, look_twice
+from circuits.launch import stagewise, sweep
+from circuits.launch.states import ended, facts_of, hints, load, look_twice, on_cluster
 from circuits.prose import put
 from circuits.schema import BaseConfig
 from circuits.schema.reading import When
 from circuits.state import State, counts, state_of
 from circuits.store.store import verify
+from circuits.tasks import _costs, _history
 from circuits.words import duration, one_line, visible
 
 if TYPE_CHECKING:
@@ -24,16 +27,34 @@ READS = ("of",)
 NEWEST = 30
 
 
+class Format(Enum):
+    """How the history is written."""
+
+    text = "text"  # a table for the terminal
+    csv = "csv"  # for a spreadsheet or pandas
+    markdown = "markdown"  # a table for a notebook: … > notebook.md
+
+
 @dataclass
 class Options:
     """Options of status."""
 
     watch: bool = False  # again every 2 s until everything has ended
     verify: bool = False  # check every hash of the artifacts
-    all: bool = False  # every sweep, not only the newest 30
+    all: bool = (
+        False  # every sweep, not only the newest 30; every element of one, not only those that run or ended badly
+    )
+    history: bool = False  # every run there has been, the oldest first, with its result: a lab notebook
+    format: Format = Format.text  # of the history: text, csv, markdown
 
 
-READ_WHEN = {"status.all": (When("of", (None,)),)}
+_LIST = When("status.history", (False,))
+READ_WHEN = {
+    "status.all": (_LIST,),
+    "status.history": (When("of", (None,)),),
+    "status.watch": (_LIST,),
+    "status.format": (When("status.history", (True,)),),
+}
 
 
 def run(cfg: BaseConfig) -> int:
@@ -42,6 +63,9 @@ def run(cfg: BaseConfig) -> int:
 
     options: Any = getattr(cfg, "status")  # noqa: B009 (joined to the schema at run time)
     shown = console()
+    if options.history:
+        _notebook(shown, cfg, options.format)
+        return _verify(shown, cfg) if options.verify else 0
     while True:
         outputs, multirun = Path(cfg.outputs), Path(cfg.multirun)
         sweeps = [sweep.find(cfg.of, outputs, multirun)] if cfg.of else sweep.every(outputs, multirun)
@@ -49,11 +73,28 @@ def run(cfg: BaseConfig) -> int:
         if cfg.of is None:
             live = _overview(shown, sweeps, options.all)
         else:
-            live = _one(shown, sweeps[0])
+            live = _one(shown, sweeps[0], options.all)
         if not (options.watch and live):
             break
         time.sleep(2)
     return _verify(shown, cfg) if options.verify else 0
+
+
+def _notebook(shown: Terminal, cfg: BaseConfig, form: Format) -> None:
+    """Print the notebook; CSV and Markdown as they are, for a file."""
+    from circuits.console import Rows
+
+    found = _history.lines(sweep.every(Path(cfg.outputs), Path(cfg.multirun)))
+    if form is not Format.text:
+        sys.stdout.write(_history.as_csv(found) if form is Format.csv else _history.as_markdown(found))
+        return
+    if not found:
+        shown.tell("no runs yet; try: python launch.py task=sae layer=0")
+        return
+    table = Rows(_history.HEADINGS, texts=(3, 4, 5, 6, 7, 8), spare=(9, 4, 3))
+    for line in found:
+        table.add(*_history.cells(line))
+    shown.table(table)
 
 
 def _overview(shown: Terminal, sweeps: list[sweep.Sweep], everything: bool) -> bool:
@@ -78,7 +119,7 @@ def _overview(shown: Terminal, sweeps: list[sweep.Sweep], everything: bool) -> b
     return live
 
 
-def _one(shown: Terminal, found: sweep.Sweep) -> bool:
+def _one(shown: Terminal, found: sweep.Sweep, everything: bool) -> bool:
     from circuits.console import Rows, relative
 
     record = found.record
@@ -86,17 +127,23 @@ def _one(shown: Terminal, found: sweep.Sweep) -> bool:
     shown.tell(f"  {record['command']}")
     if record["note"]:
         shown.tell(f"  note: {visible(record['note'])}")
-    live = False
-    table = Rows([""] * 5, texts=(1, 3))
     known = facts_of(found)
-    for item in record["elements"]:
+    live = any(state_of(facts).live for facts in known.values())
+    if "pipeline" in record:
+        stages = Rows([""] * 4, texts=(2,))
+        for row in stagewise.rows(found, known):
+            stages.add(*row)
+        shown.table(stages)
+    table = Rows([""] * 5, texts=(1, 3))
+    items = record["elements"] if everything else stagewise.telling(found, known)
+    for item in items:
         facts = known[item["index"]]
-        state = state_of(facts)
-        live = live or state.live
         wall = facts.get("wall_s")
-        table.add(str(item["index"]), item["name"], state, _detail(facts), duration(wall) if wall else "")
+        table.add(str(item["index"]), item["name"], state_of(facts), _detail(facts), duration(wall) if wall else "")
     shown.table(table)
-    for item in record["elements"]:
+    if len(items) < len(record["elements"]):
+        shown.tell(f"… and {len(record['elements']) - len(items):,} more elements: status.all=true")
+    for item in items:
         facts = known[item["index"]]
         if facts.get("error"):
             log = relative(found.directory(item) / "run.log")
@@ -105,8 +152,12 @@ def _one(shown: Terminal, found: sweep.Sweep) -> bool:
         shown.tell(f"note: {line}; what is shown is from the runs' own files")
     for line in hints(found, known):
         shown.tell(line)
+    for line in load(found, known):
+        shown.tell(line)
     if not live:
         ended(found)
+        if words := _costs.next_line(found, known):
+            shown.tell(f"next time {words}" + ("" if on_cluster(found) else "      (on a cluster)"))
     return live
 
 
@@ -118,7 +169,8 @@ def _detail(facts: dict[str, Any]) -> str:
         return "  ".join(part for part in (progress["phase"], done_of(progress), speed(progress)) if part)
     if state_of(facts) is State.pending:
         again = "queued again, " if facts.get("requeued") else ""
-        return f"{facts.get('job', '')}  {again}{facts.get('reason', '')}"
+        expected = f", expected {facts['expected']}" if facts.get("expected") else ""
+        return f"{facts.get('job', '')}  {again}{facts.get('reason', '')}{expected}"
     if state_of(facts) is State.waiting:
         return facts.get("reason") or ""
     if facts.get("note"):

@@ -21,7 +21,9 @@ class Tiny(Kind):
     """The embedded model."""
 
     name = "tiny"
+    keep = "regenerable"
     sections = ("model.embedded",)
+    work = ("model.embedded.steps", "model.embedded.batch")
     inline = True
 
     def extra(self, cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:

@@ -26,6 +26,7 @@ class Tokens(Kind):
     """A tokenised corpus."""
 
     name = "tokens"
+    keep = "regenerable"
     sections = ("data", "seed")
     needs = ("tiny",)
     inline = True

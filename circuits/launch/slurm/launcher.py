@@ -19,6 +19,8 @@ from circuits import slurm_commands as commands
 from circuits.errors import CircuitsError, UserError
 from circuits.files import disk_errors
 from circuits.launch import answers, planning, terminal
+from circuits.launch.estimate import Rates
+from circuits.launch.packs import packs, short
 from circuits.launch.plan import Element, Plan
 from circuits.launch.slurm import preflight, script, states, submission
 from circuits.launch.slurm.request import Request, cluster_environment, request_of, secret_environment
@@ -75,6 +77,15 @@ class Slurm:
     def requests(self, elements: Sequence[Element]) -> Mapping[int, Request]:
         """Each element's resource request by its number."""
         return {element.index: request_of(element.cfg, self.launcher) for element in elements}
+
+    def packs(self, elements: Sequence[Element], store: Store) -> list[list[Element]]:
+        """As ``pack=N`` says, and short work together, so that a queue is not filled with jobs of seconds."""
+        requests = self.requests(elements)
+        sizes = short(elements, Rates(store), lambda element: requests[element.index].minutes * 60.0)
+        with contextlib.suppress(UserError):  # neighbours that cannot share a process
+            if sizes and not preflight.memory_findings(joined := packs(elements, sizes), requests):
+                return joined
+        return packs(elements)
 
     def start(self, plan: Plan, sweep: Callable[[], Sweep]) -> Callable[[], int]:
         """Submit, or with ``cluster.dry_run`` show what would be; what is returned waits where that was asked for."""
@@ -197,7 +208,7 @@ class SlurmLauncher:
         return steps.run()
 
     def _closing(self, array: script.Array) -> Callable[[Sequence[str]], str]:
-        """From the arrays' numbers to the script of the job that closes a study: on the queue without GPUs, half an hour at most."""
+        """From the arrays' numbers to the script of the job that closes a study: in the queue without GPUs, half an hour."""
         cfg = config.copied(self.cfg)
         cfg.task.resources = Resources(gpus=0, cpus=1, memory=CLOSING_MEMORY, time=CLOSING_TIME)
         name, cluster = f"circuits-{self.sweep.record['pipeline']['name']}-report", cfg.cluster

@@ -129,7 +129,9 @@ class Array:
             "dependency": f"afterany:{':'.join(jobs)}",
         }
         command = f"exec {shlex.quote(self.python)} -m circuits.launch.slurm.closing {shlex.quote(str(sweep))}"
-        return "\n".join([options(request, self.folder, self.tag, more), CHECKED, *self._setup(), *self._exported(), "", command, ""])
+        return "\n".join(
+            [options(request, self.folder, self.tag, more), CHECKED, *self._setup(), *self._exported(), "", command, ""]
+        )
 
     def _exported(self) -> list[str]:
         return [f"export {name}={shlex.quote(value)}" for name, value in self._exports().items()]

@@ -23,6 +23,12 @@ from circuits.state import State, state_of
 from circuits.store.leases import Note, elsewhere
 from circuits.store.places import LOG
 
+DEADLY = 2  # elements that died on a node, after which it is left out
+BY_NODE = (
+    "NODE_FAIL",
+    "FAILED",
+    "BOOT_FAIL",
+)  # ends for which a node may be to blame; no time limit, no memory limit, no scancel
 _ENDED = {
     "CANCELLED": "cancelled (scancel)",
     "TIMEOUT": "killed at its time limit before it could save; raise task.resources.time or cluster.signal_s",
@@ -266,6 +272,27 @@ def _not_launched(shown: Mapping[str, str]) -> str | None:
 
 def _directory(sweep: Sweep, index: int) -> Path:
     return sweep.directory(next(item for item in sweep.record["elements"] if item["index"] == index))
+
+
+def deadly_nodes(sweep: Sweep) -> dict[str, list[int]]:
+    """Nodes on which at least `DEADLY` elements died without a word of their own, with these elements' numbers."""
+    jobs = jobs_of(sweep)
+    died = [index for index, facts in facts_of(sweep).items() if state_of(facts) is State.killed and index in jobs]
+    if len(died) < DEADLY:
+        return {}
+    known = commands.accounting(sorted({jobs[index].split("_")[0] for index in died}))
+    found: dict[str, list[int]] = {}
+    for index in died:
+        ended = known.get(jobs[index])
+        if (
+            ended is not None
+            and ended.state in BY_NODE
+            and ended.node
+            and "," not in ended.node
+            and "[" not in ended.node
+        ):
+            found.setdefault(ended.node, []).append(index)
+    return {node: indices for node, indices in found.items() if len(indices) >= DEADLY}
 
 
 def record_accounting(sweep: Sweep) -> None:

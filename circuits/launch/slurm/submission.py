@@ -256,7 +256,9 @@ class Submission:
                 "arrays": arrays,
                 "earlier": earlier,
                 "claims": claims,
-                "after": {str(element): list(after.elements) for element, after in self.after.items() if after.elements},
+                "after": {
+                    str(element): list(after.elements) for element, after in self.after.items() if after.elements
+                },
                 **({"closing": self._closer} if self._closer else {}),
             },
         )
