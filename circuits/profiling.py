@@ -49,6 +49,7 @@ class Profiler:
         self._seen: set[str] = set()
         self._broken = False
         self._now: Any = None
+        self._done, self._unit = 0.0, "step"
         self._phase, self._marks, self._from, self._began, self._first = "", 0, 0.0, 0.0, False
         self.windows: list[dict[str, Any]] = []
 
@@ -62,12 +63,13 @@ class Profiler:
         if self._history:
             torch.cuda.memory._record_memory_history(enabled="all", max_entries=EVENTS)
 
-    def mark(self, phase: str, done: float, total: float | None) -> None:
+    def mark(self, phase: str, done: float, total: float | None, unit: str = "step") -> None:
         """The run is here: a step of `phase` has ended, or the phase begins. Called by the thread that computes."""
         if _busy is not self or self._history or self._broken:
             return
         try:
             self._mark(phase, done, total)
+            self._done, self._unit = done, unit
         except Exception as e:  # no trace is worth a run
             self._give_up(e)
 
@@ -86,7 +88,7 @@ class Profiler:
                 self._open(done)
 
     def _step(self, done: float, total: float | None) -> None:
-        self._marks += 1
+        self._marks, self._done = self._marks + 1, done
         if self._first:
             self._first = False
             pace = done - self._from
@@ -108,6 +110,8 @@ class Profiler:
         if self._now is None:
             return
         seconds, found, self._now = time.monotonic() - self._began, self._now, None
+        amount = max(1, round(self._done - self._from))
+        said = f"{amount:,} {self._unit}{'s' if amount > 1 else ''}"
         found.stop()
         self._place.mkdir(parents=True, exist_ok=True)
         name = re.sub(r"[^\w-]+", "-", self._phase).strip("-")[:60] or "run"
@@ -117,21 +121,17 @@ class Profiler:
         averages = found.key_averages()
         by = self._sorted_by()
         table = averages.table(sort_by=by, row_limit=ROWS, max_name_column_width=70)
-        (self._place / f"{name}.txt").write_text(
-            f"{self._phase}: {max(1, self._marks)} steps, {seconds:.2f} s\n{table}\n", encoding="utf-8"
-        )
+        (self._place / f"{name}.txt").write_text(f"{self._phase}: {said}, {seconds:.2f} s\n{table}\n", encoding="utf-8")
         trace = self._place / f"{name}.trace.json.gz"
         _export(found, trace)
         top = sorted((_operator(event) for event in averages), key=lambda one: -one[self._key()])[:ROWS]
         self.windows.append(
             {
-                "phase": self._phase, "steps": max(1, self._marks), "seconds": round(seconds, 3), "by": self._key(),
+                "phase": self._phase, "amount": amount, "unit": self._unit, "seconds": round(seconds, 3), "by": self._key(),
                 "trace": trace.name, "table": f"{name}.txt", "operators": [one for one in top if one[self._key()]],
             }
         )  # fmt: skip
-        self._say(
-            f"profile: {self._phase}: {max(1, self._marks)} steps in {FOLDER}/{trace.name} and {FOLDER}/{name}.txt"
-        )
+        self._say(f"profile: {self._phase}: {said} in {FOLDER}/{trace.name} and {FOLDER}/{name}.txt")
 
     def _sorted_by(self) -> str:
         if self._mode == "memory":

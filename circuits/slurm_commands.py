@@ -267,12 +267,13 @@ def remembered(array: str, timeout: float = TIMEOUT_S) -> dict[str, dict[str, st
 
 
 def numbers(text: str) -> list[int]:
-    """``0-2,7%2`` → 0 1 2 7."""
+    """``0-2,7,10-30:10%2`` → 0 1 2 7 10 20 30."""
     found: list[int] = []
     for part in text.split("%")[0].split(","):
-        first, _, last = part.partition("-")
-        if first.isdigit():
-            found += range(int(first), int(last or first) + 1)
+        span, _, step = part.partition(":")
+        first, _, last = span.partition("-")
+        if first.isdigit() and (last or first).isdigit():
+            found += range(int(first), int(last or first) + 1, int(step) if step.isdigit() else 1)
     return found
 
 

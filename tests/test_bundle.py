@@ -86,6 +86,8 @@ def test_a_bundle_holds_no_secret_and_no_place_of_this_machine(mine: Cli) -> Non
     for word in (*secret.values(), *(place for place in places if place.count("/") > 1)):
         assert not [path.name for path, text in read.items() if word in text], word
     assert "***" in read[home / "README.md"] and "a.jsonl" in read[home / "README.md"]
+    (table,) = home.glob("tables/prompts/*/tokens.csv")
+    assert json.loads(pd.read_csv(table)["ids"][0]), "lists are whole"
     assert model.name in read[home / "report.html"], "by its last part"
 
 

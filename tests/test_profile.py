@@ -14,8 +14,6 @@ import pytest
 from conftest import QUICK, Cli
 from test_report import Page
 
-from circuits.profiling import STEPS
-
 SAE = ["task=sae", "layer=1", "sae.heldout_sequences=256", "sae.log_every=5", QUICK, "tracking=off"]
 PROMPTS = ["behaviour.n_samples=120", "behaviour.n_test=40", "tracking=off", "cluster.workers=0"]
 
@@ -35,17 +33,19 @@ def test_a_training_is_profiled_phase_by_phase_and_its_key_is_as_ever(warm: Cli)
     assert done.code == 0, done.out + done.err
     run = run_of(warm, "sae")
     windows = {window["phase"]: window for window in summary(run)["windows"]}
-    assert set(windows) == {"training", "measuring"} and windows["training"]["steps"] == STEPS
+    assert set(windows) == {"training", "measuring"} and windows["training"]["unit"] == "step"
     top = windows["training"]["operators"]
     assert any("aten::mm" in one["name"] or "addmm" in one["name"] for one in top[:8]) and top[0]["cpu_us"] > 0
     with gzip.open(run / "profile" / "training.trace.json.gz", "rt") as file:
         events = json.load(file)["traceEvents"]
     assert any(event.get("name", "").startswith("aten::") for event in events)
     assert "Self CPU" in (run / "profile" / "training.txt").read_text()
-    assert "profile: training: 12 steps in profile/training.trace.json.gz" in (run / "run.log").read_text()
+    assert re.search(
+        r"profile: training: [1-6]\d steps in profile/training.trace.json.gz", (run / "run.log").read_text()
+    )
     page = Page(run / "report.html")
     assert "Profile of 000: training" in page.text and "profile/training.trace.json.gz (ui.perfetto.dev)" in page.text
-    assert "1 cached" in warm(*SAE, "sae.steps=200").out, "a profile is in no key"
+    assert "  cached  " in warm(*SAE, "sae.steps=200").out, "a profile is in no key"
     plain = warm(*SAE, "sae.steps=4", "cluster.workers=0")
     assert plain.code == 0 and not (run_of(warm, "sae") / "profile").exists()
 

@@ -2,7 +2,7 @@
 
 A word (an override) of a stage comes, from weakest to strongest, from a person's defaults, the pipeline's ``overrides``, the
 stage's own, and the command line. A word that wins removes weaker ones of the same key, and a choice of a group (``sae=relu``) also
-weaker values in that group. What is not the stage's own goes only where it is read; ``layer=`` to the stages that say which layers they take.
+values in that group. What is not the stage's own goes only where it is read; ``layer=`` to stages that say which layers they take.
 """
 
 from __future__ import annotations

@@ -182,14 +182,20 @@ def multiples(
     y: str,
     *,
     title: Callable[[T], str] = lambda layer: f"layer {layer}",
+    own_y: bool = False,
 ) -> tuple[Sheet, dict[T, Axes]]:
-    """A grid with common axes, one panel for each of `panels` (layers, if no `title` says otherwise). Call inside `drawing()`."""
+    """A grid with common axes, one panel for each of `panels` (layers, if no `title` says otherwise). Call inside `drawing()`.
+
+    `own_y`: each panel has a y axis of its own.
+    """
     n = len(panels)
     cols = n if n <= 4 else 4 if n <= 8 or max(len(title(panel)) for panel in panels) > 16 else 6
     rows = math.ceil(n / cols)
     width = 9.5 if n > 2 else 3.4 * n + 1.2
     height = (1.75 if cols <= 4 and rows <= 2 else 1.3) * rows + 0.65
-    sheet = Sheet(name, looks, series, height=height, width=width, grid=(rows, cols), titled=True, shown="lines")
+    sheet = Sheet(
+        name, looks, series, height=height, width=width, grid=(rows, cols), titled=True, shown="lines", own_y=own_y
+    )
     placed: dict[T, Axes] = {}
     for i, axes in enumerate(sheet.panels.flat):
         if i >= n:
@@ -203,7 +209,8 @@ def multiples(
         if i + cols >= n:
             axes.tick_params(labelbottom=True)
     sheet.canvas.supxlabel(x, fontsize=8, y=0.005, va="bottom")
-    sheet.canvas.supylabel(y, fontsize=8, x=0.004, ha="left")
+    if y:
+        sheet.canvas.supylabel(y, fontsize=8, x=0.004, ha="left")
     return sheet, placed
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from circuits.drawing.style import GRID, Looks
+from circuits.drawing.style import GRID, MUTED, Looks
 from circuits.report.charts import multiples
 from circuits.report.content import Block, Cell, Column, Figure, Note, Part, Table
 from circuits.report.sheet import drawing, stroke
@@ -19,7 +20,13 @@ DRAWN = 24  # elements with curves: the longest
 POINTS = 240  # of a curve
 FEWEST = 3  # samples of a curve
 OPERATORS = 12  # of a profiled phase
-PANELS = ("processor", "memory", "GPU busy", "GPU memory")
+PANELS = {
+    "processor": "processor, of its cores",
+    "memory": "memory, GB",
+    "GPU busy": "GPU busy",
+    "GPU memory": "GPU memory, GB",
+}
+PROFILES = 8  # profiled phases that have a table on the page
 
 
 def resources(costs: Sequence[Cost], next_time: str) -> Part | None:
@@ -36,7 +43,12 @@ def resources(costs: Sequence[Cost], next_time: str) -> Part | None:
         blocks.append(figure)
     if any(cost.phases for cost in known):
         blocks.append(_phases(known))
-    blocks += [table for cost in known for table in _profiles(cost)]
+    profiles = [block for cost in known for block in _profiles(cost)]
+    blocks += profiles[:PROFILES]
+    if len(profiles) > PROFILES:
+        blocks.append(
+            Note(f"{plural(len(profiles) - PROFILES, 'more profile')}: in the directories of the other elements.")
+        )
     return Part("Resources", _lead(known), tuple(blocks))
 
 
@@ -44,17 +56,22 @@ def _lead(costs: Sequence[Cost]) -> str:
     """The whole in a sentence."""
     parts = [f"{seconds(sum(cost.seconds or 0 for cost in costs))} of {plural(len(costs), 'element')}"]
     longest = max(costs, key=lambda cost: cost.seconds or 0)
-    of = f" of {seconds(longest.asked_seconds)} asked for" if longest.asked_seconds else ""
+    of = f" of {_limit(longest.asked_seconds)} asked for" if longest.asked_seconds else ""
     parts.append(f"the longest took {seconds(longest.seconds)}{of}")
     if held := [cost for cost in costs if cost.memory]:
         most = max(held, key=lambda cost: cost.memory or 0)
-        of = f" of {size(most.asked_memory)} asked for" if most.asked_memory else ""
+        of = f" of {_slurm(most.asked_memory)} asked for" if most.asked_memory else ""
         parts.append(f"the most memory was {size(most.memory)}{of}")
     if busy := [share for cost in costs if (share := _share(cost.cores, cost.asked_cores)) is not None]:
         parts.append(f"processors were {percent(sum(busy) / len(busy))} busy")
     if gpus := [cost.gpu_busy for cost in costs if cost.gpu_busy is not None]:
         parts.append(f"GPUs were {percent(sum(gpus) / len(gpus))} busy")
     return "; ".join(parts) + "."
+
+
+def _slurm(count: int | None) -> str:
+    """As it is asked for, in units of 1024: ``32G``."""
+    return ABSENT if count is None else f"{count / (1 << 30):.3g}G"
 
 
 def _share(used: float | None, given: float | None) -> float | None:
@@ -66,56 +83,49 @@ def _table(costs: Sequence[Cost]) -> Table:
     columns = [
         Column("#", True),
         Column("element"),
-        Column("time", True, "of all its turns"),
-        Column("limit", True, "task.resources.time"),
-        Column("time used", True, "time / limit"),
-        Column("peak memory", True, "of its process; on a cluster of its job, where accounting says so"),
-        Column("asked", True, "task.resources.memory"),
-        Column("memory used", True, "peak / asked"),
+        Column("time", True, "of all its turns, of task.resources.time"),
+        Column("peak memory", True, "of its process, or of its job where accounting says so; of task.resources.memory"),
         Column("cores busy", True, "in the mean: of its job where accounting says so, else of its longest phase"),
-        Column("cores", True, "that it was given"),
-        Column("processor", True, "busy / given"),
     ]
     if gpus:
         columns += [
             Column("GPU busy", True, "in the mean of its longest phase"),
             Column("usual", False, "for work of this kind"),
-            Column("GPU memory", True, "peak that torch allocated"),
-            Column("of the GPU", True),
+            Column("GPU memory", True, "peak that torch allocated, of the whole GPU"),
             Column("hottest", True),
         ]
     return Table("Asked for and taken", tuple(columns), tuple(_row(cost, gpus) for cost in costs))
 
 
 def _row(cost: Cost, gpus: bool) -> tuple[Cell, ...]:
-    shares = [
-        _share(cost.seconds, cost.asked_seconds),
-        _share(cost.memory, cost.asked_memory),
-        _share(cost.cores, cost.asked_cores),
-    ]
+    time, memory = _share(cost.seconds, cost.asked_seconds), _share(cost.memory, cost.asked_memory)
+    busy = _share(cost.cores, cost.asked_cores)
     cells = [
         Cell(str(cost.index), cost.index),
         Cell(cost.name, code=True),
-        Cell(seconds(cost.seconds), cost.seconds),
-        Cell(seconds(cost.asked_seconds), cost.asked_seconds),
-        Cell(percent(shares[0]), shares[0]),
-        Cell(size(cost.memory), cost.memory),
-        Cell(size(cost.asked_memory), cost.asked_memory),
-        Cell(percent(shares[1]), shares[1]),
-        Cell(ABSENT if cost.cores is None else f"{cost.cores:.2f}", cost.cores),
-        Cell(ABSENT if cost.asked_cores is None else str(cost.asked_cores), cost.asked_cores),
-        Cell(percent(shares[2]), shares[2]),
+        Cell(seconds(cost.seconds) + _of(time, _limit(cost.asked_seconds)), cost.seconds),
+        Cell(size(cost.memory) + _of(memory, _slurm(cost.asked_memory)), cost.memory),
+        Cell((ABSENT if cost.cores is None else f"{cost.cores:.2f}") + _of(busy, str(cost.asked_cores)), cost.cores),
     ]
     if gpus:
-        of, band = _share(cost.gpu_memory, cost.gpu_memory_of), cost.gpu_band
+        share, band = _share(cost.gpu_memory, cost.gpu_memory_of), cost.gpu_band
         cells += [
             Cell(percent(cost.gpu_busy), cost.gpu_busy),
             Cell(f"{100 * band[0]:.0f}–{100 * band[1]:.0f}%" if band else ABSENT),
-            Cell(size(cost.gpu_memory), cost.gpu_memory),
-            Cell(percent(of), of),
+            Cell(size(cost.gpu_memory) + _of(share, "it"), cost.gpu_memory),
             Cell(ABSENT if cost.celsius is None else f"{cost.celsius:.0f} °C", cost.celsius),
         ]
     return tuple(cells)
+
+
+def _of(share: float | None, whole: str) -> str:
+    """`` · 8% of 12 h``."""
+    return "" if share is None else f" · {100 * share:.{0 if share >= 0.01 else 1}f}% of {whole}"
+
+
+def _limit(given: float | None) -> str:
+    """Whole hours as such."""
+    return f"{given / 3600:.0f} h" if given and given % 3600 == 0 else seconds(given)
 
 
 # -- over time -------------------------------------------------------------------------------------------------------
@@ -127,30 +137,47 @@ def _figure(costs: Sequence[Cost]) -> Figure | None:
     data = pd.DataFrame([row for cost in shown[:DRAWN] for row in _curve(cost)])
     if data.empty:
         return None
-    panels = [panel for panel in PANELS if data[panel].notna().any()]
+    panels: list[str] = [panel for panel in PANELS if data[panel].notna().any()]
     last = data["seconds"].max()
     unit, scale = ("seconds", 1.0) if last < 180 else ("minutes", 60.0) if last < 3 * 3600 else ("hours", 3600.0)
     looks = Looks(cost.series for cost in shown[:DRAWN])
     with drawing():
-        x, y = f"{unit} since the element began", "share of what it has"
-        sheet, placed = multiples("usage", looks, looks.series, panels, x, y, title=str)
+        x = f"{unit} since the element began"
+        sheet, placed = multiples("usage", looks, looks.series, panels, x, "", title=PANELS.__getitem__, own_y=True)
         for panel, axes in placed.items():
             if panel == "GPU busy" and (bands := {cost.gpu_band for cost in shown if cost.gpu_band}):
                 axes.axhspan(*sorted(bands)[0], color=GRID, linewidth=0)
             for (_, series), mine in data.groupby(["element", "series"], sort=False):
                 (line,) = axes.plot(mine["seconds"] / scale, mine[panel], **stroke(looks[str(series)]), alpha=0.8)
                 sheet.tell(line, str(mine["element"].iloc[0]))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
-            axes.set_ylim(0, max(1.05, 1.05 * data[panels].max().max()))
+            _y_axis(axes, panel, float(data[panel].max()), _asked(shown, panel))
             axes.set_xlim(0, last / scale)
     left = f" The {DRAWN} longest of {len(shown)} elements." if len(shown) > DRAWN else ""
     band = " Grey: what is usual for this work." if "GPU busy" in panels else ""
     caption = (
-        "Processor: of the cores that the element was given. Memory: of what it asked for. One sample a second, in long runs means "
-        f"(of what is busy) and peaks (of what is held) of several.{band}{left}"
+        "One sample a second; in long runs means (of what is busy) and peaks (of what is held). Dashed: what was asked for, "
+        f"where that is near.{band}{left}"
     )
     alt = f"{', '.join(panels)} over time of {plural(min(len(shown), DRAWN), 'element')}"
     return sheet.finish(title="What the elements took while they ran", caption=caption, alt=alt, data=data)
+
+
+def _asked(costs: Sequence[Cost], panel: str) -> float | None:
+    """What all of them were given of it, in GB, where it is one amount."""
+    given = {cost.asked_memory if panel == "memory" else cost.gpu_memory_of for cost in costs}
+    return (given.pop() or 0) / 1e9 or None if len(given) == 1 else None
+
+
+def _y_axis(axes: Axes, panel: str, most: float, given: float | None) -> None:
+    """Shares up to all of it; gigabytes up to the peak, with a line at what was given where that is near."""
+    if panel in ("processor", "GPU busy"):
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+        axes.set_ylim(0, max(1.05, 1.05 * most))
+        return
+    near = given is not None and given < 2.5 * most
+    if near and given is not None:
+        axes.axhline(given, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+    axes.set_ylim(0, 1.15 * max(most, given or 0 if near else 0))
 
 
 def _curve(cost: Cost) -> list[dict[str, Any]]:
@@ -161,7 +188,7 @@ def _curve(cost: Cost) -> list[dict[str, Any]]:
         some = cost.samples[i : i + every]
         cards = [card for row in some for card in row.get("gpus") or ()]
         busy = [card["busy"] for card in cards if card["busy"] is not None]
-        held = [card["memory"] / card["of"] for card in cards if card["memory"] is not None and card["of"]]
+        held = [card["memory"] / 1e9 for card in cards if card["memory"] is not None]
         gpu = cost.gpu_busy is not None
         rows.append(
             {
@@ -169,7 +196,7 @@ def _curve(cost: Cost) -> list[dict[str, Any]]:
                 "series": cost.series,
                 "seconds": some[-1]["t"],
                 "processor": _share(sum(row["cpu"] for row in some) / len(some), cost.asked_cores),
-                "memory": _share(max(row["rss"] for row in some), cost.asked_memory),
+                "memory": max(row["rss"] for row in some) / 1e9,
                 "GPU busy": sum(busy) / len(busy) if busy and gpu else None,
                 "GPU memory": max(held) if held and gpu else None,
                 "phase": some[-1]["phase"],
@@ -242,7 +269,7 @@ def _operators(cost: Cost, window: Mapping[str, Any]) -> Table:
         for one in shown
     )
     where = f"{cost.place}/{window['trace']} (ui.perfetto.dev), {cost.place}/{window['table']}"
-    caption = f"{plural(window['steps'], 'step')}, {seconds(window['seconds'])}. {where}"
+    caption = f"{plural(window['amount'], window['unit'])}, {seconds(window['seconds'])}. {where}"
     return Table(f"Profile of {cost.name}: {window['phase']}", columns, rows, caption, folded=True)
 
 

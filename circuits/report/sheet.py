@@ -37,7 +37,8 @@ class Sheet:
     """A canvas `height` inches high (legend excluded) with a grid of panels below a legend for `series`.
 
     Beyond `LEGEND` series the drawing names none of them: the page does, behind a fold. `control` is what the control is called
-    where one is drawn, `plain` what is measured where nothing sets series apart. `own_x`: every panel has an x axis of its own.
+    where one is drawn, `plain` what is measured where nothing sets series apart. `own_x`, `own_y`: every
+    panel has such an axis of its own.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Sheet:
         shown: Shown = "both",
         bottom: float = BOTTOM,
         own_x: bool = False,
+        own_y: bool = False,
     ) -> None:
         self.name = name
         self._legend: tuple[tuple[str, str], ...] = ()
@@ -75,13 +77,13 @@ class Sheet:
             cols,
             squeeze=False,
             sharex=rows * cols > 1 and not own_x,
-            sharey=rows * cols > 1,
+            sharey=rows * cols > 1 and not own_y,
             gridspec_kw={
                 "left": LEFT / width,
                 "right": 1 - RIGHT / width,
                 "bottom": bottom / total,
                 "top": top,
-                "wspace": 0.15,
+                "wspace": 0.26 if own_y else 0.15,
                 "hspace": 0.62 if own_x else 0.34,
             },
         )

@@ -191,7 +191,7 @@ def determinism(sweep: Sweep) -> Answer:
     told = any(env.get("deterministic") for env in sweep.environments().values())
     gpu = any(env.get("gpu") for env in sweep.environments().values())
     exact = "repeats bit by bit" if told or not gpu else "the GPU's last bits may differ from run to run"
-    return unless(lacking, f"{named(map(str, threads))} threads; {exact}", "threads are not recorded of")
+    return unless(lacking, f"threads: {named(map(str, threads))}; {exact}", "threads are not recorded of")
 
 
 @_item("Job ids and scripts kept")
@@ -213,7 +213,7 @@ def costs(sweep: Sweep) -> Answer:
     lacking = [
         one.name for one in sweep.ran if not (one.provenance.get("wall_s") and one.provenance.get("peak_rss_bytes"))
     ]
-    return unless(lacking, f"of {len(sweep.ran)} elements", "not of")
+    return unless(lacking, f"{len(sweep.ran)} elements, each with both", "not of")
 
 
 # -- how it ended ----------------------------------------------------------------------------------------------------

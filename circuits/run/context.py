@@ -113,7 +113,7 @@ class Context:
         """Where the work is; shown in the sweep's table and by task=status. No safe point: for work that is saved first."""
         self.run.status.progress(phase, done, total, unit, metrics)
         if self.run.profiler is not None:
-            self.run.profiler.mark(phase, done, total)
+            self.run.profiler.mark(phase, done, total, unit)
 
     def progress(self, phase: str, done: float, total: float | None, unit: str = "step", **metrics: float) -> None:
         """Where the work is, at a safe point: nothing is lost that is not done again in a moment.

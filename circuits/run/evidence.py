@@ -10,7 +10,7 @@ from typing import Any
 
 from circuits.state import State
 
-SHOWN = 3  # names in a reason
+SHOWN = 2  # names in a reason
 Answer = tuple[bool | None, str]
 """Whether it holds (None: it does not arise), and why."""
 

@@ -2,8 +2,8 @@
 
 One thread a process samples for all its elements. A line of the file covers the `s` seconds that end `t` seconds after the element
 began, turns before a requeue included: the mean of what is busy, the peak of what is held. At first it covers one second; when
-there are `ROWS` of them, each two become one and from then on a line covers twice as long. So the file of a day's run is no larger than
-that of an hour's. What ends within two seconds leaves no file. Nothing that goes wrong here reaches the run.
+there are `ROWS` of them, each two become one and from then on a line covers twice as long. So the file of a day's run is no larger
+than that of an hour's. What ends within two seconds leaves no file. Nothing that goes wrong here reaches the run.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     report.html  figures/        the page; each figure as SVG, PNG and the numbers in it
     metrics.csv                  one row an artifact: where it comes from in the sweep, and its numbers
     metrics/KIND/NAME.json       the same with all that was measured
-    tables/KIND/NAME/*.csv       the artifacts' tables
+    tables/KIND/NAME/*.csv       the artifacts' tables, and those of the prompts and measurements that they were made from
     configs/ELEMENT.yaml         what decided each element
     artifacts.json               ids, keys, inputs, code and libraries
     saes/NAME/                   the SAEs that were chosen, as SAELens directories with a card
@@ -52,6 +52,7 @@ class Study:
 
     sweep: Sweep
     made: Sequence[Holding]
+    below: Sequence[Holding]  # what is kept of that from which they were made (prompts, measurements)
     saes: Sequence[Holding]  # that its elements made or stand on
     store: Path
 
@@ -69,8 +70,10 @@ def study(sweep: Sweep, store: Path) -> Study:
         raise UserError(
             f"of={sweep.id}: none of its artifacts is in {store}; task=status of={sweep.id} says how it went"
         )
-    below = (known[ref] for ref in holdings.closure(refs, known) if ref in known and ref[0] == "sae")
-    return Study(sweep, made, sorted(below, key=lambda one: one.id), store)
+    inside = holdings.closure(refs | holdings.stands_on(sweep, store), known)
+    there = sorted((known[ref] for ref in inside if ref in known), key=lambda one: one.id)
+    below = [one for one in there if one not in made and policy(one.kind) == "keep"]
+    return Study(sweep, made, below, [one for one in there if one.kind == "sae"], store)
 
 
 def chosen(found: Study, wanted: Sequence[str]) -> list[Holding]:
@@ -104,7 +107,7 @@ def write(found: Study, saes: Sequence[Holding], out: Path, write_sae: WriteSae)
     left = _tables(found, out / "tables")
     _metrics(found, out, public)
     _configs(found, out / "configs", public)
-    facts = [_facts(one, public) for one in found.made]
+    facts = [_facts(one, public) for one in (*found.made, *found.below)]
     write_atomic(out / "artifacts.json", (json.dumps(facts, indent=2) + "\n").encode())
     for one in saes:
         write_sae(one, out / "saes" / one.path.name)
@@ -117,7 +120,7 @@ def write(found: Study, saes: Sequence[Holding], out: Path, write_sae: WriteSae)
 
 def _public(found: Study) -> Public:
     sweep = found.sweep
-    records: list[Any] = [sweep.record, *(dict(one.manifest) for one in found.made)]
+    records: list[Any] = [sweep.record, *(dict(one.manifest) for one in (*found.made, *found.below))]
     for item in sweep.record["elements"]:
         directory = sweep.directory(item)
         records += [status.read(directory, trust_running=True), config.read(directory / "config.yaml")]
@@ -132,7 +135,7 @@ def _tables(found: Study, out: Path) -> list[str]:
     import pandas as pd
 
     left = []
-    for one in found.made:
+    for one in (*found.made, *found.below):
         if policy(one.kind) == "regenerable":
             continue
         for name, path in holdings.files_below(one.path)[0].items():
@@ -144,7 +147,8 @@ def _tables(found: Study, out: Path) -> list[str]:
             target = out / one.kind / one.path.name / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if path.suffix == ".parquet":
-                pd.read_parquet(path).to_csv(target.with_suffix(".csv"), index=False, lineterminator="\n")
+                table = pd.read_parquet(path).map(_cell)
+                table.to_csv(target.with_suffix(".csv"), index=False, lineterminator="\n")
             else:
                 shutil.copyfile(path, target)
     for item in found.sweep.record["elements"]:
@@ -155,6 +159,11 @@ def _tables(found: Study, out: Path) -> list[str]:
     return left
 
 
+def _cell(value: Any) -> Any:
+    """A cell of a table as CSV can hold it: what is a list, whole and as JSON."""
+    return json.dumps(value.tolist()) if getattr(value, "shape", ()) else value
+
+
 def _metrics(found: Study, out: Path, public: Public) -> None:
     """``metrics.csv`` and ``metrics/``."""
     rows = []
@@ -162,13 +171,15 @@ def _metrics(found: Study, out: Path, public: Public) -> None:
     for item in found.sweep.record["elements"]:
         for artifact in item["artifacts"].values():
             asked.setdefault(artifact, item)
-    for one in found.made:
+    for one in (*found.made, *found.below):
         if not (one.path / METRICS).exists():
             continue
         measured = public.value(read_json(one.path / METRICS))
         place = out / "metrics" / one.kind
         place.mkdir(parents=True, exist_ok=True)
         write_atomic(place / f"{one.path.name}.json", (json.dumps(measured, indent=2) + "\n").encode())
+        if one in found.below:
+            continue
         item = asked.get(one.id, {})
         first = {"artifact": one.id, "element": item.get("name", ""), **public.value(item.get("swept", {}))}
         rows.append({**first, **{name: value for name, value in measured.items() if _plain(value)}})
@@ -209,7 +220,9 @@ OPENS: dict[str, tuple[str, str]] = {
     "metrics.csv": (
         "a row for each artifact: its element, what was swept, its numbers", "any spreadsheet, `pandas.read_csv`"),
     "metrics": ("the same with intervals and controls, a file for each artifact", "any editor, `json.load`"),
-    "tables": ("the artifacts' tables", "any spreadsheet, `pandas.read_csv`; `.jsonl`: a record a line"),
+    "tables": (
+        "the artifacts' tables, and those of what they were made from",
+        "any spreadsheet, `pandas.read_csv`; `.jsonl`: a record a line"),
     "configs": ("every option that the elements read, a file for each", "any editor, `yaml.safe_load`"),
     "artifacts.json": (
         "id, key, inputs, code commit, libraries, file hashes of each artifact", "any editor, `json.load`"),

@@ -24,11 +24,7 @@ from circuits.store.leases import Note, elsewhere
 from circuits.store.places import LOG
 
 DEADLY = 2  # elements that died on a node, after which it is left out
-BY_NODE = (
-    "NODE_FAIL",
-    "FAILED",
-    "BOOT_FAIL",
-)  # ends for which a node may be to blame; no time limit, no memory limit, no scancel
+BY_NODE = ("NODE_FAIL", "BOOT_FAIL")  # ends for which a node is to blame; beside a signal that nobody of ours sent
 _ENDED = {
     "CANCELLED": "cancelled (scancel)",
     "TIMEOUT": "killed at its time limit before it could save; raise task.resources.time or cluster.signal_s",
@@ -275,24 +271,20 @@ def _directory(sweep: Sweep, index: int) -> Path:
 
 
 def deadly_nodes(sweep: Sweep) -> dict[str, list[int]]:
-    """Nodes on which at least `DEADLY` elements died without a word of their own, with these elements' numbers."""
+    """Nodes on which at least `DEADLY` jobs died without a word of their own, with their elements' numbers (a pack's first)."""
     jobs = jobs_of(sweep)
     died = [index for index, facts in facts_of(sweep).items() if state_of(facts) is State.killed and index in jobs]
     if len(died) < DEADLY:
         return {}
     known = commands.accounting(sorted({jobs[index].split("_")[0] for index in died}))
     found: dict[str, list[int]] = {}
-    for index in died:
-        ended = known.get(jobs[index])
-        if (
-            ended is not None
-            and ended.state in BY_NODE
-            and ended.node
-            and "," not in ended.node
-            and "[" not in ended.node
-        ):
+    for job, index in sorted({jobs[index]: index for index in reversed(died)}.items()):
+        ended = known.get(job)
+        if ended is None or not ended.node or set(ended.node) & set(",["):
+            continue
+        if ended.state in BY_NODE or (ended.state == "FAILED" and _signal(ended.exit_code)):
             found.setdefault(ended.node, []).append(index)
-    return {node: indices for node, indices in found.items() if len(indices) >= DEADLY}
+    return {node: sorted(indices) for node, indices in found.items() if len(indices) >= DEADLY}
 
 
 def record_accounting(sweep: Sweep) -> None:

@@ -1,0 +1,92 @@
+"""Whole studies on a real Slurm: detached, each element after exactly its producers, closed by a job of their own."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Cli
+from slurm.queueing import Queue
+from slurm.sweeps import SLURM, SMALL, status, sweep_dir
+from test_chain import TRAIN
+from test_pipeline import record, states, study
+
+from circuits.slurm_commands import numbers
+
+ASKED = [*SMALL, SLURM]
+PROMPTS = ["task=prompts", "tracking=off", "task.resources.memory=500M", "behaviour.allow_small=true", SLURM]
+
+
+def jobs(sweep: Path) -> dict[str, Any]:
+    return json.loads((sweep / "jobs.json").read_text())
+
+
+def closed(slurm: Queue, sweep: Path) -> tuple[str, str]:
+    """How the job ended that closes the study, and with which exit code."""
+    job = int(jobs(sweep)["closing"])
+    return slurm.wait_ended(job)[str(job)]
+
+
+def test_a_failed_element_stops_only_its_descendants_and_the_study_closes_itself(slurm: Queue, warm: Cli) -> None:
+    word, words = study(warm), ["pipeline.until=features", "seed=11", *ASKED]
+    here = [word for word in SMALL if not word.startswith("task.resources.")]
+    one = warm("task=sae", "layer=1", "seed=11", *(word for word in TRAIN if word.startswith("sae.")), *here)
+    assert one.code == 0, one.err + one.out  # one of the two is there already: the other pairs with its own reader
+    began = time.monotonic()
+    done = warm("task=pipeline", word, *words, "sae.min_r2=-9")
+    assert done.code == 0 and "submitted" in done.out, done.err + done.out
+    assert time.monotonic() - began < 60, "detached"
+    sweep = sweep_dir(warm)
+    assert closed(slurm, sweep) == ("COMPLETED", "0:0")
+    assert set(states(sweep)) <= {"done", "cached"} and (sweep / "report.html").exists()
+    assert not (sweep / "failed_items.json").exists()
+    found = {item["name"]: status(sweep / item["dir"]) for item in record(sweep)["elements"]}
+    for layer in (1, 2):
+        reader = next(facts for name, facts in found.items() if "features" in name and f"layer={layer}" in name)
+        maker = next(facts for name, facts in found.items() if "saes" in name and f"layer={layer}" in name)
+        assert maker["artifacts"][0]["id"] in reader["artifacts"][0]["inputs"], "each reads its own layer's"
+
+
+def test_what_never_started_says_who_failed_before_it_and_recovery_repeats_nothing(slurm: Queue, warm: Cli) -> None:
+    done = warm("task=pipeline", study(warm), "pipeline.until=features", "sae.min_r2=0.9999", "seed=12", *ASKED)
+    assert done.code == 0, done.err + done.out
+    sweep = sweep_dir(warm)
+    assert closed(slurm, sweep) == ("FAILED", "1:0"), "its exit code is the study's"
+    failed = json.loads((sweep / "failed_items.json").read_text())
+    assert [item["state"] for item in failed] == ["gate", "gate", "cancelled", "cancelled"]
+    assert failed[2]["error"] == "not started: element 1, which makes an input of it, ended as gate"
+    shown = warm("task=status", f"of={sweep.name}")
+    assert "2 gate" in shown.out and "2 cancelled" in shown.out and "task=recover" in shown.out, shown.out + shown.err
+    made = {path: path.stat().st_mtime_ns for path in (warm.outputs / "artifacts").glob("*/*/manifest.json")}
+    again = warm("task=recover", f"of={sweep.name}")
+    assert again.code == 1 and "2 refused by a gate" in again.out and "submitted" not in again.out, (
+        again.err + again.out
+    )
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+@pytest.mark.parametrize("own_slurm", [["MaxArraySize=4"]], indirect=True)
+def test_more_elements_than_an_array_takes_are_several_arrays(own_slurm: Queue, cli: Cli) -> None:
+    words = [*PROMPTS, "behaviour.n_samples=range(20,29)"]
+    done = cli(*words)
+    assert done.code == 0, done.err + done.out
+    sweep = sweep_dir(cli)
+    arrays = jobs(sweep)["arrays"]
+    assert [array.get("offset", 0) for array in arrays] == [0, 4, 8]
+    for array in arrays:
+        assert {state for state, _ in own_slurm.wait_ended(int(array["job"])).values()} == {"COMPLETED"}
+    made = [status(sweep / item["dir"])["artifacts"][0]["id"] for item in record(sweep)["elements"]]
+    assert made == [name for item in record(sweep)["elements"] for name in item["artifacts"].values()], (
+        "each made its own"
+    )
+    # now that the store knows how short they are, they go together; one that fails stops no other
+    more = cli(*words[:-1], "behaviour.n_samples=range(30,39)", "cluster.wait=true")
+    assert more.code == 0, more.err + more.out
+    assert len(jobs(sweep_dir(cli))["arrays"][0]["packs"][0]) == 9, "one job"
+
+
+def test_numbers_of_an_array_as_slurm_writes_them() -> None:
+    assert numbers("0-2,7%2") == [0, 1, 2, 7] and numbers("10-40:10%1") == [10, 20, 30, 40] and numbers("N/A") == []
