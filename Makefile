@@ -32,7 +32,7 @@ TEST_WORKERS ?= 3
 setup: .venv/.ready
 
 demo: setup
-	@CIRCUITS_USER=nobody $(BIN)/python launch.py task=sae 'layer=range(0,4)' name=demo
+	@CIRCUITS_USER=nobody $(BIN)/python launch.py task=pipeline pipeline=quickstart name=demo
 
 test: lint
 	@CIRCUITS_TRAIN_FIRST=1 $(BIN)/python -m pytest -q --durations=40 -n $(TEST_WORKERS) --dist worksteal --reruns 1 --only-rerun TimeoutError --only-rerun TimeoutExpired -m "not soak and not gpu" tests

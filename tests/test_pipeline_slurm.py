@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import Cli
 from slurm.queueing import Queue
-from slurm.sweeps import SLURM, SMALL, status, sweep_dir
+from slurm.sweeps import SLURM, SMALL, status, sweep_dir, training
 from test_chain import TRAIN
 from test_pipeline import record, states, study
 
@@ -66,6 +68,23 @@ def test_what_never_started_says_who_failed_before_it_and_recovery_repeats_nothi
         again.err + again.out
     )
     assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+def test_a_study_inside_one_job_goes_on_where_its_time_was_up(slurm: Queue, warm: Cli) -> None:
+    words = ["pipeline.until=saes", "sae.steps=400", "sae.checkpoint_every=20", "layer=1", "seed=13"]
+    done = warm(
+        "task=pipeline", study(warm), *words, "cluster.allocation=true", "hydra.launcher.timeout_min=10", *ASKED
+    )
+    assert done.code == 0 and "all in one job" in done.out, done.err + done.out
+    sweep = sweep_dir(warm)
+    job = jobs(sweep)["allocation"]
+    slurm.wait(lambda: training(sweep, 1), what="the SAE to train in the job")
+    subprocess.run(["scancel", "--batch", "--signal=USR2", job], check=True, env={**os.environ, **slurm.env})
+    assert slurm.wait_ended(int(job))[job] == ("COMPLETED", "0:0")
+    assert states(sweep) == ["done", "done"]
+    facts = status(sweep / record(sweep)["elements"][1]["dir"])
+    assert facts["restarts"] == 1 and "resum" in (sweep / record(sweep)["elements"][1]["dir"] / "run.log").read_text()
+    assert (sweep / "report.html").exists()
 
 
 @pytest.mark.parametrize("own_slurm", [["MaxArraySize=4"]], indirect=True)

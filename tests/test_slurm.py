@@ -52,6 +52,7 @@ def test_the_cards_line_makes_one_array_whose_elements_log_into_their_own_direct
     assert shown.code == 0 and shown.out.count("  done  ") == 3, shown.out
     accounted = json.loads((element(sweep, 0) / "provenance.json").read_text())["accounting"]
     assert accounted["state"] == "COMPLETED" and accounted["elapsed"] and accounted["max_rss"]
+    assert accounted["total_cpu"] and accounted["time_limit"] and int(accounted["alloc_cpus"]) >= 1
     again = warm("task=sae", "layer=range(1,4)", "-m", SLURM, "sae.steps=8", *SMALL)
     assert again.code == 0 and "3 cached" in again.out and "submitted" not in again.out
     assert re.search(r"report +multirun/", again.out)

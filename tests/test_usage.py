@@ -114,6 +114,11 @@ def test_gpus_are_watched_by_one_program_that_is_ended(
         {"busy": 0.2, "memory": 2000 << 20, "of": 81559 << 20, "celsius": 61.0, "watts": None},
     ]
     assert "--loop-ms=1000" in (tmp_path / "asked").read_text()
+    source = sampler.Source()
+    assert "gpus" not in source.take(1.0), "this process uses none"
+    monkeypatch.setattr(sampler, "_on_gpu", lambda: True)
+    wait_until(lambda: source.take(1.0).get("gpus") == watch.latest(), 10)
+    source.close()
     process = watch._process
     watch.close()
     assert process is not None and process.poll() is not None and watch.latest()

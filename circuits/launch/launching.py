@@ -136,13 +136,18 @@ def recover(sweep: Sweep) -> int:
     if all(find(key) is not None for element in elements for key in element.keys.values()):
         return _nothing_missing(sweep, elements, store)
     backend = backend_of(elements, _without_deadly(sweep, sweep.record.get("hydra_launcher") or {}))
+    return run_again(sweep, elements, backend)
+
+
+def run_again(sweep: Sweep, elements: list[Element], backend: Backend) -> int:
+    """Run what is missing of a recorded sweep's elements, in its own directory; the exit code."""
 
     def again() -> Sweep:
         if isinstance(backend, local.Local):
             relaunched(sweep)
         return sweep
 
-    return _run(elements, store, backend, again, shape_of(sweep))
+    return _run(elements, _store(elements), backend, again, shape_of(sweep))
 
 
 def _without_deadly(sweep: Sweep, launcher: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -152,7 +152,7 @@ def _figure(costs: Sequence[Cost]) -> Figure | None:
                 sheet.tell(line, str(mine["element"].iloc[0]))
             _y_axis(axes, panel, float(data[panel].max()), _asked(shown, panel))
             axes.set_xlim(0, last / scale)
-    left = f" The {DRAWN} longest of {len(shown)} elements." if len(shown) > DRAWN else ""
+    left = f" The {DRAWN} longest of {len(costs)} elements." if len(costs) > DRAWN else ""
     band = " Grey: what is usual for this work." if "GPU busy" in panels else ""
     caption = (
         "One sample a second; in long runs means (of what is busy) and peaks (of what is held). Dashed: what was asked for, "

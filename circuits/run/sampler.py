@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -154,7 +155,7 @@ class Source:
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        self._gpus = GpuWatch()
+        self._gpus: GpuWatch | None = None  # until this process uses one
         self._spent = time.process_time()
 
     def take(self, seconds: float) -> Row:
@@ -167,13 +168,22 @@ class Source:
             "rss": int(self._process.memory_info().rss),
             "memory": round(psutil.virtual_memory().percent / 100, 3),
         }
-        if gpus := self._gpus.latest():
+        if self._gpus is None and _on_gpu():
+            self._gpus = GpuWatch()
+        if self._gpus is not None and (gpus := self._gpus.latest()):
             row["gpus"] = gpus
         return row
 
     def close(self) -> None:
         """Let the GPUs alone."""
-        self._gpus.close()
+        if self._gpus is not None:
+            self._gpus.close()
+
+
+def _on_gpu() -> bool:
+    """Whether torch computes on a CUDA device here; asked without importing it, and without touching a device."""
+    ask = getattr(getattr(sys.modules.get("torch"), "cuda", None), "is_initialized", None)
+    return bool(ask and ask())
 
 
 class Sampler:

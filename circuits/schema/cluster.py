@@ -44,6 +44,7 @@ class ClusterConfig:
     gpu: QueueConfig = field(default_factory=QueueConfig)  # the queue of jobs with a GPU
     cpu: QueueConfig = field(default_factory=QueueConfig)  # the queue of jobs without one
     parallelism: int | None = None  # elements of one array at a time
+    allocation: bool = False  # the whole sweep or study inside one job, cluster.parallelism elements at a time
     wait: bool = False  # stay, and show the sweep until it ends
     dry_run: bool = False  # print the script, submit nothing
     snapshot: bool = False  # run from a copy of the code as it is now
@@ -110,6 +111,7 @@ _SLURM = When("cluster.backend", ("slurm",), strict=False)
 _HERE = When("cluster.backend", ("slurm",), hint="it runs here and waits")
 READ_WHEN = {
     **{f"cluster.{name}": (_HERE,) for name in ("wait", "dry_run", "snapshot")},
+    "cluster.allocation": (_HERE,),
     **{
         f"cluster.{name}": (_SLURM,)
         for name in ("needs", "modules", "setup", "environment", "offline", "mail", "mail_type", "signal_s", "max_num_timeout",

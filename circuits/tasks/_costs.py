@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,20 +46,24 @@ def next_line(found: Sweep, known: Mapping[int, Mapping[str, Any]]) -> str:
 
 
 def costs(found: Sweep, elements: Sequence[Element]) -> list[Cost]:
-    """For the page: every element that ran."""
-    by_index = {item["index"]: item for item in found.record["elements"]}
-    return [cost for one in elements if (cost := _cost(found, by_index[one.index], one)) is not None]
+    """For the page: every element that ran; of those that are drawn with their samples."""
+    from circuits.report.resources import DRAWN
+
+    items = {item["index"]: item for item in found.record["elements"]}
+    known = {one.index: cost for one in elements if (cost := _cost(found, items[one.index], one)) is not None}
+    for cost in sorted(known.values(), key=lambda cost: -(cost.seconds or 0))[:DRAWN]:
+        known[cost.index] = replace(cost, samples=sampler.read(found.directory(dict(items[cost.index]))))
+    return list(known.values())
 
 
 def _cost(found: Sweep, item: Mapping[str, Any], element: Element) -> Cost | None:
     from circuits.report.types import Cost
 
-    directory = found.directory(dict(item))
-    rows = sampler.read(directory)
-    taken: Mapping[str, Any] = element.status.get("usage") or _so_far(rows, element.status)
-    use = use_of(found, item, {**element.status, "usage": taken})
-    if use.seconds is None or element.state is State.cached:
+    if element.state is State.cached or not element.wall_s:
         return None
+    directory = found.directory(dict(item))
+    taken: Mapping[str, Any] = element.status.get("usage") or _so_far(sampler.read(directory), element.status)
+    use = use_of(found, item, {**element.status, "usage": taken})
     kind = registry.kinds().get(use.task)
     band = usage.BANDS.get(use.task)
     return Cost(
@@ -78,7 +83,6 @@ def _cost(found: Sweep, item: Mapping[str, Any], element: Element) -> Cost | Non
         celsius=use.celsius,
         hint=usage.hint(use.task, taken, kind.memory_keys[:1] if kind else ()),
         phases=taken.get("phases") or {},
-        samples=rows,
         profile=private.public(_json(directory / PROFILE)),
         place=str(Path(item["dir"]) / Path(PROFILE).parent),
     )

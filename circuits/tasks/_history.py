@@ -42,6 +42,7 @@ class Line:
     commit: str
     wall_s: float | None
     directory: str
+    command: str
 
 
 def lines(sweeps: Iterable[Sweep]) -> list[Line]:
@@ -70,6 +71,7 @@ def _line(found: Sweep) -> Line:
         commit=_commit(record.get("code") or {}),
         wall_s=_wall(known.values()),
         directory=str(found.path),
+        command=private.hide(record["command"]),
     )
 
 
@@ -186,7 +188,7 @@ def cells(line: Line) -> list[str]:
 
 
 def as_csv(found: Sequence[Line]) -> str:
-    """For a spreadsheet or pandas: whole times, seconds as numbers, the directory."""
+    """For a spreadsheet or pandas: whole times, seconds as numbers, the directory and the command."""
     names = [*Line.__dataclass_fields__]
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from circuits.console import Rows, relative
-from circuits.drawing import stages as drawing
 from circuits.schema import Backend
 from circuits.words import duration, size
 
@@ -118,13 +117,13 @@ def _whole(made: Planned, known: bool) -> str:
 def sources(made: Planned) -> list[str]:
     """Where each stage's numbers come from."""
     told = []
+    if unknown := [stage.name for stage in made.forecast.stages if stage.to_run and not stage.measured]:
+        limit = "" if _here(made) else "; the time asked for is taken"
+        told.append(f"{', '.join(unknown)}: nothing of this kind has been measured in this store yet{limit}")
     for stage in made.forecast.stages:
-        if not stage.to_run:
-            continue
         if not stage.measured:
-            limit = "" if _here(made) else "; the time asked for is taken"
-            told.append(f"{stage.name}: no run of this kind has been measured here{limit}")
-        elif stage.same == stage.measured:
+            continue
+        if stage.same == stage.measured:
             told.append(f"{stage.name}: measured on {stage.by}, the same config")
         else:
             told.append(f"{stage.name}: measured on {stage.by}, scaled to this config")
@@ -133,6 +132,8 @@ def sources(made: Planned) -> list[str]:
 
 def page(made: Planned) -> str:
     """A self-contained page: the drawing, the table, where the numbers come from."""
+    from circuits.drawing import stages as drawing
+
     found = made.forecast
     notes = {
         stage.name: [

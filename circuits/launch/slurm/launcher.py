@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import secrets
-import shlex
 import shutil
 import sys
 import time
@@ -22,12 +21,12 @@ from circuits.launch import answers, planning, terminal
 from circuits.launch.estimate import Rates
 from circuits.launch.packs import packs, short
 from circuits.launch.plan import Element, Plan
-from circuits.launch.slurm import preflight, script, states, submission
+from circuits.launch.slurm import allocation, preflight, script, states, submission
 from circuits.launch.slurm.request import Request, cluster_environment, request_of, secret_environment
 from circuits.launch.slurm.submission import Submission
 from circuits.launch.sweep import Sweep
 from circuits.run import config, status
-from circuits.schema import ClusterConfig, Resources
+from circuits.schema import Resources
 from circuits.state import State, state_of
 from circuits.store.keys import Key
 from circuits.store.layers import ranges
@@ -96,6 +95,8 @@ class Slurm:
             dry_run(plan)
             return lambda: 0
         planning.room(plan.standing.to_run, cluster.parallelism or len(plan.standing.to_run))
+        if cluster.allocation and plan.standing.to_run:
+            return allocation.submit(sweep(), plan, self.launcher)
         job = SlurmLauncher(sweep(), plan)
         code = job.submit()
         return job.wait if code is None else lambda: code
@@ -164,7 +165,7 @@ class SlurmLauncher:
                 tag,
                 cluster.python or sys.executable,
                 self.sweep.path / "code" if cluster.snapshot else CODE,
-                [*cluster.setup, *_modules(cluster, request)],
+                [*cluster.setup, *script.modules(cluster, request)],
                 cluster_environment(self.cfg),
                 tuple(pack for pack in packed if len(pack) > 1 and pack[0] in members),
                 None if cluster.dry_run else commands.cluster(),
@@ -213,7 +214,7 @@ class SlurmLauncher:
         cfg.task.resources = Resources(gpus=0, cpus=1, memory=CLOSING_MEMORY, time=CLOSING_TIME)
         name, cluster = f"circuits-{self.sweep.record['pipeline']['name']}-report", cfg.cluster
         request = request_of(cfg, {})
-        own = replace(array, request=request, setup=[*cluster.setup, *_modules(cluster, request)])
+        own = replace(array, request=request, setup=[*cluster.setup, *script.modules(cluster, request)])
         return lambda jobs: own.closing(name, self.sweep.path, jobs)
 
     def _adopt(self, element: Element, mine: set[str]) -> None:
@@ -300,11 +301,6 @@ def _named(holder: dict[str, Any]) -> str:
     """A maker as others find it: the job in this cluster's queue, else the process."""
     job = holder.get("job") or holder.get("worker_job")
     return str(job) if job and not elsewhere(holder) else f"pid {holder['pid']} on {holder['host']}"
-
-
-def _modules(cluster: ClusterConfig, request: Request) -> list[str]:
-    names = [*cluster.modules, *(cluster.gpu if request.gpus else cluster.cpu).modules]
-    return [f"load_modules {shlex.join(names)}"] if names else []
 
 
 def _again(fact: Mapping[str, Any]) -> bool:

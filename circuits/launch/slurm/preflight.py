@@ -85,7 +85,7 @@ def local_findings(
                 f"task.resources.time={request.time}: shorter than cluster.signal_s={request.signal_s}, the seconds "
                 "before the limit at which a run saves; raise the time or lower that"
             )
-        limit, whose = _limit(queue, request.account)
+        limit, whose = limit_of(queue, request.account)
         if limit and request.minutes > minutes(limit):
             found.append(
                 f"task.resources.time={clock(request.minutes)}: {cfg.cluster.name} takes at most {limit}{whose}"
@@ -114,7 +114,7 @@ def _room(element: Element, request: Request) -> memory.Room:
     return memory.Room(gpu, size(request.memory), f"a GPU of {element.cfg.cluster.name} has {gpu_memory}", main)
 
 
-def _limit(queue: QueueConfig, account: str | None) -> tuple[str | None, str]:
+def limit_of(queue: QueueConfig, account: str | None) -> tuple[str | None, str]:
     """The longest job that a queue takes under an account, and for whom that is."""
     for pattern, limit in queue.max_time_of.items():
         if account and fnmatch.fnmatchcase(account.lower(), pattern.lower()):

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from circuits.launch.slurm.request import Request
+from circuits.schema import ClusterConfig
 from circuits.store.layers import ranges
 
 ELEMENTS = "elements.txt"  # in the sweep's slurm/ folder: line N+1 is the directory of element N
@@ -133,6 +134,20 @@ class Array:
             [options(request, self.folder, self.tag, more), CHECKED, *self._setup(), *self._exported(), "", command, ""]
         )
 
+    def inside(self, sweep: Path) -> str:
+        """The script of one job that runs a whole sweep; `self` is an array of its request."""
+        more = {
+            "chdir": str(self.folder),
+            "output": f"{pattern(str(self.folder))}/allocation-%j.out",
+            "open-mode": "append",
+            "signal": f"B:USR2@{self.request.signal_s}",
+            **dict(self.request.more),
+        }
+        body = INSIDE.replace("{python}", shlex.quote(self.python)).replace("{sweep}", shlex.quote(str(sweep)))
+        head = options(self.request, self.folder, self.tag, more) + "\n#SBATCH --requeue"
+        parts = [head, "", "asked=", "trap 'asked=1' USR2", CHECKED, *self._setup(), *self._exported(), ""]
+        return "\n".join(parts) + body.replace("{times}", str(self.request.max_num_timeout))
+
     def _exported(self) -> list[str]:
         return [f"export {name}={shlex.quote(value)}" for name, value in self._exports().items()]
 
@@ -154,6 +169,29 @@ class Array:
             **self.environment,
             "PYTHONPATH": str(self.code),
         }
+
+
+#: A whole sweep inside one job: its launcher gets TERM when time is nearly up, saves all that runs, and the job is queued again.
+INSIDE = r"""
+trap - ERR
+set -u
+{python} -m circuits.launch.slurm.inside {sweep} & child=$!
+trap 'asked=1; kill -TERM $child 2>/dev/null' USR2
+trap 'asked=; kill -TERM $child 2>/dev/null' TERM
+while kill -0 $child 2>/dev/null; do
+  wait $child; code=$?
+done
+wait $child 2>/dev/null; again=$?
+[ $again -eq 127 ] || code=$again
+if [ $code -eq 130 ] && [ -n "$asked" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt {times} ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit $code
+"""
+
+
+def modules(cluster: ClusterConfig, request: Request) -> list[str]:
+    """The line that loads what a queue's nodes need; none where nothing is."""
+    names = [*cluster.modules, *(cluster.gpu if request.gpus else cluster.cpu).modules]
+    return [f"load_modules {shlex.join(names)}"] if names else []
 
 
 def pattern(path: str) -> str:

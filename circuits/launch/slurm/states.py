@@ -23,6 +23,7 @@ from circuits.state import State, state_of
 from circuits.store.leases import Note, elsewhere
 from circuits.store.places import LOG
 
+NOT_GONE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED")
 DEADLY = 2  # elements that died on a node, after which it is left out
 BY_NODE = ("NODE_FAIL", "BOOT_FAIL")  # ends for which a node is to blame; beside a signal that nobody of ours sent
 _ENDED = {
@@ -60,6 +61,8 @@ def facts_of(sweep: Sweep) -> dict[int, dict[str, Any]]:
     """
     jobs = jobs_of(sweep)
     far = far_cluster(sweep)
+    if (job := (read_record(sweep.path) or {}).get("allocation")) and not far:
+        return _allocated(sweep, job)
     found = {
         item["index"]: status.read(sweep.directory(item), trust_running=not far) for item in sweep.record["elements"]
     }
@@ -100,6 +103,28 @@ def load_of(jobs: Iterable[str]) -> list[str]:
         return [f"load      {name}: {told}" for name, told in commands.load(places).items()]
     except CircuitsError:
         return []  # the table stands without it
+
+
+def _allocated(sweep: Sweep, job: str) -> dict[int, dict[str, Any]]:
+    """Of a sweep inside one job that has not begun: all of it waits for that job."""
+    found = {item["index"]: status.read(sweep.directory(item)) for item in sweep.record["elements"]}
+    waiting = [facts for facts in found.values() if state_of(facts) is State.waiting]
+    try:
+        queued = commands.queue(job).get(job) if waiting else None
+    except CircuitsError as e:
+        for facts in waiting:
+            facts["queue_error"] = str(e)
+        return found
+    for facts in waiting:
+        if queued is None:
+            facts["state"] = State.never_started
+        elif queued.state == "PENDING":
+            facts.update(state=State.pending, reason=queued.reason, job=job)
+            if queued.start:
+                facts["expected"] = queued.start
+        else:
+            facts.update(state=State.waiting, reason="for its job to begin", job=job)
+    return found
 
 
 def _far(sweep: Sweep, found: dict[int, dict[str, Any]], jobs: Mapping[int, str]) -> dict[int, dict[str, Any]]:
@@ -193,6 +218,11 @@ def _explain(sweep: Sweep, gone: Mapping[int, dict[str, Any]], jobs: Mapping[int
             facts.update(state=State.cancelled, slurm="CANCELLED", exit_code=1, error=f"not started: {before}")
             continue
         mine = shown.get(jobs[index], {})
+        if known.get(jobs[index], ("",))[0] in NOT_GONE:  # the queue was asked while the controller moved it
+            facts.update(
+                state=State.starting if state_of(facts) is State.waiting else state_of(facts), reason="starting"
+            )
+            continue
         state, code = known.get(jobs[index], (mine.get("JobState", ""), mine.get("ExitCode", "")))
         _last_word(facts, state, code, mine, _directory(sweep, index), sweep.path / "slurm")
 
