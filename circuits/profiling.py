@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from circuits.files import write_json
+from circuits.files import read_json, write_json
 from circuits.words import reason
 
 FOLDER, SUMMARY = "profile", "profile.json"
@@ -124,11 +124,13 @@ class Profiler:
         (self._place / f"{name}.txt").write_text(f"{self._phase}: {said}, {seconds:.2f} s\n{table}\n", encoding="utf-8")
         trace = self._place / f"{name}.trace.json.gz"
         _export(found, trace)
-        top = sorted((_operator(event) for event in averages), key=lambda one: -one[self._key()])[:ROWS]
+        operators = sorted((_operator(event) for event in averages), key=lambda one: -one[self._key()])
+        top = [one for one in operators if one[self._key()] > 0]
         self.windows.append(
             {
                 "phase": self._phase, "amount": amount, "unit": self._unit, "seconds": round(seconds, 3), "by": self._key(),
-                "trace": trace.name, "table": f"{name}.txt", "operators": [one for one in top if one[self._key()]],
+                "trace": trace.name, "table": f"{name}.txt", "operators": top[:ROWS],
+                "total": sum(one[self._key()] for one in top),
             }
         )  # fmt: skip
         self._say(f"profile: {self._phase}: {said} in {FOLDER}/{trace.name} and {FOLDER}/{name}.txt")
@@ -172,12 +174,20 @@ class Profiler:
                 return
             self._say("profile: no phase of this run counted steps, so there is nothing to show")
             return
-        facts: dict[str, Any] = {"mode": self._mode, "device": "cuda" if self._cuda else "cpu", "windows": self.windows}
+        facts: dict[str, Any] = {"mode": self._mode, "device": "cuda" if self._cuda else "cpu"}
+        facts["windows"] = [*self._earlier(), *self.windows]
         if self._history:
             facts["snapshot"] = "memory.pickle"
             facts["peak_bytes"] = torch.cuda.max_memory_allocated()
             facts["reserved_bytes"] = torch.cuda.max_memory_reserved()
         write_json(self._place / SUMMARY, facts, durable=False)
+
+    def _earlier(self) -> list[dict[str, Any]]:
+        """The windows of the turns before this one."""
+        try:
+            return list(read_json(self._place / SUMMARY)["windows"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
 
 
 def _operator(event: Any) -> dict[str, Any]:

@@ -220,18 +220,24 @@ def cancel(jobs: Sequence[str]) -> None:
                 raise
 
 
-def depend(after: Mapping[str, Sequence[str]]) -> None:
+def depend(after: Mapping[str, Sequence[str]], ended: Mapping[str, Sequence[str]] | None = None) -> None:
     """Make each element wait until the elements that it names have succeeded: one ``scontrol`` for all of them.
 
     Args:
         after: ``48133_4`` → the ids that it waits for (``afterok``).
+        ended: the same of those that only have to have ended (``afterany``).
 
     Raises:
         SlurmError: the site forbids it, or an id is not known.
     """
-    if not after:
+    kinds = {"afterok": after, "afterany": ended or {}}
+    jobs = list(dict.fromkeys(job for given in kinds.values() for job in given))
+    if not jobs:
         return
-    lines = [f"update JobId={job} Dependency=afterok:{':'.join(ids)}" for job, ids in after.items()]
+    lines = []
+    for job in jobs:
+        waits = [f"{kind}:{':'.join(given[job])}" for kind, given in kinds.items() if given.get(job)]
+        lines.append(f"update JobId={job} Dependency={','.join(waits)}")
     try:
         done = subprocess.run(
             ["scontrol"], input="\n".join([*lines, "quit\n"]), capture_output=True, text=True, timeout=TIMEOUT_S, check=False,

@@ -284,7 +284,8 @@ def test_a_wrong_yaml_is_refused_like_a_wrong_override(
 
 def readers(key: str) -> str:
     """``task=activations or task=sae``: the tasks that read a root key."""
-    return " or ".join(f"task={task}" for task in places.choices("task") if key in registry.reads(task))
+    tasks = [task for task in places.choices("task") if not registry.everything(task)]  # pipeline and plan hand on what they get
+    return " or ".join(f"task={task}" for task in tasks if key in registry.reads(task))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +313,7 @@ def test_an_override_that_the_task_does_not_read_names_the_tasks_that_do(words: 
 )
 def test_run_level_keys_are_read_by_every_task_that_makes_something(key: str) -> None:
     for task in places.choices("task"):
-        if hasattr(registry.modules()[task], "KIND") or key in ("outputs=x", "multirun=x"):
+        if hasattr(registry.modules()[task], "KIND") or registry.everything(task) or key in ("outputs=x", "multirun=x"):
             assert checked(f"task={task}", key)
         elif task not in ("smoke", "prefetch"):
             (message,) = refused(f"task={task}", key)

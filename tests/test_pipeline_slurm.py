@@ -52,22 +52,36 @@ def test_a_failed_element_stops_only_its_descendants_and_the_study_closes_itself
         assert maker["artifacts"][0]["id"] in reader["artifacts"][0]["inputs"], "each reads its own layer's"
 
 
-def test_what_never_started_says_who_failed_before_it_and_recovery_repeats_nothing(slurm: Queue, warm: Cli) -> None:
-    done = warm("task=pipeline", study(warm), "pipeline.until=features", "sae.min_r2=0.9999", "seed=12", *ASKED)
+PACKED = """
+overrides: [model=tiny, layer=1, sae.steps=40, sae.batch_size=64, sae.heldout_sequences=64, sae.block_rows=4096, sae.log_every=1,
+            sae.clip=1e30, sae.warmup=0, "sae.lr=1e-3,1e38", pack=2]
+stages:
+  saes: {task: sae}
+  features:
+    task: interpret
+    overrides: [interpret.associate=false, interpret.n_sequences=16, interpret.max_features=8, interpret.top_k=2]
+"""
+
+
+def test_one_that_fails_in_a_pack_stops_only_its_own_reader_and_recovery_repeats_nothing(
+    slurm: Queue, warm: Cli
+) -> None:
+    done = warm("task=pipeline", study(warm, PACKED), "seed=12", *ASKED)
     assert done.code == 0, done.err + done.out
     sweep = sweep_dir(warm)
     assert closed(slurm, sweep) == ("FAILED", "1:0"), "its exit code is the study's"
+    assert states(sweep) == ["done", "failed", "done", "cancelled"]
     failed = json.loads((sweep / "failed_items.json").read_text())
-    assert [item["state"] for item in failed] == ["gate", "gate", "cancelled", "cancelled"]
-    assert failed[2]["error"] == "not started: element 1, which makes an input of it, ended as gate"
+    assert [item["state"] for item in failed] == ["failed", "cancelled"]
+    assert failed[1]["error"] == "not started: element 1, which makes an input of it, ended as failed"
     shown = warm("task=status", f"of={sweep.name}")
-    assert "2 gate" in shown.out and "2 cancelled" in shown.out and "task=recover" in shown.out, shown.out + shown.err
+    assert "1 done  1 failed" in shown.out and "task=recover" in shown.out, shown.out + shown.err
     made = {path: path.stat().st_mtime_ns for path in (warm.outputs / "artifacts").glob("*/*/manifest.json")}
     again = warm("task=recover", f"of={sweep.name}")
-    assert again.code == 1 and "2 refused by a gate" in again.out and "submitted" not in again.out, (
-        again.err + again.out
-    )
-    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert again.code == 0 and "2 to run · 2 cached" in again.out, again.err + again.out
+    assert closed(slurm, sweep) == ("FAILED", "1:0")
+    assert [item["state"] for item in json.loads((sweep / "failed_items.json").read_text())] == ["failed", "cancelled"]
+    assert {path: path.stat().st_mtime_ns for path in made} == made, "nothing is made twice"
 
 
 def test_a_study_inside_one_job_goes_on_where_its_time_was_up(slurm: Queue, warm: Cli) -> None:

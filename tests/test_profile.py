@@ -97,6 +97,7 @@ def test_a_run_that_is_stopped_keeps_its_profile_and_the_next_turn_adds_its_own(
     wait_until((run / "profile" / "training-turn2.txt").exists, 120)
     process.send_signal(signal.SIGINT)
     process.wait(60)
+    assert [window["table"] for window in summary(run)["windows"]] == ["training.txt", "training-turn2.txt"]
     assert (run / "profile" / "training.txt").exists() and (run / "profile" / "training-turn2.trace.json.gz").exists()
 
 

@@ -73,7 +73,6 @@ REFUSED = [
     ("task=sae cluster.stage=/tmp", "cluster.stage=/tmp: sae.source=stream does not read it; sae.source=store does"),
     ("task=prompts cluster=slurm cluster.cpu.gpu_type=x",
      "cluster.cpu.gpu_type=x: task.resources.gpus=0 does not read it; cluster.gpu.gpu_type is of the queue with GPUs"),
-    ("task=status of=x status.all=true", "status.all=true: of=x does not read it; leave of out"),
     ("task=sae cluster.gpu.account=x", "cluster.gpu.account=x: cluster=local does not read it; cluster=slurm does"),
     ("task=sae cluster.setup=[x]", "cluster.setup=[x]: cluster=local does not read it; cluster=slurm does"),
     ("task=sae cluster.parallelism=3",

@@ -70,7 +70,13 @@ def _opened(directory: Path, place: str = "") -> Opened | int:
     opened = Opened.at(directory, place)
     if isinstance(opened, Opened) and on_cluster():
         from circuits.launch.slurm import requeue
+        from circuits.run import status
 
+        if why := requeue.barred(directory):
+            print(f"error: {why}", flush=True)
+            status.write_plain(directory, State.cancelled, task=opened.record["task"], error=why, exit_code=1)
+            requeue.close(directory, print)
+            return 1
         opened.judge = requeue.judge
     return opened
 

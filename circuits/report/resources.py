@@ -251,7 +251,7 @@ def _profiles(cost: Cost) -> list[Block]:
 def _operators(cost: Cost, window: Mapping[str, Any]) -> Table:
     """The operators of a window that take the most."""
     by = window["by"]
-    whole = sum(one[by] for one in window["operators"]) or 1
+    whole = window["total"] or 1
     shown = window["operators"][:OPERATORS]
 
     def text(one: Mapping[str, Any]) -> str:

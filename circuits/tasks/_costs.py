@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from circuits.report.types import Check, Cost, Element
 
 PROFILE = "profile/profile.json"  # circuits.profiling writes it
+WINDOW = {"phase", "amount", "unit", "seconds", "by", "total", "operators", "trace", "table"}
 LOCK = "requirements.lock"
 
 
@@ -83,9 +84,15 @@ def _cost(found: Sweep, item: Mapping[str, Any], element: Element) -> Cost | Non
         celsius=use.celsius,
         hint=usage.hint(use.task, taken, kind.memory_keys[:1] if kind else ()),
         phases=taken.get("phases") or {},
-        profile=private.public(_json(directory / PROFILE)),
+        profile=private.public(_profile(directory)),
         place=str(Path(item["dir"]) / Path(PROFILE).parent),
     )
+
+
+def _profile(directory: Path) -> dict[str, Any]:
+    """What profile= found, as far as it is whole."""
+    found = _json(directory / PROFILE)
+    return {**found, "windows": [one for one in found.get("windows") or [] if set(one) >= WINDOW]} if found else {}
 
 
 def _so_far(rows: Sequence[Mapping[str, Any]], status: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The job of ``cluster.allocation=true``: ``python -m circuits.launch.slurm.inside DIR`` runs the sweep in DIR as on one's own machine."""
+"""What the job of ``cluster.allocation=true`` runs: the sweep in DIR, as on a machine of one's own.
+
+``python -m circuits.launch.slurm.inside DIR``
+"""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from circuits.launch import sweep as sweeps
 from circuits.launch.slurm.states import record_accounting
 from circuits.launch.slurm.submission import read_record
 from circuits.launch.states import facts_of
+from circuits.run import status
 from circuits.state import State, state_of
 from circuits.store.leases import Lease, Note, worker_job
 from circuits.store.places import RECORD
@@ -71,6 +72,25 @@ def queue_again(say: Callable[[str], None]) -> bool:
             f"error: {job} could not be queued again ({e}); the same command, or task=recover, goes on from what was saved"
         )
         return False
+
+
+def barred(directory: Path) -> str | None:
+    """Why an element that Slurm started is not to begin: one that makes an input of it, or stands before it, did not end well.
+
+    Slurm knows this of elements with a job of their own; in a pack the others' exit codes hide it.
+    """
+    path = directory if (directory / sweeps.FILE).exists() else directory.parent
+    record = read_record(path)
+    if record is None or not (path / sweeps.FILE).exists():
+        return None
+    me = str(read_json(directory / RECORD)["index"])
+    sweep = sweeps.load(path)
+    for before in record.get("after", {}).get(me, ()):
+        item = next(item for item in sweep.record["elements"] if item["index"] == before)
+        state = state_of(status.read(sweep.directory(item), trust_running=True))
+        if not state.well and not state.live:
+            return f"not started: element {before}, which makes an input of it, ended as {state}"
+    return None
 
 
 def close(directory: Path, say: Callable[[str], None]) -> None:

@@ -21,6 +21,7 @@ import contextlib
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -267,13 +268,18 @@ class Submission:
         job_of: dict[int, str] = {}
         for job, array in zip(self.jobs, self.arrays, strict=True):
             job_of |= places(job, array.elements, array.packs, array.offset)
+        # The exit code of a pack is not that of each of its elements, and a pack may wait for several: these look for themselves.
+        counts = Counter(job_of.values())
         wanted: dict[str, list[str]] = {}
+        ended: dict[str, list[str]] = {}
         for element, after in self.after.items():
-            own = [job for other in after.elements if (job := job_of[other]) != job_of[element]]  # not of its own pack
-            if ids := [*own, *after.jobs]:
-                wanted[job_of[element]] = list(dict.fromkeys([*wanted.get(job_of[element], []), *ids]))
+            mine = job_of[element]
+            for job in [*(job_of[other] for other in after.elements), *after.jobs]:
+                into = ended if counts[job] > 1 or counts[mine] > 1 else wanted
+                if job != mine and job not in into.setdefault(mine, []):
+                    into[mine].append(job)
         try:
-            commands.depend(wanted)
+            commands.depend(*({job: ids for job, ids in found.items() if ids} for found in (wanted, ended)))
         except commands.SlurmError:
             # The site forbids changing a job's dependency: the whole array waits for all that any of its elements needs.
             self._depend_whole()
