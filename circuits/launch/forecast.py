@@ -75,8 +75,9 @@ def forecast(plan: Plan, rates: Rates, shape: Shape | None) -> Forecast:
     stages = [
         _stage(name or found[0].task, found, plan, running, estimates, seconds) for name, found in elements.items()
     ]
-    contents = Contents(plan.store.root / ".hashes.json")
-    return Forecast(stages, edges(plan.elements, shape, contents), simulate(plan, seconds))
+    return Forecast(
+        stages, {} if shape is None else {k: list(v) for k, v in shape.after.items()}, simulate(plan, seconds)
+    )
 
 
 def _seconds(element: Element, found: Estimate | None) -> float:
@@ -171,7 +172,7 @@ def simulate(plan: Plan, seconds: Mapping[int, float]) -> float:
         {place[other] for index in pack for other in _after(plan, index) if other in place} - {number}
         for number, pack in enumerate(packs)
     ]
-    take = [sum(seconds[index] for index in pack) for pack in packs]
+    take = [_pack_seconds(pack, seconds) for pack in plan.packs]
     room = _room(plan)
     ended: set[int] = set()
     waiting, now = list(range(len(packs))), 0.0
@@ -190,6 +191,14 @@ def simulate(plan: Plan, seconds: Mapping[int, float]) -> float:
         busy[where] -= 1
         ended.add(number)
     return now
+
+
+def _pack_seconds(pack: Sequence[Element], seconds: Mapping[int, float]) -> float:
+    """One after the other; those that are made in one go (SAEs on one stream) were measured so."""
+    kind = registry.kind(pack[0].task)
+    joint = len(pack) > 1 and kind.together(pack[0].cfg) is not None
+    each = [seconds[element.index] for element in pack]
+    return max(each) if joint else sum(each)
 
 
 def _after(plan: Plan, index: int) -> tuple[int, ...]:

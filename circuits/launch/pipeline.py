@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from circuits import slurm_commands as commands
 from circuits.errors import UserError
 from circuits.launch import cores, launching, planning, stages
 from circuits.launch.estimate import Rates
-from circuits.launch.forecast import Forecast, forecast, problems
+from circuits.launch.forecast import Forecast, edges, forecast, problems
 from circuits.launch.plan import Element, Plan, Shape
 from circuits.launch.stages import Study
 from circuits.run import config
 from circuits.schema import Backend
 from circuits.store import registry
+from circuits.store.contents import Contents
 from circuits.store.store import Store
 
 Compose = Callable[[Sequence[str]], Any]
@@ -121,4 +122,6 @@ def shape_of(study: Study, elements: Sequence[Element]) -> Shape:
         members[element.stage].add(element.index)
     before = {stage.name: frozenset().union(*(members[name] for name in stage.after)) for stage in study.stages}
     barriers = {element.index: before[element.stage] for element in elements if before[element.stage]}
-    return Shape(study.name, study.about, barriers, study.canary)
+    plain = Shape(study.name, study.about, barriers, study.canary)
+    contents = Contents(Path(elements[0].cfg.outputs) / "artifacts" / ".hashes.json")
+    return replace(plain, after=edges(elements, plain, contents))

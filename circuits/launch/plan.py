@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -72,12 +72,14 @@ class Shape:
     Attributes:
         barriers: by an element's number, elements that must have ended well before it, whether or not it reads what they make.
         canary: whether one element of each stage runs before all others.
+        after: for each stage, those whose results it reads or that stand before it; for drawings.
     """
 
     name: str
     about: str = ""
     barriers: Mapping[int, frozenset[int]] = field(default_factory=dict)
     canary: bool = False
+    after: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass

@@ -121,7 +121,8 @@ def _record(elements: Sequence[Element], path: Path, base: Path, shape: Shape | 
 def shape_record(shape: Shape) -> dict[str, Any]:
     """A pipeline's shape in its record."""
     barriers = {str(index): sorted(before) for index, before in shape.barriers.items()}
-    return {"name": shape.name, "about": shape.about, "canary": shape.canary, "barriers": barriers}
+    after = {stage: list(before) for stage, before in shape.after.items()}
+    return {"name": shape.name, "about": shape.about, "canary": shape.canary, "barriers": barriers, "after": after}
 
 
 def shape_of(sweep: Sweep) -> Shape | None:
@@ -130,7 +131,7 @@ def shape_of(sweep: Sweep) -> Shape | None:
     if found is None:
         return None
     barriers = {int(index): frozenset(before) for index, before in found["barriers"].items()}
-    return Shape(found["name"], found["about"], barriers, found["canary"])
+    return Shape(found["name"], found["about"], barriers, found["canary"], found["after"])
 
 
 def _write_element(sweep: Sweep, element: Element) -> None:

@@ -74,7 +74,15 @@ class Listing:
     block = "listing"
 
 
-Block = Figure | Table | Note | Listing | Cards
+@dataclass(frozen=True)
+class Drawing:
+    """An SVG of boxes and arrows that we made ourselves, every text in it escaped."""
+
+    svg: str
+    block = "drawing"
+
+
+Block = Figure | Table | Note | Listing | Cards | Drawing
 
 
 @dataclass(frozen=True)

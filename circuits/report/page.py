@@ -24,6 +24,7 @@ from circuits.report.content import Cell, Column, Figure, Part, Table
 from circuits.report.provenance import provenance_blocks
 from circuits.report.registry import Entry, View, sections
 from circuits.report.resources import resources
+from circuits.report.stages import stages
 from circuits.report.types import ArtifactRef, Element, ReportInput
 from circuits.report.words import plural, visible
 from circuits.state import State, counts
@@ -48,7 +49,8 @@ def build(report: ReportInput, out: Path) -> Path:
     """Write ``out/report.html`` and ``out/figures/*``; returns the page's path. Unreadable results are named on it."""
     looks = Looks(element.series for element in report.elements)
     entries, repeated = _entries(report.elements)
-    parts = [*_parts(entries, looks), *_of_the_sweep(report)]
+    first = stages(report.stages)
+    parts = [*([first] if first is not None else []), *_parts(entries, looks), *_of_the_sweep(report)]
     return write(report, parts, out, [e.ref for kind in entries.values() for e in kind], repeated)
 
 

@@ -87,6 +87,18 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One stage of a pipeline: how many elements, how they fared, the stages whose results they read or that came before."""
+
+    name: str
+    task: str
+    elements: int
+    fared: str
+    took: str
+    after: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class ReportInput:
     """A sweep (or a pipeline) as one page: `question` in one sentence, `again` the command that remakes the page."""
 
@@ -101,3 +113,5 @@ class ReportInput:
     next_time: str = ""
     """The overrides to ask for next time."""
     checks: Sequence[Check] = ()
+    stages: Sequence[Stage] = ()
+    """Of a pipeline, in order."""

@@ -137,10 +137,8 @@ def page(made: Planned) -> str:
     found = made.forecast
     notes = {
         stage.name: [
-            f"{stage.task}: {stage.to_run} of {stage.elements} to run"
-            if stage.to_run
-            else f"{stage.task}: all {stage.elements} cached",
-            f"{duration(stage.longest_s)} each, {size(stage.bytes)}" if stage.to_run else "",
+            stage.task,
+            f"{stage.to_run} of {stage.elements}, {duration(stage.longest_s)} each" if stage.to_run else "cached",
         ]
         for stage in found.stages
     }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
-from circuits.launch import states, sweep
+from circuits.launch import stagewise, states, sweep
 from circuits.launch.keeping import moved
 from circuits.run import config, private
 from circuits.schema import BaseConfig
@@ -14,6 +16,9 @@ from circuits.schema.fields import named_file
 from circuits.state import state_of
 from circuits.store.layers import ranges
 from circuits.tasks import _costs
+
+if TYPE_CHECKING:
+    from circuits.report.types import Stage
 
 READS = ("of",)
 
@@ -58,14 +63,31 @@ def make(path: Path, out: Path | None = None, store: Path | None = None) -> Path
             costs=_costs.costs(found, elements),
             next_time=_costs.next_line(found, facts),
             checks=_costs.checks(found, elements, out or path),
+            stages=_stages(found, facts),
         ),
         out or path,
     )
 
 
+def _stages(found: sweep.Sweep, facts: Mapping[int, Mapping[str, Any]]) -> list[Stage]:
+    """A pipeline's stages; none of any other sweep."""
+    from circuits.report.types import Stage
+
+    if "pipeline" not in found.record:
+        return []
+    tasks = {item["stage"]: item["task"] for item in found.record["elements"]}
+    after = found.record["pipeline"]["after"]
+    return [
+        Stage(name, tasks[name], int(count), fared, took, after.get(name, ()))
+        for name, count, fared, took in stagewise.rows(found, facts)
+    ]
+
+
 def _question(found: sweep.Sweep) -> str:
     """One sentence from the config: what was asked."""
     record, kind = found.record, sweep.kind_of(found)
+    if about := record.get("pipeline", {}).get("about"):
+        return f"{about[:1].upper()}{about[1:]}" + (f". Note: {record['note']}" if record.get("note") else "")
     cfg = config.load(found.directory(record["elements"][0]) / "config.yaml")
     layers = ranges(sorted({layer for item in record["elements"] for layer in item["layers"]}))
     where = f" at layer{'' if layers.isdigit() else 's'} {layers}" if layers else ""
