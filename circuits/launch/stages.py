@@ -1,8 +1,9 @@
 """The stages of a pipeline: what its yaml says, joined with what was typed, as one list of overrides for each element.
 
 A word (an override) of a stage comes, from weakest to strongest, from a person's defaults, the pipeline's ``overrides``, the
-stage's own, and the command line. A word that wins removes weaker ones of the same key, and a choice of a group (``sae=relu``) also
-values in that group. What is not the stage's own goes only where it is read; ``layer=`` to stages that say which layers they take.
+stage's own, and the command line. A word that wins removes weaker ones of the same key; the choice of another model, data or
+behaviour also values of the one before. What is not the stage's own goes only where it is read; ``layer=`` to stages that say which
+layers they take.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from circuits.store import places, registry
 
 KEYS = ("task", "overrides", "after")
 FILE = ("about", "overrides", "stages")
+THINGS = ("model", "data", "behaviour")  # a choice of another one leaves nothing of what was said of the one before
 OWN = ("pipeline", "plan")  # sections of the study itself
 PARALLEL = {"conservative": 4, "aggressive": None}
 
@@ -270,7 +272,7 @@ def _stronger(layers: Iterable[Sequence[str]]) -> list[str]:
     found: list[str] = []
     for words in layers:
         keys = {word.partition("=")[0] for word in words}
-        groups = {key for key in keys if key in places.config_groups()}
+        groups = keys & set(THINGS)
         found = [
             word for word in found if (key := word.partition("=")[0]) not in keys and key.split(".")[0] not in groups
         ]

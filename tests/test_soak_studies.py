@@ -1,0 +1,116 @@
+"""Whole studies under faults (``make soak``): kills at random moments over all kinds of task, a cluster without its daemons.
+
+``SOAK_KILLS=20 SOAK_AWAY_S=60`` shorten them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Cli, sharing
+from slurm.queueing import Queue
+from slurm.sweeps import SLURM, SMALL, status, sweep_dir
+
+pytestmark = pytest.mark.soak
+KILLS = int(os.environ.get("SOAK_KILLS", "100"))
+AWAY_S = float(os.environ.get("SOAK_AWAY_S", "300"))
+EVERY_KIND = """
+about: every kind of task, small
+overrides: [model=tiny, model.embedded.steps=10, tracking=off, task.resources.cpus=1, behaviour=grammar_agreement, force=true,
+            behaviour.n_samples=24, behaviour.n_test=8, behaviour.allow_small=true, behaviour.min_logit_diff=-99, sae.steps=60, sae.checkpoint_every=10,
+            sae.heldout_sequences=64, sae.block_rows=4096, interpret.n_sequences=64, interpret.max_features=64]
+stages:
+  prompts: {task: prompts}
+  baseline: {task: baseline}
+  activations: {task: activations, overrides: [layer=1-2]}
+  stored: {task: activations, overrides: [layer=1-2, activations.source=data, activations.n_sequences=64]}
+  saes: {task: sae, overrides: ["layer=1,2", "sae=topk,relu"]}
+  features: {task: interpret, overrides: ["layer=1,2"]}
+  graph: {task: attribution}
+  circuit: {task: faithfulness}
+  heads: {task: interventions, overrides: [intervention=heads]}
+  geometry: {task: geometry, overrides: [layer=0, "geometry.heads=[1]"]}
+"""
+
+
+def made(cli: Cli) -> dict[str, dict[str, str]]:
+    """The hashes of what every artifact holds, but for files that hold times."""
+    found = {}
+    for path in (cli.outputs / "artifacts").glob("*/[!.]*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        timed = {*manifest.get("measured", ()), "config.yaml"}
+        found[f"{manifest['kind']}/{path.parent.name}"] = {
+            name: facts["sha256"] for name, facts in manifest["files"].items() if name not in timed
+        }
+    return found
+
+
+def test_soak_a_study_killed_at_random_moments_ends_as_one_that_was_not(quick_store: Path, tmp_path: Path) -> None:
+    whole = sharing(quick_store, tmp_path / "whole") if (tmp_path / "whole").mkdir() is None else None
+    assert whole is not None
+    (whole.folder / "all.yaml").write_text(EVERY_KIND)
+    done = whole.plain("task=pipeline", "pipeline=all.yaml", timeout=1200)
+    assert done.code == 0, done.err + done.out
+    expected = made(whole)
+    draw, kills, rounds = random.Random(0), 0, 0
+    while kills < KILLS:
+        rounds += 1
+        folder = tmp_path / f"round{rounds}"
+        folder.mkdir()
+        cli = sharing(quick_store, folder)
+        (cli.folder / "all.yaml").write_text(EVERY_KIND)
+        for _ in range(500):
+            running = cli.start("task=pipeline", "pipeline=all.yaml")
+            try:
+                running.wait(draw.uniform(2.5, 12))
+                break
+            except subprocess.TimeoutExpired:
+                victims = psutil.Process(running.pid).children(recursive=True)
+                victim = draw.choice([running.pid, *(child.pid for child in victims)])
+                for pid in {victim, running.pid}:  # a worker and its launcher, or the launcher alone
+                    try:
+                        os.kill(pid, signal.SIGKILL)
+                    except ProcessLookupError:
+                        continue
+                running.wait()
+                kills += 1
+        assert running.returncode == 0, running.stdout.read() if running.stdout else ""
+        mine = made(cli)
+        unlike = {name for name in expected | mine if expected.get(name) != mine.get(name)}
+        assert not unlike, f"round {rounds}, {kills} kills: {sorted(unlike)}"
+        left = list((cli.outputs / "artifacts").glob("*/*.partial"))
+        assert not left, left
+        cli.end()
+    print(f"{kills} kills in {rounds} studies of {len(expected)} artifacts: all equal, nothing left behind")
+
+
+@pytest.mark.parametrize("own_slurm", [{"accounting": True}], indirect=True)
+def test_soak_a_study_outlives_its_cluster_s_daemons(own_slurm: Queue, warm: Cli) -> None:
+    (warm.folder / "all.yaml").write_text(EVERY_KIND.replace("task.resources.cpus=1, ", ""))
+    words = [word for word in SMALL if word.startswith("task.resources.")]
+    done = warm("task=pipeline", "pipeline=all.yaml", SLURM, *words)
+    assert done.code == 0, done.err + done.out
+    sweep = sweep_dir(warm)
+    own_slurm.wait(lambda: len(warm.artifacts("sae")) >= 1, what="the first SAE")
+    pids = own_slurm.cluster.pids
+    for name in ("slurmdbd", "slurmctld"):  # one after the other, both away for the time
+        os.kill(pids[name], signal.SIGKILL)
+        time.sleep(AWAY_S / 2)
+    own_slurm.restore()
+    closing = int(json.loads((sweep / "jobs.json").read_text())["closing"])
+    ended = own_slurm.wait_ended(closing)
+    assert ended[str(closing)] == ("COMPLETED", "0:0")
+    found = [status(sweep / item["dir"]) for item in json.loads((sweep / "sweep.json").read_text())["elements"]]
+    assert {facts["state"] for facts in found} <= {"done", "cached"}
+    makers = [
+        json.loads(path.read_text())["by"] for path in (warm.outputs / "artifacts").glob("sae/[!.]*/manifest.json")
+    ]
+    assert len(makers) == len(set(makers)) == 4, "each was made once"
