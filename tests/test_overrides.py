@@ -284,7 +284,9 @@ def test_a_wrong_yaml_is_refused_like_a_wrong_override(
 
 def readers(key: str) -> str:
     """``task=activations or task=sae``: the tasks that read a root key."""
-    tasks = [task for task in places.choices("task") if not registry.everything(task)]  # pipeline and plan hand on what they get
+    tasks = [
+        task for task in places.choices("task") if not registry.everything(task)
+    ]  # pipeline and plan hand on what they get
     return " or ".join(f"task={task}" for task in tasks if key in registry.reads(task))
 
 

@@ -12,9 +12,11 @@ from conftest import QUICK, Cli
 from slurm.sweeps import status, sweep_dir
 
 from circuits.errors import UserError
-from circuits.launch import pipeline
+from circuits.launch import launching, pipeline
 from circuits.launch.forecast import edges
+from circuits.launch.local import Local
 from circuits.store.contents import Contents
+from circuits.store.store import Store
 
 SMALL = [QUICK, "tracking=off", "task.resources.cpus=1"]
 STUDY = """
@@ -167,6 +169,9 @@ def test_shipped_pipelines_hold_together(tmp_path: Path, name: str) -> None:
     }[name]
     found, elements = planned("task=pipeline", f"pipeline={name}", *own, base=tmp_path)
     assert {element.stage for element in elements} == {stage.name for stage in found.stages}
+    store, local = Store(tmp_path / "outputs" / "artifacts"), Local()
+    made = launching.plan(elements, store, local, pipeline.shape_of(found, elements))
+    assert len(made.standing.to_run) == len(elements), "whatever one needs another one makes"
     before = edges(elements, pipeline.shape_of(found, elements), Contents())
     if name == "quickstart":
         assert (

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import Cli
 from slurm.queueing import Queue
-from slurm.sweeps import SLURM, SMALL, status, sweep_dir, training
+from slurm.sweeps import LONG, SLURM, SMALL, status, submitted, sweep_dir, training
 from test_chain import TRAIN
 from test_pipeline import record, states, study
 
@@ -119,6 +119,20 @@ def test_more_elements_than_an_array_takes_are_several_arrays(own_slurm: Queue, 
     more = cli(*words[:-1], "behaviour.n_samples=range(30,39)", "cluster.wait=true")
     assert more.code == 0, more.err + more.out
     assert len(jobs(sweep_dir(cli))["arrays"][0]["packs"][0]) == 9, "one job"
+
+
+def test_a_node_on_which_two_jobs_died_is_left_out_and_named(slurm: Queue, warm: Cli) -> None:
+    words = ["layer=1,2", "seed=14", *LONG, SLURM, "cluster.sbatch=['--nodelist=node1']"]
+    job = int(submitted(warm("task=sae", *words)))
+    sweep = sweep_dir(warm)
+    for number in (0, 1):
+        slurm.wait(lambda number=number: training(sweep, number), what="both SAEs to train")
+    slurm.kill_tasks(f"{job}_0")
+    slurm.kill_tasks(f"{job}_1")
+    assert {state for state, _ in slurm.wait_ended(job).values()} == {"FAILED"}
+    again = warm("task=recover", f"of={sweep.name}")
+    assert "note: node1 is left out: elements 0-1 died on it without a word" in again.err, again.err + again.out
+    assert again.code == 1 and "sbatch: " in again.err, "the study itself insists on node1, and nothing else is left"
 
 
 def test_numbers_of_an_array_as_slurm_writes_them() -> None:

@@ -67,6 +67,7 @@ def test_ten_behaviours_are_told_apart_and_multi_token_answers_leave_by_themselv
         assert "draws were left out: an answer is of several tokens under this tokenizer (' Ankara' (2))" in log
 
 
+@pytest.mark.soak
 def test_an_sae_of_english_beats_its_control_and_its_features_are_named(
     real_model: Path, real_text: Path, cli: Cli
 ) -> None:

@@ -25,8 +25,9 @@ AWAY_S = float(os.environ.get("SOAK_AWAY_S", "300"))
 EVERY_KIND = """
 about: every kind of task, small
 overrides: [model=tiny, model.embedded.steps=10, tracking=off, task.resources.cpus=1, behaviour=grammar_agreement, force=true,
-            behaviour.n_samples=24, behaviour.n_test=8, behaviour.allow_small=true, behaviour.min_logit_diff=-99, sae.steps=60, sae.checkpoint_every=10,
-            sae.heldout_sequences=64, sae.block_rows=4096, interpret.n_sequences=64, interpret.max_features=64]
+            behaviour.n_samples=24, behaviour.n_test=8, behaviour.allow_small=true, behaviour.min_logit_diff=-99, sae.steps=60,
+            sae.checkpoint_every=10, sae.heldout_sequences=64, sae.block_rows=4096, interpret.n_sequences=64,
+            interpret.max_features=64]
 stages:
   prompts: {task: prompts}
   baseline: {task: baseline}

@@ -89,6 +89,7 @@ def planned(compose: Compose, lists: Sequence[Sequence[str]], base: Path) -> tup
     Raises:
         UserError: as :func:`launch`.
     """
+    compose = _remembering(compose)
     words = stages.typed(lists)
     given: Any = config.to_object(compose(lists[0]))
     name = next((word.partition("=")[2] for word in words if word.startswith("pipeline=")), None)
@@ -109,6 +110,19 @@ def planned(compose: Compose, lists: Sequence[Sequence[str]], base: Path) -> tup
         if study.parallelism is not None:
             element.cfg.cluster.parallelism = study.parallelism
     return study, elements
+
+
+def _remembering(compose: Compose) -> Compose:
+    """`compose`, asked once for the same words: what a stage reads is looked up before its elements are planned."""
+    known: dict[tuple[str, ...], Any] = {}
+
+    def remembered(words: Sequence[str]) -> Any:
+        key = tuple(words)
+        if key not in known:
+            known[key] = compose(words)
+        return known[key]
+
+    return remembered
 
 
 def _preset() -> str:
