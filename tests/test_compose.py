@@ -62,7 +62,15 @@ SWEEPS: dict[str, tuple[list[list[str]], int]] = {
     "every way to write a layer": ([[f"layer={v}"] for v in
                                     ("0", "0-3", "all", "[0,2]", "[0-1,3]", "'1'", "[]", "[1,[2]]", "null", "1.5")], 1),
     "groups": ([[f"sae={a}", f"precision={p}", f"seed={s}"]
-                for a in ("topk", "relu") for p in ("fp32", "bf16") for s in (0, 5)], 4),
+                for a in ("topk", "relu") for p in ("fp32", "bf16") for s in (0, 5)], 3),
+    "groups with values of their own": ([[f"behaviour={b}", f"behaviour.n_samples={n}", f"sae={a}", f"sae.lr={lr}", "model=gpt2"]
+                                         for n, lr in ((20, "1e-3"), (30, "1"))
+                                         for b in ("ioi", "facts", "induction") for a in ("relu", "topk", "gated")], 5),
+    "groups beside a study": ([["experiment=sae_canary", f"sae={a}", f"precision={p}"]
+                               for a in ("topk", "relu") for p in ("fp32", "bf16")], 4),
+    "groups and a value that does not fit": ([[f"sae={a}", f"precision={p}", f"sae.steps={n}"] for a, p, n in
+                                              (("topk", "fp32", 1), ("topk", "bf16", 1), ("relu", "fp32", 1), ("relu", "bf16", "x"),
+                                               ("relu", "bf16", 2))], 4),
     "an experiment": ([["experiment=sae_canary", f"sae.min_r2={v}", "layer=1"] for v in ("0.1", "0.2", "null")], 1),
     "quoted and odd texts": ([[f"note={v}", "name=x"] for v in
                               ("plain", "'two words'", '"a, b"', "null", "'null'", "'3'", "3", "true", "'[1,2]'", "'كيف'",

@@ -18,6 +18,9 @@ import pytest
 from conftest import Cli, sharing
 from slurm.queueing import Queue
 from slurm.sweeps import SLURM, SMALL, status, sweep_dir
+from test_slurm_submission import KILLED, _python
+
+from circuits.launch.slurm.submission import Submission
 
 pytestmark = pytest.mark.soak
 KILLS = int(os.environ.get("SOAK_KILLS", "100"))
@@ -115,3 +118,51 @@ def test_soak_a_study_outlives_its_cluster_s_daemons(own_slurm: Queue, warm: Cli
         json.loads(path.read_text())["by"] for path in (warm.outputs / "artifacts").glob("sae/[!.]*/manifest.json")
     ]
     assert len(makers) == len(set(makers)) == 4, "each was made once"
+
+
+TWO = """
+stages:
+  first: {task: prompts, overrides: ["behaviour=ioi,facts"]}
+  second: {task: prompts, overrides: [behaviour=induction], after: [first]}
+"""
+
+
+def test_soak_a_client_killed_between_any_two_steps_of_submitting_a_study(own_slurm: Queue, cli: Cli) -> None:
+    (cli.folder / "two.yaml").write_text(TWO)
+    words = ["task=pipeline", "pipeline=two.yaml", SLURM, "tracking=off", "task.resources.memory=500M"]
+    for number, step in enumerate(Submission.STEPS):
+        one = [*words, f"seed={number}"]
+        killed = _python(KILLED.format(step=step, words=one), cli)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        again = cli(*one)
+        assert again.code == 0, again.err + again.out
+        whole = step in ("record", "claim", "release")
+        assert ("is now complete" if whole else "was cancelled") in again.err, (step, again.err)
+    own_slurm.wait(
+        lambda: not own_slurm.jobs("circuits:", live=True), what="the queue to empty: no orphan, no page is owed"
+    )
+    assert len(cli.artifacts("prompts")) == 3 * len(Submission.STEPS)
+    made = [json.loads(path.read_text()) for path in (cli.folder / "multirun").glob("*/*/*/status.json")]
+    assert len([facts for facts in made if facts["state"] == "done"]) == 3 * len(Submission.STEPS), "each was made once"
+    pages = list((cli.folder / "multirun").glob("*/*/report.html"))
+    assert len(pages) >= len(Submission.STEPS), "every study that stands has its page"
+
+
+def test_soak_the_same_study_submitted_twice_at_once_is_made_once(slurm: Queue, warm: Cli) -> None:
+    (warm.folder / "all.yaml").write_text(EVERY_KIND.replace("task.resources.cpus=1, ", ""))
+    asked = [word for word in SMALL if word.startswith("task.resources.")]
+    words = ["task=pipeline", "pipeline=all.yaml", "pipeline.until=features", SLURM, *asked]
+    both = [warm.start(*words, **slurm.env) for _ in range(2)]
+    assert [one.wait(120) for one in both] == [0, 0]
+    sweeps = sorted((warm.folder / "multirun").glob("*/*"))
+    records = [json.loads((sweep / "jobs.json").read_text()) for sweep in sweeps if (sweep / "jobs.json").exists()]
+    elements = [element for record in records for array in record["arrays"] for element in array["elements"]]
+    assert len(sweeps) == 2 and len(elements) == len(set(elements)) == 10, "no element is in the queue twice"
+    for record in records:
+        if "closing" in record:
+            slurm.wait_ended(int(record["closing"]))
+    makers = [json.loads(path.read_text())["by"] for path in (warm.outputs / "artifacts").glob("*/[!.]*/manifest.json")]
+    assert len({maker.split("/")[0] for maker in makers if not maker.startswith("quick")}) == 1
+    for sweep in sweeps:
+        shown = warm("task=status", f"of={sweep.name}")
+        assert "failed" not in shown.out and "killed" not in shown.out, shown.out

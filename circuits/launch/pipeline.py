@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits import slurm_commands as commands
+from circuits.command.compose import Composer
 from circuits.errors import UserError
 from circuits.launch import cores, launching, planning, stages
 from circuits.launch.estimate import Rates
@@ -89,7 +90,7 @@ def planned(compose: Compose, lists: Sequence[Sequence[str]], base: Path) -> tup
     Raises:
         UserError: as :func:`launch`.
     """
-    compose = _remembering(compose)
+    composer = Composer(compose)
     words = stages.typed(lists)
     given: Any = config.to_object(compose(lists[0]))
     name = next((word.partition("=")[2] for word in words if word.startswith("pipeline=")), None)
@@ -103,26 +104,13 @@ def planned(compose: Compose, lists: Sequence[Sequence[str]], base: Path) -> tup
     elif name == "file":
         raise UserError("pipeline=file needs pipeline.path=FILE.yaml; pipeline=FILE.yaml is short for both")
     study = stages.single(alone) if alone is not None else stages.read(name or _preset(), section)
-    stages.expand(study, words, compose)
+    stages.expand(study, words, composer)
     owners = [stage.name for stage in study.stages for _ in stage.lists]
-    elements = planning.plan(compose, [one for stage in study.stages for one in stage.lists], base, owners)
+    elements = planning.plan(composer, [one for stage in study.stages for one in stage.lists], base, owners)
     for element in elements:
         if study.parallelism is not None:
             element.cfg.cluster.parallelism = study.parallelism
     return study, elements
-
-
-def _remembering(compose: Compose) -> Compose:
-    """`compose`, asked once for the same words: what a stage reads is looked up before its elements are planned."""
-    known: dict[tuple[str, ...], Any] = {}
-
-    def remembered(words: Sequence[str]) -> Any:
-        key = tuple(words)
-        if key not in known:
-            known[key] = compose(words)
-        return known[key]
-
-    return remembered
 
 
 def _preset() -> str:

@@ -57,7 +57,8 @@ def plan(
     elements, errors = [], []
     varying = _swept(lists)
     swept = _swept_within(lists, stages or [""] * len(lists))
-    composer, hidden = Composer(compose), cache(private.word)  # words are alike in most elements
+    composer = compose if isinstance(compose, Composer) else Composer(compose)
+    hidden = cache(private.word)  # words are alike in most elements
     for index, overrides in enumerate(lists):
         try:
             cfg = config.absolute(composer(overrides), base)

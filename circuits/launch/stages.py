@@ -17,7 +17,6 @@ from typing import Any
 
 from circuits.command import overrides, personal, reading
 from circuits.errors import UserError, suggest
-from circuits.run import config
 from circuits.schema import BaseConfig
 from circuits.store import places, registry
 
@@ -27,7 +26,7 @@ THINGS = ("model", "data", "behaviour")  # a choice of another one leaves nothin
 OWN = ("pipeline", "plan")  # sections of the study itself
 PARALLEL = {"conservative": 4, "aggressive": None}
 
-Compose = Callable[[Sequence[str]], Any]
+Compose = Callable[[Sequence[str]], BaseConfig]
 
 
 @dataclass
@@ -305,7 +304,7 @@ def _read_here(
     every = _combinations(possible, stage)
     answers: dict[str, list[str | None]] = {}
     for mine in (every[number] for number in reading.distinct(every)):
-        cfg: BaseConfig = config.to_object(compose(mine))
+        cfg = compose(mine)
         typed = {word.partition("=")[0]: word for word in mine}
         for word in (word for word in foreign if word in possible):
             answers.setdefault(word, []).append(reading.why(typed[word.partition("=")[0]], cfg, mine))
