@@ -27,8 +27,28 @@ FAILED_ITEMS = "failed_items.json"
 Say = Callable[[str], None]
 
 
-def answer_cached(sweep: Sweep, element: Element, store: Store, note: Say) -> None:
-    """The element's answer from the store, gates included. One that has answered (in a sweep that is recovered) keeps its own."""
+def answer_all(sweep: Sweep, elements: Iterable[Element], store: Store, note: Say) -> None:
+    """The answers of these elements; what was made by other code is said once for each commit, with the first artifact."""
+    older: dict[str, list[str]] = {}
+    for element in elements:
+        answer_cached(sweep, element, store, note, older)
+    _tell_older(sweep, older, note)
+
+
+def _tell_older(sweep: Sweep, older: Mapping[str, Sequence[str]], note: Say) -> None:
+    here = (sweep.record["code"]["commit"] or "?")[:10]
+    for commit, ids in older.items():
+        more, verb = (f" and {len(ids) - 1} more", "were") if len(ids) > 1 else ("", "was")
+        note(f"{ids[0]}{more} {verb} made by commit {commit}; this is {here}")
+
+
+def answer_cached(
+    sweep: Sweep, element: Element, store: Store, note: Say, older: dict[str, list[str]] | None = None
+) -> None:
+    """The element's answer from the store, gates included. One that has answered (in a sweep that is recovered) keeps its own.
+
+    `older` collects what was made by other code, by its commit; without it that is said at once.
+    """
     if state_of(status.read(sweep.directory(element))).measured:
         return
     kind = registry.kind(element.task)
@@ -43,7 +63,10 @@ def answer_cached(sweep: Sweep, element: Element, store: Store, note: Say) -> No
         shown = {**metrics, **kind.derived(element.cfg, metrics)}
         entries.append(status.entry(kind, artifact, layer, shown, cached=True))
         gate = gate or kind.gate(element.cfg, metrics)
-        _note_provenance(sweep, artifact, store, note)
+        found: dict[str, list[str]] = {} if older is None else older
+        _note_provenance(sweep, artifact, store, note, found)
+        if older is None:
+            _tell_older(sweep, found, note)
     facts: dict[str, Any] = {"task": kind.name, "began": status.now(), "ended": status.now(), "artifacts": entries}
     if gate:
         facts.update(error=gate, exit_code=3)
@@ -69,13 +92,11 @@ def refuse(sweep: Sweep, refused: Iterable[tuple[Element, str]]) -> None:
         status.write_plain(sweep.directory(element), State.cancelled, task=element.task, error=error, exit_code=1)
 
 
-def _note_provenance(sweep: Sweep, artifact: Artifact, store: Store, note: Say) -> None:
-    """Say when an answer from the store was made by other code, or from another build of an input."""
+def _note_provenance(sweep: Sweep, artifact: Artifact, store: Store, note: Say, older: dict[str, list[str]]) -> None:
+    """Say when an answer from the store was made from another build of an input; put it to the `older` if by other code."""
     here, there = sweep.record["code"], artifact.manifest["code"]
     if here["commit"] != there["commit"]:
-        note(
-            f"{artifact.id} was made by commit {(there['commit'] or '?')[:10]}; this is {(here['commit'] or '?')[:10]}"
-        )
+        older.setdefault((there["commit"] or "?")[:10], []).append(artifact.id)
     for name, facts in artifact.manifest["inputs"].items():
         manifest = store.root / facts["id"] / "manifest.json"
         if manifest.exists() and facts["content"]:

@@ -109,8 +109,7 @@ class LocalLauncher:
 
     def run(self) -> int:
         """All elements to their end; the sweep's exit code."""
-        for element in self.standing.cached:
-            self._answer_cached(element)
+        answers.answer_all(self.sweep, self.standing.cached, self.store, self.view.note)
         answers.refuse(self.sweep, self.standing.refused)
         for element in (*self.waiting, *self.adopted):  # when recovered, they may have ended before
             status.wait_again(self.sweep.directory(element), element.cfg.task.name)

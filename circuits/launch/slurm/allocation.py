@@ -24,7 +24,7 @@ from circuits.launch.slurm import script
 from circuits.launch.slurm.preflight import limit_of, size
 from circuits.launch.slurm.request import Request, cluster_environment, minutes, request_of, secret_environment
 from circuits.launch.slurm.submission import RECORD
-from circuits.launch.sweep import Sweep
+from circuits.launch.sweep import Sweep, relaunched
 from circuits.run import config, status
 from circuits.store.places import CODE
 
@@ -54,6 +54,10 @@ def submit(sweep: Sweep, plan: Plan, launcher: Mapping[str, Any]) -> Callable[[]
     job = commands.submit(text)
     facts = {"tag": array.tag, "cluster": array.cluster, "submitted": status.now(), "allocation": job}
     write_json(sweep.path / RECORD, {**facts, "arrays": [], "earlier": [], "claims": {}})
+    sweep.record["launcher"]["backend"] = (
+        cfg.cluster.backend.value
+    )  # the last job of a sweep that is recovered made it its own
+    relaunched(sweep)
     view = terminal.View(sweep, plan.elements)
     view.title(plan.standing, f"{cfg.cluster.name} ({request.shown}), all in one job", "already queued")
     view.say(f"submitted {job}      {terminal.relative(sweep.path)}")

@@ -114,8 +114,7 @@ class SlurmLauncher:
 
     def submit(self) -> int | None:
         """Submit what is to be made; the exit code, or None when it is to be waited for (``cluster.wait=true``)."""
-        for element in self.standing.cached:
-            answers.answer_cached(self.sweep, element, self.store, self.view.note)
+        answers.answer_all(self.sweep, self.standing.cached, self.store, self.view.note)
         answers.refuse(self.sweep, self.standing.refused)
         mine = set(states.jobs_of(self.sweep).values())
         for element in self.standing.adopted:
