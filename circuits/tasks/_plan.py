@@ -25,6 +25,7 @@ HEADINGS = (
     "GPU-h",
     "CPU-h",
     "memory",
+    "GPU mem.",
     "disk",
     "after",
 )
@@ -39,7 +40,7 @@ def lines(made: Planned) -> list[str | Rows]:
     out: list[str | Rows] = [f"plan of {made.study.name} · {cfg.model.id.rstrip('/').rsplit('/', 1)[-1]} · {place}"]
     if made.study.about:
         out.append(f"  {made.study.about}")
-    table = Rows(HEADINGS, texts=(11,))
+    table = Rows(HEADINGS, texts=(12,))
     for stage in found.stages:
         table.add(*_cells(stage, found.after.get(stage.name, []), _here(made)))
     out.append(table)
@@ -67,7 +68,7 @@ def _cells(stage: Stage, after: list[str], here: bool) -> list[str]:
             stage.task,
             *map(str, (stage.elements, stage.cached + stage.adopted, stage.to_run, stage.jobs)),
         ]
-        return [*counts, "not known", "", "", "", size(stage.bytes), " ".join(after)]
+        return [*counts, "not known", "", "", "", "", size(stage.bytes), " ".join(after)]
     run = stage.to_run > 0
     return [
         stage.name,
@@ -80,6 +81,7 @@ def _cells(stage: Stage, after: list[str], here: bool) -> list[str]:
         f"{mark}{stage.gpu_hours:.2f}" if run and stage.gpu_hours else "",
         f"{mark}{stage.cpu_hours:.2f}" if run else "",
         size(stage.memory) if stage.memory else "",
+        size(stage.gpu_memory) if stage.gpu_memory else "",
         size(stage.bytes) if run else "",
         " ".join(after),
     ]
