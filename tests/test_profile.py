@@ -77,6 +77,7 @@ def test_memory_on_a_processor_is_told_by_operator_in_every_task(words: list[str
     assert "allocated" in Page(run / "report.html").text
 
 
+@pytest.mark.soak
 def test_a_run_that_is_stopped_keeps_its_profile_and_the_next_turn_adds_its_own(
     warm: Cli, wait_until: Callable[..., None]
 ) -> None:

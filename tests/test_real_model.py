@@ -50,6 +50,7 @@ def test_what_is_captured_is_what_the_model_computes(real_model: Path) -> None:
     assert lm.tokenizer.decode([int(theirs.logits[0, -1].argmax())]) == " Mary"
 
 
+@pytest.mark.soak
 def test_ten_behaviours_are_told_apart_and_multi_token_answers_leave_by_themselves(real_model: Path, cli: Cli) -> None:
     few = ["behaviour.n_samples=24", "behaviour.n_test=8", "baseline.resamples=100"]
     words = [f"behaviour={','.join(sorted(BEHAVIOURS))}", f"pack={len(BEHAVIOURS)}", f"model={real_model}", *few]

@@ -73,7 +73,8 @@ def test_a_set_makes_only_what_is_missing(warm: Cli) -> None:
     assert (by_layer(warm)[2] / "manifest.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("architecture", ["topk", pytest.param("relu", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("architecture", ["topk", "relu"])
 def test_default_settings_explain_the_embedded_model_at_every_layer(able: Cli, architecture: str) -> None:
     done = able("task=sae", "layer=all", f"sae={architecture}", "sae.steps=1000", "tracking=off", timeout=600)
     assert done.code == 0, done.out + done.err

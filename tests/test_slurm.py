@@ -68,6 +68,7 @@ def test_a_bad_night(slurm: Queue, warm: Cli, tmp_path: Path) -> None:
         "sae.warmup=0",
         "sae.log_every=1",
         "sae.steps=600",
+        "pack=1",
     ]
     small = [*SMALL, "sae.checkpoint_every=50", SLURM]
     job = submitted(warm(*words, *small))
@@ -370,6 +371,7 @@ def test_without_accounting_a_killed_element_is_told_and_waiting_ends(own_slurm:
     assert re.search(r"1  layer=1  (stopped|cancelled)", out), out
 
 
+@pytest.mark.soak
 def test_a_restarted_controller_and_a_lost_node_cost_no_result(own_slurm: Queue, warm: Cli) -> None:
     job = submitted(warm("task=sae", "layer=0", SLURM, *[w.replace("6000", "1500") for w in LONG]))
     run = sweep_dir(warm)

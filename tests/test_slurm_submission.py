@@ -95,7 +95,7 @@ store = Store(Path(elements[0].cfg.outputs) / "artifacts")
 for element in elements:
     element.cfg.cluster.sbatch = []
 if {forbidden}:
-    def refuse(after):
+    def refuse(*given):
         raise commands.SlurmError("scontrol: Access/permission denied")
     commands.depend = refuse
 new = sweep.create(elements, Path.cwd())

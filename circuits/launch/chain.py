@@ -139,7 +139,7 @@ def ordered(
         others = set(others) - {index}
         jobs = {job for other in others & set(adopted) for key in adopted[other].keys.values() if (job := job_of(key))}
         before = result.get(index, After())
-        elements = tuple(sorted({*before.elements, *(others & running)}))
+        elements = tuple(sorted({*before.elements, *(others & (running | set(adopted)))}))
         result[index] = After(elements, tuple(sorted({*before.jobs, *jobs})))
 
     for index, barrier in shape.barriers.items():

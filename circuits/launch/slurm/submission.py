@@ -274,7 +274,7 @@ class Submission:
         ended: dict[str, list[str]] = {}
         for element, after in self.after.items():
             mine = job_of[element]
-            for job in [*(job_of[other] for other in after.elements), *after.jobs]:
+            for job in [*(job_of[other] for other in after.elements if other in job_of), *after.jobs]:
                 into = ended if counts[job] > 1 or counts[mine] > 1 else wanted
                 if job != mine and job not in into.setdefault(mine, []):
                     into[mine].append(job)
@@ -292,7 +292,9 @@ class Submission:
         """Each array submitted again after those that it waits for, so that their numbers are known."""
         array_of = {element: number for number, array in enumerate(self.arrays) for element in array.elements}
         waits = {
-            number: {array_of[other] for e in array.elements for other in self.after.get(e, After()).elements}
+            number: {
+                array_of[other] for e in array.elements for other in self.after.get(e, After()).elements if other in array_of
+            }
             - {number}
             for number, array in enumerate(self.arrays)
         }
