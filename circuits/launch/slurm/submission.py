@@ -293,7 +293,10 @@ class Submission:
         array_of = {element: number for number, array in enumerate(self.arrays) for element in array.elements}
         waits = {
             number: {
-                array_of[other] for e in array.elements for other in self.after.get(e, After()).elements if other in array_of
+                array_of[other]
+                for e in array.elements
+                for other in self.after.get(e, After()).elements
+                if other in array_of
             }
             - {number}
             for number, array in enumerate(self.arrays)
