@@ -18,7 +18,11 @@ import psutil
 import pytest
 from warm.client import AT_IMPORT, PYTHON, REAL, SOCKET, Running, Template
 
-pytest_plugins = ["slurm.fixtures", "real_fixtures"]  # slurm and own_slurm; real_model and real_text
+pytest_plugins = [
+    "slurm.fixtures",
+    "real_fixtures",
+    "kept",
+]  # slurm and own_slurm; real_model and real_text; study and mine
 ROOT = Path(__file__).resolve().parents[1]
 NOBODY = os.environ["CIRCUITS_USER"] = (
     "nobody"  # whose conf/user/nobody.yaml is not there: tests read no one's own values

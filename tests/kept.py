@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -62,3 +63,17 @@ def alive() -> dict[str, object]:
     """The facts of a run whose process lives: this one."""
     return {"state": "running", "host": socket.gethostname(), "pid": os.getpid(), "machine": machine(),
             "process_started": psutil.Process().create_time()}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def study(quick_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """The small study, to be looked at only."""
+    return made(quick_store, tmp_path_factory)
+
+
+@pytest.fixture
+def mine(study: Cli, tmp_path: Path) -> Iterator[Cli]:
+    """A copy of it to do things to."""
+    cli = copied(study, tmp_path)
+    yield cli
+    cli.end()

@@ -8,29 +8,17 @@ import json
 import random
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import QUICK, Cli
-from kept import STUDY, alive, copied, files, made, rewrite, sweep_of
+from kept import STUDY, alive, copied, files, rewrite, sweep_of
 
 from circuits.errors import UserError
 from circuits.launch import sweep
 from circuits.launch.keeping import archive, tar
 from circuits.launch.keeping.restore import restore
-
-
-@pytest.fixture(scope="module")
-def study(quick_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
-    return made(quick_store, tmp_path_factory)
-
-
-@pytest.fixture
-def mine(study: Cli, tmp_path: Path) -> Iterator[Cli]:
-    cli = copied(study, tmp_path)
-    yield cli
-    cli.end()
 
 
 def test_a_study_is_archived_deleted_restored_and_answers(mine: Cli) -> None:

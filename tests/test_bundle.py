@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
-import pytest
 import yaml
 from conftest import ROOT, Cli
-from kept import copied, made
 from safetensors.torch import load_file
 
 from circuits.launch.keeping.public import Public
 
 TOKEN = "it-is-a-token-of-no-known-form"
-
-
-@pytest.fixture(scope="module")
-def study(quick_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
-    return made(quick_store, tmp_path_factory)
-
-
-@pytest.fixture
-def mine(study: Cli, tmp_path: Path) -> Iterator[Cli]:
-    cli = copied(study, tmp_path)
-    yield cli
-    cli.end()
 
 
 def test_a_study_is_taken_home(mine: Cli) -> None:

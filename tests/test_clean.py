@@ -5,30 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Cli
-from kept import ROWS, STUDY, alive, copied, files, made, rewrite, sweep_of
+from kept import ROWS, STUDY, alive, files, rewrite, sweep_of
 
 from circuits.errors import UserError
 from circuits.launch.keeping import policy
 from circuits.store.leases import Lease
 
 CLEAN = ["task=clean", "confirm=true"]
-
-
-@pytest.fixture(scope="module")
-def study(quick_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
-    return made(quick_store, tmp_path_factory)
-
-
-@pytest.fixture
-def mine(study: Cli, tmp_path: Path) -> Iterator[Cli]:
-    cli = copied(study, tmp_path)
-    yield cli
-    cli.end()
 
 
 def partial(cli: Cli) -> Path:

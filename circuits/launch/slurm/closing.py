@@ -11,10 +11,9 @@ from pathlib import Path
 
 from circuits.launch import answers, stagewise
 from circuits.launch import sweep as sweeps
-from circuits.launch.slurm.states import record_accounting
+from circuits.launch.slurm.requeue import conclude
 from circuits.launch.states import facts_of, hints
 from circuits.run import streams
-from circuits.state import State, state_of
 
 
 def main(argv: list[str]) -> int:
@@ -24,12 +23,8 @@ def main(argv: list[str]) -> int:
         print("usage: python -m circuits.launch.slurm.closing DIR", file=sys.stderr)
         return 2
     sweep = sweeps.load(Path(argv[0]))
-    record_accounting(sweep)
     known = facts_of(sweep)
-    cached = [item for item in sweep.record["elements"] if state_of(known[item["index"]]) is State.cached]
-    answers.log_cached(sweep, [sweep.directory(item) for item in cached], print)
-    answers.write_failed(sweep, known, print)
-    page = answers.make_report(sweep, print)
+    page = conclude(sweep, known, print)
     for line in [*stagewise.lines(sweep, known), *hints(sweep, known), *([f"report  {page}"] if page else [])]:
         print(line)
     return answers.exit_code(known.values())

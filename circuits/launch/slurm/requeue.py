@@ -7,19 +7,19 @@ TERM); never when it was cancelled: a TERM that Slurm does not call a preemption
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from circuits import slurm_commands as commands
 from circuits.errors import UserError
 from circuits.files import read_json
 from circuits.launch import answers
 from circuits.launch import sweep as sweeps
-from circuits.launch.slurm.states import record_accounting
+from circuits.launch.slurm.states import directories, failed_before, record_accounting
 from circuits.launch.slurm.submission import read_record
 from circuits.launch.states import facts_of
-from circuits.run import status
 from circuits.state import State, state_of
 from circuits.store.leases import Lease, Note, worker_job
 from circuits.store.places import RECORD
@@ -83,14 +83,9 @@ def barred(directory: Path) -> str | None:
     record = read_record(path)
     if record is None or not (path / sweeps.FILE).exists():
         return None
-    me = str(read_json(directory / RECORD)["index"])
-    sweep = sweeps.load(path)
-    for before in record.get("after", {}).get(me, ()):
-        item = next(item for item in sweep.record["elements"] if item["index"] == before)
-        state = state_of(status.read(sweep.directory(item), trust_running=True))
-        if not state.well and not state.live:
-            return f"not started: element {before}, which makes an input of it, ended as {state}"
-    return None
+    me = int(read_json(directory / RECORD)["index"])
+    before = failed_before(directories(sweeps.load(path)), record.get("after", {}), me)
+    return before and f"not started: {before}"
 
 
 def close(directory: Path, say: Callable[[str], None]) -> None:
@@ -110,13 +105,18 @@ def close(directory: Path, say: Callable[[str], None]) -> None:
     if not lease.acquire():
         return  # another element ended in this very moment
     try:
-        record_accounting(sweep)
-        cached = [item for item in sweep.record["elements"] if state_of(known[item["index"]]) is State.cached]
-        answers.log_cached(sweep, [sweep.directory(item) for item in cached], say)
-        answers.write_failed(sweep, known, say)
-        answers.make_report(sweep, say)
+        conclude(sweep, known, say)
     finally:
         lease.release()
+
+
+def conclude(sweep: sweeps.Sweep, known: Mapping[int, dict[str, Any]], say: Callable[[str], None]) -> Path | None:
+    """What follows a sweep's last job: accounting, the cached ones in W&B, ``failed_items.json``, the page; where that is."""
+    record_accounting(sweep)
+    cached = [item for item in sweep.record["elements"] if state_of(known[item["index"]]) is State.cached]
+    answers.log_cached(sweep, [sweep.directory(item) for item in cached], say)
+    answers.write_failed(sweep, known, say)
+    return answers.make_report(sweep, say)
 
 
 def _drop_claims(sweep: sweeps.Sweep, element: int) -> None:

@@ -87,10 +87,10 @@ def facts_of(sweep: Sweep) -> dict[int, dict[str, Any]]:
         if item["index"] in adopted:
             _follow(sweep, item, found[item["index"]], queued)
     gone = {index: facts for index, facts in open_ones.items() if jobs[index] not in queued}
+    leads = {jobs[index]: index for index in sorted(jobs, reverse=True)}  # of a pack its first
     for index, facts in open_ones.items():
         if index not in gone:
-            own = not any(jobs[other] == jobs[index] and other < index for other in jobs)
-            _place(facts, queued[jobs[index]], own)
+            _place(facts, queued[jobs[index]], leads[jobs[index]] == index)
     if gone:
         _explain(sweep, gone, jobs)
     return found
@@ -201,7 +201,8 @@ def _place(facts: dict[str, Any], job: commands.Job, own: bool = True) -> None:
 
 def _explain(sweep: Sweep, gone: Mapping[int, dict[str, Any]], jobs: Mapping[int, str]) -> None:
     """Elements that left the queue without a last word."""
-    again = {index: status.read(_directory(sweep, index), trust_running=True) for index in gone}
+    places = directories(sweep)
+    again = {index: status.read(places[index], trust_running=True) for index in gone}
     for index, facts in list(gone.items()):  # it may have spoken while we asked the queue
         if _final(again[index]):
             facts.update(again[index], job=jobs[index])
@@ -213,8 +214,9 @@ def _explain(sweep: Sweep, gone: Mapping[int, dict[str, Any]], jobs: Mapping[int
     shown: dict[str, dict[str, str]] = {}
     if any(known.get(jobs[index], ("FAILED",))[0] == "FAILED" for index in left):  # why, only the controller says
         shown = {job: facts for array in arrays for job, facts in commands.remembered(array).items()}
+    after = (read_record(sweep.path) or {}).get("after", {})
     for index, facts in left.items():
-        if (before := _failed_before(sweep, index)) and state_of(facts) is State.waiting:
+        if state_of(facts) is State.waiting and (before := failed_before(places, after, index)):
             facts.update(state=State.cancelled, slurm="CANCELLED", exit_code=1, error=f"not started: {before}")
             continue
         mine = shown.get(jobs[index], {})
@@ -224,19 +226,22 @@ def _explain(sweep: Sweep, gone: Mapping[int, dict[str, Any]], jobs: Mapping[int
             )
             continue
         state, code = known.get(jobs[index], (mine.get("JobState", ""), mine.get("ExitCode", "")))
-        _last_word(facts, state, code, mine, _directory(sweep, index), sweep.path / "slurm")
+        _last_word(facts, state, code, mine, places[index], sweep.path / "slurm")
 
 
-def _failed_before(sweep: Sweep, index: int) -> str | None:
-    """Why Slurm took an element that never began out of the queue: who of those that it waited for did not end well."""
-    after = (read_record(sweep.path) or {}).get("after", {})
+def failed_before(places: Mapping[int, Path], after: Mapping[str, Iterable[int]], index: int) -> str | None:
+    """Who of those that element `index` waits for did not end well, and how; None where nobody.
+
+    Args:
+        places: the directory of each element.
+        after: of ``jobs.json``: whom each element waits for.
+        index: the element's number.
+    """
     for before in after.get(str(index), ()):
-        state = state_of(status.read(_directory(sweep, before), trust_running=True))
+        state = state_of(status.read(places[before], trust_running=True))
         if state.badly or state is State.gate:
             return f"element {before}, which makes an input of it, ended as {state}"
-        if not state.live and not state.well:
-            return f"element {before}, which makes an input of it, was not started"
-        if state is State.waiting and (further := _failed_before(sweep, before)):
+        if state is State.waiting and (further := failed_before(places, after, before)):
             return f"element {before}, which makes an input of it, was not started: {further}"
     return None
 
@@ -296,8 +301,9 @@ def _not_launched(shown: Mapping[str, str]) -> str | None:
     return f"its job ended on {node} before the run began ({reason}); scontrol show job {shown.get('JobId', '')} tells more"
 
 
-def _directory(sweep: Sweep, index: int) -> Path:
-    return sweep.directory(next(item for item in sweep.record["elements"] if item["index"] == index))
+def directories(sweep: Sweep) -> dict[int, Path]:
+    """Each element's directory by its number."""
+    return {item["index"]: sweep.directory(item) for item in sweep.record["elements"]}
 
 
 def deadly_nodes(sweep: Sweep) -> dict[str, list[int]]:
@@ -320,9 +326,9 @@ def deadly_nodes(sweep: Sweep) -> dict[str, list[int]]:
 def record_accounting(sweep: Sweep) -> None:
     """Put what ``sacct`` says of ended elements (elapsed time, peak memory, node) into their provenance; once, where it answers."""
     jobs = jobs_of(sweep)
-    lacking = {}
+    lacking, places = {}, directories(sweep)
     for index, job in jobs.items():
-        place = _directory(sweep, index) / "provenance.json"
+        place = places[index] / "provenance.json"
         if place.exists() and "accounting" not in (facts := read_json(place)):
             lacking[index] = (job, place, facts)
     if not lacking:
