@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -49,7 +50,8 @@ def cluster() -> str | None:
 
 def environment() -> dict[str, str]:
     """Ours without what an ``salloc`` or ``srun`` session around us set: it would shape the new job, or break it."""
-    return {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+    ours = {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+    return {**ours, "SLURM_BITSTR_LEN": "0"}  # an array's numbers are written out, however many
 
 
 def ask(words: Sequence[str], given: str | None = None, timeout: float = TIMEOUT_S) -> str:
@@ -120,7 +122,36 @@ def queue(job: str | None = None) -> dict[str, Job]:
         restarts = int(cells[4]) if cells[4].isdigit() else 0
         start = cells[5][:16] if cells[5][:1].isdigit() else ""
         found[cells[0]] = Job(cells[0], cells[1], cells[2].strip("()"), cells[3], restarts=restarts, start=start)
+    _complete(found)
     return {id: job for id, job in found.items() if job.state not in _GONE}
+
+
+def _complete(found: dict[str, Job]) -> None:
+    """Add what ``squeue --array`` leaves out: the last of waiting elements whose numbers go up by one step (seen in 22.05.8).
+
+    Short work and packs make such arrays. They are asked for once more as they stand, ``3_[0-975:25]``.
+    """
+    waiting: dict[str, list[Job]] = {}
+    for job in found.values():
+        array, _, number = job.id.partition("_")
+        if job.state == "PENDING" and number.isdigit():
+            waiting.setdefault(array, []).append(job)
+    stepped = {}
+    for array, jobs in waiting.items():
+        places = sorted(int(job.id.partition("_")[2]) for job in jobs)
+        steps = {after - before for before, after in itertools.pairwise(places)}
+        if len(steps) == 1 and steps != {1}:
+            stepped[array] = jobs[-1]
+    if not stepped:
+        return
+    for line in ask(
+        ["squeue", "--noheader", "--states=PENDING", f"--jobs={','.join(stepped)}", "--format=%i"]
+    ).splitlines():
+        array, _, inner = line.strip().partition("_")
+        if array in stepped:
+            for place in numbers(inner.strip("[]")):
+                id = f"{array}_{place}"
+                found.setdefault(id, replace(stepped[array], id=id))
 
 
 #: States in which squeue still shows a job for a while although it has ended.

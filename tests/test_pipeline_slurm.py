@@ -16,7 +16,7 @@ from slurm.sweeps import LONG, SLURM, SMALL, status, submitted, sweep_dir, train
 from test_chain import TRAIN
 from test_pipeline import record, states, study
 
-from circuits.slurm_commands import numbers
+from circuits.slurm_commands import numbers, queue
 
 ASKED = [*SMALL, SLURM]
 PROMPTS = ["task=prompts", "tracking=off", "task.resources.memory=500M", "behaviour.allow_small=true", SLURM]
@@ -133,6 +133,15 @@ def test_a_node_on_which_two_jobs_died_is_left_out_and_named(slurm: Queue, warm:
     again = warm("task=recover", f"of={sweep.name}")
     assert "note: node1 is left out: elements 0-1 died on it without a word" in again.err, again.err + again.out
     assert again.code == 1 and "sbatch: " in again.err, "the study itself insists on node1, and nothing else is left"
+
+
+def test_the_queue_shows_every_waiting_element_whatever_the_step_of_their_numbers(slurm: Queue, tmp_path: Path) -> None:
+    for wanted in (range(0, 1000, 25), range(5, 65, 10), range(100), (0, 3, 4, 9)):
+        job = slurm.submit("true", f"--array={','.join(map(str, wanted))}", "--begin=now+1hour", folder=tmp_path)
+        try:
+            assert sorted(queue(str(job))) == sorted(f"{job}_{number}" for number in wanted)
+        finally:
+            slurm.cancel(str(job))
 
 
 def test_numbers_of_an_array_as_slurm_writes_them() -> None:
