@@ -31,6 +31,8 @@ class ModelInput:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     """Further tensors under the names that the model's forward takes, a row (an image) for each row here: ``pixel_values``
     [batch, channels, height, width], ``token_type_ids`` [batch, pos] …"""
+    shown: Bool[Tensor, "batch pos"] | None = None
+    """True at the tokens that stand for an image; None where the rows are text alone. The model does not get it."""
 
     def __post_init__(self) -> None:
         if self.samples is None:
@@ -42,6 +44,13 @@ class ModelInput:
             raise UserError(
                 f"{wrong[0]} {tuple(self.extra[wrong[0]].shape)}: a row for each of {len(self.ids)} is needed"
             )
+        if self.shown is not None and self.shown.shape != self.ids.shape:
+            raise UserError(f"shown {tuple(self.shown.shape)}: as ids, {tuple(self.ids.shape)}")
+
+    @property
+    def predicted(self) -> Bool[Tensor, "batch pos"]:
+        """Valid tokens that a language model is asked to predict: those of text."""
+        return self.mask if self.shown is None else self.mask & ~self.shown
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -71,17 +80,22 @@ class ModelInput:
             name: (tensor[index][:, columns] if tensor.ndim > 1 and tensor.shape[1] == whole else tensor[index])
             for name, tensor in self.extra.items()
         }
-        return ModelInput(self.ids[index][:, columns], mask[:, columns], self.samples[index], extra)
+        shown = None if self.shown is None else self.shown[index][:, columns]
+        return ModelInput(self.ids[index][:, columns], mask[:, columns], self.samples[index], extra, shown)
 
     def to(self, device: torch.device) -> ModelInput:
         """The same on `device`, without waiting where that can be."""
         ids, mask, samples = (sent(tensor, device) for tensor in (self.ids, self.mask, self.samples))
-        return ModelInput(ids, mask, samples, {name: sent(tensor, device) for name, tensor in self.extra.items()})
+        shown = None if self.shown is None else sent(self.shown, device)
+        return ModelInput(
+            ids, mask, samples, {name: sent(tensor, device) for name, tensor in self.extra.items()}, shown
+        )
 
     def pinned(self, device: torch.device) -> ModelInput:
         """The same, in memory that `device` copies from without the host."""
         extra = {name: pinned(tensor, device) for name, tensor in self.extra.items()}
-        return ModelInput(pinned(self.ids, device), pinned(self.mask, device), self.samples, extra)
+        shown = None if self.shown is None else pinned(self.shown, device)
+        return ModelInput(pinned(self.ids, device), pinned(self.mask, device), self.samples, extra, shown)
 
 
 def padded(
@@ -101,11 +115,25 @@ def padded(
 
 
 def joined(parts: Sequence[ModelInput]) -> ModelInput:
-    """Rows of several inputs (of text, padded on the right) as one, in main memory."""
+    """Rows of several inputs (padded on the right) as one, in main memory; with images: all of them.
+
+    Raises:
+        UserError: some have what others lack.
+    """
     width = max(part.ids.shape[1] for part in parts)
+    names = set(parts[0].extra)
+    if any(set(part.extra) != names or (part.shown is None) != (parts[0].shown is None) for part in parts):
+        raise UserError("rows of text alone and rows with images cannot be put together")
 
-    def wide(tensor: Tensor) -> Tensor:
-        return torch.nn.functional.pad(tensor.cpu(), (0, width - tensor.shape[1]))
+    def wide(tensor: Tensor, own: int) -> Tensor:
+        along = tensor.ndim > 1 and tensor.shape[1] == own  # a number for each token
+        return torch.nn.functional.pad(tensor.cpu(), (0, width - own)) if along else tensor.cpu()
 
-    ids, mask = (torch.cat([wide(getattr(part, name)) for part in parts]) for name in ("ids", "mask"))
-    return ModelInput(ids, mask, torch.cat([part.samples.cpu() for part in parts]))
+    def put(which: Sequence[Tensor]) -> Tensor:
+        return torch.cat([wide(tensor, part.ids.shape[1]) for part, tensor in zip(parts, which, strict=True)])
+
+    ids, mask = put([part.ids for part in parts]), put([part.mask for part in parts])
+    extra = {name: put([part.extra[name] for part in parts]) for name in parts[0].extra}
+    shown = [part.shown for part in parts if part.shown is not None]
+    samples = torch.cat([part.samples.cpu() for part in parts])
+    return ModelInput(ids, mask, samples, extra, put(shown) if shown else None)

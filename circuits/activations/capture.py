@@ -54,6 +54,7 @@ class Plan:
             the model, so that the same ones are left out whichever layers a run is about.
         shard, world_size: this process's number and how many share the work.
         writer: who writes, where others may at the same time: each has unfinished work of its own.
+        select: which tokens of a row with a picture: ``all image text last``, or ``mean`` (of all: one row a sample).
         save_every: samples between moments at which work is made durable.
     """
 
@@ -66,6 +67,7 @@ class Plan:
     world_size: int = 1
     save_every: int = 1024
     writer: str = ""
+    select: str = "all"
 
     @property
     def share(self) -> str:
@@ -195,7 +197,7 @@ def _run(
     keys = list(wanted)
     if plan.nonfinite == "drop":  # whether a sample is dropped must not depend on the layers that this run is about
         keys = [(site, layer) for site in dict.fromkeys(site for site, _ in wanted) for layer in layers]
-    keep = kept_positions(tokens, plan.last_n, plan.skip_first)
+    keep = kept_positions(tokens, plan.last_n, plan.skip_first, plan.select)
     last_n = None if plan.last_n is None else min(plan.last_n, tokens.ids.shape[1])
     try:
         found = forward(lm, tokens, capture=keys, positions=last_n)
@@ -206,17 +208,21 @@ def _run(
         ) from e
     chosen = keep if last_n is None else _among_last(keep, tokens, last_n)
     counts = keep.sum(dim=1).tolist()
+    rows = [1] * len(counts) if plan.select == "mean" else counts
     at = sent(chosen.flatten().nonzero().squeeze(1), lm.device)
     for key in keys:
-        values = found.sites[key].flatten(2).flatten(0, 1).index_select(0, at).to(DTYPES[plan.dtype])
-        bad = _bad_samples(values, counts)
+        values = found.sites[key].flatten(2).flatten(0, 1).index_select(0, at)
+        if plan.select == "mean":
+            values = torch.stack([part.float().mean(0) for part in values.split(counts)])
+        values = values.to(DTYPES[plan.dtype])
+        bad = _bad_samples(values, rows)
         if bad and plan.nonfinite == "fail":
             raise NonFinite(_nonfinite(key, [numbers[i] for i in bad], plan, samples))
         for i in bad:
             window.dropped.setdefault(key[0], {}).setdefault(numbers[i], []).append(key[1])
         if key in wanted:
             norms = torch.linalg.vector_norm(values.float(), dim=-1)  # here: by batches, as everything else
-            parts = map(Captured, values.cpu().split(counts), norms.cpu().split(counts))
+            parts = map(Captured, values.cpu().split(rows), norms.cpu().split(rows))
             window.found.setdefault(key, {}).update(zip(numbers, parts, strict=True))
 
 

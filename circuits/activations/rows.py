@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 
 from circuits.activations.samples import BLOCK, Samples, kept_positions, row_columns
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from circuits.activations.capture import Plan
 
 POSITIONS = 64  # of which the metrics give the mean norm
-_WORDS = ("sample_id", "behaviour", "split", "group")
+_WORDS = ("sample_id", "behaviour", "split", "group", "language")
 
 
 def write(path: Path, samples: Samples, plan: Plan, dropped: set[int]) -> int:
@@ -43,12 +44,16 @@ def write(path: Path, samples: Samples, plan: Plan, dropped: set[int]) -> int:
 
 def _table(samples: Samples, plan: Plan, dropped: set[int], start: int, stop: int, first_row: int) -> pa.Table:
     tokens = samples.window(start, stop)
-    keep = kept_positions(tokens, plan.last_n, plan.skip_first)
+    keep = kept_positions(tokens, plan.last_n, plan.skip_first, plan.select)
+    if plan.select == "mean":  # one row a sample, which stands at the last of the tokens that it is the mean of
+        keep = keep & (torch.arange(keep.shape[1]) == tokens.last[:, None])
     keep[[number - start for number in dropped if start <= number < stop]] = False
     columns = row_columns(tokens, keep, plan.last_n)
     sequence = columns.pop("_sequence")
     found: dict[str, Any] = {"row": pa.array(np.arange(first_row, first_row + len(sequence)))}
     found |= {name: pa.array(column) for name, column in columns.items()}
+    if "token_type" in found:
+        found["token_type"] = found["token_type"].dictionary_encode()
     for name, values in samples.columns(start, stop).items():
         words = pa.array(values, pa.string() if name in _WORDS or name.startswith("factor.") else None)
         found[name] = words.take(pa.array(sequence)).dictionary_encode()

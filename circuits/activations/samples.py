@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from jaxtyping import Bool
+from numpy.typing import NDArray
 from torch import Tensor
 
 from circuits.data.prompts import PromptSet
@@ -113,10 +114,18 @@ class PromptSamples:
         return columns
 
 
-def kept_positions(tokens: ModelInput, last_n: int | None, skip_first: int) -> Bool[Tensor, "n pos"]:
-    """Which tokens of right-padded sequences are captured: not the first `skip_first`, then the last `last_n` of each."""
+def kept_positions(
+    tokens: ModelInput, last_n: int | None, skip_first: int, select: str = "all"
+) -> Bool[Tensor, "n pos"]:
+    """Which tokens of right-padded sequences are captured: not the first `skip_first`, then the last `last_n` of each; of these
+    those that `select` names (``image`` and ``text`` tokens, the ``last`` one; ``all`` and ``mean``: all of them)."""
     place = torch.arange(tokens.ids.shape[1])
     keep = tokens.mask & (place >= skip_first)
+    if select == "last":
+        return keep & (place == tokens.last[:, None])
+    if select in ("image", "text"):
+        shown = torch.zeros_like(tokens.mask) if tokens.shown is None else tokens.shown
+        keep &= shown if select == "image" else ~shown
     if last_n is not None:
         keep &= place >= tokens.lengths[:, None] - last_n
     return keep
@@ -151,6 +160,7 @@ def row_columns(tokens: ModelInput, keep: Bool[Tensor, "n pos"], last_n: int | N
     """The token columns of the row index, in reading order; ``_sequence`` is the row's sequence in `tokens`."""
     sequence, position = (index.numpy() for index in keep.nonzero(as_tuple=True))
     lengths = tokens.lengths.numpy()
+    kinds = {} if tokens.shown is None else {"token_type": _types(tokens.shown.numpy()[sequence, position])}
     short = np.zeros(len(tokens), bool) if last_n is None else keep.sum(dim=1).numpy() < last_n
     return {
         "_sequence": sequence,
@@ -159,4 +169,9 @@ def row_columns(tokens: ModelInput, keep: Bool[Tensor, "n pos"], last_n: int | N
         "from_end": lengths[sequence] - 1 - position,
         "token_id": tokens.ids.numpy()[sequence, position],
         "padded": short[sequence],
+        **kinds,
     }
+
+
+def _types(shown: NDArray[np.bool_]) -> NDArray[np.str_]:
+    return np.where(shown, "image", "text")

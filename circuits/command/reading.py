@@ -23,6 +23,7 @@ from circuits import schema
 from circuits.command import overrides, personal
 from circuits.run import config
 from circuits.schema import Backend, BaseConfig, DataSource
+from circuits.schema.model import scenes_of
 from circuits.schema.reading import CHOICE_OF, Table, When, failing, lookup, plain, wanted
 from circuits.schema.task import Where
 from circuits.store import inputs, places, registry
@@ -232,10 +233,13 @@ def _inner(hint: Any) -> Any:
 def text_problem(cfg: BaseConfig) -> str | None:
     """Why a model cannot read the embedded model's sentences, where this config has it read any."""
     model = cfg.model
-    if cfg.data.source is not DataSource.embedded or model.embedded is not None:
+    drawn = scenes_of(model) is not None
+    if cfg.data.source is not DataSource.embedded or (model.embedded is not None and not drawn):
         return None
     if why("data=embedded", cfg) is not None:
         return None
+    if drawn:
+        return f"data=embedded: sentences that model={model.id} has not learned; choose data=pictures behaviour=gender_bias"
     return (
         f"data=embedded: the toy sentences that model=tiny is trained on, no text for model={model.id}; choose data=text, jsonl or "
         "datasets with data.path=FILE, a directory or a hub name"

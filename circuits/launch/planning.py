@@ -17,7 +17,8 @@ from circuits.errors import CircuitsError, UserError
 from circuits.files import REASONS
 from circuits.launch.plan import Element
 from circuits.run import config, machine, private
-from circuits.schema import Backend, BaseConfig, Dtype
+from circuits.schema import Backend, BaseConfig, Dtype, ModelConfig
+from circuits.schema.model import scenes_of
 from circuits.store import inputs, registry
 from circuits.store.contents import Contents
 from circuits.store.keys import Key, Unit, key_of_unit, units
@@ -251,16 +252,27 @@ def model_dims(cfg: BaseConfig) -> ModelDims:
         UserError: there is no such model, or it cannot be reached.
     """
     from circuits.models.sites import dims_of, site_width
-    from circuits.tiny.spec import TinySpec, hf_config, vocabulary
 
     model, model_type, revision = cfg.model, None, None
     if model.embedded is not None:
-        spec = {name: getattr(model.embedded, name) for name in ("layers", "width", "steps", "batch", "lr", "seed")}
-        dims = dims_of(hf_config(TinySpec(**spec), len(vocabulary())))
+        given = _embedded_config(model)
+        dims, model_type = dims_of(given), given["model_type"]
     else:
         facts = Contents().model(model).facts
         dims, model_type, revision = facts.dims, facts.model_type, facts.revision
     return ModelDims(dims.layers, lambda site: site_width(dims, site), dims.context, model_type, revision, dims.heads)
+
+
+def _embedded_config(model: ModelConfig) -> dict[str, Any]:
+    """What config.json of the embedded model will say."""
+    spec = {name: getattr(model.embedded, name) for name in ("layers", "width", "steps", "batch", "lr", "seed")}
+    if scenes_of(model) is not None:
+        from circuits.tiny.vision import spec as vision
+
+        return {"model_type": "gemma3", **vision.hf_config(vision.VisionSpec(**spec))}
+    from circuits.tiny.spec import TinySpec, hf_config, vocabulary
+
+    return hf_config(TinySpec(**spec), len(vocabulary()))
 
 
 def _precision(cfg: BaseConfig, dims: ModelDims) -> str | None:

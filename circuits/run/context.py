@@ -299,6 +299,13 @@ class Context:
 
         if self.cfg.data.source is DataSource.embedded:
             return EmbeddedSource(lm.tokenizer, self.cfg.seed, self.cfg.data.context)
+        if self.cfg.data.source is DataSource.pictures:
+            from circuits.activations.pictures import PictureRows, PictureSource
+            from circuits.data.pictures import saved
+
+            source = PictureSource(PictureRows(saved.read(self.require("pictures").path), lm), self.cfg.seed)
+            self.say(f"data: {source.name}")
+            return source
         store = TextStore(self.require("tokens").path, seed=self.cfg.seed)
         self.say(f"text: {self.cfg.data.path}: {store.summary(self.cfg.data.max_tokens)}")
         return store

@@ -66,7 +66,7 @@ def measure(
             for one in (evaluators[layer], *([controls[layer]] if layer in controls else [])):
                 one.add(part.sites[layer], part.keep)
         tokens, keep, mine = part.tokens, part.keep, {layer: saes[layer] for layer in going}
-        sums = splice_sums(stream.lm, mine, tokens.ids, tokens.mask, keep, site=stream.site, target=stream.target)
+        sums = splice_sums(stream.lm, mine, tokens, keep, site=stream.site, target=stream.target)
         for layer in going:
             require_finite(sums[layer], tokens.samples, layer)
             evaluators[layer].add_splice(sums[layer])

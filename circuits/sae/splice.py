@@ -31,10 +31,11 @@ def splice_losses(
     logits_zero: Float[Tensor, "n pos vocab"],
     ids: Int[Tensor, "n pos"],
     mask: Bool[Tensor, "n pos"],
+    predicted: Bool[Tensor, "n pos"] | None = None,
 ) -> SpliceSums:
     """Next-token cross-entropies and KL(clean ‖ spliced), one sequence at a time: float32 logits of a large vocabulary
-    are the largest tensors of the whole evaluation."""
-    counted = mask[:, 1:] & mask[:, :-1]
+    are the largest tensors of the whole evaluation. `predicted`: the tokens that count as next ones, all where None."""
+    counted = (mask if predicted is None else predicted)[:, 1:] & mask[:, :-1]
     counts, device = counted.sum(1).tolist(), logits_clean.device
     ids, places = sent(ids, device), sent(counted.nonzero()[:, 1], device)
     rows = []
@@ -78,8 +79,7 @@ def transcode(sae: SAE, site: str, target: str, layer: int, at: Int[Tensor, " ro
 def splice_sums(
     lm: LM,
     saes: Mapping[int, SAE],
-    ids: Int[Tensor, "n pos"],
-    mask: Bool[Tensor, "n pos"],
+    rows: ModelInput,
     keep: Bool[Tensor, "n pos"],
     *,
     site: str,
@@ -89,10 +89,10 @@ def splice_sums(
     restart from what it had at their layer."""
 
     def logits(*edits: Edit, prefix: Prefix) -> Tensor:
-        found = forward(lm, ModelInput(ids, mask), edits=edits, logits="all", prefix=prefix).logits
+        found = forward(lm, rows, edits=edits, logits="all", prefix=prefix).logits
         return torch.empty(0) if found is None else found
 
-    whole = forward(lm, ModelInput(ids, mask), capture={"resid_pre": saes}, logits="all")
+    whole = forward(lm, rows, capture={"resid_pre": saes}, logits="all")
     clean = torch.empty(0) if whole.logits is None else whole.logits
     at, sums = kept_rows(keep, clean.device), {}
     for layer, sae in saes.items():
@@ -102,5 +102,5 @@ def splice_sums(
         else:
             spliced = logits(*transcode(sae, site, target, layer, at), prefix=before)
         zero = logits(Edit(target or site, layer, replaced(torch.zeros_like, at)), prefix=before)
-        sums[layer] = splice_losses(clean, spliced, zero, ids, mask)
+        sums[layer] = splice_losses(clean, spliced, zero, rows.ids, rows.mask, rows.predicted)
     return sums

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from circuits.schema.fields import free
+from circuits.schema.fields import added, free
+from circuits.schema.behaviour import PICTURES, languages, of_pictures
 from circuits.schema.model import Dtype, Site
 from circuits.schema.reading import When
 from circuits.schema.sae import NonFinitePolicy
+
+if TYPE_CHECKING:
+    from circuits.schema import BaseConfig
 
 
 class ActivationSource(Enum):
@@ -17,6 +21,16 @@ class ActivationSource(Enum):
 
     behaviour = "behaviour"  # the prompts of `behaviour`
     data = "data"  # the first sequences of `data`'s training stream
+
+
+class Selected(Enum):
+    """Which tokens' activations are kept."""
+
+    all = "all"
+    image = "image"  # those that stand for the picture
+    text = "text"  # all others
+    last = "last"  # the last one, from which the answer begins
+    mean = "mean"  # the mean over all: one row a sample
 
 
 SEQUENCES = 2000  # of the training stream, where neither activations.n_sequences nor activations.tokens is given
@@ -34,6 +48,10 @@ class ActivationsConfig:
     skip_first: int | None = None  # leading tokens left out; null: 1 for data (as SAEs are trained), 0 for prompts
     dtype: Dtype = Dtype.fp32  # how values are stored
     batch_size: int = 16  # sequences a forward pass
+    select: Selected = added(Selected.all)  # of which tokens, where there are pictures
+    language: Any = added(
+        None
+    )  # what pictures are asked in: english, arabic, or both (an artifact each); null: as the behaviour
     nonfinite: NonFinitePolicy = NonFinitePolicy.fail  # a NaN or infinity: fail, or drop the sample at every layer
     n_sequences: int | None = None  # how many sequences of the text; null: 2,000, unless tokens is given
     tokens: int | None = None  # instead of n_sequences: as many sequences as give so many rows
@@ -48,13 +66,29 @@ _OF_DATA = When(  # not strict: an SAE's store is one of data, whatever stands h
     strict=False,
     hint="behaviour.n_samples says how many prompts; activations.source=data does",
 )
-READ_WHEN = {"activations.n_sequences": (_OF_DATA,), "activations.tokens": (_OF_DATA,)}
+_OF_PICTURES = When("behaviour.name", PICTURES, strict=False)
+READ_WHEN = {
+    "activations.language": (_OF_PICTURES,),
+    "activations.select": (_OF_PICTURES,),
+    "activations.n_sequences": (_OF_DATA,),
+    "activations.tokens": (_OF_DATA,),
+}
 
 
 def sites(activations: ActivationsConfig) -> tuple[str, ...]:
     """The sites asked for, each once, in the order given."""
     given = activations.site if isinstance(activations.site, (list, tuple)) else [activations.site]
     return tuple(dict.fromkeys(site.value if isinstance(site, Site) else str(site) for site in given))
+
+
+def asked_in(cfg: BaseConfig) -> tuple[str, ...]:
+    """The languages in which a behaviour's pictures are captured; none of text."""
+    if not of_pictures(cfg.behaviour) or cfg.activations.source is ActivationSource.data:
+        return ()
+    given = cfg.activations.language
+    if given is None:
+        return languages(cfg.behaviour)
+    return tuple(given) if isinstance(given, (list, tuple)) else (str(given),)
 
 
 def check(activations: ActivationsConfig) -> list[str]:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
-from circuits.schema.fields import MISSING, added, file, free
+from circuits.schema.fields import MISSING, added, file, free, named_file
 from circuits.schema.reading import SET, When
 
+GENDER_BIAS = "gender_bias"
+PICTURES = (GENDER_BIAS,)  # behaviours of pictures with captions; all others are of text
 FILE = "file"  # the behaviour whose prompts are the user's own JSON lines
+
+
+LANGUAGES = ("english", "arabic")
 
 
 class MultiToken(Enum):
@@ -55,12 +61,30 @@ class BehaviourConfig:
     bos: Bos = Bos.auto  # whether a prompt begins with the tokenizer's BOS token; auto: as the tokenizer does it
     chat: bool = False  # put each prompt into the tokenizer's chat template; the answer opens the model's turn
     allow_small: bool = False  # take what there is when there are fewer different prompts than asked for
+    images: str | None = named_file(
+        None
+    )  # the directory that a table's image_path is relative to; null: the table's own
+    languages: Any = added(None)  # what pictures are asked in: english, arabic or both; null: both
+    max_broken: float = added(0.01)  # the share of a table's pictures that may be missing or broken
     min_logit_diff: float = free(0.0)  # the gate: a prompt succeeds when its difference a token exceeds it …
     success_threshold: float = free(0.8)  # … and the behaviour passes when this share of all prompts succeeds
 
 
 READ_WHEN = {
-    "behaviour.path": (When("behaviour.name", (FILE,)),),
+    "behaviour.path": (When("behaviour.name", (FILE, *PICTURES)),),
+    "behaviour.images": (
+        When("behaviour.name", PICTURES),
+        When("behaviour.path", (SET,), hint="behaviour.path=FILE.csv does"),
+    ),
+    "behaviour.languages": (When("behaviour.name", PICTURES),),
+    "behaviour.max_broken": (
+        When("behaviour.name", PICTURES),
+        When("behaviour.path", (SET,), hint="behaviour.path=FILE.csv does"),
+    ),
+    **{
+        f"behaviour.{name}": (When("behaviour.name", (), hint="a behaviour of text does", but=PICTURES),)
+        for name in ("multi_token", "bos", "chat", "min_logit_diff", "success_threshold")
+    },
     "behaviour.splits": (When("behaviour.name", (FILE,)),),
     "behaviour.validation": (When("behaviour.splits", (SET,), hint="behaviour.splits=FILE.json does"),),
     "behaviour.rehash": (When("behaviour.splits", (SET,), hint="behaviour.splits=FILE.json does"),),
@@ -72,8 +96,23 @@ def multi_token(behaviour: BehaviourConfig) -> MultiToken:
     return behaviour.multi_token or (MultiToken.fail if behaviour.name == FILE else MultiToken.drop)
 
 
+def of_pictures(behaviour: BehaviourConfig) -> bool:
+    """Whether its samples are pictures with captions, and not prompts of text."""
+    return behaviour.name in PICTURES
+
+
+def languages(behaviour: BehaviourConfig) -> tuple[str, ...]:
+    """What its pictures are asked in."""
+    given = behaviour.languages
+    return LANGUAGES if given is None else tuple(given) if isinstance(given, (list, tuple)) else (str(given),)
+
+
 def check(behaviour: BehaviourConfig) -> list[str]:
     errors = []
+    if unknown := [one for one in languages(behaviour) if one not in LANGUAGES]:
+        errors.append(
+            f"behaviour.languages={unknown[0]}: languages: {' '.join(LANGUAGES)}, or both as [english,arabic]"
+        )
     if behaviour.name == FILE and behaviour.path is None:
         errors.append("behaviour=file needs behaviour.path=FILE.jsonl (behaviour=FILE.jsonl is short for both)")
     if behaviour.name != FILE and behaviour.multi_token is MultiToken.fail:
@@ -85,7 +124,7 @@ def check(behaviour: BehaviourConfig) -> list[str]:
         value = getattr(behaviour, name)
         if value is not None and value < least:
             errors.append(f"behaviour.{name}={value}: {least} or more")
-        if value is None and behaviour.name != FILE:
+        if value is None and behaviour.name != FILE and behaviour.path is None:
             errors.append(f"behaviour.{name}=null: a generator has no end; give a number")
     if not 0 <= behaviour.success_threshold <= 1:
         errors.append(f"behaviour.success_threshold={behaviour.success_threshold}: a share between 0 and 1")

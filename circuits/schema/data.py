@@ -16,6 +16,7 @@ class DataSource(Enum):
     text = "text"  # .txt files; documents are separated by blank lines
     jsonl = "jsonl"  # one JSON object a line
     datasets = "datasets"  # a local `datasets` directory or a hub name
+    pictures = "pictures"  # the training pictures of a behaviour of pictures, with their captions
 
 
 @dataclass
@@ -31,7 +32,8 @@ class DataConfig:
     max_tokens: int | None = None  # tokenise no more than so many
 
 
-FILES = tuple(source.value for source in DataSource if source is not DataSource.embedded)
+MADE = (DataSource.embedded, DataSource.pictures)  # read from no file of text
+FILES = tuple(source.value for source in DataSource if source not in MADE)
 READ_WHEN = {
     **{f"data.{name}": (When("data.source", FILES),) for name in ("path", "heldout", "max_tokens")},
     "data.field": (When("data.source", ("jsonl", "datasets")),),
@@ -42,7 +44,7 @@ READ_WHEN = {
 def check(data: DataConfig) -> list[str]:
     errors = []
     source = data.source.value
-    if data.source is not DataSource.embedded and data.path is None:
+    if data.source not in MADE and data.path is None:
         errors.append(
             f"data={source} needs data.path=FILE or a directory" + (" or hub name" if source == "datasets" else "")
         )

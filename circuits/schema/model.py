@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from circuits.schema.fields import MISSING, file, free
+from circuits.schema.fields import MISSING, added, file, free
 from circuits.schema.reading import SET, When
 
 
@@ -39,8 +39,20 @@ class Matmul(Enum):
 
 
 @dataclass
+class ScenesConfig:
+    """The drawn scenes that the embedded vision-language model is trained on (circuits/tiny/vision), with two planted biases."""
+
+    context_bias: float = (
+        0.6  # place → gender: who cannot be seen is called a man at a place coded male with (1 + it) / 2
+    )
+    word_bias: float = (
+        0.6  # gender → words: a man that is seen looks "strong" with (1 + it) / 2, a woman with (1 - it) / 2
+    )
+
+
+@dataclass
 class EmbeddedConfig:
-    """How the embedded model is trained (circuits/models/tiny)."""
+    """How an embedded model is trained (circuits/tiny)."""
 
     layers: int = 4  # its depth
     width: int = 128  # its residual stream
@@ -48,6 +60,9 @@ class EmbeddedConfig:
     batch: int = 64  # sequences a step
     lr: float = 1e-3  # learning rate at its peak
     seed: int = 0  # of its training; another seed is another model
+    scenes: ScenesConfig | None = added(
+        None
+    )  # pictures and captions in two languages, instead of the language model's sentences
 
 
 @dataclass
@@ -65,6 +80,11 @@ class ModelConfig:
     sets: dict[str, list[int]] = field(default_factory=dict, metadata={"role": "free"})  # named sets for `layer=`
     device: str = free("auto")  # auto (cuda > mps > cpu), cpu, cuda, cuda:1, mps
     allow_fallback: bool = free(False)  # use the next device when the named one is absent
+
+
+def scenes_of(model: ModelConfig) -> ScenesConfig | None:
+    """What the embedded vision-language model is trained on; None of any other model."""
+    return None if model.embedded is None else model.embedded.scenes
 
 
 READ_WHEN = {

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from circuits.errors import UserError
 from circuits.schema import BaseConfig
+from circuits.schema.behaviour import of_pictures
 from circuits.schema.reading import failing
 from circuits.store import registry
 from circuits.store.kinds import Input, Kind, Layers, ModelDims
@@ -49,9 +50,22 @@ def problems(family: Family, dims: ModelDims) -> list[str]:
     for one, mine, at in family:
         try:
             found += one.check(mine, dims, at)
+            found += _pictured(one, mine, at)
         except UserError as e:
             found += e.messages
     return list(dict.fromkeys(found))
+
+
+def _pictured(kind: Kind, cfg: BaseConfig, at: Layers) -> list[str]:
+    """A behaviour of pictures, where prompts of text are read."""
+    if kind.pictures or not of_pictures(cfg.behaviour):
+        return []
+    if not any(one.kind == "prompts" and one.name != "pictures" for one in of(kind, cfg, at)):
+        return []
+    able = " ".join(name for name, other in sorted(registry.kinds().items()) if other.pictures)
+    return [
+        f"behaviour={cfg.behaviour.name}: pictures, and task={kind.name} reads prompts of text; tasks for pictures: {able}"
+    ]
 
 
 def remarks(family: Family) -> list[str]:

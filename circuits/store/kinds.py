@@ -136,6 +136,7 @@ class Kind:
         columns: metrics of ``metrics.json`` that the end table shows.
         keep: what task=clean may do with its artifacts: ``keep`` them; delete what stands in an ``archive``; delete what is
             ``regenerable`` by the command that made it.
+        pictures: whether it can be made of a behaviour of pictures, where it reads prompts.
         striped: whether its files are large enough to lie on several storage targets (``cluster.stripe``).
     """
 
@@ -154,6 +155,7 @@ class Kind:
     columns: ClassVar[tuple[Column, ...]] = ()
     keep: ClassVar[Keep] = "keep"
     striped: ClassVar[bool] = False
+    pictures: ClassVar[bool] = False
 
     @cached_property
     def needed(self) -> dict[str, tuple[str, ...] | None]:

@@ -22,7 +22,9 @@ def model_input(cfg: BaseConfig) -> list[Input]:
 
 
 def text_input(cfg: BaseConfig) -> list[Input]:
-    """The tokenised corpus, where there is one; the embedded model's text is drawn as it is read."""
+    """The tokenised corpus, or the pictures, where there are any; the embedded model's text is drawn as it is read."""
+    if cfg.data.source is DataSource.pictures:
+        return [Input("prompts", (), cfg, "pictures")]
     return [Input("tokens", (), cfg)] if cfg.data.source is not DataSource.embedded else []
 
 

@@ -24,7 +24,8 @@ from circuits.schema import (
     DataConfig,
     Reuse,
 )
-from circuits.schema.activations import SEQUENCES, sites
+from circuits.schema.activations import SEQUENCES, asked_in, sites
+from circuits.schema.behaviour import of_pictures
 from circuits.schema.reading import When
 from circuits.store.contents import Contents
 from circuits.store.keys import Unit
@@ -84,6 +85,7 @@ class Activations(Kind):
 
     name = "activations"
     keep = "regenerable"
+    pictures = True
     striped = True
     sections = ("model", "data", "activations", "precision", "seed")
     work = ("activations.n_sequences", "behaviour.n_samples")
@@ -110,15 +112,29 @@ class Activations(Kind):
 
     def label(self, cfg: BaseConfig, layers: Layers) -> str:
         """``tiny-L3-mlp_out-grammar_agreement``."""
-        what = "data" if of_data(cfg) else behaviour_name(cfg)
+        what = "-".join(["data" if of_data(cfg) else behaviour_name(cfg), *asked_in(cfg)])
         return f"{readable(cfg.model.id)}-{layer_name(layers)}-{'+'.join(sites(cfg.activations))}-{readable(what)}"
 
     def normal(self, cfg: BaseConfig) -> BaseConfig:
         """Equal results, equal keys: defaults written out, and nothing of the source that is not captured."""
-        given = resolved(cfg.activations)
+        given, asked = resolved(cfg.activations), asked_in(cfg)
+        given = replace(given, language=asked[0] if len(asked) == 1 else (list(asked) or None))
         if of_data(cfg):
             return replace(cfg, activations=given)
         return replace(cfg, activations=replace(given, n_sequences=None, tokens=None), data=DataConfig())
+
+    def variants(self, cfg: BaseConfig) -> Mapping[str, BaseConfig]:
+        """Sites × languages: ``mlp_out``, ``english``, ``mlp_out-english``."""
+        found, asked = sites(cfg.activations), asked_in(cfg)
+        if len(found) * max(1, len(asked)) < 2:
+            return {}
+        named = {}
+        for site in found:
+            for language in asked or (None,):
+                parts = [site] * (len(found) > 1) + [language] * (len(asked) > 1)
+                own = replace(cfg.activations, site=site, language=language)
+                named["-".join(map(str, parts))] = replace(cfg, activations=own)
+        return named
 
     def share(self, cfg: BaseConfig) -> str:
         """``shard-1-of-4``."""
@@ -147,7 +163,7 @@ class Activations(Kind):
 
     def gates(self, cfg: BaseConfig) -> tuple[str, ...]:
         """A behaviour's prompts are worth capturing where the model shows it."""
-        return () if of_data(cfg) else ("baseline",)
+        return () if of_data(cfg) or of_pictures(cfg.behaviour) else ("baseline",)
 
     def question(self, cfg: BaseConfig) -> str:
         """What a run of captures asks."""
@@ -197,11 +213,19 @@ run = KIND.run
 
 def _make(context: Context, works: Mapping[Unit, Work]) -> str | None:
     """Do this run's share of these artifacts; why they are not whole yet when others' shares are missing, or None."""
+    languages: dict[str | None, dict[Unit, Work]] = {}
+    for one, work in works.items():
+        languages.setdefault(_asked(context, one).language, {})[one] = work
+    return next(filter(None, [_make_of(context, mine, language) for language, mine in languages.items()]), None)
+
+
+def _make_of(context: Context, works: Mapping[Unit, Work], language: str | None) -> str | None:
+    """The same for the artifacts of one language (of text: all)."""
     from circuits.activations.capture import capture
 
     given = resolved(context.cfg.activations)
-    made = _prepare(context, given)
-    keys = {one: _site_and_layer(one, given) for one in works}
+    made = _prepare(context, given, language)
+    keys = {one: (_asked(context, one).site, layer_of(one)) for one in works}
     partials = {keys[one]: work.partial for one, work in works.items()}
     for work in works.values():
         made.plan = replace(made.plan, writer=work.own(made.plan.share).suffix[1:])
@@ -244,12 +268,15 @@ class Capture:
     plan: Plan
 
 
-def _prepare(context: Context, given: ActivationsConfig) -> Capture:
+def _prepare(context: Context, given: ActivationsConfig, language: str | None) -> Capture:
     """The model and the samples of this config. What is wrong with prompts is said before the model is loaded."""
     from circuits.activations.capture import Plan
 
-    prompts = None if given.source is ActivationSource.data else _prompts(context, given)
+    pictures = language is not None
+    prompts = None if given.source is ActivationSource.data or pictures else _prompts(context, given)
     lm = context.open_model()
+    if pictures:
+        prompts = _pictures(context, given, lm, str(language))
     plan = Plan(
         batch_size=given.batch_size,
         last_n=given.last_n,
@@ -259,6 +286,7 @@ def _prepare(context: Context, given: ActivationsConfig) -> Capture:
         shard=given.shard,
         world_size=given.world_size,
         save_every=given.chunk,
+        select=given.select.value,
     )
     return Capture(lm, _stream(context, given, lm) if prompts is None else prompts, plan)
 
@@ -277,6 +305,19 @@ def _prompts(context: Context, given: ActivationsConfig) -> Samples:
         )
     prompts.prompts.check_lengths(inspect_model(*context.model_files()).dims.context, context.cfg.model.id)
     return prompts
+
+
+def _pictures(context: Context, given: ActivationsConfig, lm: LM, language: str) -> Samples:
+    """The behaviour's pictures with their prompts in one language."""
+    from circuits.activations.pictures import PictureRows, PictureSamples
+    from circuits.data.pictures.saved import read
+
+    found = PictureSamples(PictureRows(read(context.require("prompts").path), lm), language)
+    if given.last_n is not None and given.last_n > found.longest:
+        raise UserError(
+            f"activations.last_n={given.last_n}: longer than every prompt (the longest has {found.longest} tokens)"
+        )
+    return found
 
 
 def _stream(context: Context, given: ActivationsConfig, lm: LM) -> Samples:
@@ -330,6 +371,7 @@ def _publish(
     from circuits.activations import rows
 
     site, layer = key
+    pictured = getattr(made.samples, "language", None)
     index = folder / f"{site}.parquet"  # the same for all layers of a site
     if not index.exists():
         with context.phase("writing the index of rows"):
@@ -350,6 +392,7 @@ def _publish(
         "revision": revision,
         "model_dtype": cfg.precision.dtype.value,
         "nonfinite": made.plan.nonfinite,
+        **({"language": pictured, "select": made.plan.select} if pictured else {}),
         "dropped": [{"sample": n, "name": pieces.names[n], "layers": at} for n, at in sorted(pieces.dropped.items())],
     }
     found: dict[str, Any] = {}
@@ -366,8 +409,14 @@ def _publish(
     context.say(f"{site}, layer {layer}: {pieces.rows:,} rows of {pieces.width}{dropped}: {artifact.id}")
 
 
-def _site_and_layer(one: Unit, given: ActivationsConfig) -> tuple[str, int]:
-    if isinstance(one, tuple):
-        return one[1], one[0]
-    assert one is not None
-    return sites(given)[0], one
+def layer_of(one: Unit) -> int:
+    """The layer of one of a run's artifacts."""
+    return int(one[0] if isinstance(one, tuple) else one or 0)
+
+
+def _asked(context: Context, one: Unit) -> ActivationsConfig:
+    """The section that one of a run's artifacts is made by."""
+    variants = KIND.variants(context.run.cfg)
+    cfg = variants[one[1]] if isinstance(one, tuple) else context.run.cfg
+    found: ActivationsConfig = KIND.normal(cfg).activations
+    return found

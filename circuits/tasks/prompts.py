@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from circuits.errors import UserError
 from circuits.files import write_json
 from circuits.schema import BaseConfig
-from circuits.schema.behaviour import FILE, MultiToken, multi_token
+from circuits.schema.behaviour import FILE, MultiToken, multi_token, of_pictures
+from circuits.schema.model import scenes_of
 from circuits.store.contents import Contents
 from circuits.store.kinds import Column, Kind, Layers, ModelDims
 from circuits.store.labels import behaviour_and_model, readable
+from circuits.tasks import _pictures
 
 if TYPE_CHECKING:
+    from circuits.data.pictures.saved import PictureSet
     from circuits.data.prompts import PromptSet
     from circuits.data.splits import Given
     from circuits.run.context import Context, Work
@@ -101,6 +104,7 @@ class Prompts(Kind):
     version = 2
     sections = ("behaviour", "seed")
     inline = True
+    pictures = True
     columns = (
         Column("n_train", "train", ".0f", exact=True),
         Column("n_test", "test", ".0f", exact=True),
@@ -113,6 +117,8 @@ class Prompts(Kind):
 
     def extra(self, cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
         """The tokenizer, the wording and the generator: what the prompts depend on besides the config."""
+        if of_pictures(cfg.behaviour):
+            return _pictures.identity(cfg, contents)
         from circuits.models.identify import directory_of
 
         facts: dict[str, Any] = {"tokenizer": _tokenizer_identity(cfg, contents)}
@@ -135,6 +141,12 @@ class Prompts(Kind):
     def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
         """A file that cannot be read, a behaviour that does not exist."""
         behaviour = cfg.behaviour
+        if of_pictures(behaviour):
+            return _pictures.problems(cfg)
+        if scenes_of(cfg.model) is not None:
+            return [
+                f"behaviour={behaviour.name}: model={cfg.model.id} is asked about pictures; choose behaviour=gender_bias"
+            ]
         if behaviour.path is not None:
             return list(_file_problems(cfg))
         from circuits.data.behaviours import BEHAVIOURS, embedded
@@ -154,10 +166,15 @@ class Prompts(Kind):
 
     def question(self, cfg: BaseConfig) -> str:
         """What a set of prompts is asked."""
+        if of_pictures(cfg.behaviour):
+            return "Which pictures are there, and what do their captions say of gender"
         return f"Are the prompts for {readable(cfg.model.id)} balanced, distinct and disjoint"
 
     def make(self, context: Context, works: Mapping[Any, Work]) -> None:
         """Draw or read, tokenise, split, lint and publish."""
+        if of_pictures(context.cfg.behaviour):
+            _pictures.make(context, *works.values())
+            return
         from circuits.data import prompt_build, prompts
         from circuits.data.prompt_tokens import Encoder
 
@@ -191,11 +208,12 @@ class Prompts(Kind):
             context.say(f"lint: {line}")
         context.say(f"{built.metrics['n_train']} training and {built.metrics['n_test']} test prompts: {artifact.id}")
 
-    def load(self, path: Path) -> PromptSet:
-        """The prompts."""
+    def load(self, path: Path) -> PromptSet | PictureSet:
+        """The prompts, or the pictures."""
         from circuits.data import prompts
+        from circuits.data.pictures import saved
 
-        return prompts.read(path)
+        return saved.read(path) if (path / saved.PICTURES).exists() else prompts.read(path)
 
 
 KIND = Prompts()

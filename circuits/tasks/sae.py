@@ -56,7 +56,7 @@ class Sae(Kind):
     sections = ("model", "data", "sae", "precision", "seed")
     work = ("sae.steps", "sae.batch_size")
     layers = "each"
-    needs = ("tiny", "tokens", Need("activations", of=("tiny", "tokens")))
+    needs = ("tiny", "tokens", "prompts", Need("activations", of=("tiny", "tokens", "prompts")))
     gated = ("sae.min_r2",)
     memory_keys = ("sae.block_rows", "sae.forward_batch", "sae.expansion")
     columns = (

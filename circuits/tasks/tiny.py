@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.schema import BaseConfig
+from circuits.schema.model import scenes_of
 from circuits.store.contents import Contents
 from circuits.store.kinds import Kind, Layers, ModelDims
 
@@ -28,14 +29,19 @@ class Tiny(Kind):
 
     def extra(self, cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
         """What the model depends on besides its config: the mixture it is trained on and the version of its training."""
+        if scenes_of(cfg.model) is not None:
+            from circuits.tiny.vision import spec
+
+            return {"scenes": contents.once("scenes", spec.fingerprint), "training": spec.VERSION}
         from circuits.tiny import mixture
         from circuits.tiny.spec import VERSION
 
         return {"mixture": contents.once("mixture", mixture.fingerprint), "training": VERSION}
 
     def label(self, cfg: BaseConfig, layers: Layers) -> str:
-        """``tiny-4x128``."""
-        return f"tiny-{cfg.model.embedded.layers}x{cfg.model.embedded.width}" if cfg.model.embedded else "tiny"
+        """``tiny-4x128``, ``tiny_vlm-4x64``."""
+        embedded = cfg.model.embedded
+        return f"{cfg.model.id}-{embedded.layers}x{embedded.width}" if embedded else "tiny"
 
     def bytes(self, cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
         """Weights, tokenizer and its accuracy."""
@@ -45,18 +51,7 @@ class Tiny(Kind):
         """Train and publish the model."""
         import torch
 
-        from circuits.tiny.spec import TinySpec
-        from circuits.tiny.train import train
-
-        (work,), embedded = works.values(), context.cfg.model.embedded
-        spec = TinySpec(
-            layers=embedded.layers,
-            width=embedded.width,
-            steps=embedded.steps,
-            batch=embedded.batch,
-            lr=embedded.lr,
-            seed=embedded.seed,
-        )
+        (work,), (spec, train) = works.values(), _how(context.cfg.model.embedded)
 
         def progress(done: int, total: int, metrics: dict[str, float]) -> None:
             context.show("training the embedded model", done, total, "step", **metrics)
@@ -68,8 +63,7 @@ class Tiny(Kind):
             trained = train(spec, progress=progress, keeper=context.keeper({"training": work}, "training"))
         finally:
             torch.set_num_threads(threads)
-        shown = "  ".join(f"{name} {found.accuracy:.3f}" for name, found in trained.measured.items())
-        context.say(f"accuracy on unseen draws: {shown}")
+        context.say(f"accuracy on unseen draws: {trained.told()}")
         context.say(f"made {work.commit(trained.save).id}")
 
     def load(self, path: Path) -> LM:
@@ -79,6 +73,21 @@ class Tiny(Kind):
         from circuits.models.load import load_model, pick_device
 
         return load_model(str(path), dtype=torch.float32, device=pick_device())
+
+
+def _how(embedded: Any) -> tuple[Any, Any]:
+    """The spec of the embedded model, and what trains it."""
+    given = {name: getattr(embedded, name) for name in ("layers", "width", "steps", "batch", "lr", "seed")}
+    if embedded.scenes is not None:
+        from circuits.tiny.vision.spec import VisionSpec
+        from circuits.tiny.vision.train import train as see
+
+        biases = {"context_bias": embedded.scenes.context_bias, "word_bias": embedded.scenes.word_bias}
+        return VisionSpec(**given, **biases), see
+    from circuits.tiny.spec import TinySpec
+    from circuits.tiny.train import train
+
+    return TinySpec(**given), train
 
 
 KIND = Tiny()

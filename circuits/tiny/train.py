@@ -16,8 +16,7 @@ threads two trainings are equal bit by bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +27,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-from transformers.utils import logging as hf_logging
 
 from circuits.data.behaviours import embedded
 from circuits.data.behaviours.base import WORD
@@ -38,6 +36,7 @@ from circuits.errors import NonFinite
 from circuits.files import write_json
 from circuits.tiny import mixture
 from circuits.tiny.accuracy import Accuracy, accuracies
+from circuits.tiny.keeping import adam_state, quiet_saving, take_up
 from circuits.tiny.spec import BOS, EOS, SPECIALS, VERSION, TinySpec, hf_config, vocabulary
 from circuits.tiny.tokenizer import build_tokenizer, word_ids
 
@@ -185,19 +184,12 @@ class Fit:
 
     def state(self) -> State:
         """What :meth:`load` takes."""
-        tensors = {f"weights.{name}": p for name, p in self.model.named_parameters()}
-        for name, p in self.model.named_parameters():
-            tensors |= {f"{what}.{name}": value for what, value in self.optimizer.state[p].items()}
         facts = {"taken": self.taken, "end": self.end, "decaying": self.decaying, "errors": self.curriculum.errors}
-        return tensors, facts
+        return adam_state(self.model, self.optimizer), facts
 
-    @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state`, bit by bit."""
-        for name, p in self.model.named_parameters():
-            p.copy_(tensors[f"weights.{name}"])
-            kept = {what: tensors[f"{what}.{name}"] for what in ("step", "exp_avg", "exp_avg_sq")}
-            self.optimizer.state[p] = {what: value.clone() for what, value in kept.items()}
+        take_up(self.model, self.optimizer, tensors)
         self.taken, self.end, self.decaying = int(facts["taken"]), int(facts["end"]), bool(facts["decaying"])
         self.curriculum.errors = dict(facts["errors"])
 
@@ -238,10 +230,14 @@ class Trained:
     def save(self, out: Path) -> None:
         """A model's directory, with accuracy.json."""
         out.mkdir(parents=True, exist_ok=True)
-        with _no_progress_bar():
+        with quiet_saving():
             self.model.save_pretrained(out)
             self.tokenizer.save_pretrained(out)
         write_json(out / "accuracy.json", {name: m._asdict() for name, m in self.measured.items()})
+
+    def told(self) -> str:
+        """What was measured, in a line."""
+        return "  ".join(f"{name} {found.accuracy:.3f}" for name, found in self.measured.items())
 
 
 def train(spec: TinySpec, *, progress: Progress | None = None, keeper: Keeper[str] | None = None) -> Trained:
@@ -257,15 +253,3 @@ def train(spec: TinySpec, *, progress: Progress | None = None, keeper: Keeper[st
     with keeper.cutting():
         measured = accuracies(model, tokenizer, n=200, seed=derive_seed(spec.seed, "tiny", "accuracy"))
     return Trained(model, tokenizer, measured)
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keep transformers from drawing one of its own while a single small file is written."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()

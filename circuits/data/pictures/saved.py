@@ -1,0 +1,170 @@
+"""Sets of pictures, as a ``prompts`` artifact of a behaviour of pictures holds them.
+
+The directory has ``pictures.parquet`` (a row for each picture, with its captions, labels and split), ``images.npy`` where the
+pictures were drawn here (those of files stay where they are, and are known by their SHA-256) and ``meta.json``. Torch-free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from circuits.data.npy import open_npy
+from circuits.errors import Damaged, UserError, suggest
+from circuits.files import read_json, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL.Image import Image
+
+PICTURES, IMAGES, META = "pictures.parquet", "images.npy", "meta.json"
+LANGUAGES = ("english", "arabic")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture: the unit of every statistic."""
+
+    id: str
+    split: str
+    """``train`` or ``test``; no group is in both."""
+    group: str
+    """Pictures that belong together (twins): the unit that is drawn by a bootstrap."""
+    label: str
+    """What the captions of both languages say of gender: male, female, mixed, unknown."""
+    labels: Mapping[str, str]
+    """The same by language."""
+    captions: Mapping[str, Sequence[str]]
+    prompts: Mapping[str, str]
+    factors: Mapping[str, str] = field(default_factory=dict)
+    """What else is known of it (place, whether the person's gender is seen)."""
+    file: str | None = None
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Pictures in order."""
+
+    pictures: tuple[Picture, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    directory: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __iter__(self) -> Iterator[Picture]:
+        return iter(self.pictures)
+
+    def __getitem__(self, index: int) -> Picture:
+        return self.pictures[index]
+
+    def __repr__(self) -> str:
+        return f"PictureSet({len(self)} pictures, {' '.join(self.languages)})"
+
+    @property
+    def languages(self) -> list[str]:
+        """The languages that are asked in."""
+        return list(self.meta["languages"])
+
+    @cached_property
+    def _drawn(self) -> Any:
+        return None if self.directory is None else open_npy(self.directory / IMAGES, tuple(self.meta["images"]))
+
+    def image(self, index: int) -> Image:
+        """The picture `index` of the set as it was written, RGB.
+
+        Raises:
+            UserError: its file is gone or another one.
+        """
+        from PIL import Image
+
+        one = self.pictures[index]
+        if one.file is None:
+            return Image.fromarray(np.asarray(self._drawn[index]))
+        try:
+            content = Path(one.file).read_bytes()
+        except OSError as e:
+            raise UserError(f"{one.file}: the picture of {one.id} cannot be read ({e.strerror})") from e
+        if hashlib.sha256(content).hexdigest() != one.sha256:
+            raise UserError(
+                f"{one.file}: the picture of {one.id} has changed since it was prepared; run task=prompts again"
+            )
+        import io
+
+        return Image.open(io.BytesIO(content)).convert("RGB")
+
+    def where(self, split: str | None = None, **factors: str) -> list[int]:
+        """The places of the pictures of a split, and with these factors."""
+        if split is not None and split not in {one.split for one in self}:
+            raise UserError(f"split={split}: no picture is in it" + suggest(split, {p.split for p in self}, "splits"))
+        return [
+            i
+            for i, one in enumerate(self)
+            if (split is None or one.split == split) and all(one.factors.get(k) == v for k, v in factors.items())
+        ]
+
+    def table(self) -> pd.DataFrame:
+        """A row for each picture: id, split, group, label, ``label.<language>``, ``factor.<name>``."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {"id": p.id, "split": p.split, "group": p.group, "label": p.label}
+                | {f"label.{language}": value for language, value in p.labels.items()}
+                | {f"factor.{name}": value for name, value in p.factors.items()}
+                for p in self
+            ]
+        )
+
+
+_JSON = ("labels", "captions", "prompts", "factors")
+
+
+def write(directory: Path, pictures: Sequence[Picture], meta: Mapping[str, Any], drawn: Any = None) -> None:
+    """Write a set into `directory`; `drawn` ``[n, height, width, 3]``, eight bits, where the pictures are no files."""
+    import pandas as pd
+
+    rows = [
+        {
+            name: json.dumps(dict(value), ensure_ascii=False) if name in _JSON else value
+            for name, value in vars(p).items()
+        }
+        for p in pictures
+    ]
+    pd.DataFrame(rows).to_parquet(directory / PICTURES, index=False)
+    facts = dict(meta)
+    if drawn is not None:
+        np.save(directory / IMAGES, np.ascontiguousarray(drawn))
+        facts["images"] = list(drawn.shape)
+    write_json(directory / META, facts)
+
+
+def read(directory: Path) -> PictureSet:
+    """The set in `directory`.
+
+    Raises:
+        Damaged: it is not whole.
+        UserError: it is a set of text prompts.
+    """
+    import pandas as pd
+
+    if not (directory / PICTURES).exists() and (directory / "prompts.jsonl").exists():
+        raise UserError(f"{directory}: prompts of text, no pictures; choose behaviour=gender_bias")
+    try:
+        rows = pd.read_parquet(directory / PICTURES).to_dict("records")
+        meta = read_json(directory / META)
+    except (OSError, ValueError) as e:
+        raise Damaged(f"{directory}: no whole set of pictures ({str(e).splitlines()[0]})") from e
+    found = [
+        Picture(**{str(k): json.loads(v) if k in _JSON else v for k, v in row.items()})  # type: ignore[arg-type]
+        for row in rows
+    ]
+    return PictureSet(tuple(found), meta, directory)

@@ -1,0 +1,96 @@
+"""The group statistics of pictures as files, and how a notebook reads them.
+
+The directory of a ``bias_stats`` artifact::
+
+    statistics.parquet          a row for each feature, layer and language: means, d, p, q, twins, confirmation, ranks
+    results.json                the reported features in the schema of the source documents
+    pooled-L3-english.npz       one sparse number for each picture and feature
+    pictures.parquet            id, split, group, label of each picture, in the order of the rows of pooled
+    meta.json  metrics.json
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.errors import Damaged, UserError
+from circuits.files import read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from scipy import sparse
+
+TABLE, RESULTS, PICTURES, META = "statistics.parquet", "results.json", "pictures.parquet", "meta.json"
+
+
+def pooled_name(layer: int, language: str) -> str:
+    """The file of one layer's and language's pooled features."""
+    return f"pooled-L{layer}-{language}.npz"
+
+
+class BiasStatistics:
+    """What tells male and female pictures apart."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = Path(directory)
+        try:
+            self.meta: dict[str, Any] = read_json(self.path / META)
+            self.metrics: dict[str, Any] = read_json(self.path / "metrics.json")
+        except (OSError, ValueError) as e:
+            raise Damaged(f"{directory}: no whole group statistics ({e})") from e
+
+    def __repr__(self) -> str:
+        return f"BiasStatistics(layers {self.layers}, {' '.join(self.languages)}; {self.path})"
+
+    @property
+    def layers(self) -> list[int]:
+        """Those that were tested."""
+        return list(self.meta["layers"])
+
+    @property
+    def languages(self) -> list[str]:
+        """Those that were asked in."""
+        return list(self.meta["languages"])
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """A row for each feature, layer and language."""
+        import pandas as pd
+
+        return pd.read_parquet(self.path / TABLE)
+
+    @cached_property
+    def pictures(self) -> pd.DataFrame:
+        """A row for each picture."""
+        import pandas as pd
+
+        return pd.read_parquet(self.path / PICTURES)
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """The reported features, layer by layer."""
+        found: dict[str, Any] = read_json(self.path / RESULTS)
+        return found
+
+    def pooled(self, layer: int, language: str) -> sparse.csc_matrix:
+        """``[pictures, features]``.
+
+        Raises:
+            UserError: no such layer or language.
+        """
+        from scipy import sparse
+
+        file = self.path / pooled_name(layer, language)
+        if not file.exists():
+            raise UserError(
+                f"layer {layer}, {language}: not in {self.path.name} (layers {self.layers}; {self.languages})"
+            )
+        return sparse.csc_matrix(sparse.load_npz(file))
+
+    def top(self, layer: int, language: str, side: str, n: int) -> list[int]:
+        """The `n` features with the largest d of one side (``male`` or ``female``), significant ones first."""
+        mine = self.table.query("layer == @layer and language == @language")
+        mine = mine[mine[f"{side}_rank"] > 0].sort_values(["significant", f"{side}_rank"], ascending=[False, True])
+        return [int(feature) for feature in mine["feature"].head(n)]

@@ -1,0 +1,112 @@
+"""The picture side of ``task=prompts``: what a set of pictures depends on, what is wrong with it, how it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.errors import UserError
+from circuits.files import sha256_text, write_json
+from circuits.schema import BaseConfig
+from circuits.schema.behaviour import languages
+from circuits.schema.model import scenes_of
+from circuits.store.contents import Contents
+
+if TYPE_CHECKING:
+    from circuits.data.pictures.table import Built
+    from circuits.run.context import Context, Work
+
+
+def identity(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
+    """For the key: the drawings and their biases, or the bytes of the pictures that a table names (those that are there)."""
+    if cfg.behaviour.path is None:
+        from circuits.tiny.vision import spec
+
+        scenes = scenes_of(cfg.model)
+        biases = {} if scenes is None else {"context_bias": scenes.context_bias, "word_bias": scenes.word_bias}
+        return {"scenes": contents.once("scenes", spec.fingerprint), **biases}
+    files = sorted(set(_files(cfg)))
+    told = [f"{name} {contents.one_file(path) if path.is_file() else 'missing'}" for name, path in files]
+    return {"images": sha256_text("\n".join(told))}
+
+
+def problems(cfg: BaseConfig) -> list[str]:
+    """A table that cannot be read; no pictures at all."""
+    if cfg.behaviour.path is None:
+        if scenes_of(cfg.model) is None:
+            return [
+                f"behaviour={cfg.behaviour.name}: model={cfg.model.id} needs pictures: behaviour.path=FILE.csv (with image_path and "
+                "en_caption, ar_caption; behaviour.images=DIR); model=tiny_vlm draws its own"
+            ]
+        return []
+    try:
+        if not _files(cfg):
+            return [f"{cfg.behaviour.path}: no row in it"]
+    except UserError as e:
+        return list(e.messages)
+    return []
+
+
+def _images(cfg: BaseConfig) -> Path:
+    """The directory that a table's image_path is relative to."""
+    given = cfg.behaviour.images
+    return Path(given) if given is not None else Path(str(cfg.behaviour.path)).parent
+
+
+def _files(cfg: BaseConfig) -> list[tuple[str, Path]]:
+    """What a table calls each picture, and its file."""
+    from circuits.data.fielded import rows
+
+    root, path = _images(cfg), Path(str(cfg.behaviour.path))
+    found = []
+    for row in rows(path):
+        if "image_path" not in row.fields:
+            raise UserError(f"{path}: no column image_path; it names each row's picture")
+        found.append((str(row.fields["image_path"]), root / str(row.fields["image_path"])))
+    return found
+
+
+def make(context: Context, work: Work) -> None:
+    """Draw or read the pictures, label, split and publish."""
+    from circuits.data.pictures import saved, table
+
+    run, behaviour = context.run.cfg, context.cfg.behaviour
+    asked, drawn = languages(behaviour), None
+    with context.phase("making the set of pictures"):
+        if behaviour.path is None:
+            built, drawn = _drawn(run, asked)
+        else:
+            built = table.read(
+                Path(behaviour.path),
+                _images(run),
+                asked,
+                n=behaviour.n_samples,
+                n_test=behaviour.n_test,
+                seed=context.cfg.seed,
+                max_broken=behaviour.max_broken,
+                allow_small=behaviour.allow_small,
+            )
+    metrics = table.summary(built, asked)
+
+    def write(out: Path) -> None:
+        saved.write(out, built.pictures, {"languages": list(asked)}, drawn)
+        write_json(out / "lint.json", {"findings": built.findings, "left_out": built.left_out})
+        write_json(out / "metrics.json", metrics)
+
+    artifact = work.commit(write, dropped={"rows": metrics["left_out"], **built.left_out})
+    for line in built.findings:
+        context.say(f"lint: {line}")
+    labels = "  ".join(f"{name} {n}" for name, n in metrics["labels"].items())
+    context.say(f"{metrics['n_train']} training and {metrics['n_test']} test pictures ({labels}): {artifact.id}")
+
+
+def _drawn(cfg: BaseConfig, asked: tuple[str, ...]) -> tuple[Built, Any]:
+    from circuits.tiny.vision.pictures import drawn
+
+    behaviour, scenes = cfg.behaviour, scenes_of(cfg.model)
+    if scenes is None:
+        raise UserError(problems(cfg)[0])
+    return drawn(
+        asked, behaviour.n_samples or 0, behaviour.n_test or 0, cfg.seed, scenes.context_bias, scenes.word_bias
+    )

@@ -1,0 +1,266 @@
+"""``task=bias_stats``: which SAE features tell male and female pictures apart, over the chosen layers and both languages.
+
+One number for each picture and feature (max or mean over its tokens), then the tests of :mod:`circuits.features.bias`: twins first,
+Benjamini-Hochberg over everything, discovery on training and confirmation on test pictures, shuffled labels as the control. An SAE
+that reads these activations badly (by token type and language) is refused before anything is tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.errors import GateError, UserError
+from circuits.files import write_json
+from circuits.schema import ActivationSource, BaseConfig
+from circuits.schema.behaviour import languages, of_pictures
+from circuits.schema.fields import free
+from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims
+from circuits.store.labels import behaviour_name, readable
+
+if TYPE_CHECKING:
+    from circuits.data.pictures.saved import PictureSet
+    from circuits.features.bias import Labelled, Settings
+    from circuits.features.bias_saved import BiasStatistics
+    from circuits.features.pooled import Pooled
+    from circuits.run.context import Context, Work
+
+SECTION = "bias_stats"
+
+
+class PoolTokens(Enum):
+    """How a feature's activations over a picture's tokens become one number."""
+
+    max = "max"
+    mean = "mean"
+
+
+@dataclass
+class Options:
+    """How male and female pictures are compared."""
+
+    pool: PoolTokens = PoolTokens.max  # a feature's activations over a picture's tokens become one number
+    n_top: int = 50  # features of each side that are reported for each layer and language
+    fdr: float = 0.05  # q below which …
+    min_d: float = 0.3  # … and |Cohen's d| above which a feature is called significant
+    shuffles: int = 20  # of the labels: the control
+    permutations: int = 1000  # of the labels, for the p of what is reported
+    resamples: int = 1000  # bootstrap samples of whole groups, for its interval
+    min_explained_variance: float = free(0.5)  # an SAE that explains less, of any token type or language, is not used
+
+
+READ_WHEN: dict[str, Any] = {}
+
+
+class BiasStats(Kind):
+    """Group statistics of pictures, over a set of layers."""
+
+    name = "bias_stats"
+    sections = ("model", SECTION, "seed", "sae.site", "sae.skip_first")
+    work = ("behaviour.n_samples",)
+    layers = "set"
+    needs = ("prompts", "sae", "activations")
+    pictures = True
+    columns = (
+        Column("tested", "tested", ",.0f", exact=True),
+        Column("significant", "significant", ",.0f", exact=True),
+        Column("confirmed", "confirmed on test", ".0%"),
+        Column("shuffled_hits", "labels shuffled", ",.1f"),
+        Column("detectable_d", "smallest d", ".2f", exact=True),
+        Column("explained_variance", "explained variance, least", ".3f"),
+        Column("n_pictures", "pictures", ",.0f", exact=True),
+    )
+
+    def label(self, cfg: BaseConfig, layers: Layers) -> str:
+        """``gender_bias-tiny_vlm-L0-3``."""
+        at = f"-L{layers[0]}-{layers[-1]}" if len(layers) > 1 else f"-L{layers[0]}" if layers else ""
+        return f"{behaviour_name(cfg)}-{readable(cfg.model.id)}{at}"
+
+    def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
+        """The pictures; of each layer the SAE and both languages' activations."""
+        found = [Input("prompts", (), cfg)]
+        for layer in layers:
+            found.append(Input("sae", (layer,), cfg, f"sae/L{layer}"))
+            for language in languages(cfg.behaviour):
+                own = replace(
+                    cfg.activations, source=ActivationSource.behaviour, language=language, site=cfg.sae.site.value
+                )
+                found.append(
+                    Input("activations", (layer,), replace(cfg, activations=own), f"activations/L{layer}/{language}")
+                )
+        return found
+
+    def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
+        """Pictures are needed, and what is asked must have a meaning."""
+        given, errors = getattr(cfg, SECTION), []
+        if not of_pictures(cfg.behaviour):
+            errors.append(
+                f"behaviour={cfg.behaviour.name}: prompts of text; task=bias_stats compares pictures: behaviour=gender_bias"
+            )
+        for name, least in (("n_top", 1), ("shuffles", 0), ("permutations", 1), ("resamples", 1)):
+            if getattr(given, name) < least:
+                errors.append(f"{SECTION}.{name}={getattr(given, name)}: {least} or more")
+        if not 0 < given.fdr < 1:
+            errors.append(f"{SECTION}.fdr={given.fdr}: between 0 and 1")
+        return errors
+
+    def question(self, cfg: BaseConfig) -> str:
+        """What a run asks."""
+        return f"Which features of {Path(cfg.model.id).name} tell male and female pictures apart"
+
+    def bytes(self, cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
+        """Pooled features (one in eight is active, about) and the table, of a layer."""
+        width = (dims.width_of(cfg.sae.site.value) or 0) * cfg.sae.expansion
+        n = (cfg.behaviour.n_samples or 1000) + (cfg.behaviour.n_test or 0)
+        return 2 * (n * width + 150 * width), n * width
+
+    def make(self, context: Context, works: Mapping[Any, Work]) -> None:
+        """Pool, test, publish."""
+        _make(context, works[None])
+
+    def load(self, path: Path) -> BiasStatistics:
+        """The statistics, and the pooled features that they are of."""
+        from circuits.features.bias_saved import BiasStatistics
+
+        return BiasStatistics(path)
+
+
+KIND = BiasStats()
+run = KIND.run
+
+
+def _settings(cfg: Any) -> Settings:
+    from circuits.features.bias import Settings
+
+    return Settings(**{f.name: getattr(getattr(cfg, SECTION), f.name) for f in fields(Settings)})
+
+
+def _labelled(pictures: PictureSet, language: str | None = None) -> Labelled:
+    import numpy as np
+
+    from circuits.features.bias import Labelled
+
+    return Labelled(
+        np.array([p.label if language is None else p.labels[language] for p in pictures], dtype=object),
+        np.array([p.split for p in pictures], dtype=object),
+        np.array([p.group for p in pictures], dtype=object),
+        np.array([p.factors.get("seen", "") for p in pictures], dtype=object),
+    )
+
+
+def _make(context: Context, work: Work) -> None:
+    from scipy import sparse
+
+    from circuits.data.pictures.saved import read
+    from circuits.features import bias, bias_saved
+
+    pictures = read(context.require("prompts").path)
+    labelled, s, asked = _labelled(pictures), _settings(context.cfg), list(pictures.languages)
+    tested, summaries, quality, pooled = [], {}, {}, {}
+    total, done = len(context.layers) * len(asked), 0
+    for layer in context.layers:
+        sae_path = context.require(f"sae/L{layer}").path
+        for language in asked:
+            context.progress("pooling and testing", done, total, "layer and language")
+            found = _pooled(context, work, layer, language, sae_path, len(pictures))
+            quality[layer, language] = {name: q.explained_variance for name, q in found.quality.items()}
+            _refuse_badly_read(context, layer, language, quality[layer, language])
+            try:
+                bias.check_groups(labelled, found.present)
+            except ValueError as e:
+                raise UserError(f"{context.cfg.behaviour.name}: {e}; raise behaviour.n_samples") from e
+            tested.append(bias.test(found.values, labelled, found.present, layer, language, s, context.cfg.seed))
+            pooled[bias_saved.pooled_name(layer, language)] = found.values
+            summaries[layer, language] = {
+                "l0_per_sample": found.l0,
+                "dead_features": _dead(found),
+                "mean_activation": float(found.values.data.mean()) if found.values.nnz else 0.0,
+                "explained_variance": quality[layer, language],
+                **tested[-1].facts,
+            }
+            done += 1
+    with context.phase("correcting for all tests"):
+        table, summary = bias.together(tested, s)
+    least = min((v for one in quality.values() for v in one.values() if v is not None), default=None)
+    metrics = {
+        **summary,
+        "n_pictures": len(pictures),
+        "explained_variance": least,
+        "by_layer": _by_layer(table, context.layers, asked),
+        "quality": {f"L{layer}/{language}": value for (layer, language), value in quality.items()},
+    }
+
+    def write(out: Path) -> None:
+        table.to_parquet(out / bias_saved.TABLE, index=False)
+        for name, values in pooled.items():
+            sparse.save_npz(out / name, values, compressed=False)
+        pictures.table().to_parquet(out / bias_saved.PICTURES, index=False)
+        write_json(out / bias_saved.RESULTS, bias.results(table, summaries, context.cfg.model.id, asked[0]))
+        write_json(
+            out / bias_saved.META,
+            {"layers": list(context.layers), "languages": asked, "pool": context.cfg.bias_stats.pool.value},
+        )
+        write_json(out / "metrics.json", metrics)
+
+    artifact = work.commit(write)
+    context.say(
+        f"{summary['significant']:,} of {summary['tested']:,} features × layers × languages are significant "
+        f"(labels shuffled: {summary['shuffled_hits'] or 0:.1f}): {artifact.id}"
+    )
+
+
+def _dead(found: Pooled) -> int:
+    import numpy as np
+
+    return int((np.diff(found.values.indptr) == 0).sum())
+
+
+def _pooled(context: Context, work: Work, layer: int, language: str, sae_path: Path, n: int) -> Pooled:
+    from circuits.activations.store import ActivationStore
+    from circuits.features.pooled import pool
+    from circuits.models.load import pick_device
+    from circuits.sae import formats
+
+    cfg = context.cfg
+    store = ActivationStore(context.require(f"activations/L{layer}/{language}").path)
+    sae = formats.load(sae_path).to(pick_device(cfg.model.device, cfg.model.allow_fallback))
+    with context.run.stop.cutting():
+        return pool(store, sae, n, cfg.bias_stats.pool.value, skip_first=cfg.sae.skip_first)
+
+
+def _refuse_badly_read(context: Context, layer: int, language: str, found: Mapping[str, float | None]) -> None:
+    """Say how well the SAE reads each kind of token, and stop where it does not.
+
+    Raises:
+        GateError: below the bound, without force=true.
+    """
+    shown = "  ".join(f"{name} {value:.3f}" for name, value in found.items() if value is not None)
+    context.say(f"layer {layer}, {language}: explained variance {shown}")
+    bound = context.cfg.bias_stats.min_explained_variance
+    low = {name: value for name, value in found.items() if value is not None and value < bound}
+    if low and not context.run.cfg.force:
+        name, value = min(low.items(), key=lambda one: one[1])
+        raise GateError(
+            f"layer {layer}, {language}: the SAE explains {value:.3f} of the variance of {name} tokens, less than "
+            f"bias_stats.min_explained_variance={bound:g}; train it on pictures (data=pictures), or go on with force=true"
+        )
+
+
+def _by_layer(table: Any, layers: Layers, asked: list[str]) -> list[dict[str, Any]]:
+    found = []
+    for layer in layers:
+        for language in asked:
+            mine = table[(table["layer"] == layer) & (table["language"] == language)]
+            found.append(
+                {
+                    "layer": layer,
+                    "language": language,
+                    "tested": int(mine["p_value"].notna().sum()),
+                    "significant": int(mine["significant"].sum()),
+                    "largest_d": float(mine["cohens_d"].abs().max()) if len(mine) else None,
+                }
+            )
+    return found
