@@ -1,8 +1,8 @@
 """A store of activations as features of samples: one sparse number for each sample and feature, and how good the SAE is there.
 
-Rows are encoded in parts and pooled over each sample's tokens at once (``max`` or ``mean``), so that memory grows with what is active
-and not with tokens × features. Explained variance is measured on the way, by token type: an SAE that reads images badly must not
-be believed on them.
+Rows are encoded in parts and pooled over each sample's tokens at once (``max`` or ``mean``), so that memory grows with what is
+active and not with tokens × features. Explained variance is measured on the way, by token type: an SAE that reads images badly must
+not be believed on them.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from circuits.schema.fields import added, free
 from circuits.schema.behaviour import PICTURES, languages, of_pictures
+from circuits.schema.fields import added, free
 from circuits.schema.model import Dtype, Site
 from circuits.schema.reading import When
 from circuits.schema.sae import NonFinitePolicy
@@ -48,10 +48,8 @@ class ActivationsConfig:
     skip_first: int | None = None  # leading tokens left out; null: 1 for data (as SAEs are trained), 0 for prompts
     dtype: Dtype = Dtype.fp32  # how values are stored
     batch_size: int = 16  # sequences a forward pass
-    select: Selected = added(Selected.all)  # of which tokens, where there are pictures
-    language: Any = added(
-        None
-    )  # what pictures are asked in: english, arabic, or both (an artifact each); null: as the behaviour
+    select: Selected = added(Selected.all)  # of which tokens, where there are pictures  # noqa: RUF009
+    language: Any = added(None)  # english, arabic or both, an artifact each; null: as the behaviour  # noqa: RUF009
     nonfinite: NonFinitePolicy = NonFinitePolicy.fail  # a NaN or infinity: fail, or drop the sample at every layer
     n_sequences: int | None = None  # how many sequences of the text; null: 2,000, unless tokens is given
     tokens: int | None = None  # instead of n_sequences: as many sequences as give so many rows

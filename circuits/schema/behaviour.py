@@ -61,10 +61,8 @@ class BehaviourConfig:
     bos: Bos = Bos.auto  # whether a prompt begins with the tokenizer's BOS token; auto: as the tokenizer does it
     chat: bool = False  # put each prompt into the tokenizer's chat template; the answer opens the model's turn
     allow_small: bool = False  # take what there is when there are fewer different prompts than asked for
-    images: str | None = named_file(
-        None
-    )  # the directory that a table's image_path is relative to; null: the table's own
-    languages: Any = added(None)  # what pictures are asked in: english, arabic or both; null: both
+    images: str | None = named_file(None)  # where image_path is relative to; null: the table's directory
+    languages: Any = added(None)  # what pictures are asked in: english, arabic or both; null: both  # noqa: RUF009
     max_broken: float = added(0.01)  # the share of a table's pictures that may be missing or broken
     min_logit_diff: float = free(0.0)  # the gate: a prompt succeeds when its difference a token exceeds it …
     success_threshold: float = free(0.8)  # … and the behaviour passes when this share of all prompts succeeds

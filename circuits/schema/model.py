@@ -60,9 +60,7 @@ class EmbeddedConfig:
     batch: int = 64  # sequences a step
     lr: float = 1e-3  # learning rate at its peak
     seed: int = 0  # of its training; another seed is another model
-    scenes: ScenesConfig | None = added(
-        None
-    )  # pictures and captions in two languages, instead of the language model's sentences
+    scenes: ScenesConfig | None = added(None)  # drawn pictures with captions are learned  # noqa: RUF009
 
 
 @dataclass

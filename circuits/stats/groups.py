@@ -3,9 +3,9 @@
 Values are a sparse matrix ``[samples, features]`` of numbers ≥ 0; a sample (a picture, a prompt) is one row, so nothing is counted
 twice. Per feature, between the groups a and b of n_a and n_b samples:
 
-* differential = mean_a − mean_b; Cohen's d = differential / s with s² = ((n_a − 1) s_a² + (n_b − 1) s_b²) / (n_a + n_b − 2) (Cohen 1988);
-* Mann-Whitney's U, two-sided, tie-corrected, with continuity correction (Mann & Whitney 1947; equal to scipy's ``asymptotic``). Zeros
-  share one rank, so only what is not zero is sorted. Where fewer than 2.5 active samples are to be expected in the smaller group,
+* differential = mean_a − mean_b; Cohen's d (1988) = differential / s, s² = ((n_a − 1) s_a² + (n_b − 1) s_b²) / (n_a + n_b − 2);
+* Mann-Whitney's U, two-sided, tie-corrected, with continuity correction (1947; equal to scipy's ``asymptotic``). Zeros share one
+  rank, so only what is not zero is sorted. Where fewer than 2.5 active samples are to be expected in the smaller group,
   active samples are counted instead, by the hypergeometric test, both tails;
 * of pairs (twins): Wilcoxon's signed ranks of the differences that are not zero (1945), with fewer than ten by the exact sign test.
 
@@ -55,14 +55,14 @@ def ranked(given: sparse.csc_matrix, zeros_count: bool = True) -> Ranked:
     offset = 1 + (zeros if zeros_count else 0) - x.indptr[:-1]
     ranks = np.empty(len(key), np.float64)
     ranks[order] = np.repeat(place, length) + offset[(key >> np.uint64(32)).astype(np.int64)]
-    ties = np.bincount(
+    ties: Array = 1.0 * np.bincount(
         (key[new] >> np.uint64(32)).astype(np.int64),
         weights=length.astype(np.float64) ** 3 - length,
         minlength=features,
     )
     if zeros_count:
-        ties = ties + zeros.astype(np.float64) ** 3 - zeros
-    return Ranked(sparse.csc_matrix((ranks, x.indices, x.indptr), shape=x.shape), ties, zeros)
+        ties = np.asarray(ties + zeros.astype(np.float64) ** 3 - zeros)
+    return Ranked(sparse.csc_matrix((ranks, x.indices, x.indptr), shape=x.shape), ties.astype(np.float64), zeros)
 
 
 class GroupTest:
@@ -106,7 +106,7 @@ class GroupTest:
         z = self._z(member)
         p = 2 * norm.sf(np.abs(z))
         if len(self._rare):
-            inside = (self._on[:, self._rare].T @ member).round().astype(int)
+            inside = np.asarray(self._on[:, self._rare].T @ member).round().astype(int)
             p[self._rare] = self._tails[self._active[:, None], inside]
         p[self._spread == 0] = np.nan
         p = np.minimum(p, 1.0)
@@ -114,7 +114,7 @@ class GroupTest:
 
     def _z(self, member: Array) -> Array:
         """Standardised U of a ``[features, draws]``, drawn half a step towards 0."""
-        active = self._on.T @ member
+        active = np.asarray(self._on.T @ member)
         zeros = self._ranked.zeros.astype(np.float64)
         ranks = self._ranked.values.T @ member + (self.n_a - active) * (zeros[:, None] + 1) / 2
         u = ranks - self.n_a * (self.n_a + 1) / 2 - self.n_a * self.n_b / 2
@@ -129,7 +129,7 @@ class GroupTest:
     def auc(self) -> Array:
         """The chance that a sample of a exceeds one of b; ½ without a difference."""
         member = self.in_a.astype(np.float64)[:, None]
-        active, zeros = self._on.T @ member, self._ranked.zeros.astype(np.float64)[:, None]
+        active, zeros = np.asarray(self._on.T @ member), self._ranked.zeros.astype(np.float64)[:, None]
         ranks = self._ranked.values.T @ member + (self.n_a - active) * (zeros + 1) / 2
         return np.asarray((ranks - self.n_a * (self.n_a + 1) / 2)[:, 0] / (self.n_a * self.n_b))
 
@@ -138,10 +138,10 @@ class GroupTest:
         sides = np.stack([self.in_a, ~self.in_a], axis=1).astype(np.float64)
         n = np.array([self.n_a, self.n_b], np.float64)
         x = sparse.csc_matrix(self.values, dtype=np.float64)
-        sums, squares = x.T @ sides, x.multiply(x).T @ sides
+        sums, squares = np.asarray(x.T @ sides), np.asarray(x.multiply(x).T @ sides)
         mean = sums / n
-        freq = (self._on.T @ sides) / n
-        within = np.maximum(np.asarray(squares) - n * mean**2, 0.0).sum(1) / max(1.0, n.sum() - 2)
+        freq = np.asarray(self._on.T @ sides) / n
+        within = np.maximum(squares - n * mean**2, 0.0).sum(1) / max(1.0, n.sum() - 2)
         differential = mean[:, 0] - mean[:, 1]
         spread = np.sqrt(within)
         d = np.divide(differential, spread, out=np.zeros_like(differential), where=spread > 0)

@@ -36,8 +36,8 @@ def problems(cfg: BaseConfig) -> list[str]:
     if cfg.behaviour.path is None:
         if scenes_of(cfg.model) is None:
             return [
-                f"behaviour={cfg.behaviour.name}: model={cfg.model.id} needs pictures: behaviour.path=FILE.csv (with image_path and "
-                "en_caption, ar_caption; behaviour.images=DIR); model=tiny_vlm draws its own"
+                f"behaviour={cfg.behaviour.name}: model={cfg.model.id} needs pictures: behaviour.path=FILE.csv (with "
+                "image_path, en_caption, ar_caption; behaviour.images=DIR); model=tiny_vlm draws its own"
             ]
         return []
     try:

@@ -23,11 +23,13 @@ ENGLISH: Mapping[Gender, str] = {
     "male": "man men boy boys gentleman gentlemen guy guys male males he him his himself father fathers dad dads son sons brother "
     "brothers husband husbands king prince grandfather uncle nephew businessman policeman fireman fisherman salesman workman",
     "female": "woman women girl girls lady ladies gal gals female females she her hers herself mother mothers mom moms daughter "
-    "daughters sister sisters wife wives queen princess grandmother aunt niece businesswoman policewoman saleswoman waitress actress",
+    "daughters sister sisters wife wives queen princess grandmother aunt niece businesswoman policewoman saleswoman "
+    "waitress actress",
 }
 ARABIC: Mapping[Gender, str] = {
     "male": "رجل رجلا رجلين رجلان رجال ولد ولدا ولدين ولدان صبي صبيا صبيان فتى شاب شابا شبان والد اب ابن زوج شقيق سيد",
-    "female": "امراة امراتين امراتان نساء بنت بنتا بنتين بنات فتاة فتاتين فتاتان فتيات سيدة سيدتين سيدات شابة شابات والدة ابنة زوجة شقيقة",
+    "female": "امراة امراتين امراتان نساء بنت بنتا بنتين بنات فتاة فتاتين فتاتان فتيات "
+    "سيدة سيدتين سيدات شابة شابات والدة ابنة زوجة شقيقة",
 }
 ARABIC_WITH_ARTICLE: Mapping[Gender, str] = {"male": "مرء", "female": "ام مراة"}
 """Stems of a person only with the article: الأم is the mother, أم is "or"; امرأة loses its alef in المرأة."""

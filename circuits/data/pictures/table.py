@@ -1,8 +1,9 @@
 """Pictures from a table of captions: CSV, TSV or JSON lines with a picture's file in every row (one row a caption, or a picture).
 
 Columns: ``image_path`` and ``en_caption`` (``ar_caption`` for Arabic) are needed; ``image_id``, ``english_prompt``,
-``arabic_prompt``, ``group``, ``split`` and any further column (a factor, where it is equal in all rows of a picture) are read too. Rows of one picture are one sample with several captions, and so are files with equal bytes: a picture that stands in the
-table twice counts once. Every file is opened and decoded.
+``arabic_prompt``, ``group``, ``split`` and any further column (a factor, where it is equal in all rows of a picture) are read too.
+Rows of one picture are one sample with several captions, and so are files with equal bytes: a picture that stands in the table
+twice counts once. Every file is opened and decoded.
 """
 
 from __future__ import annotations

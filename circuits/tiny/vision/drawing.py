@@ -66,12 +66,12 @@ def _person(canvas: NDArray[np.float64], scene: Scene) -> None:
 
 
 def _thing(canvas: NDArray[np.float64], scene: Scene) -> None:
-    middle = scene.column + (8 if scene.column < 16 else -8)
+    middle = scene.column + (9 if scene.column < 16 else -9)
     across, down = np.abs(_COLUMN - middle), _ROW - 18
     shapes = (
-        across**2 + down**2 <= 9,
-        (across <= 3) & (np.abs(down) <= 2),
-        (across <= 2) & (np.abs(down) <= 3),
-        (across <= 3) & (np.abs(down) <= 3) & ~((across <= 1) & (down < -1)),
+        across**2 + down**2 <= 17,
+        (across <= 4) & (np.abs(down) <= 3),
+        (across <= 3) & (np.abs(down) <= 4),
+        (across <= 4) & (np.abs(down) <= 4) & ~((across <= 2) & (down < -2)),
     )
     canvas[shapes[scene.thing]] = _THING[scene.thing]

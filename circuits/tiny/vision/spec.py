@@ -51,12 +51,12 @@ class VisionSpec:
     vision_layers: int = 2
     vision_width: int = 48
     max_positions: int = 64
-    steps: int = 600
-    batch: int = 64
+    steps: int = 800
+    batch: int = 32
     """Captioned pictures a step."""
     lr: float = 3e-3
     warmup: int = 30
-    decay: int = 200
+    decay: int = 300
     weight_decay: float = 0.01
     pool: int = 1024
     """Training scenes, of three pictures each; captions are drawn anew at every step."""
