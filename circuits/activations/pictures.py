@@ -41,14 +41,14 @@ def image_token(lm: LM) -> int:
 
 
 class PictureRows:
-    """Rows of a set of pictures, for one model."""
+    """Rows of a set of pictures, for one model; `control`: with other pictures in their place (:meth:`PictureSet.image`)."""
 
-    def __init__(self, pictures: PictureSet, lm: LM) -> None:
+    def __init__(self, pictures: PictureSet, lm: LM, control: str | None = None) -> None:
         if not len(pictures):
             raise UserError("no picture in the set")
         self.pictures, self._processor, self._token = pictures, lm.processor, image_token(lm)
         self._ids: dict[str, list[int]] = {}
-        self._types: dict[str, list[int]] = {}
+        self._control = control
         self._pixels: dict[int, Tensor] = {}
 
     def text(self, picture: int, language: str, caption: str | None = None) -> str:
@@ -63,10 +63,17 @@ class PictureRows:
 
     def rows(self, texts: Sequence[str], pictures: Sequence[int], samples: Sequence[int] | None = None) -> ModelInput:
         """These conversations with their pictures, padded on the right."""
-        found = padded([self.ids(text) for text in texts], samples)
-        types = padded([self._types[text] for text in texts]).ids
-        extra = {"pixel_values": torch.stack([self.pixels(picture) for picture in pictures]), "token_type_ids": types}
-        return ModelInput(found.ids, found.mask, found.samples, extra, (found.ids == self._token) & found.mask)
+        return self.of_ids([self.ids(text) for text in texts], pictures, samples)
+
+    def of_ids(
+        self, sequences: Sequence[Sequence[int]], pictures: Sequence[int], samples: Sequence[int] | None = None
+    ) -> ModelInput:
+        """The same of token ids: conversations that are being written."""
+        found = padded(sequences, samples)
+        shown = (found.ids == self._token) & found.mask
+        pixels = torch.stack([self.pixels(picture) for picture in pictures])
+        extra = {"pixel_values": pixels, "token_type_ids": shown.long()}
+        return ModelInput(found.ids, found.mask, found.samples, extra, shown)
 
     def ids(self, text: str) -> list[int]:
         """The token ids of a conversation."""
@@ -74,16 +81,20 @@ class PictureRows:
             from PIL import Image
 
             made = self._processor(text=[text], images=[[Image.new("RGB", (32, 32))]], return_tensors="pt")
-            self._ids[text] = made["input_ids"][0].tolist()
-            types = made.get("token_type_ids")
-            self._types[text] = [0] * len(self._ids[text]) if types is None else types[0].tolist()
+            ids = made["input_ids"][0]
+            if not torch.equal(made.get("token_type_ids", ids[None])[0], (ids == self._token).long()):
+                raise UserError(
+                    f"{type(self._processor).__name__}: its token types are not those of image tokens, as Gemma 3's are; such "
+                    "models are not read yet"
+                )
+            self._ids[text] = ids.tolist()
         return self._ids[text]
 
     def pixels(self, picture: int) -> Tensor:
         """``[channels, height, width]`` as the model takes them."""
         if picture in self._pixels:
             return self._pixels[picture]
-        image = self.pictures.image(picture)
+        image = self.pictures.image(picture, self._control)
         found: Tensor = self._processor.image_processor(images=[[image]], return_tensors="pt")["pixel_values"][0]
         if len(self._pixels) * found.nbytes < PIXELS_BYTES:
             self._pixels[picture] = found

@@ -21,6 +21,8 @@ from torch import Tensor
 from circuits.errors import Damaged, DiskFull
 from circuits.files import put
 
+FACTS = "facts"
+
 
 def digest(tensors: Mapping[str, Tensor], meta: str) -> str:
     """SHA-256 over everything a tensor file holds, independent of the order of the tensors in the file."""
@@ -36,7 +38,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
     """Write a tensor file atomically. `meta` must be JSON-able."""
     text = json.dumps(meta, sort_keys=True, allow_nan=False)
     whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    header = {"meta": text, "digest": digest(whole, text)}
+    # One entry: of several, safetensors writes the order by chance, and equal files would have different bytes.
+    header = {FACTS: json.dumps({"meta": text, "digest": digest(whole, text)})}
     put(path, lambda temporary: _write(temporary, whole, header), make=True)
 
 
@@ -59,6 +62,8 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, UnicodeDecodeError) as e:
         raise Damaged(f"{path} is truncated or no safetensors file ({e})") from e
+    if FACTS in header:
+        header = json.loads(header[FACTS])
     if "meta" not in header or "digest" not in header:
         raise Damaged(f"{path} is no checkpoint: its header lacks meta or digest")
     if digest(tensors, header["meta"]) != header["digest"]:

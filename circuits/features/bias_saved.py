@@ -94,3 +94,21 @@ class BiasStatistics:
         mine = self.table.query("layer == @layer and language == @language")
         mine = mine[mine[f"{side}_rank"] > 0].sort_values(["significant", f"{side}_rank"], ascending=[False, True])
         return [int(feature) for feature in mine["feature"].head(n)]
+
+
+class CrossLingual:
+    """Two languages compared, as a notebook reads it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = Path(directory)
+        try:
+            self.metrics: dict[str, Any] = read_json(self.path / "metrics.json")
+        except (OSError, ValueError) as e:
+            raise Damaged(f"{directory}: no whole comparison of languages ({e})") from e
+
+    @cached_property
+    def features(self) -> pd.DataFrame:
+        """A row for each feature and layer: its correlation over pictures, whether it is shared, d in both languages."""
+        import pandas as pd
+
+        return pd.read_parquet(self.path / "features.parquet")

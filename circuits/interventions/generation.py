@@ -18,9 +18,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from circuits.data.prompts import batches
 from circuits.interventions.units.base import Lens
-from circuits.model_input import padded
+from circuits.model_input import ModelInput, padded
 from circuits.models.hooks import Edit as Hook
 from circuits.models.hooks import forward
 from circuits.models.load import LM
@@ -28,6 +27,15 @@ from circuits.models.load import LM
 Ids = tuple[int, ...]
 MakeHooks = Callable[[Sequence[int], Sequence[int], int], list[Hook]]
 """(numbers of the rows, their lengths now, columns) → what is done in the pass."""
+
+
+MakeInputs = Callable[[Sequence[int], Sequence[Ids]], ModelInput]
+"""(numbers of the rows, their tokens) → what goes into the model."""
+
+
+def text_inputs(rows: Sequence[int], sequences: Sequence[Ids]) -> ModelInput:
+    """Text alone."""
+    return padded(sequences)
 
 
 def no_hooks(rows: Sequence[int], lengths: Sequence[int], width: int) -> list[Hook]:
@@ -69,6 +77,7 @@ def generate(
     steps: int,
     *,
     hooks: MakeHooks = no_hooks,
+    inputs: MakeInputs = text_inputs,
     batch_size: int = 32,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Ids]:
@@ -81,7 +90,7 @@ def generate(
             if not active:
                 break
             rows = [starts[i] + tuple(found[i]) for i in active]
-            tokens = padded(rows)
+            tokens = inputs(active, rows)
             edits = hooks(active, [len(row) for row in rows], tokens.ids.shape[1])
             top = forward(lm, tokens, edits=edits, logits="last").read.float().argmax(-1).tolist()
             for i, token in zip(active, top, strict=True):
@@ -93,12 +102,15 @@ def generate(
 
 
 @torch.inference_mode()
-def nll(lm: LM, starts: Sequence[Ids], texts: Sequence[Ids], *, batch_size: int = 32) -> list[float]:
+def nll(
+    lm: LM, starts: Sequence[Ids], texts: Sequence[Ids], *, inputs: MakeInputs = text_inputs, batch_size: int = 32
+) -> list[float]:
     """Mean −log p of each text's tokens after its start, without edits; NaN of an empty text."""
     found = [float("nan")] * len(starts)
-    some = [i for i, text in enumerate(texts) if text]
-    for tokens in batches([starts[i] + texts[i] for i in some], batch_size):
-        rows = [some[int(r)] for r in tokens.samples]
+    some = sorted((i for i, text in enumerate(texts) if text), key=lambda i: (-len(starts[i]) - len(texts[i]), i))
+    for first in range(0, len(some), batch_size):  # equal lengths together, the longest first
+        rows = some[first : first + batch_size]
+        tokens = inputs(rows, [starts[i] + texts[i] for i in rows])
         longest = max(len(texts[i]) for i in rows)
         columns, wanted = torch.zeros(2, len(rows), longest, dtype=torch.int64).unbind()
         for r, i in enumerate(rows):

@@ -19,7 +19,9 @@ PATCHES = ("counterfactual",)
 FITTED = ("mean", "optimal", "steer")
 """Edits that learn something of prompts that are not measured."""
 
-CONTROLLED = ("head_groups", "features", "neurons", "steer")
+CAPTIONS = "captions"
+"""The units of a study of pictures: features, while captions are written. No lens, and edits of its own."""
+CONTROLLED = ("head_groups", "features", "neurons", "steer", CAPTIONS)
 """Units beside which random ones of equal size are measured."""
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 """Of steering, where none are named."""
@@ -45,6 +47,14 @@ class Split(Enum):
     all = "all"
     train = "train"
     test = "test"
+
+
+class Across(Enum):
+    """Which layers are edited in one pass, where captions are written."""
+
+    each = "each"  # one after the other, each by itself
+    adjacent = "adjacent"  # each with the next of the chosen ones
+    all = "all"  # all chosen ones together
 
 
 class Cluster(Enum):
@@ -94,6 +104,8 @@ class Settings:
     low_memory: bool = (
         False  # keep the stream entering one layer at a time, for one more pass a layer; says what it saves
     )
+    factors: Any = None  # of units=captions: what features are multiplied by; 0 ablates, [1.5,2,3] amplifies; null: 0
+    across: Across = Across.each  # of units=captions: which layers are edited in one pass
     verify: str | None = (
         None  # measure some prompts again on this device or at this precision: cpu, cuda:1, fp32, cpu/bf16
     )
@@ -110,9 +122,16 @@ class Settings:
         return list(dict.fromkeys(map(float, STRENGTHS if self.strengths is None else _listed(self.strengths))))
 
     @property
+    def factor_list(self) -> list[float]:
+        """What features are multiplied by while captions are written, each once, in order."""
+        return list(dict.fromkeys(map(float, [0.0] if self.factors is None else _listed(self.factors))))
+
+    @property
     def fits(self) -> bool:
         """Whether something is fitted or chosen on prompts that are not measured."""
         chosen = {"head_groups": self.groups, "features": self.features or self.groups, "neurons": self.neurons}
+        if self.units == CAPTIONS:  # features are chosen on training pictures
+            return True
         return bool(set(FITTED) & set(self.edits)) or (self.units in chosen and chosen[self.units] is None)
 
     @property
@@ -160,7 +179,7 @@ def check(s: Settings, layers: Sequence[int], depth: int | None = None, n_heads:
 
     errors = []
     for name, values in (("units", [s.units]), ("edits", s.edits)):
-        known = files(name)
+        known = [*files(name), *({"units": [CAPTIONS], "edits": ["project"]}[name])]
         errors += [f"{name.rstrip('s') if name == 'edits' else name}={v}: there is none" + suggest(v, known, name)
                    for v in values if v not in known]  # fmt: skip
     try:

@@ -55,11 +55,9 @@ def ranked(given: sparse.csc_matrix, zeros_count: bool = True) -> Ranked:
     offset = 1 + (zeros if zeros_count else 0) - x.indptr[:-1]
     ranks = np.empty(len(key), np.float64)
     ranks[order] = np.repeat(place, length) + offset[(key >> np.uint64(32)).astype(np.int64)]
-    ties: Array = 1.0 * np.bincount(
-        (key[new] >> np.uint64(32)).astype(np.int64),
-        weights=length.astype(np.float64) ** 3 - length,
-        minlength=features,
-    )
+    runs = length.astype(np.float64) ** 3 - length
+    owner = (key[new] >> np.uint64(32)).astype(np.int64)
+    ties: Array = np.asarray(np.bincount(owner, weights=runs, minlength=features), np.float64)
     if zeros_count:
         ties = np.asarray(ties + zeros.astype(np.float64) ** 3 - zeros)
     return Ranked(sparse.csc_matrix((ranks, x.indices, x.indptr), shape=x.shape), ties.astype(np.float64), zeros)

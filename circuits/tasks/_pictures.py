@@ -73,6 +73,7 @@ def make(context: Context, work: Work) -> None:
 
     run, behaviour = context.run.cfg, context.cfg.behaviour
     asked, drawn = languages(behaviour), None
+    meta: dict[str, Any]
     with context.phase("making the set of pictures"):
         if behaviour.path is None:
             built, drawn = _drawn(run, asked)
@@ -87,10 +88,14 @@ def make(context: Context, work: Work) -> None:
                 max_broken=behaviour.max_broken,
                 allow_small=behaviour.allow_small,
             )
-    metrics = table.summary(built, asked)
+    metrics, meta = table.summary(built, asked), {"languages": list(asked)}
+    if drawn is not None:
+        from circuits.tiny.vision.pictures import words
+
+        meta["words"] = words(asked)
 
     def write(out: Path) -> None:
-        saved.write(out, built.pictures, {"languages": list(asked)}, drawn)
+        saved.write(out, built.pictures, meta, drawn)
         write_json(out / "lint.json", {"findings": built.findings, "left_out": built.left_out})
         write_json(out / "metrics.json", metrics)
 

@@ -28,6 +28,28 @@ def text_input(cfg: BaseConfig) -> list[Input]:
     return [Input("tokens", (), cfg)] if cfg.data.source is not DataSource.embedded else []
 
 
+def every_layer(cfg: BaseConfig) -> Layers:
+    """All layers of the model: by its preset, or by its config.json."""
+    depth = cfg.model.layers
+    if cfg.model.embedded is not None:
+        depth = cfg.model.embedded.layers
+    elif depth is None:
+        from circuits.models.identify import inspect_model
+
+        depth = inspect_model(cfg.model.id, cfg.model.revision).dims.layers
+    return tuple(range(depth))
+
+
+def bias_input(cfg: BaseConfig) -> Input:
+    """The group statistics over all layers, or over those that ``bias_stats.layers`` names."""
+    from circuits.store.layers import parse_layers
+
+    given = cfg.bias_stats.layers  # type: ignore[attr-defined]
+    every = every_layer(cfg)
+    layers = every if given is None else parse_layers(given, len(every), cfg.model.sets)
+    return Input("bias_stats", layers, cfg)
+
+
 def mixture(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
     """For the key: the embedded generator's identity, where it is the data."""
     if cfg.data.source is not DataSource.embedded:

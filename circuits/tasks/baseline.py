@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 from circuits.errors import UserError
 from circuits.files import write_json
 from circuits.schema import BaseConfig
-from circuits.schema.fields import free
+from circuits.schema.behaviour import PICTURES, of_pictures
+from circuits.schema.fields import added, free
+from circuits.schema.reading import When
 from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims
 from circuits.store.labels import behaviour_and_model, readable
+from circuits.tasks import _baseline
 from circuits.tasks._shared import model_input
 
 if TYPE_CHECKING:
@@ -56,6 +59,14 @@ class Options:
     cluster: Cluster = Cluster.prompt  # the unit that is drawn for an interval: a prompt, or all about the same thing
     resamples: int = 5000  # of the bootstrap
     batch_size: int = free(64)  # prompts per forward pass; results agree to 1e-5
+    tokens: int = added(16)  # of a picture's caption
+
+
+READ_WHEN = {
+    "baseline.metric": (When("behaviour.name", (), hint="a behaviour of text does", but=PICTURES),),
+    "baseline.cluster": (When("behaviour.name", (), hint="a behaviour of text does", but=PICTURES),),
+    "baseline.tokens": (When("behaviour.name", PICTURES),),
+}
 
 
 class Baseline(Kind):
@@ -65,6 +76,7 @@ class Baseline(Kind):
     sections = ("model", "baseline", "precision", "seed")
     work = ("behaviour.n_samples",)
     needs = ("prompts", "tiny")
+    pictures = True
     gated = ("behaviour.min_logit_diff", "behaviour.success_threshold")
     asks = ("behaviour.min_logit_diff",)
     memory_keys = ("baseline.batch_size",)
@@ -100,7 +112,7 @@ class Baseline(Kind):
         options: Options = getattr(cfg, "baseline")  # noqa: B009 (joined to the schema at run time)
         return [
             f"baseline.{name}={getattr(options, name)}: at least 1"
-            for name in ("resamples", "batch_size")
+            for name in ("resamples", "batch_size", "tokens")
             if getattr(options, name) < 1
         ]
 
@@ -108,6 +120,8 @@ class Baseline(Kind):
         """The success rate under the thresholds that are asked for now, with its interval."""
         from circuits.stats.answers import success_interval, success_rate
 
+        if of_pictures(cfg.behaviour):
+            return {}
         diffs, least = metrics["normalised_diffs"], cfg.behaviour.min_logit_diff
         found: dict[str, Any] = {"success_rate": success_rate(diffs, least), "min_logit_diff": least}
         if units := metrics.get("units"):  # older measurements did not keep them
@@ -117,7 +131,9 @@ class Baseline(Kind):
         return found
 
     def gate(self, cfg: BaseConfig, metrics: Mapping[str, Any]) -> str | None:
-        """Whether enough prompts succeed."""
+        """Whether enough prompts succeed; pictures have no gate."""
+        if of_pictures(cfg.behaviour):
+            return None
         from circuits.stats.answers import success_rate
 
         behaviour, n = cfg.behaviour, metrics["n"]
@@ -133,10 +149,15 @@ class Baseline(Kind):
 
     def question(self, cfg: BaseConfig) -> str:
         """What a baseline asks."""
+        if of_pictures(cfg.behaviour):
+            return f"What does {readable(cfg.model.id)} say of people in pictures"
         return f"How well does {readable(cfg.model.id)} tell the target from the foil"
 
     def make(self, context: Context, works: Mapping[Any, Work]) -> None:
         """Score every prompt, and publish the table and its summary."""
+        if of_pictures(context.run.cfg.behaviour):
+            _baseline.make(context, *works.values())
+            return
         from circuits.activations.scoring import score
         from circuits.data import prompts
         from circuits.stats.answers import summarise, units_of

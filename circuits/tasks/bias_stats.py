@@ -49,6 +49,7 @@ class Options:
     shuffles: int = 20  # of the labels: the control
     permutations: int = 1000  # of the labels, for the p of what is reported
     resamples: int = 1000  # bootstrap samples of whole groups, for its interval
+    layers: Any = free(None)  # for tasks that read statistics: the layers that they are over; null: all  # noqa: RUF009
     min_explained_variance: float = free(0.5)  # an SAE that explains less, of any token type or language, is not used
 
 
@@ -171,7 +172,7 @@ def _make(context: Context, work: Work) -> None:
             try:
                 bias.check_groups(labelled, found.present)
             except ValueError as e:
-                raise UserError(f"{context.cfg.behaviour.name}: {e}; raise behaviour.n_samples") from e
+                raise UserError(f"{context.run.cfg.behaviour.name}: {e}; raise behaviour.n_samples") from e
             tested.append(bias.test(found.values, labelled, found.present, layer, language, s, context.cfg.seed))
             pooled[bias_saved.pooled_name(layer, language)] = found.values
             summaries[layer, language] = {
@@ -201,7 +202,12 @@ def _make(context: Context, work: Work) -> None:
         write_json(out / bias_saved.RESULTS, bias.results(table, summaries, context.cfg.model.id, asked[0]))
         write_json(
             out / bias_saved.META,
-            {"layers": list(context.layers), "languages": asked, "pool": context.cfg.bias_stats.pool.value},
+            {
+                "layers": list(context.layers),
+                "languages": asked,
+                "pool": context.cfg.bias_stats.pool.value,
+                "skip_first": context.cfg.sae.skip_first,
+            },
         )
         write_json(out / "metrics.json", metrics)
 

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.files import read_json, write_json
-from circuits.interventions.settings import CONTROLLED, Settings, check
+from circuits.interventions.settings import CAPTIONS, CONTROLLED, Across, Settings, check
 from circuits.schema import BaseConfig
-from circuits.schema.fields import free
+from circuits.schema.behaviour import of_pictures
+from circuits.schema.fields import added, free
 from circuits.schema.reading import SET, When
 from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims, one_a_layer
 from circuits.store.labels import behaviour_and_model, readable
+from circuits.tasks import _captions
 from circuits.tasks._shared import alone, model_input, run_shared, share_of, share_problems
 
 if TYPE_CHECKING:
@@ -49,13 +51,20 @@ class Options(Settings):
     )  # GB that model and passes may take, such as 8, 12, 16 or 24: the batch is found within it
     shard: int = free(0)  # which share of the prompts this run measures: intervention.shard=range(0,4) …
     world_size: int = free(1)  # … of so many
+    factors: Any = added(None)  # of captions: what features are multiplied by: 0 ablates, 2 amplifies  # noqa: RUF009
+    across: Across = added(Across.each)  # of captions: layers edited in one pass: each, adjacent, all  # noqa: RUF009
 
 
 _STEER = (When("intervention.units", ("steer",)),)
 _GROUPS = (When("intervention.units", ("head_groups",)),)
 _FEATURES = (When("intervention.units", ("features",)),)
+_SAES = (When("intervention.units", ("features", CAPTIONS)),)
+_CAPTIONS = (When("intervention.units", (CAPTIONS,)),)
+_OF_SAE = ("features", CAPTIONS)
 _ITEMS = (When("intervention.units", ("features", "neurons")),)
 READ_WHEN = {
+    "intervention.factors": _CAPTIONS,
+    "intervention.across": _CAPTIONS,
     "intervention.scale": (When("intervention.edit", ("scale",)),),
     "intervention.mean": (When("intervention.edit", ("mean",)),),
     "intervention.steps": (When("intervention.edit", ("optimal",)),),
@@ -67,12 +76,12 @@ READ_WHEN = {
     "intervention.shapley": _GROUPS,
     "intervention.strengths": _STEER,
     "intervention.shots": _STEER,
-    "intervention.generate": _STEER,
+    "intervention.generate": (When("intervention.units", ("steer", CAPTIONS)),),
     "intervention.top_k": _GROUPS,
     "intervention.features": _FEATURES,
     "intervention.neurons": (When("intervention.units", ("neurons",)),),
     "intervention.n_groups": _ITEMS,
-    "intervention.group_size": _ITEMS,
+    "intervention.group_size": (When("intervention.units", ("features", "neurons", CAPTIONS)),),
     "intervention.last_n": (When("intervention.units", ("positions",)),),
     "intervention.site": (When("intervention.units", ("sites", "positions", "steer")),),
     "intervention.heads": (When("intervention.units", ("heads", "head_groups")),),
@@ -87,7 +96,7 @@ def _settings(cfg: BaseConfig) -> Settings:
     found = Settings(**{f.name: getattr(given, f.name) for f in fields(Settings)})
     if given.memory is not None:
         found = replace(found, batch_size="auto", low_memory=found.low_memory or given.memory <= SMALL_GB)
-    return replace(found, site=cfg.sae.site.value) if found.units == "features" else found
+    return replace(found, site=cfg.sae.site.value) if found.units in _OF_SAE else found
 
 
 class Interventions(Kind):
@@ -97,8 +106,9 @@ class Interventions(Kind):
     sections = ("model", SECTION, "precision", "seed", "sae.site")
     work = ("behaviour.n_test",)
     layers = "set"
-    needs = ("tiny", "prompts", "sae", "baseline")
-    when = {"sae": _FEATURES}
+    needs = ("tiny", "prompts", "sae", "baseline", "bias_stats")
+    pictures = True
+    when = {"sae": _SAES}
     memory_keys = (f"{SECTION}.batch_size",)
     columns = (
         Column("effect", "effect", ".2f", "effect_ci"),
@@ -118,6 +128,8 @@ class Interventions(Kind):
 
     def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
         """The prompts, the model, and the SAE of each layer where features are edited."""
+        if _settings(cfg).units == CAPTIONS:
+            return _captions.inputs(cfg, layers)
         saes = one_a_layer("sae", layers, cfg) if _settings(cfg).units == "features" else []
         return [Input("prompts", (), cfg), *model_input(cfg), *saes]
 
@@ -127,7 +139,7 @@ class Interventions(Kind):
 
     def gates(self, cfg: BaseConfig) -> tuple[str, ...]:
         """A behaviour is worth taking apart where the model shows it."""
-        return ("baseline",)
+        return () if of_pictures(cfg.behaviour) else ("baseline",)
 
     def normal(self, cfg: BaseConfig) -> BaseConfig:
         """One edit in a list is that edit; what no edit reads has one value."""
@@ -135,6 +147,8 @@ class Interventions(Kind):
         s = _settings(cfg)
         edits: Any = s.edits[0] if len(s.edits) == 1 else s.edits
         given = replace(given, edit=edits)
+        if s.units == CAPTIONS:
+            given = _captions.normal(given, s)
         if "scale" not in s.edits:
             given = replace(given, scale=Settings().scale)
         if "mean" not in s.edits:
@@ -145,8 +159,14 @@ class Interventions(Kind):
 
     def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
         """What is wrong with the study for this model and these layers."""
-        found = check(_settings(cfg), layers, dims.depth, dims.heads)
-        given = getattr(cfg, SECTION)
+        s, given = _settings(cfg), getattr(cfg, SECTION)
+        if s.units == CAPTIONS:
+            return [f"{SECTION}.{message}" for message in [*check(s, layers), *_captions.problems(cfg, s, layers)]]
+        found = check(s, layers, dims.depth, dims.heads)
+        if of_pictures(cfg.behaviour):
+            found.append(
+                f"units={s.units}: reads prompts of text; pictures have units={CAPTIONS} (intervention=bias_ablate)"
+            )
         found += share_problems(cfg, SECTION)
         if given.memory is not None and given.memory <= 0:
             found.append(f"memory={given.memory:g}: gigabytes, above 0 (8, 12, 16, 24 …)")
@@ -206,6 +226,9 @@ def _make(context: Context, work: Work) -> str | None:
     from circuits.interventions.ask import Ask
 
     settings, given = _settings(context.cfg), getattr(context.cfg, SECTION)
+    if settings.units == CAPTIONS:
+        _captions.make(context, work, settings)
+        return None
     measured, others = study.sides(prompt_sets.read(context.require("prompts").path), settings)
     paths = (
         {layer: context.require("sae", layer).path for layer in context.layers} if settings.units == "features" else {}

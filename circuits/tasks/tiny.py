@@ -58,7 +58,7 @@ class Tiny(Kind):
 
         context.say(f"training the embedded model {work.key.id}: {spec.steps} steps")
         threads = torch.get_num_threads()
-        torch.set_num_threads(THREADS)
+        torch.set_num_threads(THREADS if scenes_of(context.cfg.model) is None else 1)  # small products: two only wait
         try:
             trained = train(spec, progress=progress, keeper=context.keeper({"training": work}, "training"))
         finally:

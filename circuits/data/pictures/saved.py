@@ -74,21 +74,32 @@ class PictureSet:
         """The languages that are asked in."""
         return list(self.meta["languages"])
 
-    @cached_property
-    def _drawn(self) -> Any:
-        return None if self.directory is None else open_npy(self.directory / IMAGES, tuple(self.meta["images"]))
+    @property
+    def controls(self) -> list[str]:
+        """What there is in place of the pictures: ``blank``, and of drawn ones ``masked`` and ``swapped``."""
+        return ["blank", *self.meta.get("controls", [])]
 
-    def image(self, index: int) -> Image:
-        """The picture `index` of the set as it was written, RGB.
+    @cached_property
+    def _drawn(self) -> dict[str, Any]:
+        names = ["", *self.meta.get("controls", [])] if "images" in self.meta and self.directory is not None else []
+        shape = tuple(self.meta.get("images", ()))
+        return {name: open_npy(Path(str(self.directory)) / images_name(name), shape) for name in names}
+
+    def image(self, index: int, control: str | None = None) -> Image:
+        """The picture `index` of the set as it was written, RGB; or a `control` in its place.
 
         Raises:
-            UserError: its file is gone or another one.
+            UserError: its file is gone or another one; no such control.
         """
         from PIL import Image
 
         one = self.pictures[index]
+        if control is not None and control not in self.controls:
+            raise UserError(f"control {control}: these pictures have {' '.join(self.controls)}")
+        if control == "blank":
+            return Image.new("RGB", self.image(index).size, (128, 128, 128))
         if one.file is None:
-            return Image.fromarray(np.asarray(self._drawn[index]))
+            return Image.fromarray(np.asarray(self._drawn[control or ""][index]))
         try:
             content = Path(one.file).read_bytes()
         except OSError as e:
@@ -128,8 +139,16 @@ class PictureSet:
 _JSON = ("labels", "captions", "prompts", "factors")
 
 
-def write(directory: Path, pictures: Sequence[Picture], meta: Mapping[str, Any], drawn: Any = None) -> None:
-    """Write a set into `directory`; `drawn` ``[n, height, width, 3]``, eight bits, where the pictures are no files."""
+def images_name(control: str) -> str:
+    """``images.npy``, ``images-masked.npy``."""
+    return f"images-{control}.npy" if control else IMAGES
+
+
+def write(
+    directory: Path, pictures: Sequence[Picture], meta: Mapping[str, Any], drawn: Mapping[str, Any] | None = None
+) -> None:
+    """Write a set into `directory`; `drawn` ``[n, height, width, 3]``, eight bits, where the pictures are no files: under "" the
+    pictures themselves, under other names controls."""
     import pandas as pd
 
     rows = [
@@ -142,8 +161,9 @@ def write(directory: Path, pictures: Sequence[Picture], meta: Mapping[str, Any],
     pd.DataFrame(rows).to_parquet(directory / PICTURES, index=False)
     facts = dict(meta)
     if drawn is not None:
-        np.save(directory / IMAGES, np.ascontiguousarray(drawn))
-        facts["images"] = list(drawn.shape)
+        for name, pixels in drawn.items():
+            np.save(directory / images_name(name), np.ascontiguousarray(pixels))
+        facts |= {"images": list(drawn[""].shape), "controls": [name for name in drawn if name]}
     write_json(directory / META, facts)
 
 

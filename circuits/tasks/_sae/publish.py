@@ -59,7 +59,7 @@ def publish(
         def write(out: Path, layer: int = layer) -> None:
             _write(context, out, layer, saes, measured, stream, histories)
 
-        artifact = work.commit(write, dropped=dropped)
+        artifact = work.commit(write, dropped=dropped, measured=["history.parquet"])  # its rates are the clock's
         tracked.publish(context.run, context.kind, work.key, artifact, layer, metrics)
         context.say(
             f"layer {layer}: explained variance {metrics['explained_variance']:.3f}, L0 {metrics['l0']:.1f}: {artifact.id}"

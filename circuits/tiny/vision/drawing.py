@@ -29,8 +29,8 @@ _MAN, _WOMAN, _DARK, _FAIR = (0.15, 0.30, 0.75), (0.80, 0.10, 0.25), (0.15, 0.10
 _ROW, _COLUMN = np.mgrid[0:SIZE, 0:SIZE]
 
 
-def draw(scene: Scene) -> Picture:
-    """The picture ``[32, 32, 3]`` of a scene; the same scene is the same picture."""
+def draw(scene: Scene, person: bool = True) -> Picture:
+    """The picture ``[32, 32, 3]`` of a scene; the same scene is the same picture. Without the `person`: what is behind them."""
     first, second = (np.array(colour) for colour in _GROUND[scene.place])
     patterns = (
         _ROW % 8 < 4,  # boards
@@ -42,7 +42,8 @@ def draw(scene: Scene) -> Picture:
     )
     noise = np.random.default_rng(scene.noise).normal(0, 0.02, (SIZE, SIZE, 3))
     canvas = np.where(patterns[scene.place][..., None], first, second) + scene.shade + noise
-    _person(canvas, scene)
+    if person:
+        _person(canvas, scene)
     _thing(canvas, scene)
     return (canvas.clip(0, 1) * 255).round().astype(np.uint8)
 

@@ -11,10 +11,11 @@ import torch
 
 from circuits.tiny.vision import scenes
 from circuits.tiny.vision.drawing import draw
+from circuits.tiny.vision.rows import pixels
 
 if TYPE_CHECKING:
+    from circuits.tiny.vision.rows import Writer
     from circuits.tiny.vision.spec import VisionSpec
-    from circuits.tiny.vision.train import Writer
 
 SCENES = 200
 
@@ -22,8 +23,6 @@ SCENES = 200
 @torch.inference_mode()
 def measure(model: Any, writer: Writer, spec: VisionSpec) -> dict[str, float]:
     """Shares of held-out pictures said rightly (gender where it is seen, place, thing), and both biases, over both languages."""
-    from circuits.tiny.vision.train import pixels
-
     drawn = [
         one.as_(gender)
         for number in range(SCENES)

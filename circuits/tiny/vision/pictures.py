@@ -7,6 +7,7 @@ scenes, test pictures from scenes that the model has not been trained on; captio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from circuits.data.pictures import lexicon
 from circuits.data.pictures.saved import Picture
 from circuits.data.pictures.table import Built
 from circuits.tiny.vision import scenes
+from circuits.tiny.vision.drawing import Picture as Drawn
 from circuits.tiny.vision.drawing import draw
 
 CAPTIONS = 3
@@ -22,16 +24,36 @@ CAPTIONS = 3
 
 def drawn(
     languages: Sequence[str], n: int, n_test: int, seed: int, context_bias: float, word_bias: float
-) -> tuple[Built, np.ndarray]:
-    """`n` training and `n_test` test pictures (rounded up to whole scenes), and their pixels ``[n, 32, 32, 3]``."""
-    found, pixels = [], []
+) -> tuple[Built, dict[str, np.ndarray]]:
+    """`n` training and `n_test` test pictures (rounded up to whole scenes), and their pixels ``[n, 32, 32, 3]``: as they are,
+    without the person (``masked``), at a place that suggests no gender (``swapped``)."""
+    found: list[Picture] = []
+    pixels: dict[str, list[Drawn]] = {"": [], "masked": [], "swapped": []}
     for split, side, many in (("train", "train", n), ("test", "heldout", n_test)):
         for number in range(-(-many // len(scenes.GENDERS))):
             one = scenes.scene(seed, side, number)  # type: ignore[arg-type]
             for gender in scenes.GENDERS:
                 found.append(_picture(one.as_(gender), split, languages, seed, context_bias, word_bias))
-                pixels.append(draw(one.as_(gender)))
-    return Built(found, {}), np.stack(pixels)
+                shown = one.as_(gender)
+                pixels[""].append(draw(shown))
+                pixels["masked"].append(draw(shown, person=False))
+                pixels["swapped"].append(draw(replace(shown, place=_neutral(one))))
+    return Built(found, {}), {name: np.stack(each) for name, each in pixels.items()}
+
+
+def _neutral(one: scenes.Scene) -> int:
+    """A place that suggests no gender, for a control: each scene's own, by its number."""
+    neutral = [i for i, place in enumerate(scenes.PLACES) if place.coded == "neutral"]
+    return neutral[one.number % len(neutral)]
+
+
+def words(languages: Sequence[str]) -> dict[str, list[list[str]]]:
+    """The two attribute words of each language in all their forms."""
+    arabic = [
+        sorted({form for (word, _), form in scenes.ARABIC_LOOKS.items() if word == look}) for look in scenes.LOOKS
+    ]
+    forms = {"english": [[look] for look in scenes.LOOKS], "arabic": arabic}
+    return {language: forms[language] for language in languages}
 
 
 def _picture(

@@ -1,0 +1,154 @@
+"""What a vision-language model says of a person's gender: greedily, and as a probability at the word that decides.
+
+The *decision* is the first place of the model's own greedy caption (without edits) at which the next token is a word of gender.
+There the *preference* is P(male words) / (P(male words) + P(female words)): a number between 0 and 1 for every picture, 1/2 at
+parity, which an edit moves smoothly while the greedy word may not change at all. Under an edit it is read at the same place, after
+the same words. Captions are written anew under each edit, and their words counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from circuits.activations.pictures import PictureRows
+from circuits.data.pictures import lexicon
+from circuits.interventions.generation import Ids, MakeHooks, generate, no_hooks
+from circuits.model_input import ModelInput
+from circuits.models.hooks import Edit, forward
+from circuits.models.load import LM
+
+Hooks = Callable[[ModelInput], list[Edit]]
+"""What is done in a pass over these rows."""
+
+
+def nothing(rows: ModelInput) -> list[Edit]:
+    """The model as it is."""
+    return []
+
+
+@dataclass(frozen=True)
+class Words:
+    """Token ids that say a gender in one language."""
+
+    male: Tensor
+    female: Tensor
+
+    @property
+    def all(self) -> set[int]:
+        """Both."""
+        return {*self.male.tolist(), *self.female.tolist()}
+
+
+def gender_words(lm: LM, language: str) -> Words:
+    """The tokens of the vocabulary that are, by themselves, a word of gender."""
+    found: dict[str, list[int]] = {"male": [], "female": []}
+    texts = lm.tokenizer.convert_ids_to_tokens(list(range(lm.dims.vocab)))
+    for token, text in enumerate(texts):
+        if text is None:
+            continue
+        said = lexicon.words(str(text).replace("▁", " ").replace("Ġ", " "))
+        gender = lexicon.gendered(said[0], language) if len(said) == 1 else None
+        if gender is not None:
+            found[gender].append(token)
+    return Words(torch.tensor(found["male"], dtype=torch.long), torch.tensor(found["female"], dtype=torch.long))
+
+
+def attribute_words(lm: LM, pair: Sequence[Sequence[str]]) -> Words:
+    """The first tokens of two attribute words, each in all its forms (as ``male`` and ``female`` of :class:`Words`)."""
+    sides = []
+    for forms in pair:
+        ids = [lm.tokenizer(f" {form}", add_special_tokens=False)["input_ids"][0] for form in forms]
+        sides.append(torch.tensor(sorted(set(ids)), dtype=torch.long))
+    return Words(*sides)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Pictures in one language, what is said of them without edits, and where that decides."""
+
+    language: str
+    pictures: tuple[int, ...]
+    starts: tuple[Ids, ...]
+    said: tuple[Ids, ...]
+    decisions: tuple[int, ...]
+    """Place in the caption; -1 where no word of gender is said."""
+    words: Words
+
+    def about(self, words: Words) -> Asked:
+        """The same captions, with the first place where one of other words is said as what decides."""
+        known = words.all
+        decisions = tuple(next((i for i, token in enumerate(ids) if token in known), -1) for ids in self.said)
+        return replace(self, decisions=decisions, words=words)
+
+    @property
+    def decided(self) -> list[int]:
+        """Rows with a decision."""
+        return [i for i, at in enumerate(self.decisions) if at >= 0]
+
+
+def ask(lm: LM, rows: PictureRows, pictures: Sequence[int], language: str, steps: int, batch_size: int) -> Asked:
+    """Write the captions, and find where they decide."""
+    starts = tuple(tuple(rows.ids(rows.text(picture, language))) for picture in pictures)
+    words = gender_words(lm, language)
+    said = captions(lm, rows, pictures, starts, steps, batch_size)
+    return Asked(language, tuple(pictures), starts, tuple(said), (), words).about(words)
+
+
+def captions(
+    lm: LM,
+    rows: PictureRows,
+    pictures: Sequence[int],
+    starts: Sequence[Ids],
+    steps: int,
+    batch_size: int,
+    hooks: Hooks = nothing,
+) -> list[Ids]:
+    """Up to `steps` likeliest tokens of each picture's caption, under edits."""
+
+    def inputs(numbers: Sequence[int], sequences: Sequence[Ids]) -> ModelInput:
+        return rows.of_ids(sequences, [pictures[i] for i in numbers])
+
+    def edits(numbers: Sequence[int], lengths: Sequence[int], width: int) -> list[Edit]:
+        mask = torch.arange(width) < torch.tensor(list(lengths))[:, None]
+        return hooks(ModelInput(torch.zeros(len(numbers), width, dtype=torch.long), mask))
+
+    made: MakeHooks = edits if hooks is not nothing else no_hooks
+    return generate(lm, starts, steps, hooks=made, inputs=inputs, batch_size=batch_size)
+
+
+@torch.inference_mode()
+def preferences(
+    lm: LM, rows: PictureRows, asked: Asked, batch_size: int, hooks: Hooks = nothing
+) -> NDArray[np.float64]:
+    """P(male) at each picture's decision; NaN where there is none."""
+    found = np.full(len(asked.pictures), np.nan)
+    order = sorted(asked.decided, key=lambda i: -len(asked.starts[i]) - asked.decisions[i])
+    for first in range(0, len(order), batch_size):
+        part = order[first : first + batch_size]
+        tokens = rows.of_ids(
+            [asked.starts[i] + asked.said[i][: asked.decisions[i]] for i in part], [asked.pictures[i] for i in part]
+        )
+        logits = forward(lm, tokens, edits=hooks(tokens), logits="last").read.float()
+        male, female = (
+            torch.logsumexp(logits[:, ids.to(logits.device)], -1) for ids in (asked.words.male, asked.words.female)
+        )
+        found[part] = torch.sigmoid(male - female).cpu().double().numpy()
+    return found
+
+
+def said_gender(lm: LM, ids: Ids, language: str) -> str:
+    """What a caption's words say: male, female, mixed or unknown."""
+    return lexicon.label(decoded(lm, ids), language)
+
+
+def decoded(lm: LM, ids: Ids) -> str:
+    """A caption as text."""
+    found: Any = lm.tokenizer.decode(list(ids), skip_special_tokens=True)
+    return str(found)

@@ -1,0 +1,199 @@
+"""The picture side of ``task=interventions``: gender-biased features ablated, amplified or projected out of captions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from circuits.errors import UserError
+from circuits.files import write_json
+from circuits.interventions.settings import Across, Settings
+from circuits.schema import BaseConfig
+from circuits.schema.behaviour import of_pictures
+from circuits.store.kinds import Input, Layers, one_a_layer
+from circuits.tasks._shared import bias_input, model_input
+
+if TYPE_CHECKING:
+    from circuits.interventions.bias_study import Condition, Study
+    from circuits.run.context import Context, Work
+
+UNITS = "captions"
+
+
+def inputs(cfg: BaseConfig, layers: Layers) -> list[Input]:
+    """The pictures, the model, the SAE of each layer, and the statistics that features are chosen by."""
+    return [Input("prompts", (), cfg), *model_input(cfg), *one_a_layer("sae", layers, cfg), bias_input(cfg)]
+
+
+def problems(cfg: BaseConfig, s: Settings, layers: Layers) -> list[str]:
+    """What is wrong with a study of captions."""
+    found = []
+    if not of_pictures(cfg.behaviour):
+        found.append(
+            f"units={UNITS}: captions of pictures; behaviour={cfg.behaviour.name} has prompts of text (behaviour=gender_bias)"
+        )
+    if unknown := [edit for edit in s.edits if edit not in ("scale", "project")]:
+        found.append(f"edit={unknown[0]}: units={UNITS} has scale and project")
+    if s.across is Across.adjacent and len(layers) == 1:
+        found.append("across=adjacent: two layers at least; choose more with layer=")
+    for factor in s.factor_list:
+        if factor < 0 or factor == 1:
+            found.append(f"factors={factor:g}: 0 ablates, more than 1 amplifies")
+    return found
+
+
+def _conditions(context: Context, s: Settings, statistics: Any) -> list[Condition]:
+    """What is done, beside which controls."""
+    import numpy as np
+
+    from circuits.interventions import bias_study
+
+    chosen: dict[int, dict[str, list[int]]] = {}
+    activation, barred = {}, {}
+    for layer in context.layers:
+        tops: dict[str, list[int]] = {"male": [], "female": []}
+        for language in statistics.languages:  # the first of each side in any language, alternating, each once
+            for side in tops:
+                tops[side] += statistics.top(layer, language, side, s.group_size)
+        chosen[layer] = {side: _merged(found, len(statistics.languages), s.group_size) for side, found in tops.items()}
+        pooled = [statistics.pooled(layer, language) for language in statistics.languages]
+        activation[layer] = np.mean([np.asarray(one.mean(0)).ravel() for one in pooled], axis=0)
+        mine = statistics.table.query("layer == @layer and significant")
+        barred[layer] = {int(feature) for feature in mine["feature"]}
+        if activation[layer].astype(bool).sum() - len(barred[layer]) < 4 * s.group_size:
+            barred[layer] = set()  # nearly every feature tells the groups apart: controls are drawn among all others
+    layers = tuple(context.layers)
+    ways: dict[Across, list[tuple[int, ...]]] = {
+        Across.each: [(layer,) for layer in layers],
+        Across.all: [layers],
+        Across.adjacent: list(pairwise(layers)),
+    }
+    sets = ways[s.across]
+    edits = [("scale", factor) for factor in s.factor_list if "scale" in s.edits]
+    edits += [("project", 0.0)] if "project" in s.edits else []
+    try:
+        return bias_study.conditions(sets, chosen, activation, barred, edits, s.controls, context.cfg.seed)
+    except ValueError as e:
+        raise UserError(
+            f"intervention.controls: {e}; train a larger SAE (sae.expansion), or intervention.controls=0"
+        ) from e
+
+
+def _merged(found: list[int], languages: int, n: int) -> list[int]:
+    """The first n of several lists of n, taking turns."""
+    turns = [found[i * n + k] for k in range(n) for i in range(languages) if i * n + k < len(found)]
+    return list(dict.fromkeys(turns))[:n]
+
+
+def make(context: Context, work: Work, s: Settings) -> None:
+    """Measure, and publish ``effects``, ``captions`` and ``summary``."""
+    from circuits.activations.pictures import PictureRows
+    from circuits.data.pictures.saved import read
+    from circuits.features.bias_saved import BiasStatistics
+    from circuits.interventions import bias_study
+    from circuits.sae import formats
+
+    pictures = read(context.require("prompts").path)
+    statistics = BiasStatistics(context.require("bias_stats").path)
+    wanted = _conditions(context, s, statistics)
+    measured = pictures.where(s.measured.value if s.measured.value != "all" else None)
+    if s.samples is not None:
+        measured = measured[: s.samples]
+    lm = context.open_model()
+    saes = {layer: formats.load(context.require("sae", layer).path).to(lm.device) for layer in context.layers}
+
+    def tell(done: int, total: int) -> None:
+        context.progress("writing captions under edits", done, total, "condition")
+
+    study = bias_study.Study(
+        lm=lm,
+        rows=PictureRows(pictures, lm),
+        pictures=tuple(measured),
+        saes=saes,
+        site=s.site,
+        skip_first=int(statistics.meta["skip_first"]),
+        batch_size=int(s.batch_size),
+        seed=context.cfg.seed,
+        steps=s.generate,
+        tell=tell,
+    )
+    effects, texts = bias_study.run(study, pictures.languages, wanted)
+    summary = bias_study.summarise(
+        effects, texts, pictures, alpha=s.alpha, resamples=s.resamples, seed=context.cfg.seed
+    )
+    metrics = _metrics(summary, study, wanted, s)
+
+    def write(out: Any) -> None:
+        effects.to_parquet(out / "effects.parquet", index=False)
+        texts.to_parquet(out / "captions.parquet", index=False)
+        summary.to_parquet(out / "summary.parquet", index=False)
+        write_json(out / "cross_layer.json", cross_layer(summary))
+        write_json(out / "metrics.json", metrics)
+
+    artifact = work.commit(write)
+    context.say(
+        f"{metrics['units']} edits beside {s.controls} controls each on {metrics['n']} pictures; strongest {metrics['strongest']}: "
+        f"distance to parity {metrics['base_parity']:.3f} -> {metrics['parity']:.3f}: {artifact.id}"
+    )
+
+
+def _metrics(summary: Any, study: Study, wanted: list[Condition], s: Settings) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "metric": "preference",
+        "what": UNITS,
+        "edits": s.edits,
+        "units": len(summary),
+        "n": len(study.pictures),
+        "controls": s.controls,
+        "features": {
+            f"L{layer}/{one.which}": list(one.features[layer])
+            for one in wanted
+            if not one.control
+            for layer in one.layers
+        },
+        "strongest": None,
+        "significant": 0,
+        "base_parity": float("nan"),
+        "parity": float("nan"),
+    }
+    known = summary[summary["reduction"].notna()] if len(summary) else summary
+    if not len(known):
+        return found
+    best = known.loc[known["reduction"].abs().idxmax()]
+    return found | {
+        "strongest": best["condition"],
+        "significant": int(summary["significant"].sum()),
+        "effect": float(best["parity_change"]),
+        "effect_ci": [float(best["parity_low"]), float(best["parity_high"])],
+        **{
+            name: float(best[name])
+            for name in ("base_parity", "parity", "reduction", "control_reduction", "agreement", "base_agreement")
+        },
+    }
+
+
+def cross_layer(summary: Any) -> dict[str, Any]:
+    """Ablations layer by layer in the words of the source documents: changes of the reconstruction by what is seen."""
+    found: dict[str, Any] = {"layers": [], "male_biased_ablation": {}, "female_biased_ablation": {}}
+    for _, row in summary.iterrows():
+        if row["kind"] != "scale" or row["factor"] != 0 or "+" in row["layers"] or row["which"] == "both":
+            continue
+        layer = row["layers"]
+        if int(layer) not in found["layers"]:
+            found["layers"].append(int(layer))
+        found[f"{row['which']}_biased_ablation"][layer] = {
+            **{
+                f"{side}_{what}": float(row[f"recon_{side}_{what}"])
+                for side in ("male", "female")
+                for what in ("mean", "std")
+            },
+            "differential": float(row["recon_male_mean"] - row["recon_female_mean"]),
+            "relative_change": float(row["recon_share"]),
+        }
+    return found
+
+
+def normal(given: Any, s: Settings) -> Any:
+    """What a study of captions does not read has one value."""
+    return replace(given, factors=s.factor_list if "scale" in s.edits else None)
