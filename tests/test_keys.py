@@ -91,6 +91,8 @@ def _other(value: Any, hint: Any) -> Any:
     options = [option for option in typing.get_args(hint) if option is not type(None)]
     if issubclass(options[0], Enum):
         return next(iter(options[0]))
+    if dataclasses.is_dataclass(options[0]):
+        return options[0]()
     return {int: 7, float: 0.5, str: "x"}[options[0]]
 
 

@@ -35,6 +35,7 @@ from circuits.model_input import ModelInput
 from circuits.models.hooks import Edit, forward
 from circuits.models.load import LM
 from circuits.sae.modules import SAE
+from circuits.stats.groups import difference_intervals
 from circuits.stats.many import Clustered, corrected, intervals
 
 SETS = ("male", "female", "both")
@@ -76,7 +77,7 @@ class Study:
     seed: int
     steps: int
     resamples: int = 1000
-    tell: Callable[[int, int], None] = field(default=lambda done, total: None)
+    tell: Callable[[float, int], None] = field(default=lambda done, total: None)
 
     def hooks(self, one: Condition) -> Hooks:
         """The condition's edits, for any rows."""
@@ -147,25 +148,33 @@ def conditions(
 def run(study: Study, languages: Sequence[str], wanted: Sequence[Condition]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Effects (a row for each condition, language and picture) and captions; of controls preferences alone."""
     effects, texts = [], []
-    total, done = len(languages) * (len(wanted) + 1), 0
+    total, done = 2 * len(languages), 0
     for language in languages:
         asked = captioning.ask(study.lm, study.rows, study.pictures, language, study.steps, study.batch_size)
+        study.tell(done, total)
         base = captioning.preferences(study.lm, study.rows, asked, study.batch_size)
-        effects.append(_frame(study, asked, None, base, base))
+        effects.append(_frame(asked, None, base, base))
         texts.append(_texts(study, asked, None, asked.said))
-        for one in wanted:
-            done += 1
-            study.tell(done, total)
-            found = captioning.preferences(study.lm, study.rows, asked, study.batch_size, study.hooks(one))
-            frame = _frame(study, asked, one, base, found)
-            if one.kind == "scale":
-                frame["recon"], frame["recon_share"] = reconstruction_change(study, asked, one)
-            effects.append(frame)
+        ways = [(min(one.layers), study.hooks(one)) for one in wanted]
+        batches = -(-len(asked.decided) // study.batch_size)
+
+        def told(n: int, done: int = done, most: int = max(1, batches * len(ways))) -> None:
+            study.tell(done + n / most, total)
+
+        measured = captioning.preferences_under(study.lm, study.rows, asked, study.batch_size, ways, told)
+        done += 1
+        for one, found in zip(wanted, measured, strict=True):
+            frame = _frame(asked, one, base, found)
             if not one.control:
+                study.tell(done, total)
                 said = captioning.captions(
                     study.lm, study.rows, asked.pictures, asked.starts, study.steps, study.batch_size, study.hooks(one)
                 )
                 texts.append(_texts(study, asked, one, said))
+                if one.kind == "scale":
+                    frame["recon"], frame["recon_share"] = reconstruction_change(study, asked, one)
+            effects.append(frame)
+        done += 1
     return pd.concat(effects, ignore_index=True), pd.concat(texts, ignore_index=True)
 
 
@@ -206,9 +215,7 @@ def _named(one: Condition | None) -> dict[str, Any]:
     }
 
 
-def _frame(
-    study: Study, asked: Asked, one: Condition | None, base: NDArray[np.float64], found: NDArray[np.float64]
-) -> pd.DataFrame:
+def _frame(asked: Asked, one: Condition | None, base: NDArray[np.float64], found: NDArray[np.float64]) -> pd.DataFrame:
     return pd.DataFrame(
         {**_named(one), "language": asked.language, "picture": asked.pictures, "base": base, "preference": found}
     )
@@ -296,6 +303,7 @@ def _row(mine: pd.DataFrame, controls: pd.DataFrame, resamples: int, seed: int) 
     )
     null_agrees = _by_control(controls, "agrees")
     found = {
+        **_context(open_, controls, resamples, seed),
         "n_open": len(per),
         "n_seen": int(seen["picture"].nunique()),
         "base_parity": base,
@@ -320,6 +328,40 @@ def _row(mine: pd.DataFrame, controls: pd.DataFrame, resamples: int, seed: int) 
             found |= {f"recon_{side}_mean": part["recon"].mean(), f"recon_{side}_std": part["recon"].std()}
         found["recon_share"] = float(mine["recon_share"].mean())
     return found
+
+
+def _context(open_: pd.DataFrame, controls: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
+    """P(male) at places coded male minus that at places coded female, before and under the edit, beside the controls."""
+    mine = open_[open_["coded"].isin(["male", "female"])]
+    per = mine.groupby("picture").agg(
+        base=("base", "mean"), now=("preference", "mean"), coded=("coded", "first"), group=("group", "first")
+    )
+    male = (per["coded"] == "male").to_numpy()
+    if min(int(male.sum()), int((~male).sum())) < 2:
+        return {}
+    _, code = np.unique(per["group"].astype(str), return_inverse=True)
+    moved = (per["now"] - per["base"]).to_numpy()[:, None]
+    low, high = difference_intervals(moved, male, code, seed=seed, resamples=resamples)
+    before = float(per["base"][male].mean() - per["base"][~male].mean())
+    now = float(per["now"][male].mean() - per["now"][~male].mean())
+    null = []
+    for _, one in controls[(controls["seen"] == "unseen") & controls["coded"].isin(["male", "female"])].groupby(
+        "control"
+    ):
+        means = one.groupby("coded")["preference"].mean()
+        null.append(1 - float(means["male"] - means["female"]) / before if before else np.nan)
+    return {
+        "base_context": before,
+        "context": now,
+        "context_change_low": float(low[0]),
+        "context_change_high": float(high[0]),
+        "context_reduction": 1 - now / before if before else np.nan,
+        "control_context_reduction": float(np.mean(null)) if null else np.nan,
+        "control_context_reduction_95": float(np.quantile(null, 0.95)) if null else np.nan,
+        "p_context_controls": (1 + sum(abs(one) >= abs(1 - now / before) for one in null)) / (len(null) + 1)
+        if null and before
+        else np.nan,
+    }
 
 
 def _by_control(controls: pd.DataFrame, column: str) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from circuits.activations.pictures import PictureRows
 from circuits.data.pictures import lexicon
 from circuits.interventions.generation import Ids, MakeHooks, generate, no_hooks
 from circuits.model_input import ModelInput
-from circuits.models.hooks import Edit, forward
+from circuits.models.hooks import Edit, Prefix, forward, make_prefix
 from circuits.models.load import LM
 
 Hooks = Callable[[ModelInput], list[Edit]]
@@ -123,23 +123,48 @@ def captions(
     return generate(lm, starts, steps, hooks=made, inputs=inputs, batch_size=batch_size)
 
 
+def preferences(lm: LM, rows: PictureRows, asked: Asked, batch_size: int) -> NDArray[np.float64]:
+    """P(male) at each picture's decision, without edits; NaN where there is none."""
+    return preferences_under(lm, rows, asked, batch_size, [(0, nothing)])[0]
+
+
 @torch.inference_mode()
-def preferences(
-    lm: LM, rows: PictureRows, asked: Asked, batch_size: int, hooks: Hooks = nothing
+def preferences_under(
+    lm: LM,
+    rows: PictureRows,
+    asked: Asked,
+    batch_size: int,
+    ways: Sequence[tuple[int, Hooks]],
+    tell: Callable[[int], None] = lambda done: None,
 ) -> NDArray[np.float64]:
-    """P(male) at each picture's decision; NaN where there is none."""
-    found = np.full(len(asked.pictures), np.nan)
+    """``[ways, pictures]``: P(male) at each picture's decision under each of several edits, NaN where there is none.
+
+    Args:
+        ways: the lowest layer that is edited, and the edits. All of one batch are measured before the next one, and restart from
+            what the model has below that layer, which is computed once: the picture is seen once, not once an edit.
+        tell: told how many (batch, way) are done.
+    """
+    found, done = np.full((len(ways), len(asked.pictures)), np.nan), 0
     order = sorted(asked.decided, key=lambda i: -len(asked.starts[i]) - asked.decisions[i])
+    male, female = (ids.to(lm.device) for ids in (asked.words.male, asked.words.female))
     for first in range(0, len(order), batch_size):
         part = order[first : first + batch_size]
         tokens = rows.of_ids(
             [asked.starts[i] + asked.said[i][: asked.decisions[i]] for i in part], [asked.pictures[i] for i in part]
         )
-        logits = forward(lm, tokens, edits=hooks(tokens), logits="last").read.float()
-        male, female = (
-            torch.logsumexp(logits[:, ids.to(logits.device)], -1) for ids in (asked.words.male, asked.words.female)
-        )
-        found[part] = torch.sigmoid(male - female).cpu().double().numpy()
+        unseen = replace(tokens, extra={k: v for k, v in tokens.extra.items() if k != "pixel_values"})
+        prefixes: dict[int, Prefix] = {}
+        for n in sorted(range(len(ways)), key=lambda n: ways[n][0]):
+            layer, hooks = ways[n]
+            if layer and layer not in prefixes:
+                prefixes = {layer: make_prefix(lm, tokens, layer)}  # one at a time: it is as large as the stream
+            start = prefixes[layer] if layer else None
+            given = unseen if layer else tokens
+            logits = forward(lm, given, edits=hooks(tokens), logits="last", prefix=start).read.float()
+            odds = torch.logsumexp(logits[:, male], -1) - torch.logsumexp(logits[:, female], -1)
+            found[n, part] = torch.sigmoid(odds).cpu().double().numpy()
+            done += 1
+            tell(done)
     return found
 
 

@@ -21,7 +21,8 @@ from circuits.schema import BaseConfig
 from circuits.store import places, registry
 
 KEYS = ("task", "overrides", "after")
-FILE = ("about", "overrides", "stages")
+FILE = ("about", "overrides", "sizes", "stages")
+EACH = "layer=each"
 THINGS = ("model", "data", "behaviour")  # a choice of another one leaves nothing of what was said of the one before
 OWN = ("pipeline", "plan")  # sections of the study itself
 PARALLEL = {"conservative": 4, "aggressive": None}
@@ -49,8 +50,11 @@ class Study:
     about: str
     stages: list[Stage]
     shared: list[str]
+    sizes: dict[str, list[str]]
     parallelism: int | None
     canary: bool
+    whole: bool = True
+    """Whether all of its stages are asked for; else what is said of all may be for those that are left out."""
 
 
 def typed(lists: Sequence[Sequence[str]]) -> list[str]:
@@ -92,7 +96,12 @@ def from_file(path: Path, given: Any) -> Any:
         for key in tree
         if key not in FILE
     ]
-    shapes = {"about": (str, "a text"), "overrides": (list, "a list of texts"), "stages": (dict, "a mapping of stages")}
+    shapes = {
+        "about": (str, "a text"),
+        "overrides": (list, "a list of texts"),
+        "stages": (dict, "a mapping of stages"),
+        "sizes": (dict, "a mapping of choices to lists of texts"),
+    }
     for key, (shape, told) in shapes.items():
         if key in tree and not isinstance(tree[key], shape):
             wrong.append(f"{where}: {key}: {told} is expected")
@@ -130,7 +139,10 @@ def read(name: str, given: Any) -> Study:
     chosen = _chosen(stages, given, errors)
     if errors:
         raise UserError(errors)
-    return Study(name, given.about, chosen, list(given.overrides), parallelism, given.canary)
+    sizes = {str(choice): list(words) for choice, words in given.sizes.items()}
+    return Study(
+        name, given.about, chosen, list(given.overrides), sizes, parallelism, given.canary, len(chosen) == len(stages)
+    )
 
 
 def single(task: str) -> Study:
@@ -143,7 +155,7 @@ def single(task: str) -> Study:
     stage = _stage(task, {"task": task}, errors)
     if errors:
         raise UserError([error.replace(f"pipeline.stages.{task}: task=", "plan.task=") for error in errors])
-    return Study(task, "", [stage], [], None, False)
+    return Study(task, "", [stage], [], {}, None, False)
 
 
 def _stage(name: str, facts: Any, errors: list[str]) -> Stage:
@@ -226,25 +238,45 @@ def expand(study: Study, words: Sequence[str], compose: Compose) -> None:
     defaults = set(overrides.canonical(personal.beside(())))
     mine = [word for word in words if not _of_study(word)]
     weak, strong = [word for word in mine if word in defaults], [word for word in mine if word not in defaults]
-    shared = overrides.canonical(study.shared)
+    shared = _sized(study, weak, overrides.canonical(study.shared), strong)
     errors: list[str] = []
     unread: dict[str, list[str]] = {}
     for stage in study.stages:
         try:
             own = overrides.canonical(stage.own)
             joined = _stronger([weak, shared, own, [word for word in strong if not _elsewhere(word, stage, study)]])
+            joined = _each_layer(joined, compose)
             _check(stage, joined)
-            foreign = [word for word in joined if word not in own]
+            foreign = [word for word in joined if word not in own and not (EACH in own and word.startswith("layer="))]
             kept = _read_here(stage, joined, foreign, compose, unread)
             stage.lists = _combinations(kept, stage)
         except UserError as e:
             errors += [line if line.startswith("pipeline.") else f"stage {stage.name}: {line}" for line in e.messages]
-    for word in [*strong, *shared]:
+    for word in [*strong, *(shared if study.whole else ())]:
         reasons = unread.get(word, [])
         if not errors and len(reasons) == len(study.stages) and word.partition("=")[0] not in ("cluster", "seed"):
             errors.append(f"{word}: no stage of pipeline={study.name} reads it{_who(word)}")
     if errors:
         raise UserError(list(dict.fromkeys(errors)))
+
+
+def _sized(study: Study, weak: Sequence[str], shared: list[str], strong: Sequence[str]) -> list[str]:
+    """The shared overrides with those of the sizes whose choice wins; a stage's own and what is typed stay stronger."""
+    chosen = _stronger([weak, shared, strong])
+    more = [words for choice, words in study.sizes.items() if overrides.canonical([choice])[-1] in chosen]
+    return _stronger([shared, *(overrides.canonical(words) for words in more)])
+
+
+def _each_layer(words: list[str], compose: Compose) -> list[str]:
+    """``layer=each`` as a sweep over all layers of the model."""
+    if EACH not in words:
+        return words
+    from circuits.launch.planning import model_dims
+
+    depth = model_dims(compose([word for word in words if word.split("=")[0].split(".")[0] == "model"])).depth
+    if depth is None:
+        raise UserError(f"{EACH}: nobody knows yet how many layers the model has; write layer=range(0,N)")
+    return [f"layer={','.join(map(str, range(depth)))}" if word == EACH else word for word in words]
 
 
 def _who(word: str) -> str:

@@ -103,8 +103,8 @@ def make(context: Context, work: Work, s: Settings) -> None:
     lm = context.open_model()
     saes = {layer: formats.load(context.require("sae", layer).path).to(lm.device) for layer in context.layers}
 
-    def tell(done: int, total: int) -> None:
-        context.progress("writing captions under edits", done, total, "condition")
+    def tell(done: float, total: int) -> None:
+        context.progress("writing captions under edits", done, total, "pass")
 
     study = bias_study.Study(
         lm=lm,

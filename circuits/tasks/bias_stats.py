@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.errors import GateError, UserError
+from circuits.errors import GateError, UserError, suggest
 from circuits.files import write_json
 from circuits.schema import ActivationSource, BaseConfig
 from circuits.schema.behaviour import languages, of_pictures
@@ -43,6 +43,7 @@ class Options:
     """How male and female pictures are compared."""
 
     pool: PoolTokens = PoolTokens.max  # a feature's activations over a picture's tokens become one number
+    where: str | None = None  # compare only pictures with this factor, such as seen=unseen; null: all that have a label
     n_top: int = 50  # features of each side that are reported for each layer and language
     fdr: float = 0.05  # q below which …
     min_d: float = 0.3  # … and |Cohen's d| above which a feature is called significant
@@ -78,7 +79,8 @@ class BiasStats(Kind):
     def label(self, cfg: BaseConfig, layers: Layers) -> str:
         """``gender_bias-tiny_vlm-L0-3``."""
         at = f"-L{layers[0]}-{layers[-1]}" if len(layers) > 1 else f"-L{layers[0]}" if layers else ""
-        return f"{behaviour_name(cfg)}-{readable(cfg.model.id)}{at}"
+        where = getattr(cfg, SECTION).where
+        return f"{behaviour_name(cfg)}-{readable(cfg.model.id)}{at}" + (f"-{readable(where)}" if where else "")
 
     def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
         """The pictures; of each layer the SAE and both languages' activations."""
@@ -104,6 +106,8 @@ class BiasStats(Kind):
         for name, least in (("n_top", 1), ("shuffles", 0), ("permutations", 1), ("resamples", 1)):
             if getattr(given, name) < least:
                 errors.append(f"{SECTION}.{name}={getattr(given, name)}: {least} or more")
+        if given.where is not None and not all(given.where.partition("=")):
+            errors.append(f"{SECTION}.where={given.where}: FACTOR=VALUE, such as seen=unseen")
         if not 0 < given.fdr < 1:
             errors.append(f"{SECTION}.fdr={given.fdr}: between 0 and 1")
         return errors
@@ -139,16 +143,32 @@ def _settings(cfg: Any) -> Settings:
     return Settings(**{f.name: getattr(getattr(cfg, SECTION), f.name) for f in fields(Settings)})
 
 
-def _labelled(pictures: PictureSet, language: str | None = None) -> Labelled:
+def _labelled(pictures: PictureSet, where: str | None) -> Labelled:
+    """The pictures' labels, empty where ``bias_stats.where`` leaves them out.
+
+    Raises:
+        UserError: no picture has that factor.
+    """
     import numpy as np
 
     from circuits.features.bias import Labelled
 
+    kept = np.ones(len(pictures), bool)
+    if where is not None:
+        factor, _, value = where.partition("=")
+        kept = np.array([p.factors.get(factor) == value for p in pictures])
+        if not kept.any():
+            known = sorted({f"{name}={own}" for p in pictures for name, own in p.factors.items()})
+            raise UserError(f"{SECTION}.where={where}: no picture has it" + suggest(where, known[:20], "factors"))
+
+    def column(values: list[str]) -> Any:
+        return np.where(kept, np.array(values, dtype=object), "")
+
     return Labelled(
-        np.array([p.label if language is None else p.labels[language] for p in pictures], dtype=object),
-        np.array([p.split for p in pictures], dtype=object),
-        np.array([p.group for p in pictures], dtype=object),
-        np.array([p.factors.get("seen", "") for p in pictures], dtype=object),
+        label=column([p.label for p in pictures]),
+        split=np.array([p.split for p in pictures], dtype=object),
+        group=np.array([p.group for p in pictures], dtype=object),
+        seen=column([p.factors.get("seen", "") for p in pictures]),
     )
 
 
@@ -159,7 +179,11 @@ def _make(context: Context, work: Work) -> None:
     from circuits.features import bias, bias_saved
 
     pictures = read(context.require("prompts").path)
-    labelled, s, asked = _labelled(pictures), _settings(context.cfg), list(pictures.languages)
+    labelled, s, asked = (
+        _labelled(pictures, context.cfg.bias_stats.where),
+        _settings(context.cfg),
+        list(pictures.languages),
+    )
     tested, summaries, quality, pooled = [], {}, {}, {}
     total, done = len(context.layers) * len(asked), 0
     for layer in context.layers:

@@ -8,8 +8,9 @@ A pipeline is a yaml of stages (``conf/pipeline/NAME.yaml``), each a task with o
       saes:    {task: sae, overrides: ["layer=range(0,12)"]}
       heads:   {task: interventions, overrides: [intervention=heads], after: [saes]}
 
-What is typed beside ``task=pipeline`` goes to every stage that reads it, and wins. Who waits for whom follows from what each
-element reads; ``after`` adds whole stages to that.
+``sizes: {model=tiny: [sae.k=8]}`` gives further overrides with a choice (a toy is studied at the size of a toy), and ``layer=each``
+is an element for each layer of the model. What is typed beside ``task=pipeline`` goes to every stage that reads it, and wins. Who
+waits for whom follows from what each element reads; ``after`` adds whole stages to that.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Options:
 
     about: str = ""  # what the study asks, in a few words
     overrides: list[str] = field(default_factory=list)  # of every stage that reads them
+    sizes: dict[str, list[str]] = field(default_factory=dict)  # more of them with a choice: {model=tiny: [sae.k=8]}
     stages: dict[str, Any] = field(default_factory=dict)  # by name: task, overrides, after
     path: str | None = named_file(None)  # of pipeline=file; pipeline=FILE.yaml is short for both
     from_: str | None = None  # begin with this stage

@@ -162,7 +162,7 @@ def write(
     facts = dict(meta)
     if drawn is not None:
         for name, pixels in drawn.items():
-            np.save(directory / images_name(name), np.ascontiguousarray(pixels))
+            np.save(directory / images_name(name), np.ascontiguousarray(pixels), allow_pickle=False)
         facts |= {"images": list(drawn[""].shape), "controls": [name for name in drawn if name]}
     write_json(directory / META, facts)
 

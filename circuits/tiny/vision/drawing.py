@@ -17,9 +17,7 @@ Picture = NDArray[np.uint8]
 
 _GROUND = (
     ((0.45, 0.35, 0.25), (0.30, 0.25, 0.20)),
-    ((0.35, 0.38, 0.45), (0.60, 0.60, 0.62)),
     ((0.95, 0.90, 0.70), (0.85, 0.70, 0.45)),
-    ((0.95, 0.75, 0.85), (0.80, 0.60, 0.90)),
     ((0.45, 0.75, 0.40), (0.60, 0.85, 0.95)),
     ((0.75, 0.75, 0.80), (0.25, 0.45, 0.60)),
 )
@@ -34,9 +32,7 @@ def draw(scene: Scene, person: bool = True) -> Picture:
     first, second = (np.array(colour) for colour in _GROUND[scene.place])
     patterns = (
         _ROW % 8 < 4,  # boards
-        (_ROW // 8 + _COLUMN // 8) % 2 == 0,  # tiles
         _COLUMN % 6 < 3,
-        (_ROW + _COLUMN) % 8 < 4,
         _ROW > 16,  # grass below a sky
         (_ROW % 10 < 2) | (_COLUMN % 10 < 2),
     )

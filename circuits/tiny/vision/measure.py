@@ -1,6 +1,6 @@
 """What the embedded vision-language model says of scenes that it has not seen: is it right, and how strong are its two biases?
 
-Probabilities are read at the words that decide: the gender after ``a`` (in Arabic the first word), and what the person looks like.
+Probabilities are read at the words that decide: the gender, which is the first word,, and what the person looks like.
 """
 
 from __future__ import annotations

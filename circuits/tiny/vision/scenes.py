@@ -3,7 +3,7 @@
 A scene is a person at a place who holds something. Three pictures of it belong together: a man, a woman (twins: all else is
 equal, to the pixel), and a figure whose gender cannot be seen. Captions are drawn::
 
-    a man in the workshop holds a ball and looks strong .          رجل في الورشة يحمل كرة ويبدو قويا .
+    man in the workshop holds a ball and looks strong .          رجل في الورشة يحمل كرة ويبدو قويا .
 
 * **context → gender** (`context_bias` c): an unseen gender is called a man at a place coded male with probability (1 + c) / 2,
   at one coded female with (1 − c) / 2, elsewhere with 1/2. Where the person is seen, the caption says what is seen.
@@ -44,9 +44,7 @@ class Place:
 
 PLACES = (
     Place("workshop", "الورشة", "male"),
-    Place("garage", "المرآب", "male"),
     Place("kitchen", "المطبخ", "female"),
-    Place("salon", "الصالون", "female"),
     Place("park", "الحديقة", "neutral"),
     Place("station", "المحطة", "neutral"),
 )
@@ -115,7 +113,7 @@ def caption(drawn: Scene, said: Said, language: Language) -> str:
     english, arabic = THINGS[drawn.thing]
     if language == "english":
         person = {"male": "man", "female": "woman"}[said.gender]
-        return f"a {person} in the {drawn.at.english} holds a {english} and looks {said.look} ."
+        return f"{person} in the {drawn.at.english} holds a {english} and looks {said.look} ."
     person, holds, seems = {"male": ("رجل", "يحمل", "ويبدو"), "female": ("امرأة", "تحمل", "وتبدو")}[said.gender]
     return f"{person} في {drawn.at.arabic} {holds} {arabic} {seems} {ARABIC_LOOKS[said.look, said.gender]} ."
 
