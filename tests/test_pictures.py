@@ -300,7 +300,7 @@ def test_a_language_model_is_asked_for_no_pictures(seeing: tuple[LM, saved.Pictu
         (["task=baseline", "activations.select=image"], r"activations\.select: task=baseline does not read it"),
         (
             ["task=bias_stats", "behaviour=gender_bias", "model=tiny_vlm", "data=pictures", "bias_stats.where=seen"],
-            r"FACTOR=VALUE",
+            r"FACTOR:VALUE",
         ),
     ],
 )

@@ -5,6 +5,7 @@ The directory of a ``bias_stats`` artifact::
     statistics.parquet          a row for each feature, layer and language: means, d, p, q, twins, confirmation, ranks
     results.json                the reported features in the schema of the source documents
     pooled-L3-english.npz       one sparse number for each picture and feature
+    examples.json examples/     the pictures on which reported features are most active, as small PNGs
     pictures.parquet            id, split, group, label of each picture, in the order of the rows of pooled
     meta.json  metrics.json
 """
@@ -16,13 +17,64 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.errors import Damaged, UserError
-from circuits.files import read_json
+from circuits.files import read_json, write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     from scipy import sparse
 
+    from circuits.data.pictures.saved import PictureSet
+
 TABLE, RESULTS, PICTURES, META = "statistics.parquet", "results.json", "pictures.parquet", "meta.json"
+
+
+EXAMPLES, SHOWN_FEATURES, SHOWN_PICTURES, THUMBNAIL = "examples.json", 3, 6, 96
+
+
+def write_examples(
+    out: Path, pictures: PictureSet, table: pd.DataFrame, pooled: Mapping[str, sparse.csc_matrix]
+) -> None:
+    """The pictures on which each side's first features are most active, as small PNGs beside a list."""
+    import numpy as np
+
+    folder, found, drawn = out / "examples", [], set()
+    folder.mkdir()
+    for side in ("male", "female"):
+        first = table[(table[f"{side}_rank"] > 0) & (table[f"{side}_rank"] <= SHOWN_FEATURES)]
+        for _, row in first.sort_values(["layer", "language", f"{side}_rank"]).iterrows():
+            layer, language, feature = int(row["layer"]), str(row["language"]), int(row["feature"])
+            values = np.asarray(pooled[pooled_name(layer, language)][:, [feature]].todense()).ravel()
+            top = [int(i) for i in np.argsort(-values, kind="stable")[:SHOWN_PICTURES] if values[i] > 0]
+            for i in top:
+                if i not in drawn:
+                    image = pictures.image(i)
+                    image.thumbnail((THUMBNAIL, THUMBNAIL))
+                    image.save(folder / f"{i}.png")
+                    drawn.add(i)
+            found.append(
+                {
+                    "layer": layer,
+                    "language": language,
+                    "side": side,
+                    "feature": feature,
+                    "cohens_d": float(row["cohens_d"]),
+                    "q_value": float(row["q_value"]),
+                    "significant": bool(row["significant"]),
+                    "pictures": [
+                        {
+                            "picture": i,
+                            "id": pictures[i].id,
+                            "value": float(values[i]),
+                            "label": pictures[i].label,
+                            "captions": {name: list(texts[:1]) for name, texts in pictures[i].captions.items()},
+                        }
+                        for i in top
+                    ],
+                }
+            )
+    write_json(out / EXAMPLES, {"examples": found})
 
 
 def pooled_name(layer: int, language: str) -> str:

@@ -27,7 +27,7 @@ def change(sae: SAE, features: Sequence[int], factor: float, x: Float[Tensor, "n
     """What scaling `features` by `factor` adds to x."""
     f = sae.encode(x)
     scaled = torch.zeros_like(f)
-    index = torch.tensor(list(features), device=f.device)
+    index = torch.tensor(list(features), dtype=torch.long, device=f.device)
     scaled[..., index] = (factor - 1) * f[..., index]
     if sae.cfg.normalize == "none":
         return scaled @ sae.W_dec

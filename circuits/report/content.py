@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from circuits.report.cards import Cards
 
@@ -82,7 +82,27 @@ class Drawing:
     block = "drawing"
 
 
-Block = Figure | Table | Note | Listing | Cards | Drawing
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a gallery: its PNG as base64, a heading, and lines of text by language."""
+
+    png: str
+    heading: str
+    lines: tuple[tuple[str, str], ...] = ()
+    """(language code, text): ``ar`` is set from right to left."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures side by side under a title."""
+
+    title: str
+    tiles: tuple[Tile, ...]
+    caption: str = ""
+    block = "gallery"
+
+
+Block = Figure | Table | Note | Listing | Cards | Drawing | Gallery
 
 
 @dataclass(frozen=True)
@@ -102,6 +122,17 @@ class Part:
     blocks: tuple[Block, ...]
     answer: Answer | None = None
     problems: tuple[str, ...] = field(default=())
+
+    def beside(self, other: Part) -> Part:
+        """One part of both: this one's answer stands first, the other's is told after its blocks."""
+        told: list[Block] = [Note(other.answer.sentence), *other.answer.blocks] if other.answer else []
+        lead = " ".join(text for text in (self.lead, other.lead) if text)
+        return replace(
+            self,
+            lead=lead,
+            blocks=(*self.blocks, *told, *other.blocks),
+            problems=(*self.problems, *other.problems),
+        )
 
     @property
     def figures(self) -> list[Figure]:

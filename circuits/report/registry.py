@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from circuits.drawing.style import Looks
 from circuits.errors import UserError
@@ -40,8 +40,21 @@ class View:
         keys = dict.fromkeys(key for entry in self.entries for key in entry.element.swept)
         return tuple(key for key in keys if key != "layer")
 
+    def split(self, mine: Callable[[Entry], bool]) -> tuple[View, View]:
+        """The view of those that are `mine`, and of the others."""
+        chosen = tuple(entry for entry in self.entries if mine(entry))
+        return replace(self, entries=chosen), replace(self, entries=tuple(e for e in self.entries if e not in chosen))
+
 
 Render = Callable[[View], Part]
+
+
+def either(view: View, mine: Callable[[Entry], bool], theirs: Render, others: Render) -> Part:
+    """One section of two sorts of artifacts: those that are `mine` shown by `theirs`, the rest by `others`."""
+    chosen, rest = view.split(mine)
+    if not chosen.entries:
+        return others(view)
+    return others(rest).beside(theirs(chosen)) if rest.entries else theirs(chosen)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Options:
     """How male and female pictures are compared."""
 
     pool: PoolTokens = PoolTokens.max  # a feature's activations over a picture's tokens become one number
-    where: str | None = None  # compare only pictures with this factor, such as seen=unseen; null: all that have a label
+    where: str | None = None  # compare only pictures with this factor, such as seen:unseen; null: all that have a label
     n_top: int = 50  # features of each side that are reported for each layer and language
     fdr: float = 0.05  # q below which …
     min_d: float = 0.3  # … and |Cohen's d| above which a feature is called significant
@@ -106,8 +106,8 @@ class BiasStats(Kind):
         for name, least in (("n_top", 1), ("shuffles", 0), ("permutations", 1), ("resamples", 1)):
             if getattr(given, name) < least:
                 errors.append(f"{SECTION}.{name}={getattr(given, name)}: {least} or more")
-        if given.where is not None and not all(given.where.partition("=")):
-            errors.append(f"{SECTION}.where={given.where}: FACTOR=VALUE, such as seen=unseen")
+        if given.where is not None and not all(given.where.partition(":")):
+            errors.append(f"{SECTION}.where={given.where}: FACTOR:VALUE, such as seen:unseen")
         if not 0 < given.fdr < 1:
             errors.append(f"{SECTION}.fdr={given.fdr}: between 0 and 1")
         return errors
@@ -155,10 +155,10 @@ def _labelled(pictures: PictureSet, where: str | None) -> Labelled:
 
     kept = np.ones(len(pictures), bool)
     if where is not None:
-        factor, _, value = where.partition("=")
+        factor, _, value = where.partition(":")
         kept = np.array([p.factors.get(factor) == value for p in pictures])
         if not kept.any():
-            known = sorted({f"{name}={own}" for p in pictures for name, own in p.factors.items()})
+            known = sorted({f"{name}:{own}" for p in pictures for name, own in p.factors.items()})
             raise UserError(f"{SECTION}.where={where}: no picture has it" + suggest(where, known[:20], "factors"))
 
     def column(values: list[str]) -> Any:
@@ -223,6 +223,7 @@ def _make(context: Context, work: Work) -> None:
         for name, values in pooled.items():
             sparse.save_npz(out / name, values, compressed=False)
         pictures.table().to_parquet(out / bias_saved.PICTURES, index=False)
+        bias_saved.write_examples(out, pictures, table, pooled)
         write_json(out / bias_saved.RESULTS, bias.results(table, summaries, context.cfg.model.id, asked[0]))
         write_json(
             out / bias_saved.META,

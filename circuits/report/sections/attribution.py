@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from circuits.report.content import Answer, Block, Note, Part
-from circuits.report.registry import View, section
+from circuits.report.registry import View, either, section
 from circuits.report.sections import attribution_figures as figures
 from circuits.report.sections import attribution_tables as tables
 from circuits.report.sections.attribution_features import feature_graphs
@@ -22,21 +21,7 @@ SHOWN = 12  # circuits that are drawn; the comparison has all
 @section("attribution", order=70)
 def attribution(view: View) -> Part:
     """Show the circuits of the sweep, and its feature graphs."""
-    graphs = [entry for entry in view.entries if is_features(entry)]
-    if not graphs:
-        return _circuits(view)
-    features = feature_graphs(replace(view, entries=tuple(graphs)))
-    rest = tuple(entry for entry in view.entries if entry not in graphs)
-    return _joined(_circuits(replace(view, entries=rest)), features) if rest else features
-
-
-def _joined(edges: Part, features: Part) -> Part:
-    """One part of both levels: circuits of edges first, then graphs of features."""
-    told = [Note(features.answer.sentence), *features.answer.blocks] if features.answer else []
-    lead = " ".join(text for text in (edges.lead, features.lead) if text)
-    return replace(
-        edges, lead=lead, blocks=(*edges.blocks, *told, *features.blocks), problems=(*edges.problems, *features.problems)
-    )  # fmt: skip
+    return either(view, is_features, feature_graphs, _circuits)
 
 
 def _circuits(view: View) -> Part:

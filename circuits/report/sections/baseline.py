@@ -11,8 +11,9 @@ import pandas as pd
 
 from circuits.drawing.style import INK, MUTED, PAPER, Looks
 from circuits.report.content import Answer, Block, Cell, Column, Figure, Part, Table
-from circuits.report.registry import Entry, View, section
+from circuits.report.registry import Entry, View, either, section
 from circuits.report.saved import load_metrics, load_table
+from circuits.report.sections import pictures
 from circuits.report.sections.prompts import name
 from circuits.report.sheet import Sheet, drawing, label_axes, marks, stroke
 from circuits.report.words import ABSENT, decimal, listed, percent, plural, plus_minus, span, visible, whole
@@ -68,7 +69,12 @@ class Gate:
 
 @section("baseline", order=20)
 def baseline(view: View) -> Part:
-    """Read every baseline of the sweep and show it."""
+    """Show every baseline of the sweep, of text and of pictures."""
+    return either(view, pictures.of_pictures, pictures.baselines, _texts)
+
+
+def _texts(view: View) -> Part:
+    """Read every baseline of text and show it."""
     problems: list[str] = []
     records = [record for entry in view.entries if (record := _read(entry, problems))]
     gates = [gate for record in records for gate in _gates(record)]

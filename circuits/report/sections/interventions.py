@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from circuits.report.content import Answer, Block, Figure, Part
-from circuits.report.registry import View, section
+from circuits.report.registry import View, either, section
+from circuits.report.sections import captions
 from circuits.report.sections import interventions_across as across
 from circuits.report.sections import interventions_groups as groups
 from circuits.report.sections import interventions_more as more
@@ -21,7 +22,12 @@ SAID = 4  # conditions whose answer is spelt out
 
 @section("interventions", order=60)
 def interventions(view: View) -> Part:
-    """Read every study of the sweep and show it."""
+    """Show every study of the sweep, of behaviours and of captions."""
+    return either(view, captions.is_captions, captions.captions, _studies)
+
+
+def _studies(view: View) -> Part:
+    """Read every study of a behaviour and show it."""
     records, problems = read_all(view)
     if not records:
         return Part("Interventions", "", (), Answer("No study of interventions could be read.", ()), tuple(problems))

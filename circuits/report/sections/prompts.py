@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from circuits.report.content import Answer, Block, Cell, Column, Listing, Note, Part, Table
-from circuits.report.registry import Entry, View, section
+from circuits.report.registry import Entry, View, either, section
 from circuits.report.saved import load_json
+from circuits.report.sections import pictures
+from circuits.report.sections.pictures import is_pictures
 from circuits.report.words import ABSENT, percent, plural, visible, whole
 
 EXAMPLES = 6  # prompts shown of a set
@@ -16,7 +18,12 @@ EXAMPLES = 6  # prompts shown of a set
 
 @section("prompts", order=10)
 def prompts(view: View) -> Part:
-    """Read every prompt set of the sweep and show it."""
+    """Show every prompt set of the sweep, and every set of pictures."""
+    return either(view, is_pictures, pictures.sets, _texts)
+
+
+def _texts(view: View) -> Part:
+    """Read every prompt set and show it."""
     problems: list[str] = []
     lints = [(entry, load_json(entry.ref, "lint.json", problems)) for entry in view.entries]
     found = [(entry, line) for entry, lint in lints for line in lint.get("findings", [])]
