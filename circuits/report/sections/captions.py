@@ -14,8 +14,8 @@ from circuits.report.saved import load_metrics, load_table
 from circuits.report.words import ABSENT, decimal, percent
 
 NUMBERS = ("factor", "base_parity", "parity", "reduction", "control_reduction", "control_reduction_95", "q", "p_paired",
-           "p_controls", "agreement", "base_agreement", "control_agreement", "says_seen", "gender_rate", "base_gender_rate", "caption_nll",
-           "base_caption_nll", "n_open", "controls", "parity_change", "parity_low", "parity_high")  # fmt: skip
+           "p_controls", "agreement", "base_agreement", "control_agreement", "says_seen", "gender_rate", "base_gender_rate",
+           "caption_nll", "base_caption_nll", "n_open", "controls", "parity_change", "parity_low", "parity_high")  # fmt: skip
 OPTIONAL = (
     "base_context",
     "context",
@@ -75,9 +75,9 @@ def _sentence(entry: Entry, m: dict[str, Any], table: pd.DataFrame) -> str:
     parity = f"{decimal(row['base_parity'], 2)} → {decimal(row['parity'], 2)}"
     agreement = f"{percent(row['base_agreement'])} → {percent(row['agreement'])}"
     return (
-        f"{row['condition']}: {place}distance to parity of open pictures {parity} (random {percent(row['control_reduction'])} less, "
-        f"q = {_q(row['q'])}), agreement with seen pictures {agreement} (n = {m['n']} test pictures, {m['controls']} controls; "
-        f"{entry.ref.label})."
+        f"{row['condition']}: {place}distance to parity of open pictures {parity} (random features "
+        f"{percent(row['control_reduction'])} less, q = {_q(row['q'])}), agreement with seen pictures {agreement} "
+        f"(n = {m['n']} test pictures, {m['controls']} controls; {entry.ref.label})."
     )
 
 
