@@ -6,9 +6,10 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,15 @@ def put(path: Path, write: Callable[[Path], object], durable: bool = True, make:
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
+
+
+def known(value: Any) -> Any:
+    """A JSON-able value with null in place of every number that is none (NaN, infinity)."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: known(one) for key, one in value.items()}
+    return [known(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_json(path: Path, value: Any, durable: bool = True, make: bool = False) -> None:

@@ -75,6 +75,12 @@ class PictureRows:
         extra = {"pixel_values": pixels, "token_type_ids": shown.long()}
         return ModelInput(found.ids, found.mask, found.samples, extra, shown)
 
+    def without_pictures(self, sequences: Sequence[Sequence[int]]) -> ModelInput:
+        """The same without pixels, for a pass that goes on from what the model has already seen."""
+        found = padded(sequences)
+        shown = (found.ids == self._token) & found.mask
+        return ModelInput(found.ids, found.mask, found.samples, {"token_type_ids": shown.long()}, shown)
+
     def ids(self, text: str) -> list[int]:
         """The token ids of a conversation."""
         if text not in self._ids:

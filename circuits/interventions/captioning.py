@@ -19,10 +19,11 @@ from torch import Tensor
 
 from circuits.activations.pictures import PictureRows
 from circuits.data.pictures import lexicon
-from circuits.interventions.generation import Ids, MakeHooks, generate, no_hooks
+from circuits.interventions.generation import Ids
 from circuits.model_input import ModelInput
 from circuits.models.hooks import Edit, Prefix, forward, make_prefix
 from circuits.models.load import LM
+from circuits.models.modules import module_at
 
 Hooks = Callable[[ModelInput], list[Edit]]
 """What is done in a pass over these rows."""
@@ -101,6 +102,7 @@ def ask(lm: LM, rows: PictureRows, pictures: Sequence[int], language: str, steps
     return Asked(language, tuple(pictures), starts, tuple(said), (), words).about(words)
 
 
+@torch.inference_mode()
 def captions(
     lm: LM,
     rows: PictureRows,
@@ -110,17 +112,31 @@ def captions(
     batch_size: int,
     hooks: Hooks = nothing,
 ) -> list[Ids]:
-    """Up to `steps` likeliest tokens of each picture's caption, under edits."""
+    """Up to `steps` likeliest tokens of each picture's caption, under edits.
 
-    def inputs(numbers: Sequence[int], sequences: Sequence[Ids]) -> ModelInput:
-        return rows.of_ids(sequences, [pictures[i] for i in numbers])
-
-    def edits(numbers: Sequence[int], lengths: Sequence[int], width: int) -> list[Edit]:
-        mask = torch.arange(width) < torch.tensor(list(lengths))[:, None]
-        return hooks(ModelInput(torch.zeros(len(numbers), width, dtype=torch.long), mask))
-
-    made: MakeHooks = edits if hooks is not nothing else no_hooks
-    return generate(lm, starts, steps, hooks=made, inputs=inputs, batch_size=batch_size)
+    Every step runs the whole sequence again (see :mod:`.generation`), but from the stream entering the first block: a picture is
+    looked at once and not once a token.
+    """
+    embed, end = module_at(lm.model, lm.family.embed), lm.tokenizer.eos_token_id
+    found: list[list[int]] = [[] for _ in starts]
+    for first in range(0, len(starts), batch_size):
+        active = list(range(first, min(first + batch_size, len(starts))))
+        seen = rows.of_ids([starts[i] for i in active], [pictures[i] for i in active])
+        entering = make_prefix(lm, seen, 0).resid
+        for _ in range(steps):
+            tokens = rows.without_pictures([starts[i] + tuple(found[i]) for i in active])
+            resid = embed(tokens.ids.to(lm.device)).to(entering.dtype)
+            told = seen.mask[[i - first for i in active]]
+            resid[:, : told.shape[1]][told] = entering[[i - first for i in active]][told]
+            logits = forward(lm, tokens, edits=hooks(tokens), logits="last", prefix=Prefix(0, resid)).read
+            top = logits.float().argmax(-1).tolist()
+            for i, token in zip(active, top, strict=True):
+                if token != end:
+                    found[i].append(token)
+            active = [i for i, token in zip(active, top, strict=True) if token != end]
+            if not active:
+                break
+    return [tuple(ids) for ids in found]
 
 
 def preferences(lm: LM, rows: PictureRows, asked: Asked, batch_size: int) -> NDArray[np.float64]:
@@ -152,7 +168,7 @@ def preferences_under(
         tokens = rows.of_ids(
             [asked.starts[i] + asked.said[i][: asked.decisions[i]] for i in part], [asked.pictures[i] for i in part]
         )
-        unseen = replace(tokens, extra={k: v for k, v in tokens.extra.items() if k != "pixel_values"})
+        unseen = rows.without_pictures([asked.starts[i] + asked.said[i][: asked.decisions[i]] for i in part])
         prefixes: dict[int, Prefix] = {}
         for n in sorted(range(len(ways)), key=lambda n: ways[n][0]):
             layer, hooks = ways[n]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.files import write_json
+from circuits.files import known, write_json
 
 if TYPE_CHECKING:
     from circuits.run.context import Context, Work
@@ -39,7 +39,7 @@ def make(context: Context, work: Work) -> None:
 
     def write(out: Path) -> None:
         rows.to_parquet(out / "per_prompt.parquet", index=False)
-        write_json(out / "metrics.json", metrics)
+        write_json(out / "metrics.json", known(metrics))
 
     artifact = work.commit(write)
     context.say(f"{told(metrics)}: {artifact.id}")

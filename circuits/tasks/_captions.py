@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
-from circuits.files import write_json
+from circuits.files import known, write_json
 from circuits.interventions.settings import Across, Settings
 from circuits.schema import BaseConfig
 from circuits.schema.behaviour import of_pictures
@@ -128,8 +128,8 @@ def make(context: Context, work: Work, s: Settings) -> None:
         effects.to_parquet(out / "effects.parquet", index=False)
         texts.to_parquet(out / "captions.parquet", index=False)
         summary.to_parquet(out / "summary.parquet", index=False)
-        write_json(out / "cross_layer.json", cross_layer(summary))
-        write_json(out / "metrics.json", metrics)
+        write_json(out / "cross_layer.json", known(cross_layer(summary)))
+        write_json(out / "metrics.json", known(metrics))
 
     artifact = work.commit(write)
     context.say(
@@ -157,10 +157,10 @@ def _metrics(summary: Any, study: Study, wanted: list[Condition], s: Settings) -
         "base_parity": float("nan"),
         "parity": float("nan"),
     }
-    known = summary[summary["reduction"].notna()] if len(summary) else summary
-    if not len(known):
+    some = summary[summary["reduction"].notna()] if len(summary) else summary
+    if not len(some):
         return found
-    best = known.loc[known["reduction"].abs().idxmax()]
+    best = some.loc[some["reduction"].abs().idxmax()]
     return found | {
         "strongest": best["condition"],
         "significant": int(summary["significant"].sum()),

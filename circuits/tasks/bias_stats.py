@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.errors import GateError, UserError, suggest
-from circuits.files import write_json
+from circuits.files import known, write_json
 from circuits.schema import ActivationSource, BaseConfig
 from circuits.schema.behaviour import languages, of_pictures
 from circuits.schema.fields import free
@@ -234,7 +234,7 @@ def _make(context: Context, work: Work) -> None:
                 "skip_first": context.cfg.sae.skip_first,
             },
         )
-        write_json(out / "metrics.json", metrics)
+        write_json(out / "metrics.json", known(metrics))
 
     artifact = work.commit(write)
     context.say(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
-from circuits.files import write_json
+from circuits.files import known, write_json
 from circuits.schema import BaseConfig
 from circuits.schema.behaviour import languages, of_pictures
 from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims
@@ -129,8 +129,8 @@ def _make(context: Context, work: Work) -> None:
 
     def write(out: Path) -> None:
         pd.concat(tables, ignore_index=True).to_parquet(out / "features.parquet", index=False)
-        write_json(out / "layers.json", {"layers": by_layer})
-        write_json(out / "metrics.json", metrics)
+        write_json(out / "layers.json", known({"layers": by_layer}))
+        write_json(out / "metrics.json", known(metrics))
 
     artifact = work.commit(write)
     context.say(

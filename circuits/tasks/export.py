@@ -25,6 +25,7 @@ from circuits.files import disk_errors, read_json, write_atomic
 from circuits.schema import BaseConfig
 from circuits.schema.fields import named_file
 from circuits.schema.reading import When
+from circuits.tasks import _source_layout
 
 if TYPE_CHECKING:
     from circuits.launch.keeping.holdings import Holding
@@ -42,6 +43,7 @@ class Format(Enum):
     graphml = "graphml"  # a circuit or graphs of features, for networkx, Gephi, Cytoscape
     parquet = "parquet"  # the tables of a study
     bundle = "bundle"  # a sweep's page, figures, tables and chosen SAEs, to take home
+    source_layout = "source_layout"  # a study of pictures, under the names of the documents that it comes from
 
 
 SECTION = "export"
@@ -54,7 +56,7 @@ _BUNDLE = When("export.format", ("bundle",))
 READ_WHEN = {
     "export.features_url": (When("export.format", ("neuronpedia",)),),
     "export.saes": (_BUNDLE,),
-    "of": (_BUNDLE,),
+    "of": (When("export.format", ("bundle", "source_layout")),),
 }
 
 
@@ -76,7 +78,7 @@ def run(cfg: BaseConfig) -> int:
     """Write the artifacts that the config names."""
     from circuits.store import registry
 
-    if _options(cfg).format is Format.bundle:
+    if _options(cfg).format in (Format.bundle, Format.source_layout):
         return _bundle(cfg)
     kind = registry.start_of(SECTION, cfg)
     if kind is None:
@@ -109,10 +111,15 @@ def _bundle(cfg: BaseConfig) -> int:
 
     options = _options(cfg)
     if cfg.of is None:
-        raise UserError("export.format=bundle: of which sweep? of=SWEEP; task=status lists them")
+        raise UserError(f"export.format={options.format.value}: of which sweep? of=SWEEP; task=status lists them")
     found = bundle.study(sweep.find(cfg.of, Path(cfg.outputs), Path(cfg.multirun)), Path(cfg.outputs) / "artifacts")
     saes = bundle.chosen(found, options.saes)
     (place,) = _places(options, [()]).values()
+    if options.format is Format.source_layout:
+        with _whole(place) as beside:
+            count = _source_layout.write(found, beside)
+        print(f"{found.sweep.id}, {count:,} files → {place}")
+        return 0
     with _whole(place) as beside:
         count = bundle.write(found, saes, beside, lambda one, out: _sae(one, out, "saelens"))
     print(f"{found.sweep.id}, {count:,} files → {place}; README.md says what each is")

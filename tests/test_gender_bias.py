@@ -1,0 +1,144 @@
+"""The picture study from one line to its page, on a model that is trained here in seconds; what is missing is made alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import Cli
+
+import circuits
+
+MODEL = [
+    "model=tiny_vlm",
+    "model.embedded.steps=220",
+    "behaviour=gender_bias",
+    "behaviour.n_samples=150",
+    "behaviour.n_test=90",
+]
+SMALL = [*MODEL, "sae.steps=150", "sae.heldout_sequences=64", "sae.block_rows=4096", "intervention.controls=2",
+         "intervention.samples=60", "intervention.generate=6", "baseline.tokens=6", "baseline.resamples=200", "bias_stats.permutations=100",
+         "bias_stats.resamples=100", "bias_stats.shuffles=5", "cross_lingual.draws=20", "tracking=off"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    """A whole study, made once."""
+    cli = Cli(tmp_path_factory.mktemp("bias"))
+    done = cli("task=pipeline", "pipeline=gender_bias", "name=gb", *SMALL, timeout=900)
+    assert done.code == 0, done.err + done.out
+    yield cli
+    cli.end()
+
+
+def metrics(study: Cli, kind: str, has: str = "") -> dict[str, object]:
+    (path,) = [path for path in study.artifacts(kind) if has in path.name]
+    found: dict[str, object] = json.loads((path / "metrics.json").read_text())
+    return found
+
+
+def test_the_study_finds_what_was_planted(study: Cli) -> None:
+    said = metrics(study, "baseline")
+    assert said["agreement"] > 0.95 and said["context_to_gender"]["ci"][0] > 0.2  # type: ignore[operator,index]
+    assert abs(said["controls"]["blank"]["context_to_gender"]["value"]) < 1e-6  # type: ignore[index]
+    plain = [path for path in study.artifacts("bias_stats") if "seen_unseen" not in path.name]
+    found = json.loads((plain[0] / "metrics.json").read_text())
+    assert found["significant"] > 20 and found["primary"] == "twins" and found["shuffled_hits"] < 2
+    table = pd.read_parquet(plain[0] / "statistics.parquet")
+    for language in ("english", "arabic"):
+        mine = table[(table["language"] == language) & table["significant"]]
+        assert len(mine) and (mine["twin_q"] < 0.05).all()
+    both = metrics(study, "cross_lingual")
+    assert both["shared_share"] > 5 * both["shared_by_chance"] and both["transfer"] > 0.8  # type: ignore[operator]
+    assert len(study.artifacts("activations")) == 4 * 2 and len(study.artifacts("sae")) == 4
+
+
+def test_edits_are_measured_beside_controls_and_leave_seen_pictures_mostly_alone(study: Cli) -> None:
+    for path in study.artifacts("interventions"):
+        summary = pd.read_parquet(path / "summary.parquet")
+        assert (summary["controls"] == 2).all() and summary["base_parity"].between(0, 0.5).all()
+        assert (summary["p"] >= 1 / 3 - 1e-9).all(), "among two controls no p is below a third"
+    across = [path for path in study.artifacts("interventions") if (path / "cross_layer.json").exists()]
+    found = json.loads((across[0] / "cross_layer.json").read_text())
+    assert found["layers"] == [0, 1, 2, 3] and set(found["male_biased_ablation"]) == {"0", "1", "2", "3"}
+
+
+def test_amplification_is_as_many_times_the_ablation_in_the_artifacts(study: Cli) -> None:
+    tables = [pd.read_parquet(path / "summary.parquet") for path in study.artifacts("interventions")]
+    scaled = (
+        pd.concat(tables)
+        .query("kind == 'scale'")
+        .drop_duplicates(["layers", "which", "factor"])
+        .set_index(["layers", "which", "factor"])
+    )
+    assert len(scaled)
+    for (layers, which, factor), row in scaled.iterrows():
+        ablated = scaled.loc[(layers, which, 0.0), "recon_male_mean"]
+        assert row["recon_male_mean"] == pytest.approx(abs(factor - 1) * ablated, rel=1e-3)
+
+
+def test_the_page_has_all_of_it_and_loads_nothing(study: Cli) -> None:
+    (page,) = (study.folder / "multirun").glob("*/gb-*/report.html")
+    text = page.read_text(encoding="utf-8")
+    for title in (
+        "Two directions of bias",
+        "Controls of the stimulus",
+        "Features that carry gender",
+        "Two languages",
+        "Edits of gender-biased",
+    ):
+        assert title in text, title
+    assert 'dir="rtl"' in text and "data:image/png;base64," in text
+    assert "http://" not in text.replace("http://www.w3.org", "") and 'src="http' not in text
+
+
+def test_a_missing_language_is_made_alone(study: Cli) -> None:
+    lost = next(path for path in study.artifacts("activations") if "L2" in path.name and "arabic" in path.name)
+    before = {
+        path.name: json.loads((path / "manifest.json").read_text())["created"]
+        for path in study.artifacts("activations")
+    }
+    shutil.rmtree(lost)
+    done = study("task=activations", "layer=all", *MODEL, "tracking=off")
+    assert done.code == 0, done.err
+    after = {
+        path.name: json.loads((path / "manifest.json").read_text())["created"]
+        for path in study.artifacts("activations")
+    }
+    assert {name for name in after if after[name] != before[name]} == {lost.name} and set(after) == set(before)
+
+
+def test_the_source_layout_is_read_by_torch_alone(study: Cli, tmp_path: Path) -> None:
+    (sweep,) = (study.folder / "multirun").glob("*/gb-*")
+    done = study("task=export", "export.format=source_layout", f"of={sweep.name}", f"export.path={tmp_path / 'out'}")
+    assert done.code == 0, done.err
+    place = tmp_path / "out" / "checkpoints"
+    assert len(list((place / "full_layers_ncc" / "layer_checkpoints").glob("*.pt"))) == 8
+    one = torch.load(place / "full_layers_ncc" / "layer_checkpoints" / "layer_2_arabic.pt", weights_only=True)
+    assert (
+        one["activations"].shape[0] == len(one["genders"]) == 240
+        and one["activations"].shape[2] == one["hidden_size"] == 64
+    )
+    assert int(one["token_types"].sum()) == 240 * 4 and bool((one["activations"][~one["attention_mask"]] == 0).all())
+    mine = next(path for path in study.artifacts("activations") if "L2" in path.name and "arabic" in path.name)
+    store = circuits.open(f"activations/{mine.name}", outputs=str(study.outputs))
+    assert torch.allclose(one["activations"][one["attention_mask"]], torch.from_numpy(store.float32(slice(None))))
+    assert torch.load(place / "saes" / "layer_1" / "sae_final.pt", weights_only=True)["W_dec"].shape[1] == 64
+    results = json.loads(
+        (tmp_path / "out/visualizations/comprehensive_all_layers/comprehensive_analysis_results.json").read_text()
+    )
+    assert results["layers"]["1"]["male_biased_features"][0]["rank"] == 1
+
+
+def test_an_sae_that_reads_pictures_badly_is_refused(study: Cli) -> None:
+    words = [word for word in SMALL if word.startswith(("model", "behaviour", "sae", "tracking", "bias_stats"))]
+    done = study("task=bias_stats", "data=pictures", "layer=all", "sae.k=4", "sae.expansion=4", *words, "reuse=force",
+                 "bias_stats.min_explained_variance=0.999")  # fmt: skip
+    assert done.code == 3 and "less than bias_stats.min_explained_variance=0.999; train it on pictures" in done.err, (
+        done.err
+    )
