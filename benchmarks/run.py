@@ -18,6 +18,7 @@ PAGE = HERE.parent / "docs" / "benchmarks.md"
 PARTS = {
     "The command line": ["launch.py"],
     "Launching on Slurm": ["slurm.py"],
+    "Whole studies": ["studies.py"],
     "Capture": ["capture.py", "--rounds", "9"],
     "Activations on disk": ["activations.py", "--rounds", "3"],
     "One SAE training step": ["sae_step.py", "--full", "--rounds", "16"],

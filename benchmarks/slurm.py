@@ -14,28 +14,16 @@ Wall and processor seconds of whole processes, median over rounds; where the mac
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import os
 import re
-import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from slurm_bench import LATER, ROOT, Bench, Cluster, Options, SlurmUnavailable, Times, debian, row, until
 
-from slurm import debian  # noqa: E402
-from slurm.cluster import Cluster  # noqa: E402
-from slurm.config import Options  # noqa: E402
-from slurm.debian import SlurmUnavailable  # noqa: E402
-
-LATER = (dt.date.today() + dt.timedelta(days=365)).isoformat()
 SUBMIT = ["task=sae", "cluster=slurm", "task.resources.memory=1G", f"cluster.sbatch=['--begin={LATER}']"]
 FIFTEEN = ["layer=0,1,2", "seed=range(0,5)"]
 TWO_HUNDRED = ["layer=range(0,4)", "seed=range(0,50)"]
@@ -64,58 +52,6 @@ class Clock(Kind):
 KIND = Clock()
 run = KIND.run
 '''
-Times = list[tuple[float, float]]  # wall, processor
-
-
-class Bench:
-    """A folder to launch in, and the cluster to launch on."""
-
-    def __init__(self, folder: Path, cluster: Cluster) -> None:
-        self.folder, self.cluster = folder, cluster
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "CIRCUITS", "WANDB"))}
-        self.env = {**kept, **cluster.env, "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-
-    def launch(self, *words: str, root: Path = ROOT) -> tuple[str, float, float]:
-        """Output, wall and processor seconds of one command line; this process has no other children meanwhile."""
-        before, start = _children(), time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, str(root / "launch.py"), *words],
-            cwd=self.folder,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        wall = time.perf_counter() - start
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(words)}: exit code {done.returncode}: {done.stderr[-800:]}")
-        return done.stdout, wall, _children() - before
-
-    def submit(self, *words: str, root: Path = ROOT) -> tuple[str, str, float, float]:
-        """Submit; the job, the sweep, wall and processor seconds."""
-        out, wall, processor = self.launch(*words, root=root)
-        job, sweep = re.search(r"^cancel +scancel (\d+)$", out, re.M), re.search(r"of=(\S+)", out)
-        if job is None or sweep is None:
-            raise RuntimeError(f"nothing was submitted: {out}")
-        return job[1], sweep[1], wall, processor
-
-    def cancel(self, job: str) -> None:
-        """Cancel an array and wait until it has left the queue."""
-        self.cluster.client("scancel", job)
-        _until(lambda: not self.cluster.client("squeue", "-h", "-j", job).stdout.strip(), f"job {job} to be cancelled")
-
-
-def _children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _until(condition: Callable[[], bool], what: str, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
-        time.sleep(0.2)
 
 
 def submissions(bench: Bench, words: list[str], rounds: int) -> Times:
@@ -149,7 +85,7 @@ def starts(bench: Bench) -> tuple[list[float], list[float]]:
     begun = f"cluster.setup=['date +%s.%N > {bench.folder}/begun-$SLURM_ARRAY_TASK_ID']"
     words = ["task=clock", "layer=range(0,4)", "cluster=slurm", "cluster.parallelism=1", "tracking=off"]
     job, sweep, _, _ = bench.submit(*words, begun, root=root)
-    _until(lambda: not bench.cluster.client("squeue", "-h", "-j", job).stdout.strip(), f"job {job} to end")
+    until(lambda: not bench.cluster.client("squeue", "-h", "-j", job).stdout.strip(), f"job {job} to end")
     reached, torch = [], []
     for log in sorted(bench.folder.glob(f"multirun/*/{sweep}/*/run.log"))[1:]:  # the first one warms the caches
         line = re.search(r"^CLOCK (\S+) (\S+)", log.read_text(), re.M)
@@ -159,14 +95,6 @@ def starts(bench: Bench) -> tuple[list[float], list[float]]:
         reached.append(float(line[1]) - start)
         torch.append(float(line[2]) - float(line[1]))
     return reached, torch
-
-
-def row(name: str, times: Times, goal: float | None = None) -> str:
-    """One line of the table."""
-    wall, processor = [statistics.median(column) for column in zip(*times, strict=True)]
-    met = "" if goal is None else f"< {goal:g} {'met' if wall < goal else 'missed'}"
-    low, high = min(w for w, _ in times), max(w for w, _ in times)
-    return f"| {name} | {wall:.2f} | {low:.2f}-{high:.2f} | {processor:.2f} | {met} |"
 
 
 def main() -> None:

@@ -21,9 +21,13 @@ MODEL = [
     "behaviour.n_samples=150",
     "behaviour.n_test=90",
 ]
-SMALL = [*MODEL, "sae.steps=150", "sae.heldout_sequences=64", "sae.block_rows=4096", "intervention.controls=2",
-         "intervention.samples=60", "intervention.generate=6", "baseline.tokens=6", "baseline.resamples=200", "bias_stats.permutations=100",
-         "bias_stats.resamples=100", "bias_stats.shuffles=5", "cross_lingual.draws=20", "tracking=off"]  # fmt: skip
+SMALL = [
+    *MODEL,
+    *("sae.steps=150", "sae.heldout_sequences=64", "sae.block_rows=4096"),
+    *("intervention.controls=2", "intervention.samples=60", "intervention.generate=6"),
+    *("baseline.tokens=6", "baseline.resamples=200", "cross_lingual.draws=20", "tracking=off"),
+    *("bias_stats.permutations=100", "bias_stats.resamples=100", "bias_stats.shuffles=5"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def run(cfg: BaseConfig) -> int:
         if cfg.of is None:
             live = _overview(shown, sweeps, options.all)
         else:
-            live = _one(shown, sweeps[0], options.all)
+            live = _one(shown, sweeps[0], options.all, busy=not options.watch)
         if not (options.watch and live):
             break
         time.sleep(2)
@@ -119,7 +119,7 @@ def _overview(shown: Terminal, sweeps: list[sweep.Sweep], everything: bool) -> b
     return live
 
 
-def _one(shown: Terminal, found: sweep.Sweep, everything: bool) -> bool:
+def _one(shown: Terminal, found: sweep.Sweep, everything: bool, busy: bool = True) -> bool:
     from circuits.console import Rows, relative
 
     record = found.record
@@ -152,7 +152,7 @@ def _one(shown: Terminal, found: sweep.Sweep, everything: bool) -> bool:
         shown.tell(f"note: {line}; what is shown is from the runs' own files")
     for line in hints(found, known):
         shown.tell(line)
-    for line in load(found, known):
+    for line in load(found, known) if busy else ():  # not at every look of a watch: it asks Slurm again
         shown.tell(line)
     if not live:
         ended(found)

@@ -61,7 +61,7 @@ def sets(view: View) -> Part:
     )
     return Part(
         "Pictures",
-        " ".join(told),
+        "Each picture is one sample, however many captions it has.",
         tuple(blocks),
         Answer(" ".join(told) or "No pictures could be read.", (table,)),
         tuple(problems),
