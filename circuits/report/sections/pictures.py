@@ -12,6 +12,7 @@ import pandas as pd
 from circuits.report.content import Answer, Block, Cell, Column, Gallery, Note, Part, Table, Tile
 from circuits.report.registry import Entry, View
 from circuits.report.saved import load_json, load_metrics
+from circuits.report.sections.pictures_planted import planted
 from circuits.report.words import ABSENT, decimal, percent, plural
 
 SHOWN = 12
@@ -105,12 +106,14 @@ def baselines(view: View) -> Part:
     directions: list[tuple[Cell, ...]] = []
     controls: list[tuple[Cell, ...]] = []
     notes: list[Block] = []
+    measured = []
     told = []
     for entry in view.entries:
         m = load_metrics(entry.ref, ("agreement", "context_to_gender", "gender_to_words", "controls"), problems)
         if m is None:
             continue
         told.append(_sentence(m))
+        measured.append((entry, m))
         for name, title in (("context_to_gender", "context → gender"), ("gender_to_words", "gender → words")):
             one = m[name]
             if one is None:
@@ -152,9 +155,16 @@ def baselines(view: View) -> Part:
         "What the model says",
         "",
         (second, *notes),
-        Answer(" ".join(told) or "No baseline could be read.", (first,)),
+        Answer(_told(told), (*planted(measured), first)),
         tuple(problems),
     )
+
+
+def _told(sentences: list[str]) -> str:
+    """The sentence of one baseline; of several, how many there are."""
+    if len(sentences) > 1:
+        return f"{plural(len(sentences), 'baseline')} of pictures; both directions of each stand in the table."
+    return sentences[0] if sentences else "No baseline could be read."
 
 
 def _value(one: Any) -> Cell:
