@@ -46,6 +46,10 @@ def _number(value: Any) -> float | None:
         return None
 
 
+def _hover(title: str, row: Mapping[Any, Any]) -> str:
+    return f"{title}: {decimal(row['measured'], 2)} [{decimal(row['low'], 2)}, {decimal(row['high'], 2)}] at {row['planted']:g}"
+
+
 def _figure(name: str, direction: str, table: pd.DataFrame) -> Figure:
     looks = Looks(TITLES.values())
     with drawing():
@@ -57,14 +61,13 @@ def _figure(name: str, direction: str, table: pd.DataFrame) -> Figure:
             mine = table[table["direction"] == key]
             axes.vlines(mine["planted"], mine["low"], mine["high"], color=looks[title].color, linewidth=1.1)
             (artist,) = axes.plot(mine["planted"], mine["measured"], **joined(looks[title]))
-            sheet.tell(artist, [f"{title}: {decimal(row.measured, 2)} [{decimal(row.low, 2)}, {decimal(row.high, 2)}] at "
-                                f"{row.planted:g}" for row in mine.itertuples()])  # fmt: skip
+            sheet.tell(artist, [_hover(title, row) for row in mine.to_dict("records")])
         axes.axhline(0, color=MUTED, linewidth=0.6)
         label_axes(axes, f"planted {TITLES[direction]}", "measured difference")
     other = next(title for key, title in TITLES.items() if key != direction)
     caption = (
-        f"Both directions in models trained with {plural(table['planted'].nunique(), 'strength')} of {TITLES[direction]}; bars: 95% "
-        f"intervals over groups of pictures; dashed: measured as planted. {other} was not planted anew."
+        f"Both directions in models trained with {plural(table['planted'].nunique(), 'strength')} of {TITLES[direction]}; bars: "
+        f"95% intervals over groups of pictures; dashed: measured as planted. {other} was not planted anew."
     )
     return sheet.finish(
         title=f"Planted {TITLES[direction]}, and what is measured", caption=caption,
