@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TABLE, RESULTS, PICTURES, META = "statistics.parquet", "results.json", "pictures.parquet", "meta.json"
 
 
-EXAMPLES, SHOWN_FEATURES, SHOWN_PICTURES, THUMBNAIL = "examples.json", 3, 6, 96
+EXAMPLES, SHOWN_FEATURES, SHOWN_PICTURES = "examples.json", 3, 6
 
 
 def write_examples(
@@ -39,20 +39,17 @@ def write_examples(
     """The pictures on which each side's first features are most active, as small PNGs beside a list."""
     import numpy as np
 
-    folder, found, drawn = out / "examples", [], set()
-    folder.mkdir()
+    from circuits.data.pictures.saved import write_thumbnails
+
+    folder, found = out / "examples", []
+    drawn: set[int] = set()
     for side in ("male", "female"):
         first = table[(table[f"{side}_rank"] > 0) & (table[f"{side}_rank"] <= SHOWN_FEATURES)]
         for _, row in first.sort_values(["layer", "language", f"{side}_rank"]).iterrows():
             layer, language, feature = int(row["layer"]), str(row["language"]), int(row["feature"])
             values = np.asarray(pooled[pooled_name(layer, language)][:, [feature]].todense()).ravel()
             top = [int(i) for i in np.argsort(-values, kind="stable")[:SHOWN_PICTURES] if values[i] > 0]
-            for i in top:
-                if i not in drawn:
-                    image = pictures.image(i)
-                    image.thumbnail((THUMBNAIL, THUMBNAIL))
-                    image.save(folder / f"{i}.png")
-                    drawn.add(i)
+            drawn.update(top)
             found.append(
                 {
                     "layer": layer,
@@ -74,6 +71,7 @@ def write_examples(
                     ],
                 }
             )
+    write_thumbnails(pictures, sorted(drawn), folder)
     write_json(out / EXAMPLES, {"examples": found})
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from circuits.features import labels
 from circuits.features.association import strongest
@@ -100,6 +101,7 @@ def describe(
 def _examples(found: Collected, tokens: ModelInput, texts: Mapping[int, str]) -> tuple[pd.DataFrame, list[Windows]]:
     ids, lengths, samples = tokens.ids.cpu().numpy(), tokens.lengths.cpu().numpy(), tokens.samples.cpu().numpy()
     reach = found.windows.shape[2] // 2
+    shown_at = None if tokens.shown is None else tokens.shown.cpu().numpy()
     rows: list[dict[str, Any]] = []
     windows = []
     for i, feature in enumerate(found.features.tolist()):
@@ -124,6 +126,7 @@ def _examples(found: Collected, tokens: ModelInput, texts: Mapping[int, str]) ->
                     "token_ids": part,
                     "tokens": words,
                     "activations": found.windows[i, rank, start : start + len(part)].tolist(),
+                    **({} if shown_at is None else _patch(shown_at[sequence], position)),
                 }
             )
         windows.append(Windows(shown, peaks))
@@ -138,5 +141,11 @@ def _examples(found: Collected, tokens: ModelInput, texts: Mapping[int, str]) ->
         "token_ids",
         "tokens",
         "activations",
+        *(() if shown_at is None else ("patch", "patches")),
     )
     return pd.DataFrame(rows, columns=list(columns)), windows
+
+
+def _patch(shown: NDArray[np.bool_], position: int) -> dict[str, int]:
+    """Which of a picture's tokens, row by row, an activation stands at (-1: at text), and how many there are."""
+    return {"patch": int(shown[:position].sum()) if shown[position] else -1, "patches": int(shown.sum())}

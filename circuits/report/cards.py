@@ -29,6 +29,10 @@ class Example:
     tokens: tuple[Token, ...]
     cut: bool = False
     """Whether the sequence began before what is shown."""
+    png: str = ""
+    """The picture that it is from, base64; empty of text."""
+    patch: tuple[float, float, float] | None = None
+    """Where the peak stands in the picture: left, top and size as percentages; None where it stands in the text."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
 from circuits.files import write_json
-from circuits.schema import BaseConfig, InterpretConfig
+from circuits.schema import BaseConfig, DataSource, InterpretConfig
 from circuits.schema.interpret import OF_ASSOCIATION, chosen
 from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims
 from circuits.store.labels import behaviour_name, readable
@@ -200,11 +200,22 @@ def _make(context: Context, works: Mapping[int, Work]) -> None:
 
         def write(out: Path, described: Any = described, metrics: dict[str, Any] = metrics) -> None:
             described.write(out)
+            _thumbnails(context, described.examples, out)
             write_json(out / "metrics.json", metrics)
 
         artifact = work.commit(write)
         told = f", {metrics['significant_features']:,} of them associated" if cfg.interpret.associate else ""
         context.say(f"layer {layer}: {metrics['n_features']:,} features{told}: {artifact.id}")
+
+
+def _thumbnails(context: Context, examples: pd.DataFrame, out: Path) -> None:
+    """Of pictures: small PNGs of those that examples are from."""
+    if context.run.cfg.data.source is not DataSource.pictures:
+        return
+    from circuits.data.pictures.saved import read, write_thumbnails
+
+    pictures = read(context.require("pictures").path)
+    write_thumbnails(pictures, sorted({int(sample) for sample in examples["sample"]}), out / "pictures")
 
 
 def _stream(context: Context, layers: list[int]) -> HeldoutPass:

@@ -139,6 +139,19 @@ class PictureSet:
 _JSON = ("labels", "captions", "prompts", "factors")
 
 
+THUMBNAIL = 96
+"""Pixels of the longer side of a small picture for a page."""
+
+
+def write_thumbnails(pictures: PictureSet, which: Sequence[int], folder: Path) -> None:
+    """Small PNGs of some pictures, called by their place in the set."""
+    folder.mkdir(exist_ok=True)
+    for i in which:
+        image = pictures.image(i)
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        image.save(folder / f"{i}.png")
+
+
 def images_name(control: str) -> str:
     """``images.npy``, ``images-masked.npy``."""
     return f"images-{control}.npy" if control else IMAGES

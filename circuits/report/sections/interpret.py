@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -252,6 +254,7 @@ def _cards(record: Record, n: int, folded: bool, problems: list[str]) -> Cards:
 
 def _card(record: Record, row: Mapping[Any, Any], examples: pd.DataFrame, associations: pd.DataFrame) -> Card:
     feature, largest = int(row["feature"]), float(row["maximum"]) or 1.0
+    pictures = record.entry.ref.path / "pictures"
     label = record.labels.get(feature, "")
     facts = (
         f"active on {percent(row['density'])} of tokens, {percent(row['sequence_share'])} of sequences · mean "
@@ -277,7 +280,7 @@ def _card(record: Record, row: Mapping[Any, Any], examples: pd.DataFrame, associ
         title=f"L{record.layer} · {feature}",
         label=label or (f"suggested: {row['suggestion']}" if row["suggestion"] else ""),
         facts=facts,
-        examples=tuple(_example(one, largest) for one in examples.head(EXAMPLES).to_dict("records")),
+        examples=tuple(_example(one, largest, pictures) for one in examples.head(EXAMPLES).to_dict("records")),
         histogram=histogram(record.meta["edges"], [int(n) for n in row["histogram"]]),
         words=tuple(words),
         associations=tuple(lines),
@@ -288,7 +291,7 @@ def _signed(value: Any) -> str:
     return ABSENT if pd.isna(value) else f"{float(value):+.3g}"
 
 
-def _example(row: Mapping[Any, Any], largest: float) -> Example:
+def _example(row: Mapping[Any, Any], largest: float, pictures: Path) -> Example:
     tokens = tuple(
         Token(
             visible(str(text)),
@@ -299,7 +302,22 @@ def _example(row: Mapping[Any, Any], largest: float) -> Example:
         for i, (text, a) in enumerate(zip(row["tokens"], row["activations"], strict=True))
     )
     hint = f"sample {row['sample']}, position {row['position']}"
-    return Example(decimal(float(row["activation"]), 2), hint, tokens, int(row["first"]) > 0)
+    png, patch = _picture(row, pictures)
+    return Example(decimal(float(row["activation"]), 2), hint, tokens, int(row["first"]) > 0, png, patch)
+
+
+def _picture(row: Mapping[Any, Any], folder: Path) -> tuple[str, tuple[float, float, float] | None]:
+    """The picture that an example is from, and the square of it at which the feature peaks; nothing of text."""
+    path = folder / f"{row['sample']}.png"
+    if not path.exists():
+        return "", None
+    png = base64.b64encode(path.read_bytes()).decode()
+    side = math.isqrt(int(row.get("patches", 0) or 0))
+    at = int(row.get("patch", -1))
+    if at < 0 or not side:
+        return png, None
+    size = 100 / side
+    return png, (round(at % side * size, 2), round(at // side * size, 2), round(size, 2))
 
 
 def _associations(record: Record) -> Table:
