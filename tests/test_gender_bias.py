@@ -146,3 +146,12 @@ def test_an_sae_that_reads_pictures_badly_is_refused(study: Cli) -> None:
     assert done.code == 3 and "less than bias_stats.min_explained_variance=0.999; train it on pictures" in done.err, (
         done.err
     )
+
+
+def test_the_page_is_there_as_markdown_and_nothing_of_a_caption_is_markup(study: Cli) -> None:
+    (page,) = (study.folder / "multirun").glob("*/gb-*/report.md")
+    text = page.read_text(encoding="utf-8")
+    assert "14 of 14 elements measured" in text and "## Features that carry gender" in text and "(figures/" in text
+    for artifact in study.artifacts("bias_stats"):
+        assert artifact.name in text
+    assert "<image" not in text, "signs of tokens are escaped"

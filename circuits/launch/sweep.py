@@ -6,8 +6,8 @@
         sweep.json                         sweep.json
         000-layer=0/                       config.yaml  element.json  status.json  provenance.json
             config.yaml  element.json      metrics.jsonl  run.log  wandb/
-            status.json  run.log …         report.html  figures/
-        report.html  figures/
+            status.json  run.log …         report.html  report.md  figures/
+        report.html  report.md  figures/
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from circuits.drawing.style import Looks
 from circuits.files import disk_errors, write_atomic
 from circuits.report.checklist import checklist
 from circuits.report.content import Cell, Column, Figure, Part, Table
+from circuits.report.markdown import document
 from circuits.report.provenance import provenance_blocks
 from circuits.report.registry import Entry, View, sections
 from circuits.report.resources import resources
@@ -46,12 +47,15 @@ class Failure:
 
 
 def build(report: ReportInput, out: Path) -> Path:
-    """Write ``out/report.html`` and ``out/figures/*``; returns the page's path. Unreadable results are named on it."""
+    """Write ``out/report.html``, ``out/report.md`` and ``out/figures/*``; returns the page's path. Unreadable results are named."""
     looks = Looks(element.series for element in report.elements)
     entries, repeated = _entries(report.elements)
     first = stages(report.stages)
     parts = [*([first] if first is not None else []), *_parts(entries, looks), *_of_the_sweep(report)]
-    return write(report, parts, out, [e.ref for kind in entries.values() for e in kind], repeated)
+    refs = [e.ref for kind in entries.values() for e in kind]
+    path = write(report, parts, out, refs, repeated)
+    write_atomic(out / "report.md", document(report, parts, refs).encode())
+    return path
 
 
 def write(report: ReportInput, parts: list[Part], out: Path, refs: Sequence[ArtifactRef], repeated: int = 0) -> Path:
