@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import Cli
+from slurm.queueing import Queue
 
 import circuits
 
@@ -155,3 +156,17 @@ def test_the_page_is_there_as_markdown_and_nothing_of_a_caption_is_markup(study:
     for artifact in study.artifacts("bias_stats"):
         assert artifact.name in text
     assert "<image" not in text, "signs of tokens are escaped"
+
+
+@pytest.mark.soak
+def test_soak_the_study_runs_on_slurm(slurm: Queue, cli: Cli) -> None:
+    asked = ["cluster=slurm", "task.resources.gpus=0", "task.resources.cpus=1", "task.resources.memory=2G"]
+    done = cli("task=pipeline", "pipeline=gender_bias", "name=gb", *SMALL, *asked)
+    assert done.code == 0, done.err + done.out
+    (sweep,) = (cli.folder / "multirun").glob("*/gb-*")
+    closing = int(json.loads((sweep / "jobs.json").read_text())["closing"])
+    assert slurm.wait_ended(closing)[str(closing)] == ("COMPLETED", "0:0")
+    shown = cli("task=status", f"of={sweep.name}")
+    assert shown.code == 0 and "failed" not in shown.out, shown.out
+    assert len(cli.artifacts("activations")) == 8 and len(cli.artifacts("interventions")) == 3
+    assert "Edits of gender-biased" in (sweep / "report.html").read_text(encoding="utf-8")

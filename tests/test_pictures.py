@@ -309,3 +309,39 @@ def test_what_does_not_go_together_is_one_line(cli: Cli, words: list[str], told:
 
     done = cli(*words, "tracking=off")
     assert done.code == 2 and any(re.search(told, line) for line in done.errors), done.err
+
+
+@pytest.mark.parametrize(("select", "tokens"), [("all", None), ("image", 4), ("text", None), ("last", 1), ("mean", 1)])
+def test_the_tokens_that_are_asked_for_are_kept(
+    seeing: tuple[LM, saved.PictureSet], tmp_path: Path, select: str, tokens: int | None
+) -> None:
+    from circuits.activations.capture import Plan, capture
+    from circuits.activations.pieces import Pieces
+    from circuits.activations.rows import write as write_rows
+
+    lm, pictures = seeing
+    samples = PictureSamples(PictureRows(pictures, lm), "english")
+    plan = Plan(batch_size=4, select=select)
+    capture(lm, samples, {("resid_post", 1): tmp_path / "part"}, plan)
+    pieces = Pieces(tmp_path / "part", np.dtype(np.float32), lm.dims.width)
+    (tmp_path / "out").mkdir()
+    pieces.write(tmp_path / "out")
+    values = np.load(tmp_path / "out" / "values.npy", allow_pickle=False)
+    whole = forward(lm, samples.window(0, 3), capture=[("resid_post", 1)])
+    row = whole.sites["resid_post", 1][0]
+    first = samples.window(0, 1)
+    length, shown = int(first.lengths[0]), first.shown[0]  # type: ignore[index]
+    wanted = {
+        "all": row[:length], "image": row[:length][shown[:length]], "text": row[:length][~shown[:length]],
+        "last": row[length - 1 : length], "mean": row[:length].mean(0, keepdim=True),
+    }[select]  # fmt: skip
+    assert tokens is None or len(wanted) == tokens
+    assert np.allclose(values[: len(wanted)], wanted.numpy(), atol=1e-5) and len(values) == len(wanted) * len(pictures)
+    write_rows(tmp_path / "rows.parquet", samples, plan, set())
+    import pandas as pd
+
+    index = pd.read_parquet(tmp_path / "rows.parquet")
+    assert len(index) == len(values) and set(index["language"]) == {"english"}
+    assert set(index["token_type"]) == (
+        {"image"} if select == "image" else {"text"} if select != "all" else {"image", "text"}
+    )
