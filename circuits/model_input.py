@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,48 @@ from torch import Tensor
 
 from circuits.errors import UserError
 from circuits.transfer import pinned, sent
+
+
+class Later:
+    """A tensor with a row for each row of an input, made when a model is run: the pixels of pictures, of which few fit into memory.
+
+    Args:
+        make: the rows of these numbers, stacked.
+        which: the number of each row.
+    """
+
+    def __init__(self, make: Callable[[Sequence[int]], Tensor], which: Sequence[int]) -> None:
+        self._make, self.which = make, tuple(which)
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __repr__(self) -> str:
+        return f"Later({len(self)} rows)"
+
+    def take(self, index: slice | Tensor) -> Later:
+        """Some of the rows."""
+        return Later(self._make, self.which[index] if isinstance(index, slice) else [self.which[int(i)] for i in index])
+
+    def make(self) -> Tensor:
+        """All rows."""
+        return self._make(self.which)
+
+    def beside(self, others: Sequence[Tensor | Later]) -> Later:
+        """These rows and those of others with the same source, in order.
+
+        Raises:
+            UserError: another source.
+        """
+        parts = [self, *(other for other in others if isinstance(other, Later) and other._make == self._make)]
+        if len(parts) <= len(others):
+            raise UserError("pictures of different sets cannot be put together")
+        return Later(self._make, [number for part in parts for number in part.which])
+
+
+def made(tensor: Tensor | Later) -> Tensor:
+    """The tensor itself."""
+    return tensor.make() if isinstance(tensor, Later) else tensor
 
 
 @dataclass(frozen=True)
@@ -28,7 +70,7 @@ class ModelInput:
     samples: Int[Tensor, " batch"] = None  # type: ignore[assignment]
     """The number of each row in its source, so that an error or a feature's example can say where it came from; 0, 1, 2 … where
     none is given."""
-    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    extra: Mapping[str, Tensor | Later] = field(default_factory=dict)
     """Further tensors under the names that the model's forward takes, a row (an image) for each row here: ``pixel_values``
     [batch, channels, height, width], ``token_type_ids`` [batch, pos] …"""
     shown: Bool[Tensor, "batch pos"] | None = None
@@ -42,7 +84,8 @@ class ModelInput:
             raise UserError(f"a model's input needs ids and mask [batch, pos] and samples [batch], got {shapes}")
         if wrong := [name for name, tensor in self.extra.items() if len(tensor) != len(self.ids)]:
             raise UserError(
-                f"{wrong[0]} {tuple(self.extra[wrong[0]].shape)}: a row for each of {len(self.ids)} is needed"
+                f"{wrong[0]} {tuple(getattr(self.extra[wrong[0]], 'shape', [len(self.extra[wrong[0]])]))}: a row for each of "
+                f"{len(self.ids)} is needed"
             )
         if self.shown is not None and self.shown.shape != self.ids.shape:
             raise UserError(f"shown {tuple(self.shown.shape)}: as ids, {tuple(self.ids.shape)}")
@@ -76,10 +119,13 @@ class ModelInput:
         used = mask.any(0).nonzero()[:, 0] if mask.numel() else torch.zeros(0)
         columns = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1 if len(mask) else None)
         whole = self.ids.shape[1]
-        extra = {
-            name: (tensor[index][:, columns] if tensor.ndim > 1 and tensor.shape[1] == whole else tensor[index])
-            for name, tensor in self.extra.items()
-        }
+        extra: dict[str, Tensor | Later] = {}
+        for name, tensor in self.extra.items():
+            if isinstance(tensor, Later):
+                extra[name] = tensor.take(index)
+            else:
+                along = tensor.ndim > 1 and tensor.shape[1] == whole
+                extra[name] = tensor[index][:, columns] if along else tensor[index]
         shown = None if self.shown is None else self.shown[index][:, columns]
         return ModelInput(self.ids[index][:, columns], mask[:, columns], self.samples[index], extra, shown)
 
@@ -87,13 +133,12 @@ class ModelInput:
         """The same on `device`, without waiting where that can be."""
         ids, mask, samples = (sent(tensor, device) for tensor in (self.ids, self.mask, self.samples))
         shown = None if self.shown is None else sent(self.shown, device)
-        return ModelInput(
-            ids, mask, samples, {name: sent(tensor, device) for name, tensor in self.extra.items()}, shown
-        )
+        extra = {name: sent(made(tensor), device) for name, tensor in self.extra.items()}
+        return ModelInput(ids, mask, samples, extra, shown)
 
     def pinned(self, device: torch.device) -> ModelInput:
         """The same, in memory that `device` copies from without the host."""
-        extra = {name: pinned(tensor, device) for name, tensor in self.extra.items()}
+        extra = {name: t if isinstance(t, Later) else pinned(t, device) for name, t in self.extra.items()}
         shown = None if self.shown is None else pinned(self.shown, device)
         return ModelInput(pinned(self.ids, device), pinned(self.mask, device), self.samples, extra, shown)
 
@@ -133,7 +178,10 @@ def joined(parts: Sequence[ModelInput]) -> ModelInput:
         return torch.cat([wide(tensor, part.ids.shape[1]) for part, tensor in zip(parts, which, strict=True)])
 
     ids, mask = put([part.ids for part in parts]), put([part.mask for part in parts])
-    extra = {name: put([part.extra[name] for part in parts]) for name in parts[0].extra}
+    extra: dict[str, Tensor | Later] = {}
+    for name, first in parts[0].extra.items():
+        each = [part.extra[name] for part in parts]
+        extra[name] = first.beside(each[1:]) if isinstance(first, Later) else put([made(one) for one in each])
     shown = [part.shown for part in parts if part.shown is not None]
     samples = torch.cat([part.samples.cpu() for part in parts])
     return ModelInput(ids, mask, samples, extra, put(shown) if shown else None)

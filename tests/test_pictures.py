@@ -15,7 +15,7 @@ from PIL import Image
 from circuits.activations.pictures import PictureRows, PictureSamples, PictureSource
 from circuits.data.pictures import lexicon, saved, table
 from circuits.errors import UserError
-from circuits.model_input import joined
+from circuits.model_input import Later, joined, made
 from circuits.models.hooks import forward
 from circuits.models.load import LM, wrap
 from circuits.tiny.vision import scenes, spec
@@ -214,7 +214,7 @@ def test_rows_are_what_the_processor_makes_and_no_group_is_on_both_sides(seeing:
     assert torch.equal(mine.ids, whole["input_ids"]) and torch.equal(
         mine.extra["token_type_ids"], whole["token_type_ids"]
     )
-    assert torch.allclose(mine.extra["pixel_values"], whole["pixel_values"])
+    assert torch.allclose(made(mine.extra["pixel_values"]), whole["pixel_values"])
     assert int(mine.shown.sum()) == spec.IMAGE_TOKENS and not (mine.predicted & mine.shown).any()  # type: ignore[union-attr]
 
 
@@ -231,6 +231,22 @@ def test_padding_batch_and_order_change_nothing_with_pictures(seeing: tuple[LM, 
         assert torch.allclose(
             batch.sites["resid_post", 1][place, :n], alone[number].sites["resid_post", 1][0], atol=1e-5
         )
+
+
+def test_pixels_are_made_for_one_pass_at_a_time(
+    seeing: tuple[LM, saved.PictureSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, pictures = seeing
+    seen: list[int] = []
+    rows = PictureRows(pictures, lm)
+    monkeypatch.setattr(rows, "pixels", lambda i: (seen.append(i), torch.zeros(3, 32, 32))[1])
+    block = PictureSource(rows, seed=0).block(0, 40)
+    chunk = joined([block.take(slice(0, 3)), block.take(torch.tensor([7, 5]))])
+    assert not seen and isinstance(chunk.extra["pixel_values"], Later), "a block of pictures is no pixels yet"
+    forward(lm, chunk, capture=[("resid_post", 0)])
+    assert seen == [int(block.samples[i]) for i in (0, 1, 2, 7, 5)]
+    with pytest.raises(UserError, match="different sets"):
+        joined([chunk, PictureSource(PictureRows(pictures, lm), seed=0).block(0, 2)])
 
 
 def test_the_stream_of_pictures_is_a_function_of_the_block_and_holds_no_test_picture(

@@ -2,7 +2,7 @@
 
 A row is what the model's own chat template and processor make of a picture and a prompt (and the caption as the answer, where it is
 trained on). How many tokens stand for a picture is fixed by the model (256 of Gemma 3), so token ids depend on the text alone and
-are made once a text; pixels are made once a picture while they fit into `PIXELS_BYTES`.
+are made once a text; pixels are made when a pass needs them, and kept while they fit into `PIXELS_BYTES`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from circuits.data.pictures.saved import PictureSet
 from circuits.data.seeds import derive_seed
 from circuits.errors import UserError
-from circuits.model_input import ModelInput, padded
+from circuits.model_input import Later, ModelInput, padded
 from circuits.models.load import LM
 
 PIXELS_BYTES = 512 << 20
@@ -71,9 +71,14 @@ class PictureRows:
         """The same of token ids: conversations that are being written."""
         found = padded(sequences, samples)
         shown = (found.ids == self._token) & found.mask
-        pixels = torch.stack([self.pixels(picture) for picture in pictures])
-        extra = {"pixel_values": pixels, "token_type_ids": shown.long()}
+        extra: dict[str, Tensor | Later] = {
+            "pixel_values": Later(self._stacked, pictures),
+            "token_type_ids": shown.long(),
+        }
         return ModelInput(found.ids, found.mask, found.samples, extra, shown)
+
+    def _stacked(self, pictures: Sequence[int]) -> Tensor:
+        return torch.stack([self.pixels(picture) for picture in pictures])
 
     def without_pictures(self, sequences: Sequence[Sequence[int]]) -> ModelInput:
         """The same without pixels, for a pass that goes on from what the model has already seen."""

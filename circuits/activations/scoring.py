@@ -19,7 +19,7 @@ from torch import Tensor
 from circuits.data.keeper import Keeper, State
 from circuits.data.prompts import PromptSet, Side, batches
 from circuits.errors import NonFinite, UserError
-from circuits.model_input import ModelInput
+from circuits.model_input import ModelInput, made
 from circuits.models.load import LM
 from circuits.models.modules import module_at, only_at
 from circuits.transfer import sent
@@ -173,7 +173,7 @@ def answer_logits(lm: LM, batch: ModelInput, n: int) -> Float[Tensor, "batch n v
             position_ids=batch.positions,
             use_cache=False,
             return_dict=True,
-            **batch.extra,
+            **{name: made(tensor) for name, tensor in batch.extra.items()},
         )
     logits: Tensor = out.logits
     return logits

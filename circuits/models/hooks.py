@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import NonFinite, UserError
-from circuits.model_input import ModelInput
+from circuits.model_input import Later, ModelInput, made
 from circuits.models.load import LM
 from circuits.models.modules import hooked, module_at, only_at, restarted
 from circuits.models.positions import Kept, last_positions, position_ids
@@ -232,7 +232,7 @@ def _edited(edit: Edit, y: Tensor) -> Tensor:
     return new
 
 
-def _call(lm: LM, ids: Tensor, mask: Tensor, inputs: Mapping[str, Tensor]) -> Tensor | None:
+def _call(lm: LM, ids: Tensor, mask: Tensor, inputs: Mapping[str, Tensor | Later]) -> Tensor | None:
     """The model's logits, or None when the pass was ended early."""
     try:
         out = lm.model(
@@ -241,7 +241,7 @@ def _call(lm: LM, ids: Tensor, mask: Tensor, inputs: Mapping[str, Tensor]) -> Te
             position_ids=position_ids(mask),
             use_cache=False,
             return_dict=True,
-            **{name: tensor.to(lm.device) for name, tensor in inputs.items()},
+            **{name: made(tensor).to(lm.device) for name, tensor in inputs.items()},
         )
     except _StopPassError:
         return None
