@@ -25,7 +25,7 @@ MODEL = [
 SMALL = [
     *MODEL,
     *("sae.steps=150", "sae.heldout_sequences=64", "sae.block_rows=4096"),
-    *("intervention.controls=2", "intervention.samples=60", "intervention.generate=6"),
+    *("intervention.controls=2", "intervention.samples=30", "intervention.generate=6"),
     *("baseline.tokens=6", "baseline.resamples=200", "cross_lingual.draws=20", "tracking=off"),
     *("bias_stats.permutations=100", "bias_stats.resamples=100", "bias_stats.shuffles=5"),
 ]
