@@ -51,7 +51,7 @@ def test_what_cannot_be_bundled_is_told_in_one_line(mine: Cli) -> None:
     (error,) = mine(*words, "of=study", "export.saes=[7]").errors
     assert error.startswith("error: export.saes: 7: no SAE of study-") and "there are: sae/tiny-L0" in error
     (error,) = mine("task=export", "layer=0", "of=study", "export.path=home").errors
-    assert error == "error: of=study: export.format=saelens does not read it; export.format=bundle does"
+    assert error == "error: of=study: export.format=saelens does not read it; export.format=bundle, source_layout do"
     assert mine(*words, "of=rows", "sae.k=8").code == 2
     assert not (mine.folder / "home").exists() and not list(mine.folder.glob(".home*"))
 

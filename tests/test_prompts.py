@@ -25,6 +25,7 @@ from circuits.data.prompt_build import Built, Wanted, from_behaviour, from_file
 from circuits.data.prompt_records import Record
 from circuits.data.prompt_tokens import Encoder
 from circuits.errors import Damaged, UserError
+from circuits.schema.behaviour import PICTURES
 from circuits.store import places
 from circuits.store.contents import Contents
 from circuits.tiny.spec import vocabulary
@@ -75,7 +76,7 @@ def test_more_prompts_than_there_are_is_an_error_unless_small_sets_are_allowed()
 
 
 def test_every_behaviour_is_a_choice_on_the_command_line() -> None:
-    assert set(places.choices("behaviour")) == {*BEHAVIOURS, "file"}
+    assert set(places.choices("behaviour")) == {*BEHAVIOURS, *PICTURES, "file"}
 
 
 def test_a_generator_draws_others_for_answers_of_several_tokens_and_says_how_many() -> None:

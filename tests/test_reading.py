@@ -90,7 +90,7 @@ REFUSED = [
      "experiment=canary_memory: task=sae reads nothing of it (activations.last_n activations.site"),
     ("task=archive archive.restore=x.tar archive.path=y", "archive.path=y: archive.restore=x.tar does not read it; leave archive."),
     ("task=clean clean.archive=x", "clean.archive=x: clean.archived=false does not read it; clean.archived=true does"),
-    ("task=export layer=2 of=x", "of=x: export.format=saelens does not read it; export.format=bundle does"),
+    ("task=export layer=2 of=x", "of=x: export.format=saelens does not read it; export.format=bundle, source_layout do"),
     ("task=sae confirm=true", "confirm: task=sae does not read it; task=clean does"),
     ("task=recover of=x cluster=csd3", "cluster: task=recover does not read it; task=activations or "),
 ]  # fmt: skip

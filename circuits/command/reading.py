@@ -257,7 +257,9 @@ def _advice(path: str, cfg: BaseConfig) -> str:
         if _reason(path, _with(cfg, key, value)) is None:
             turns.setdefault(key, []).append(value)
     if turns:
-        key, values = next(iter(turns.items()))
+        own = [key for key in turns if key.startswith(f"{task}.")]  # what the task itself is told, before its inputs
+        key = own[0] if own else next(iter(turns))
+        values = turns[key]
         now = plain(lookup(cfg, key))
         shown = "null" if now is None else str(now).lower() if isinstance(now, bool) else now
         return f"{key.removesuffix('_')}={shown} does not read it; {wanted(key, values)}"

@@ -38,7 +38,7 @@ Array = NDArray[np.float64]
 class Settings:
     """How languages are compared."""
 
-    k: int = 50
+    n_top: int = 50
     least: float = 0.5
     fdr: float = 0.05
     draws: int = 100
@@ -183,7 +183,7 @@ def compare(
         first = []
         for name in names:
             own = (sign * table[f"d.{name}"]).fillna(0.0)
-            first.append([int(f) for f in table.loc[own[own > 0].nlargest(s.k).index, "feature"]])
+            first.append([int(f) for f in table.loc[own[own > 0].nlargest(s.n_top).index, "feature"]])
         lists[side] = overlap(first[0], first[1], len(features))
     both = table[[f"significant.{name}" for name in names]].all(axis=1)
     return table, facts | {

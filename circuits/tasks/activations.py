@@ -24,7 +24,7 @@ from circuits.schema import (
     DataConfig,
     Reuse,
 )
-from circuits.schema.activations import SEQUENCES, asked_in, sites
+from circuits.schema.activations import SEQUENCES, Selected, asked_in, sites
 from circuits.schema.behaviour import of_pictures
 from circuits.schema.reading import When
 from circuits.store.contents import Contents
@@ -119,6 +119,8 @@ class Activations(Kind):
         """Equal results, equal keys: defaults written out, and nothing of the source that is not captured."""
         given, asked = resolved(cfg.activations), asked_in(cfg)
         given = replace(given, language=asked[0] if len(asked) == 1 else (list(asked) or None))
+        if not of_pictures(cfg.behaviour):
+            given = replace(given, select=Selected.all)
         if of_data(cfg):
             return replace(cfg, activations=given)
         return replace(cfg, activations=replace(given, n_sequences=None, tokens=None), data=DataConfig())

@@ -9,7 +9,7 @@ succeed, the measurement is kept and the run exits 3, each time it is asked.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,9 +62,10 @@ class Options:
     tokens: int = added(16)  # of a picture's caption
 
 
+_OF_TEXT = (When("behaviour.name", (), hint="a behaviour of text does", but=PICTURES),)
 READ_WHEN = {
-    "baseline.metric": (When("behaviour.name", (), hint="a behaviour of text does", but=PICTURES),),
-    "baseline.cluster": (When("behaviour.name", (), hint="a behaviour of text does", but=PICTURES),),
+    "baseline.metric": _OF_TEXT,
+    "baseline.cluster": _OF_TEXT,
     "baseline.tokens": (When("behaviour.name", PICTURES),),
 }
 
@@ -77,6 +78,7 @@ class Baseline(Kind):
     work = ("behaviour.n_samples",)
     needs = ("prompts", "tiny")
     pictures = True
+    when = READ_WHEN
     gated = ("behaviour.min_logit_diff", "behaviour.success_threshold")
     asks = ("behaviour.min_logit_diff",)
     memory_keys = ("baseline.batch_size",)
@@ -102,6 +104,12 @@ class Baseline(Kind):
     def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
         """The prompts and the model."""
         return [Input("prompts", (), cfg), *model_input(cfg)]
+
+    def normal(self, cfg: BaseConfig) -> BaseConfig:
+        """What is asked of text alone, or of pictures alone, has one value elsewhere."""
+        given, plain = getattr(cfg, "baseline"), Options()  # noqa: B009 (joined to the schema at run time)
+        fixed = ("metric", "cluster") if of_pictures(cfg.behaviour) else ("tokens",)
+        return replace(cfg, **{"baseline": replace(given, **{name: getattr(plain, name) for name in fixed})})
 
     def bytes(self, cfg: BaseConfig, dims: ModelDims) -> tuple[int, int]:
         """A table of prompts."""

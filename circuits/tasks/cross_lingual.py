@@ -31,7 +31,7 @@ SECTION = "cross_lingual"
 class Options:
     """How two languages are compared."""
 
-    k: int = 50  # features of each side's list, by d, whose overlap is counted
+    n_top: int = 50  # features of each side's list, by d, whose overlap is counted
     least: float = 0.5  # correlation over pictures from which a feature counts as shared
     fdr: float = 0.05  # q of that correlation
     draws: int = 100  # random permutations: what chance gives
@@ -75,7 +75,7 @@ class CrossLingual(Kind):
             )
         elif len(languages(cfg.behaviour)) < 2:
             errors.append("behaviour.languages: two languages are compared; [english,arabic]")
-        for name, least in (("k", 1), ("draws", 10), ("folds", 2)):
+        for name, least in (("n_top", 1), ("draws", 10), ("folds", 2)):
             if getattr(given, name) < least:
                 errors.append(f"{SECTION}.{name}={getattr(given, name)}: {least} or more")
         return errors
