@@ -13,6 +13,7 @@ Jobs begin next year, but for those whose start is timed, so that nothing runs m
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import os
 import re
@@ -30,26 +31,23 @@ THOUSAND = "stages:\n  saes: {task: sae, overrides: ['layer=range(0,4)', 'seed=r
 HUNDRED = "stages:\n  prompts: {task: prompts, overrides: ['seed=range(0,100)']}\n"
 TWO = """stages:
   first: {task: prompts, overrides: ['seed=0,1,2,3', 'behaviour.n_samples=40', 'behaviour.n_test=10']}
-  second: {task: baseline, overrides: ['seed=0,1,2,3', 'behaviour.n_samples=40', 'behaviour.n_test=10', force=true]}
+  second: {task: baseline, overrides: ['seed=0,1,2,3', 'behaviour.n_samples=40', 'behaviour.n_test=10', behaviour.min_logit_diff=-99]}
 """
 
 
-def cancelled(bench: Bench, out: str) -> None:
-    """Take what was submitted out of the queue."""
-    found = re.search(r"^cancel +scancel ([\d ]+)$", out, re.M)
-    if found is None:
-        raise RuntimeError(f"nothing was submitted: {out}")
-    bench.cluster.client("scancel", *found[1].split())
-    until(lambda: not bench.cluster.client("squeue", "-h").stdout.strip(), "the queue to be empty")
+def cancelled(bench: Bench) -> None:
+    """Take all that was submitted out of the queue, the job that would close the study, too."""
+    bench.cluster.client("scancel", "--full", f"--user={getpass.getuser()}")
+    until(lambda: not bench.cluster.client("squeue", "-h").stdout.strip(), "the queue to be empty", 60)
 
 
 def submitted(bench: Bench, rounds: int) -> list[tuple[float, float]]:
     """The study of the qwen circuits, each round with another seed."""
     found = []
     for number in range(rounds):
-        out, wall, processor = bench.launch(*QWEN, f"seed={number}")
+        _, wall, processor = bench.launch(*QWEN, f"seed={number}")
         found.append((wall, processor))
-        cancelled(bench, out)
+        cancelled(bench)
     return found
 
 
@@ -63,7 +61,7 @@ def thousand(bench: Bench, rounds: int) -> tuple[list[tuple[float, float]], list
     if sweep is None:
         raise RuntimeError(out)
     looks = [bench.launch("task=status", f"of={sweep[1]}")[1:] for _ in range(rounds)]
-    cancelled(bench, out)
+    cancelled(bench)
     return plans, looks
 
 
