@@ -31,7 +31,7 @@ THOUSAND = "stages:\n  saes: {task: sae, overrides: ['layer=range(0,4)', 'seed=r
 HUNDRED = "stages:\n  prompts: {task: prompts, overrides: ['seed=range(0,100)']}\n"
 TWO = """stages:
   first: {task: prompts, overrides: ['seed=0,1,2,3', 'behaviour.n_samples=40', 'behaviour.n_test=10']}
-  second: {task: baseline, overrides: ['seed=0,1,2,3', 'behaviour.n_samples=40', 'behaviour.n_test=10', behaviour.min_logit_diff=-99]}
+  second: {task: baseline, overrides: ['seed=0,1,2,3', behaviour.n_samples=40, behaviour.n_test=10, behaviour.min_logit_diff=-99]}
 """
 
 

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import chi2, false_discovery_control, hypergeom, rankdata
+from scipy.stats import chi2, false_discovery_control, rankdata
+
+from circuits.stats.groups import EXPECTED, tails
 
 Array = NDArray[np.float64]
-EXPECTED = 2.5
-"""Active prompts to be expected in the smallest level, below which a feature is tested exactly."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class LevelTest:
         self._sparse = np.flatnonzero(self._active * self.counts.min() / n < EXPECTED)
         most = int(self._active[self._sparse].max(initial=0))
         # By level, number of active prompts in all and in the level: the two-sided hypergeometric p.
-        self._tails = [_tails(n, most, int(count)) for count in self.counts]
+        self._tails = [tails(n, most, int(count)) for count in self.counts]
 
     def p(self, codes: NDArray[np.int64]) -> Array:
         """One p a feature; NaN for a feature whose values are all equal."""
@@ -143,15 +143,6 @@ class LevelTest:
             exact = np.minimum(1.0, each.min(0) * (levels if levels > 2 else 1))
             p[self._sparse] = np.where(varies[self._sparse], exact, np.nan)
         return p
-
-
-def _tails(n: int, most: int, count: int) -> Array:
-    """``[active, inside]``: P of so few or so many of `active` prompts (0 … most) in a level of `count` of n, doubled."""
-    inside = np.arange(count + 1)
-    mass: Array = np.asarray(hypergeom.pmf(inside[None], n, np.arange(most + 1)[:, None], count))
-    below = mass.cumsum(1)
-    above = mass[:, ::-1].cumsum(1)[:, ::-1]
-    return np.minimum(1.0, 2 * np.minimum(below, above))
 
 
 def corrected(p: Array) -> Array:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import Damaged, UserError
 from circuits.files import read_json, write_json
+from circuits.stats.saved import Saved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +40,7 @@ def write_examples(
     """The pictures on which each side's first features are most active, as small PNGs beside a list."""
     import numpy as np
 
+    from circuits.data.pictures import lexicon
     from circuits.data.pictures.saved import write_thumbnails
 
     folder, found = out / "examples", []
@@ -59,6 +61,7 @@ def write_examples(
                     "cohens_d": float(row["cohens_d"]),
                     "q_value": float(row["q_value"]),
                     "significant": bool(row["significant"]),
+                    "themes": lexicon.themes(text for i in top for text in pictures[i].captions.get("english", [])[:1]),
                     "pictures": [
                         {
                             "picture": i,
@@ -80,16 +83,17 @@ def pooled_name(layer: int, language: str) -> str:
     return f"pooled-L{layer}-{language}.npz"
 
 
-class BiasStatistics:
+class BiasStatistics(Saved):
     """What tells male and female pictures apart."""
 
+    what = "group statistics"
+
     def __init__(self, directory: Path) -> None:
-        self.path = Path(directory)
+        super().__init__(directory)
         try:
             self.meta: dict[str, Any] = read_json(self.path / META)
-            self.metrics: dict[str, Any] = read_json(self.path / "metrics.json")
         except (OSError, ValueError) as e:
-            raise Damaged(f"{directory}: no whole group statistics ({e})") from e
+            raise Damaged(f"{directory}: no whole {self.what} ({e})") from e
 
     def __repr__(self) -> str:
         return f"BiasStatistics(layers {self.layers}, {' '.join(self.languages)}; {self.path})"
@@ -107,16 +111,12 @@ class BiasStatistics:
     @cached_property
     def table(self) -> pd.DataFrame:
         """A row for each feature, layer and language."""
-        import pandas as pd
-
-        return pd.read_parquet(self.path / TABLE)
+        return self._table("statistics")
 
     @cached_property
     def pictures(self) -> pd.DataFrame:
         """A row for each picture."""
-        import pandas as pd
-
-        return pd.read_parquet(self.path / PICTURES)
+        return self._table("pictures")
 
     @cached_property
     def results(self) -> dict[str, Any]:
@@ -146,19 +146,12 @@ class BiasStatistics:
         return [int(feature) for feature in mine["feature"].head(n)]
 
 
-class CrossLingual:
+class CrossLingual(Saved):
     """Two languages compared, as a notebook reads it."""
 
-    def __init__(self, directory: Path) -> None:
-        self.path = Path(directory)
-        try:
-            self.metrics: dict[str, Any] = read_json(self.path / "metrics.json")
-        except (OSError, ValueError) as e:
-            raise Damaged(f"{directory}: no whole comparison of languages ({e})") from e
+    what = "comparison of languages"
 
     @cached_property
     def features(self) -> pd.DataFrame:
         """A row for each feature and layer: its correlation over pictures, whether it is shared, d in both languages."""
-        import pandas as pd
-
-        return pd.read_parquet(self.path / "features.parquet")
+        return self._table("features")

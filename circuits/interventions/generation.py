@@ -77,7 +77,6 @@ def generate(
     steps: int,
     *,
     hooks: MakeHooks = no_hooks,
-    inputs: MakeInputs = text_inputs,
     batch_size: int = 32,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Ids]:
@@ -90,7 +89,7 @@ def generate(
             if not active:
                 break
             rows = [starts[i] + tuple(found[i]) for i in active]
-            tokens = inputs(active, rows)
+            tokens = padded(rows)
             edits = hooks(active, [len(row) for row in rows], tokens.ids.shape[1])
             top = forward(lm, tokens, edits=edits, logits="last").read.float().argmax(-1).tolist()
             for i, token in zip(active, top, strict=True):

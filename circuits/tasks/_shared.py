@@ -71,6 +71,11 @@ def layer_name(layers: Layers) -> str:
     return f"L{layers[0] if layers else ''}"
 
 
+def layers_name(layers: Layers) -> str:
+    """``-L0-3`` of an artifact over several layers, ``-L3`` of one; nothing where none is known yet."""
+    return f"-L{layers[0]}-{layers[-1]}" if len(layers) > 1 else f"-L{layers[0]}" if layers else ""
+
+
 def run_shared(context: Context, make: Callable[[Context, Work], str | None]) -> None:
     """Make the one artifact of a run whose work several runs may share: `make` says why it is not yet whole, or None.
 

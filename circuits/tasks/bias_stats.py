@@ -20,6 +20,7 @@ from circuits.schema.behaviour import languages, of_pictures
 from circuits.schema.fields import free
 from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims
 from circuits.store.labels import behaviour_name, readable
+from circuits.tasks._shared import layers_name
 
 if TYPE_CHECKING:
     from circuits.data.pictures.saved import PictureSet
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from circuits.features.bias_saved import BiasStatistics
     from circuits.features.pooled import Pooled
     from circuits.run.context import Context, Work
+    from circuits.sae.modules import SAE
 
 SECTION = "bias_stats"
 
@@ -54,9 +56,6 @@ class Options:
     min_explained_variance: float = free(0.5)  # an SAE that explains less, of any token type or language, is not used
 
 
-READ_WHEN: dict[str, Any] = {}
-
-
 class BiasStats(Kind):
     """Group statistics of pictures, over a set of layers."""
 
@@ -78,9 +77,10 @@ class BiasStats(Kind):
 
     def label(self, cfg: BaseConfig, layers: Layers) -> str:
         """``gender_bias-tiny_vlm-L0-3``."""
-        at = f"-L{layers[0]}-{layers[-1]}" if len(layers) > 1 else f"-L{layers[0]}" if layers else ""
         where = getattr(cfg, SECTION).where
-        return f"{behaviour_name(cfg)}-{readable(cfg.model.id)}{at}" + (f"-{readable(where)}" if where else "")
+        return f"{behaviour_name(cfg)}-{readable(cfg.model.id)}{layers_name(layers)}" + (
+            f"-{readable(where)}" if where else ""
+        )
 
     def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
         """The pictures; of each layer the SAE and both languages' activations."""
@@ -187,10 +187,10 @@ def _make(context: Context, work: Work) -> None:
     tested, summaries, quality, pooled = [], {}, {}, {}
     total, done = len(context.layers) * len(asked), 0
     for layer in context.layers:
-        sae_path = context.require(f"sae/L{layer}").path
+        sae = _sae(context, layer)
         for language in asked:
             context.progress("pooling and testing", done, total, "layer and language")
-            found = _pooled(context, work, layer, language, sae_path, len(pictures))
+            found = _pooled(context, sae, layer, language, len(pictures))
             quality[layer, language] = {name: q.explained_variance for name, q in found.quality.items()}
             _refuse_badly_read(context, layer, language, quality[layer, language])
             try:
@@ -249,17 +249,21 @@ def _dead(found: Pooled) -> int:
     return int((np.diff(found.values.indptr) == 0).sum())
 
 
-def _pooled(context: Context, work: Work, layer: int, language: str, sae_path: Path, n: int) -> Pooled:
-    from circuits.activations.store import ActivationStore
-    from circuits.features.pooled import pool
+def _sae(context: Context, layer: int) -> SAE:
     from circuits.models.load import pick_device
     from circuits.sae import formats
 
-    cfg = context.cfg
+    model = context.cfg.model
+    return formats.load(context.require(f"sae/L{layer}").path).to(pick_device(model.device, model.allow_fallback))
+
+
+def _pooled(context: Context, sae: SAE, layer: int, language: str, n: int) -> Pooled:
+    from circuits.activations.store import ActivationStore
+    from circuits.features.pooled import pool
+
     store = ActivationStore(context.require(f"activations/L{layer}/{language}").path)
-    sae = formats.load(sae_path).to(pick_device(cfg.model.device, cfg.model.allow_fallback))
     with context.run.stop.cutting():
-        return pool(store, sae, n, cfg.bias_stats.pool.value, skip_first=cfg.sae.skip_first)
+        return pool(store, sae, n, context.cfg.bias_stats.pool.value, skip_first=context.cfg.sae.skip_first)
 
 
 def _refuse_badly_read(context: Context, layer: int, language: str, found: Mapping[str, float | None]) -> None:

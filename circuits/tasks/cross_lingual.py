@@ -16,7 +16,7 @@ from circuits.schema import BaseConfig
 from circuits.schema.behaviour import languages, of_pictures
 from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims
 from circuits.store.labels import behaviour_name, readable
-from circuits.tasks._shared import bias_input
+from circuits.tasks._shared import bias_input, layers_name
 
 if TYPE_CHECKING:
     from circuits.features.bias_saved import BiasStatistics
@@ -59,8 +59,7 @@ class CrossLingual(Kind):
 
     def label(self, cfg: BaseConfig, layers: Layers) -> str:
         """``gender_bias-tiny_vlm-L0-3``."""
-        at = f"-L{layers[0]}-{layers[-1]}" if len(layers) > 1 else f"-L{layers[0]}" if layers else ""
-        return f"{behaviour_name(cfg)}-{readable(cfg.model.id)}{at}"
+        return f"{behaviour_name(cfg)}-{readable(cfg.model.id)}{layers_name(layers)}"
 
     def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
         """The statistics, and the pictures that they are of."""

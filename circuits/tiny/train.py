@@ -16,7 +16,7 @@ threads two trainings are equal bit by bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,11 +36,9 @@ from circuits.errors import NonFinite
 from circuits.files import write_json
 from circuits.tiny import mixture
 from circuits.tiny.accuracy import Accuracy, accuracies
-from circuits.tiny.keeping import adam_state, quiet_saving, take_up
+from circuits.tiny.keeping import Progress, adam_state, quiet_saving, run, take_up
 from circuits.tiny.spec import BOS, EOS, SPECIALS, VERSION, TinySpec, hf_config, vocabulary
 from circuits.tiny.tokenizer import build_tokenizer, word_ids
-
-Progress = Callable[[int, int, dict[str, float]], None]
 
 ERROR_RATE = 0.05
 """Weight of the newest batch in a behaviour's running error."""
@@ -205,17 +203,8 @@ def fit(
 
     Warm-up, a constant rate until all is learned (at the latest until the decay must begin), linear decay to zero.
     """
-    training, keeper = Fit(model, spec, ids), keeper or Keeper()
-    for found in keeper.begin({"training": {**asdict(spec), "version": VERSION}}).values():
-        training.load(*found)
-    model.train()
-    while training.taken < training.end:
-        metrics = training.step()
-        if progress is not None:
-            progress(training.taken, training.end, metrics)
-        keeper.step(training.taken, training.end, lambda _: training.state())
-    keeper.end(training.taken, lambda _: training.state())
-    model.eval()
+    training = Fit(model, spec, ids)
+    run(training, {**asdict(spec), "version": VERSION}, progress, keeper or Keeper())
     return training.taken
 
 

@@ -135,8 +135,10 @@ def _galleries(entry: Entry, problems: list[str]) -> list[Block]:
             tiles.append(Tile(png, f"{picture['label']} · {picture['value']:.2f}", lines))
         title = f"Layer {one['layer']}, feature {one['feature']} ({one['side']}, {one['language']}): d = {one['cohens_d']:.2f}"
         caption = (
-            "Pictures by largest activation, each with its label, activation and first captions." if not blocks else ""
+            "Pictures by largest activation, each with its label, activation and first captions. " if not blocks else ""
         )
+        themes = ", ".join(f"{name} {n}" for name, n in (one.get("themes") or {}).items() if n)
+        caption += f"Themes of these captions, by whole words: {themes}." if themes else ""
         blocks.append(Gallery(title, tuple(tiles), caption))
     return blocks
 

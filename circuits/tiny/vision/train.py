@@ -24,8 +24,7 @@ from circuits.data.seeds import derive_seed
 from circuits.errors import NonFinite
 from circuits.files import write_json
 from circuits.model_input import ModelInput
-from circuits.tiny.keeping import adam_state, quiet_saving, take_up
-from circuits.tiny.train import Progress
+from circuits.tiny.keeping import Progress, adam_state, quiet_saving, run, take_up
 from circuits.tiny.vision import scenes
 from circuits.tiny.vision.drawing import draw
 from circuits.tiny.vision.measure import measure
@@ -53,6 +52,11 @@ class Fit:
             for gender in scenes.GENDERS
         ]
         self._pixels = pixels([draw(one) for one in self._drawn])
+
+    @property
+    def end(self) -> int:
+        """Steps in all."""
+        return self.spec.steps
 
     def batch(self, step: int) -> tuple[ModelInput, Tensor]:
         """The rows of a step, and which of their tokens count."""
@@ -140,16 +144,7 @@ def train(spec: VisionSpec, *, progress: Progress | None = None, keeper: Keeper[
     """
     model, keeper = new_model(spec), keeper or Keeper()
     training = Fit(model, spec)
-    for found in keeper.begin({"training": {**asdict(spec), "version": VERSION}}).values():
-        training.load(*found)
-    model.train()
-    while training.taken < spec.steps:
-        metrics = training.step()
-        if progress is not None:
-            progress(training.taken, spec.steps, metrics)
-        keeper.step(training.taken, spec.steps, lambda _: training.state())
-    keeper.end(training.taken, lambda _: training.state())
-    model.eval()
+    run(training, {**asdict(spec), "version": VERSION}, progress, keeper)
     with keeper.cutting():
         measured = measure(model, training.writer, spec)
     return Trained(model, build_processor(spec.max_positions), measured)
