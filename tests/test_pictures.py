@@ -158,6 +158,20 @@ def test_a_file_that_is_not_utf_8_says_where(write: Write) -> None:
         read(path)
 
 
+def test_all_of_a_table_is_taken_where_nobody_says_how_many(cli: Cli, write: Write) -> None:
+    path = write([(f"{i}.png", "a man", "رجل") for i in range(9)])
+    asked = [
+        "task=prompts",
+        "behaviour=gender_bias",
+        f"behaviour.path={path}",
+        f"behaviour.images={path.parent / 'images'}",
+    ]
+    done = cli(*asked, "tracking=off")
+    assert done.code == 0 and "6      3" in done.out, done.err + done.out
+    done = cli(*asked, "behaviour.n_samples=8", "behaviour.n_test=3", "tracking=off")
+    assert done.code == 1 and "6 train pictures of 9, behaviour.n_samples=8 asks for more" in done.err, done.err
+
+
 def test_a_picture_that_changed_after_it_was_prepared_is_refused(write: Write, tmp_path: Path) -> None:
     built = read(write([(f"{i}.png", "a man", "رجل") for i in range(4)]))
     saved.write(tmp_path, built.pictures, {"languages": list(BOTH)})
@@ -312,6 +326,10 @@ def test_a_language_model_is_asked_for_no_pictures(seeing: tuple[LM, saved.Pictu
         (
             ["task=activations", "behaviour=gender_bias", "model=tiny_vlm", "precision=fp16"],
             r"precision=fp16: activations of gemma3",
+        ),
+        (
+            ["task=baseline", "behaviour=gender_bias", "behaviour.path=/dev/null"],
+            r"is a language model \(qwen2\) and takes no",
         ),
         (["task=baseline", "activations.select=image"], r"activations\.select: task=baseline does not read it"),
         (

@@ -122,7 +122,7 @@ def check(behaviour: BehaviourConfig) -> list[str]:
         value = getattr(behaviour, name)
         if value is not None and value < least:
             errors.append(f"behaviour.{name}={value}: {least} or more")
-        if value is None and behaviour.name != FILE and behaviour.path is None:
+        if value is None and behaviour.name not in (FILE, *PICTURES):
             errors.append(f"behaviour.{name}=null: a generator has no end; give a number")
     if not 0 <= behaviour.success_threshold <= 1:
         errors.append(f"behaviour.success_threshold={behaviour.success_threshold}: a share between 0 and 1")

@@ -50,16 +50,26 @@ def problems(family: Family, dims: ModelDims) -> list[str]:
     for one, mine, at in family:
         try:
             found += one.check(mine, dims, at)
-            found += _pictured(one, mine, at)
+            found += _pictured(one, mine, at, dims)
         except UserError as e:
             found += e.messages
     return list(dict.fromkeys(found))
 
 
-def _pictured(kind: Kind, cfg: BaseConfig, at: Layers) -> list[str]:
-    """A behaviour of pictures, where prompts of text are read."""
-    if kind.pictures or not of_pictures(cfg.behaviour):
+def _pictured(kind: Kind, cfg: BaseConfig, at: Layers, dims: ModelDims) -> list[str]:
+    """A behaviour of pictures, where prompts of text are read, or of a model that takes none."""
+    if not of_pictures(cfg.behaviour):
         return []
+    if kind.pictures:
+        from circuits.models.sites import FAMILIES
+
+        family = FAMILIES.get(dims.model_type or "")
+        if "model" not in kind.sections or family is None or family.tower:
+            return []
+        return [
+            f"behaviour={cfg.behaviour.name}: model={cfg.model.id} is a language model ({dims.model_type}) and takes no pictures; "
+            "choose a vision-language model (model=tiny_vlm, gemma-3-4b-it)"
+        ]
     if not any(one.kind == "prompts" and one.name != "pictures" for one in of(kind, cfg, at)):
         return []
     able = " ".join(name for name, other in sorted(registry.kinds().items()) if other.pictures)

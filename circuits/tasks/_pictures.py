@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,20 @@ def identity(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
     files = sorted(set(_files(cfg)))
     told = [f"{name} {contents.one_file(path) if path.is_file() else 'missing'}" for name, path in files]
     return {"images": sha256_text("\n".join(told))}
+
+
+DRAWN = (600, 300)
+"""Training and test pictures that are drawn where nobody says how many."""
+
+
+def normal(cfg: BaseConfig) -> BaseConfig:
+    """How many pictures are drawn, written out; a table has as many as it has."""
+    behaviour = cfg.behaviour
+    if behaviour.path is not None:
+        return cfg
+    train, test = (given if given is not None else default
+                   for given, default in zip((behaviour.n_samples, behaviour.n_test), DRAWN, strict=True))  # fmt: skip
+    return replace(cfg, behaviour=replace(behaviour, n_samples=train, n_test=test))
 
 
 def problems(cfg: BaseConfig) -> list[str]:
@@ -109,7 +124,7 @@ def make(context: Context, work: Work) -> None:
 def _drawn(cfg: BaseConfig, asked: tuple[str, ...]) -> tuple[Built, Any]:
     from circuits.tiny.vision.pictures import drawn
 
-    behaviour, scenes = cfg.behaviour, scenes_of(cfg.model)
+    behaviour, scenes = normal(cfg).behaviour, scenes_of(cfg.model)
     if scenes is None:
         raise UserError(problems(cfg)[0])
     return drawn(

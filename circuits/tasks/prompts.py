@@ -134,6 +134,8 @@ class Prompts(Kind):
 
     def normal(self, cfg: BaseConfig) -> BaseConfig:
         """The rule for answers of several tokens that goes without saying enters keys under its first name."""
+        if of_pictures(cfg.behaviour):
+            cfg = _pictures.normal(cfg)
         if cfg.behaviour.multi_token is not None:
             return cfg
         return replace(cfg, behaviour=replace(cfg.behaviour, multi_token=MultiToken.fail))

@@ -238,8 +238,8 @@ def split(
         if most is not None and len(mine) < most and not allow_small:
             key = "n_samples" if name == "train" else "n_test"
             raise UserError(
-                f"{where}: {len(mine)} {name} pictures, behaviour.{key}={most} asks for more; lower it, or take what there is with "
-                "behaviour.allow_small=true"
+                f"{where}: {len(mine)} {name} pictures of {len(pictures)}, behaviour.{key}={most} asks for more; "
+                "lower it, or take what there is with behaviour.allow_small=true"
             )
         found += mine if most is None else _drawn(mine, most, seed)
     kept = {one.id for one in found}
