@@ -75,6 +75,8 @@ class ModelInput:
     [batch, channels, height, width], ``token_type_ids`` [batch, pos] …"""
     shown: Bool[Tensor, "batch pos"] | None = None
     """True at the tokens that stand for an image; None where the rows are text alone. The model does not get it."""
+    asked: Bool[Tensor, "batch pos"] | None = None
+    """True at the tokens of a question to which the rest is the answer; None where all text is to be predicted."""
 
     def __post_init__(self) -> None:
         if self.samples is None:
@@ -87,13 +89,15 @@ class ModelInput:
                 f"{wrong[0]} {tuple(getattr(self.extra[wrong[0]], 'shape', [len(self.extra[wrong[0]])]))}: a row for each of "
                 f"{len(self.ids)} is needed"
             )
-        if self.shown is not None and self.shown.shape != self.ids.shape:
-            raise UserError(f"shown {tuple(self.shown.shape)}: as ids, {tuple(self.ids.shape)}")
+        for name, found in (("shown", self.shown), ("asked", self.asked)):
+            if found is not None and found.shape != self.ids.shape:
+                raise UserError(f"{name} {tuple(found.shape)}: as ids, {tuple(self.ids.shape)}")
 
     @property
     def predicted(self) -> Bool[Tensor, "batch pos"]:
-        """Valid tokens that a language model is asked to predict: those of text."""
-        return self.mask if self.shown is None else self.mask & ~self.shown
+        """Valid tokens that a language model is asked to predict: those of text, without a question's."""
+        found = self.mask if self.shown is None else self.mask & ~self.shown
+        return found if self.asked is None else found & ~self.asked
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -126,21 +130,21 @@ class ModelInput:
             else:
                 along = tensor.ndim > 1 and tensor.shape[1] == whole
                 extra[name] = tensor[index][:, columns] if along else tensor[index]
-        shown = None if self.shown is None else self.shown[index][:, columns]
-        return ModelInput(self.ids[index][:, columns], mask[:, columns], self.samples[index], extra, shown)
+        shown, asked = (None if one is None else one[index][:, columns] for one in (self.shown, self.asked))
+        return ModelInput(self.ids[index][:, columns], mask[:, columns], self.samples[index], extra, shown, asked)
 
     def to(self, device: torch.device) -> ModelInput:
         """The same on `device`, without waiting where that can be."""
         ids, mask, samples = (sent(tensor, device) for tensor in (self.ids, self.mask, self.samples))
-        shown = None if self.shown is None else sent(self.shown, device)
+        shown, asked = (None if one is None else sent(one, device) for one in (self.shown, self.asked))
         extra = {name: sent(made(tensor), device) for name, tensor in self.extra.items()}
-        return ModelInput(ids, mask, samples, extra, shown)
+        return ModelInput(ids, mask, samples, extra, shown, asked)
 
     def pinned(self, device: torch.device) -> ModelInput:
         """The same, in memory that `device` copies from without the host."""
         extra = {name: t if isinstance(t, Later) else pinned(t, device) for name, t in self.extra.items()}
-        shown = None if self.shown is None else pinned(self.shown, device)
-        return ModelInput(pinned(self.ids, device), pinned(self.mask, device), self.samples, extra, shown)
+        shown, asked = (None if one is None else pinned(one, device) for one in (self.shown, self.asked))
+        return ModelInput(pinned(self.ids, device), pinned(self.mask, device), self.samples, extra, shown, asked)
 
 
 def padded(
@@ -167,7 +171,8 @@ def joined(parts: Sequence[ModelInput]) -> ModelInput:
     """
     width = max(part.ids.shape[1] for part in parts)
     names = set(parts[0].extra)
-    if any(set(part.extra) != names or (part.shown is None) != (parts[0].shown is None) for part in parts):
+    kinds = {(part.shown is None, part.asked is None) for part in parts}
+    if len(kinds) > 1 or any(set(part.extra) != names for part in parts):
         raise UserError("rows of text alone and rows with images cannot be put together")
 
     def wide(tensor: Tensor, own: int) -> Tensor:
@@ -183,5 +188,6 @@ def joined(parts: Sequence[ModelInput]) -> ModelInput:
         each = [part.extra[name] for part in parts]
         extra[name] = first.beside(each[1:]) if isinstance(first, Later) else put([made(one) for one in each])
     shown = [part.shown for part in parts if part.shown is not None]
+    asked = [part.asked for part in parts if part.asked is not None]
     samples = torch.cat([part.samples.cpu() for part in parts])
-    return ModelInput(ids, mask, samples, extra, put(shown) if shown else None)
+    return ModelInput(ids, mask, samples, extra, put(shown) if shown else None, put(asked) if asked else None)

@@ -8,6 +8,7 @@ are made once a text; pixels are made when a pass needs them, and kept while the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -208,4 +209,6 @@ class PictureSource:
             caption = captions[int(draw * len(captions))] if captions else None
             texts.append(self._rows.text(picture, language, caption))
         numbers = [picture for picture, *_ in chosen]
-        return self._rows.rows(texts, numbers, numbers)
+        found = self._rows.rows(texts, numbers, numbers)
+        questions = [len(self._rows.ids(self._rows.text(picture, language))) for picture, language, _ in chosen]
+        return replace(found, asked=torch.arange(found.ids.shape[1]) < torch.tensor(questions)[:, None])

@@ -273,7 +273,9 @@ def _each_layer(words: list[str], compose: Compose) -> list[str]:
         return words
     from circuits.launch.planning import model_dims
 
-    depth = model_dims(compose([word for word in words if word.split("=")[0].split(".")[0] == "model"])).depth
+    cfg = compose([word for word in words if word.split("=")[0].split(".")[0] == "model"])
+    known = None if cfg.model.embedded is not None else cfg.model.layers  # a preset says it without a network
+    depth = model_dims(cfg).depth if known is None else known
     if depth is None:
         raise UserError(f"{EACH}: nobody knows yet how many layers the model has; write layer=range(0,N)")
     return [f"layer={','.join(map(str, range(depth)))}" if word == EACH else word for word in words]
