@@ -226,8 +226,12 @@ def test_a_change_deep_in_the_chain_reaches_the_top(tmp_path: Path) -> None:
 
 def test_one_measure_of_sparsity_stands_for_every_architectures_own() -> None:
     assert key("sae.sparsity=2").hash == key("sae.k=16").hash != key().hash == key("sae.sparsity=1").hash
-    assert key("sae=relu", "sae.l1=0.05", "sae.sparsity=2").hash == key("sae=relu", "sae.l1=0.1").hash
-    assert key("sae=jumprelu", "sae.sparsity=2").hash != key("sae=jumprelu").hash
+    fixed = ("sae=relu", "sae.target_l0=null")
+    assert key(*fixed, "sae.l1=0.05", "sae.sparsity=2").hash == key(*fixed, "sae.l1=0.1").hash
+    for name in ("relu", "gated", "jumprelu"):
+        halved = key(f"sae={name}", "sae.sparsity=2").hash
+        assert key(f"sae={name}", "sae.target_l0=16").hash == halved != key(f"sae={name}").hash
+    assert key("sae.target_l0=16").hash == key("sae.k=16").hash
 
 
 def test_a_kinds_version_changes_its_key_and_the_keys_of_what_is_made_from_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,15 @@ REFUSED = [
     (["sae.accumulate=3"], "sae.accumulate=3: sae.batch_size=256 is not divisible by it"),
     (["sae.validate_every=10"], "sae.validate_every=10: sae.patience=null does not read it; sae.patience=N does"),
     (["sae=jumprelu", "sae.bandwidth=0"], "sae.bandwidth=0.0: more than 0"),
-    (["sae=jumprelu", "sae.l0_coefficient=null"], "sae.l0_coefficient is needed by sae=jumprelu"),
+    (["sae=jumprelu", "sae.target_l0=null"], "sae.l0_coefficient \\(or sae.target_l0\\) is needed by sae=jumprelu"),
+    (["sae=relu", "sae.l1=0.2"], "sae.l1=0.2: sae.target_l0=32.0 does not read it; sae.target_l0=null does"),
+    (["sae=relu", "sae.target_l0=0.5"], "sae.target_l0=0.5: at least 1 active feature a row"),
+    (["sae=relu", "sae.target_l0=1100"], f"sae.target_l0=1100: more than {MADE}"),
+    (["sae=topk", "sae.target_l0=1100"], f"sae.target_l0=1100: more than {MADE}"),
+    (
+        ["sae=topk", "sae.target_l0=8", "sae.k=16"],
+        "sae.k=16: sae.target_l0=8.0 does not read it; sae.target_l0=null does",
+    ),
     (["sae=batchtopk", "sae.threshold_rate=2"], "sae.threshold_rate=2.0: the weight of one batch"),
     (["sae=relu", "sae.sparsity_decay=1.5"], "sae.sparsity_decay=1.5: a share between 0 and 1"),
 ]

@@ -68,4 +68,7 @@ def _row(metrics: Mapping[str, Any], heading: str, name: str, form: str) -> str:
 
 def _control(metrics: Mapping[str, Any]) -> list[str]:
     control = metrics.get("control")
-    return [f"The same SAE before training explains {control['explained_variance']:.4f}.", ""] if control else []
+    found = [f"The same SAE before training explains {control['explained_variance']:.4f}."] if control else []
+    for name, measured in (metrics.get("baselines") or {}).items():
+        found.append(f"With a {name.replace('_', ' ')} it explains {measured['explained_variance']:.4f}.")
+    return [" ".join(found), ""] if found else []

@@ -1,6 +1,7 @@
 """Measure several layers' SAEs in one pass over held-out sequences: reconstruction, sparsity, and loss when spliced in.
 
-The control is the same SAE before any training: what its sparsity, normalisation and decoder bias explain by themselves.
+Controls are the same SAE before any training (what its sparsity, normalisation and decoder bias explain by themselves) and its
+frozen baselines (:mod:`circuits.sae.baselines`). They are not spliced into the model: that would take a pass each.
 """
 
 from __future__ import annotations
@@ -28,42 +29,44 @@ Measured = tuple[dict[str, Any], Float[Tensor, " d_sae"]]
 def measure(
     stream: Stream,
     saes: Mapping[int, SAE],
-    untrained: Mapping[int, SAE],
+    controls: Mapping[int, Mapping[str, SAE]],
     *,
     n_sequences: int,
     seed: int,
     keeper: Keeper[int] | None = None,
 ) -> dict[int, Measured]:
-    """By layer: the metrics of :class:`Evaluator` with ``control``, and each feature's firing rate.
+    """By layer: the metrics of :class:`Evaluator` with ``control`` and ``baselines``, and each feature's firing rate.
 
     Args:
         stream: gives the held-out sequences and their activations.
         saes: by layer, on the model's device.
-        untrained: controls by layer; a layer without one has none.
+        controls: by layer and name; a layer may have none.
         n_sequences: held-out sequences (fewer when the corpus has no more; the number is in the metrics).
         seed: of the bootstrap.
         keeper: where each layer's sums are kept; told (sequences done, all), it may end the pass.
     """
     evaluators = {layer: Evaluator(sae, seed=seed) for layer, sae in saes.items()}
-    controls = {layer: Evaluator(sae, seed=seed) for layer, sae in untrained.items()}
+    beside = {
+        layer: {name: Evaluator(sae, seed=seed) for name, sae in found.items()} for layer, found in controls.items()
+    }
     keeper, chunk = keeper or Keeper(), _sequences(stream)
     kept = keeper.begin({layer: _facts(stream, sae, n_sequences, chunk) for layer, sae in saes.items()})
     for layer, (tensors, _) in kept.items():
         evaluators[layer].load(_part(tensors, "trained."))
-        if layer in controls:
-            controls[layer].load(_part(tensors, "control."))
+        for name, one in beside.get(layer, {}).items():
+            one.load(_part(tensors, f"{name}."))
     dropped = [meta["dropped"] for _, meta in kept.values() if meta["done"] == keeper.start]
 
     def state(layer: int) -> State:
-        parts = {"trained.": evaluators[layer], **({"control.": controls[layer]} if layer in controls else {})}
-        found = {before + name: value for before, one in parts.items() for name, value in one.state()[0].items()}
+        parts = {"trained": evaluators[layer], **beside.get(layer, {})}
+        found = {f"{before}.{name}": value for before, one in parts.items() for name, value in one.state()[0].items()}
         return found, {"dropped": stream.heldout_dropped}
 
     done = keeper.start
     for part in stream.heldout(n_sequences, chunk, done, max(dropped, default=0)):
         going = keeper.behind(done)
         for layer in going:
-            for one in (evaluators[layer], *([controls[layer]] if layer in controls else [])):
+            for one in (evaluators[layer], *beside.get(layer, {}).values()):
                 one.add(part.sites[layer], part.keep)
         tokens, keep, mine = part.tokens, part.keep, {layer: saes[layer] for layer in going}
         sums = splice_sums(stream.lm, mine, tokens, keep, site=stream.site, target=stream.target)
@@ -76,12 +79,17 @@ def measure(
     measured = {}
     with keeper.cutting():
         for layer, evaluator in evaluators.items():
-            control = controls[layer].result() if layer in controls else None
-            shown = (
-                {name: control[name] for name in ("explained_variance", "explained_variance_ci")} if control else None
-            )
-            measured[layer] = ({**evaluator.result(), "control": shown}, evaluator.firing_rate())
+            found = {name: _shown(one.result()) for name, one in beside.get(layer, {}).items()}
+            control = found.pop("untrained", None)
+            metrics = {**evaluator.result(), "control": control, **({"baselines": found} if found else {})}
+            measured[layer] = (metrics, evaluator.firing_rate())
     return measured
+
+
+def _shown(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a control is kept: all that needs no pass of its own."""
+    names = ("explained_variance", "explained_variance_ci", "l0", "dead_fraction", "norm_ratio", "decoder_cosine")
+    return {name: metrics[name] for name in names}
 
 
 def _facts(stream: Stream, sae: SAE, n_sequences: int, chunk: int) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 FEATURES_AT_ONCE = 1 << 26
 """Feature activations that are looked at together wherever an SAE is measured or its features are described."""
 TRAINED, BEST, PARTS, MEASURED, SAVED = 16, 4, 4, 8, 2 * 12
+BASELINES, BASELINES_MEASURED, BASELINES_SAVED = 2 * 12, 2 * 4, 2 * 2 * 8
+"""Of the two frozen baselines: weights, gradients and the moments of the half that is trained."""
 WORK = {"topk": 4, "batchtopk": 4, "matryoshka": 4, "relu": 2, "gated": 8, "jumprelu": 6}
 """Float32 tensors of a batch's pre-activations that a step has at a time where its products are dense, as on an accelerator (on a
 CPU fewer): by architecture; trainers of one process share them. tests/test_claimed_device.py counts them."""
@@ -45,6 +47,7 @@ def training(
     ram: float = 0.0,
     best: bool = False,
     parts: int = 1,
+    baselines: bool = False,
     count: int = 1,
     measured: int = 0,
 ) -> Need:
@@ -60,14 +63,18 @@ def training(
         ram: bytes in which a store's rows are shuffled, for each layer.
         best: whether the best weights are kept (early stopping); a validation has a copy of one SAE more.
         parts: in which a batch is processed.
+        baselines: whether frozen baselines are trained beside it.
         count: SAEs that are trained together.
         measured: rows that are measured together.
     """
     out = d_in if d_out is None else d_out
     parameters = (d_in + out) * d_sae + d_sae + out + skip * d_in * out
     rows = block_rows * (d_in + (d_out or 0)) * row_bytes
-    weights = TRAINED + BEST * best + PARTS * (parts > 1)
+    weights = TRAINED + BEST * best + PARTS * (parts > 1) + (BASELINES + 2 * PARTS * (parts > 1)) * baselines
+    kept = MEASURED + BASELINES_MEASURED * baselines
     step = 4 * WORK[architecture] * (batch_size // parts) * d_sae
     looking = 4 * LOOKED_AT * min(FEATURES_AT_ONCE, measured * d_sae)
-    fixed = max(step + 4 * parameters * best, looking - count * (weights - MEASURED) * parameters)
-    return Need(parameters, weights * parameters + rows, fixed, round(ram), SAVED * parameters)
+    fixed = max(step + 4 * parameters * best, looking - count * (weights - kept) * parameters)
+    return Need(
+        parameters, weights * parameters + rows, fixed, round(ram), (SAVED + BASELINES_SAVED * baselines) * parameters
+    )

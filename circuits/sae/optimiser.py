@@ -21,6 +21,8 @@ from circuits.sae.modules.gradients import buffer
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")
+VECTORS = 2.0
+"""Rate of biases and thresholds, in multiples of that of the rows: in the units of training they are several times as large."""
 SHARED = ("b_dec", "W_skip")  # weights that belong to no feature
 BLOCK_BYTES = 4 << 20
 SCALED = ("cpu", "cuda")  # devices whose fused Adam divides gradients by `grad_scale`
@@ -64,18 +66,22 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 class Optimiser:
     """Adam over the weights of one SAE."""
 
-    def __init__(self, weights: Weights, clip: float, compiled: bool = False) -> None:
-        self.weights, self.clip = weights, clip
+    def __init__(self, weights: Weights, clip: float, compiled: bool = False, frozen: str | None = None) -> None:
+        """`frozen`: the name of weights that stay as they are."""
+        self.weights, self.clip, self.frozen = weights, clip, frozen
         self._project: Callable[[Tensor, Tensor, Tensor], Tensor] = (
             fused(_without_parallel) if compiled else _without_parallel
         )
         self._renew: Callable[[Tensor], None] = fused(_unit_rows) if compiled else _unit_rows
         device = weights["W_dec"].device
         self.moments = {
-            moment: {name: torch.zeros_like(p, requires_grad=False) for name, p in weights.items()}
+            moment: {name: torch.zeros_like(p, requires_grad=False) for name, p in self._moving().items()}
             for moment in MOMENTS
         }
-        self.steps = {name: torch.zeros((), device=device) for name in weights}
+        self.steps = {name: torch.zeros((), device=device) for name in self._moving()}
+
+    def _moving(self) -> Weights:
+        return {name: p for name, p in self.weights.items() if name != self.frozen}
 
     def step(self, lr: float, along: Float[Tensor, " d_sae"] | None = None) -> None:
         """Update the weights from the gradients in their buffers.
@@ -84,28 +90,37 @@ class Optimiser:
             lr: the rate.
             along: ⟨∂W_dec[i], W_dec[i]⟩ of every feature, where it is known.
         """
-        grads = {name: buffer(p) for name, p in self.weights.items()}
-        rows, parts = self._blocks(self.weights["W_dec"].data), self._blocks(grads["W_dec"])
-        known = (
-            [torch.linalg.vecdot(g, r) for r, g in zip(rows, parts, strict=True)]
-            if along is None
-            else self._blocks(along)
-        )
-        norms = [self._project(r, g, a) for r, g, a in zip(rows, parts, known, strict=True)]
+        moving = self._moving()
+        grads = {name: buffer(p) for name, p in moving.items()}
+        rows = self._blocks(self.weights["W_dec"].data) if "W_dec" in moving else []
+        norms = self._across(rows, self._blocks(grads["W_dec"]), along) if rows else []
         norms += [_norm(grad) for name, grad in grads.items() if name != "W_dec"]
         scale = (torch.linalg.vector_norm(torch.stack(norms)) / self.clip).clamp_(min=1.0)
         moments, variances = (list(found.values()) for found in self.moments.values())
-        parameters, steps = [p.data for p in self.weights.values()], list(self.steps.values())
+        parameters, steps = [p.data for p in moving.values()], list(self.steps.values())
         read = parameters[0].device.type in SCALED
+        lists = (parameters, list(grads.values()), moments, variances, steps)
         if not read:
             torch._foreach_div_(list(grads.values()), scale)
         torch._foreach_add_(steps, 1)
-        torch._fused_adam_(  # what torch.optim.Adam(fused=True) calls, after it has sorted its tensors by device
-            parameters, list(grads.values()), moments, variances, [], steps, grad_scale=scale if read else None, amsgrad=False,
-            beta1=BETAS[0], beta2=BETAS[1], lr=lr, weight_decay=0.0, eps=EPS, maximize=False,
-        )  # fmt: skip
+        for vectors, factor in ((False, 1.0), (True, VECTORS)):
+            which = [i for i, p in enumerate(parameters) if (p.ndim == 1) == vectors]
+            own, given, first, second, taken = ([some[i] for i in which] for some in lists)
+            torch._fused_adam_(  # what torch.optim.Adam(fused=True) calls, after it has sorted its tensors by device
+                own, given, first, second, [], taken, grad_scale=scale if read else None, amsgrad=False, lr=factor * lr,
+                beta1=BETAS[0], beta2=BETAS[1], weight_decay=0.0, eps=EPS, maximize=False,
+            )  # fmt: skip
         for block in rows:
             self._renew(block)
+
+    def _across(self, rows: Sequence[Tensor], grads: Sequence[Tensor], along: Tensor | None) -> list[Tensor]:
+        """Leave of the decoder's gradient what turns its rows; the norms of the blocks."""
+        known = (
+            [torch.linalg.vecdot(g, r) for r, g in zip(rows, grads, strict=True)]
+            if along is None
+            else self._blocks(along)
+        )
+        return [self._project(r, g, a) for r, g, a in zip(rows, grads, known, strict=True)]
 
     def _blocks(self, tensor: Tensor) -> Sequence[Tensor]:
         """A tensor of the decoder's features in parts whose rows of the decoder stay in the cache."""

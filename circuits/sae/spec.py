@@ -63,6 +63,8 @@ class TrainSpec:
     """JumpReLU: steps over which the penalty rises from 0."""
     threshold: float = 0.5
     """JumpReLU: thresholds at the start, in standard deviations of a random direction."""
+    target_l0: float | None = None
+    """ReLU, gated, JumpReLU: the penalty steers itself to so many active features a row."""
     bandwidth: float = 0.5
     """JumpReLU: width of the kernel by which thresholds get a gradient, in the same units."""
     sparsity_decay: float = 0.0
@@ -77,6 +79,10 @@ class TrainSpec:
     """What counts as an improvement: a validation loss lower by more than this share of the variance."""
     validate_every: int = 250
     """Steps between validations, where there is patience."""
+    baselines: bool = False
+    """Train frozen baselines beside it (``circuits.sae.baselines``)."""
+    frozen: str | None = None
+    """For a baseline: which one it is."""
     compile: bool = False
     """Fuse the optimiser's passes over the decoder by ``torch.compile``; equal but for rounding."""
 
@@ -99,6 +105,10 @@ class TrainSpec:
             wrong.append(f"accumulate = {self.accumulate}: batch_size = {self.batch_size} is not divisible by it")
         if self.skip and self.d_out is None:
             wrong.append("skip = True: an SAE would copy its input; a skip connection is for a transcoder, with d_out")
+        if self.target_l0 is not None and not 1 <= self.target_l0 <= self.d_sae:
+            wrong.append(f"target_l0 = {self.target_l0:g} must be between 1 and d_sae = {self.d_sae}")
+        if self.target_l0 is not None and self.sparsity_decay:
+            wrong.append(f"target_l0 = {self.target_l0:g}: a penalty that steers itself has no sparsity_decay")
         if self.patience is not None and self.patience < 1:
             wrong.append(f"patience = {self.patience}: at least 1 validation, or null for none")
         return wrong

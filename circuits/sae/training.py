@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from circuits.data.seeds import derive_seed
 from circuits.errors import Damaged, NonFinite, UserError
-from circuits.sae import normalise
+from circuits.sae import baselines, normalise
 from circuits.sae.modules import SAE, Objective, Outcome, SAEConfig, Weights, architecture
 from circuits.sae.modules.gradients import buffer
 from circuits.sae.normalise import Units
@@ -78,7 +78,11 @@ class Trainer:
         init = self.objective.init(self._generator("init"))
         self.weights: Weights = {name: nn.Parameter(p.detach().to(device)) for name, p in init.items()}
         self.objective.state = {name: value.to(device) for name, value in self.objective.state.items()}
-        self.optimiser = Optimiser(self.weights, spec.clip, spec.compile)
+        self.optimiser = Optimiser(self.weights, spec.clip, spec.compile, baselines.FROZEN.get(spec.frozen or ""))
+        names = baselines.FROZEN if spec.baselines else ()
+        self.baselines = {
+            name: Trainer(baselines.spec_of(spec, name), device, None, (self.read, self.write)) for name in names
+        }
         self.generator = self._generator("resample")
         self.best = Best(spec.patience, spec.min_delta) if spec.patience is not None else None
         self.since_fired = torch.zeros(spec.d_sae, dtype=torch.int64, device=device)
@@ -101,6 +105,9 @@ class Trainer:
     @torch.no_grad()
     def train_step(self, rows: Float[Tensor, "batch d"]) -> None:
         """One optimiser step on a batch of activation rows, of any dtype."""
+        if self.step % baselines.EVERY == 0:
+            for baseline in self.baselines.values():
+                baseline.train_step(rows)
         x, y = self._rows(rows)
         outcome = self._gradients(x, y)
         self.objective.follow(outcome, self.step)
@@ -108,7 +115,7 @@ class Trainer:
         self.objective.project(self.weights)
         self._count(y, outcome)
         self.step += 1
-        if self.objective.resamples and self.spec.resamples_at(self.step):
+        if self.objective.resamples and self.spec.frozen is None and self.spec.resamples_at(self.step):
             self._revive(x, outcome)
 
     def _gradients(self, x: Tensor, y: Tensor) -> Outcome:
@@ -215,6 +222,8 @@ class Trainer:
         for p in self.weights.values():
             p.grad = None
         self.optimiser.moments, self._totals = {}, []
+        for baseline in self.baselines.values():
+            baseline.finish()
 
     # ── what others read ──
 
@@ -248,6 +257,10 @@ class Trainer:
     def export(self) -> SAE:
         """The SAE as it stands, on raw activations; a copy."""
         return self._exported(self.objective, self.weights, self.device)
+
+    def controls(self) -> dict[str, SAE]:
+        """What its measures stand beside, by name: itself before training, and the frozen baselines."""
+        return {"untrained": self.untrained(), **{name: one.export() for name, one in self.baselines.items()}}
 
     @torch.no_grad()
     def untrained(self) -> SAE:
@@ -283,6 +296,11 @@ class Trainer:
         tensors |= self.best.tensors() if self.best is not None else {}
         copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
         meta = {"step": self.step, "scale": self.read.scale, "scale_out": self.write.scale, "spec": self.spec.as_dict()}
+        beside = {}
+        for name, baseline in self.baselines.items():
+            found, beside[name] = baseline.state()
+            copies |= {f"{name}/{key}": value for key, value in found.items()}
+        meta |= {"baselines": beside} if beside else {}
         return copies, {**meta, **({"best": self.best.facts()} if self.best is not None else {})}
 
     @classmethod
@@ -310,15 +328,18 @@ class Trainer:
         self.sums = {name: tensors[f"sums.{name}"].to(self.device) for name in names}
         if self.best is not None:
             self.best.load(tensors, meta["best"], self.device)
+        for name, baseline in self.baselines.items():
+            mine = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+            baseline._restore(mine, meta["baselines"][name])
 
 
-def hand_over(trainers: dict[Name, Trainer]) -> tuple[dict[Name, SAE], dict[Name, SAE]]:
-    """The SAEs of finished trainers, and their controls before training.
+def hand_over(trainers: dict[Name, Trainer]) -> tuple[dict[Name, SAE], dict[Name, dict[str, SAE]]]:
+    """The SAEs of finished trainers, and their controls by name.
 
     One by one, and `trainers` is emptied: where nobody else holds a trainer, its weights have gone when the next one's turn comes.
     """
-    saes, untrained = {}, {}
+    saes, controls = {}, {}
     for name in list(trainers):
         trainer = trainers.pop(name)
-        saes[name], untrained[name] = trainer.export(), trainer.untrained()
-    return saes, untrained
+        saes[name], controls[name] = trainer.export(), trainer.controls()
+    return saes, controls

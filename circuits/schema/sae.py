@@ -53,13 +53,13 @@ class SaeConfig:
     expansion: int = 8  # d_sae = expansion × the site's width
     k: int | None = None  # features that are active on a row
     l1: float | None = None  # weight of the L1 penalty
-    lr: float = 1e-3  # learning rate at its peak
+    lr: float | None = None  # learning rate at its peak; null: 0.045 / √width, of sae=relu 0.11 / √width
     batch_size: int = 256  # rows (activation vectors) a step
     steps: int = 1000  # training steps of the whole schedule
     max_steps: int | None = added(None)  # stop there although the schedule goes on to `steps`
     warmup: int = 50  # steps of linear learning-rate warm-up
     decay: float = 0.2  # last share of the steps, in which the rate falls linearly to zero
-    l1_warmup: int | None = None  # steps over which the L1 penalty rises
+    l1_warmup: int | None = None  # steps over which the L1 penalty rises; null: six tenths of all
     clip: float = 1.0  # gradient norm
     dead_after: int | None = None  # rows without firing that make a feature dead; null: a tenth of all, at most 1e7
     aux: float | None = None  # weight of the auxiliary loss on dead features
@@ -73,16 +73,20 @@ class SaeConfig:
     from_: str | None = taken_from("sae")  # an SAE to measure instead of training one: directory, artifact or hub name
     target_site: Site | None = added(None)  # another site to reconstruct: a transcoder  # noqa: RUF009
     skip: bool = added(False)  # a linear path beside the features of a transcoder (trained, no part of the features)
-    k_anneal: int | None = added(None)  # steps over which k falls from four times its value
+    k_anneal: int | None = added(None)  # steps over which k falls from four times its value; null: six tenths of all
     threshold_rate: float | None = added(None)  # weight of a batch in the inference threshold
     threshold_warmup: int | None = added(None)  # steps before that average begins
     groups: int | None = added(None)  # nested dictionaries, each twice the one before
     l0_coefficient: float | None = added(None)  # weight of the L0 penalty
-    l0_warmup: int | None = added(None)  # steps over which the L0 penalty rises
+    target_l0: float | None = added(
+        None
+    )  # active features a row: k of those that have one, a penalty steers itself to it
+    l0_warmup: int | None = added(None)  # steps over which the L0 penalty rises; null: six tenths of all
     threshold: float | None = added(None)  # thresholds at the start
     bandwidth: float | None = added(None)  # of the kernel that thresholds are trained by
     sparsity_decay: float | None = added(None)  # last share of the steps, in which the penalty falls to zero
     sparsity: float = added(1.0)  # one measure for all architectures: k is divided, penalties are multiplied by it
+    baselines: bool = added(True)  # train frozen baselines beside it (a third of the cost), to see what training gained
     normalize: Normalize = added(Normalize.standard)  # units of rows: centred and scaled, scaled, or as is  # noqa: RUF009
     accumulate: int = added(1)  # parts that a batch is processed in, for less memory
     patience: int | None = added(None)  # stop after so many validations without improvement, take the best weights
@@ -116,6 +120,8 @@ def check(sae: SaeConfig) -> list[str]:
         value = getattr(sae, name)
         if value is not None and not value >= 0:
             errors.append(f"sae.{name}={value}: 0 or more")
+    if sae.target_l0 is not None and not sae.target_l0 >= 1:
+        errors.append(f"sae.target_l0={sae.target_l0:g}: at least 1 active feature a row")
     if not 0 <= sae.decay <= 1:
         errors.append(f"sae.decay={sae.decay}: a share between 0 and 1")
     if sae.min_r2 is not None and not sae.min_r2 <= 1:
@@ -153,11 +159,37 @@ def _stopping(sae: SaeConfig) -> list[str]:
 
 
 def settled(sae: SaeConfig) -> SaeConfig:
-    """The same SAE with `sparsity` worked into k and the penalties, and the number of rows that `dead_after` stands for."""
+    """The same SAE with all worked out that follows from other options: `sparsity`, a target where there is a k, the rows that
+    `dead_after` stands for, and the steps over which sparsity comes."""
+    target = sae.target_l0 and max(1.0, sae.target_l0 / sae.sparsity)
     k = sae.k and max(1, round(sae.k / sae.sparsity))
+    if sae.architecture in TOPK_FAMILY and target is not None:
+        k, target = round(target), None
     l1, l0 = (value and value * sae.sparsity for value in (sae.l1, sae.l0_coefficient))
+    if target is not None:
+        l1 = l0 = None
     dead = dead_rows(sae.steps, sae.batch_size) if sae.dead_after is None else sae.dead_after
-    return replace(sae, k=k, l1=l1, l0_coefficient=l0, sparsity=1.0, dead_after=dead)
+    rises = {
+        name: round(GRADUAL * sae.steps)
+        for name in ("l1_warmup", "l0_warmup", "k_anneal")
+        if getattr(sae, name) is None and sae.architecture in READ_BY[name]
+    }
+    found = replace(sae, k=k, l1=l1, l0_coefficient=l0, target_l0=target, sparsity=1.0, dead_after=dead)
+    for name, steps in rises.items():
+        setattr(found, name, steps)
+    return found
+
+
+GRADUAL = 0.6
+"""Share of the steps over which sparsity comes, where nobody says otherwise: features find their directions while many are on."""
+TURN = {"relu": 0.11}
+"""By how much a unit row may turn in a step (rate × √width), where it is not the usual 0.045: ReLU's sizes are what it shrinks."""
+
+
+def rate(sae: SaeConfig, width: int) -> float:
+    """The learning rate at its peak. Adam moves each of `width` numbers by about the rate, so that rows of norm 1 turn by
+    rate × √width: where nobody says otherwise, equally far at every width."""
+    return TURN.get(sae.architecture.value, 0.045) / width**0.5 if sae.lr is None else sae.lr
 
 
 def dead_rows(steps: int, batch_size: int) -> int:
@@ -175,6 +207,9 @@ READ_BY = {
     "bandwidth": (A.jumprelu,), "resample_every": PENALISED, "sparsity_decay": PENALISED,
 }  # fmt: skip
 NEEDED = {"k", "l1", "groups", "l0_coefficient"}
+#: What a target takes the place of.
+SPARSITY = ("k", "l1", "l0_coefficient")
+FIXED = "sae.target_l0=null does"
 #: What is read of an SAE that is taken over (sae.from) and only measured.
 MEASURED = (
     "site",
@@ -193,6 +228,7 @@ READ_WHEN = {
     f"sae.{field.name}": (
         *([] if field.name in MEASURED else [When("sae.from_", (None,), strict=False)]),
         *([When("sae.architecture", tuple(a.value for a in READ_BY[field.name]))] if field.name in READ_BY else []),
+        *([When("sae.target_l0", (None,), strict=False, hint=FIXED)] if field.name in SPARSITY else []),
         *([When("sae.source", ("stream",))] if field.name == "block_rows" else []),
         *([When("sae.source", ("store",))] if field.name == "ram" else []),
         *([_COUNTED] if field.name == "allow_small" else []),
@@ -210,8 +246,10 @@ def _options(sae: SaeConfig) -> list[str]:
     """Options that the architecture needs, and their bounds."""
     errors = []
     for name, readers in READ_BY.items():
-        if name in NEEDED and sae.architecture in readers and getattr(sae, name) is None:
-            errors.append(f"sae.{name} is needed by sae={sae.architecture.value}")
+        targeted = sae.target_l0 is not None and name in SPARSITY
+        if name in NEEDED and sae.architecture in readers and getattr(sae, name) is None and not targeted:
+            or_target = " (or sae.target_l0)" if name in SPARSITY else ""
+            errors.append(f"sae.{name}{or_target} is needed by sae={sae.architecture.value}")
     if sae.groups is not None and sae.groups < 2:
         errors.append(f"sae.groups={sae.groups}: at least 2 nested dictionaries, or choose sae=batchtopk")
     if sae.threshold_rate is not None and not 0 < sae.threshold_rate <= 1:

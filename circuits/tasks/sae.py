@@ -29,11 +29,17 @@ if TYPE_CHECKING:
 
 def _size_problems(sae: SaeConfig, width: int) -> list[str]:
     """Options that do not fit the dictionary's size."""
-    sae = settled(sae)
-    d_sae, errors = sae.expansion * width, []
+    asked, sae = sae, settled(sae)
+    d_sae = sae.expansion * width
+    errors: list[str] = []
     made = f"d_sae={d_sae} (sae.expansion={sae.expansion} × width {width})"
-    if sae.k is not None and sae.k > d_sae:
-        errors.append(f"sae.k={sae.k}: more than {made}")
+    for name, most in (
+        ("target_l0", asked.target_l0),
+        ("k", None if asked.target_l0 else sae.k),
+        ("target_l0", sae.target_l0),
+    ):
+        if most is not None and most > d_sae and not errors:
+            errors.append(f"sae.{name}={most:g}: more than {made}")
     if sae.groups is not None and d_sae % 2 ** (sae.groups - 1):
         most = (d_sae & -d_sae).bit_length()
         errors.append(
@@ -158,7 +164,7 @@ class Sae(Kind):
         width = dims.width_of(cfg.sae.site.value) or 0
         out = width if cfg.sae.target_site is None else dims.width_of(cfg.sae.target_site.value) or 0
         weights = 4 * ((width + out) * width * cfg.sae.expansion + cfg.sae.skip * width * out)
-        copies = 3 if cfg.sae.patience is None else 4
+        copies = (3 if cfg.sae.patience is None else 4) + 4 * cfg.sae.baselines
         return weights, copies * weights * (cfg.sae.checkpoint_keep + 1)
 
     def memory(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> Memory | None:
@@ -182,6 +188,7 @@ class Sae(Kind):
             skip=sae.skip,
             best=sae.patience is not None,
             parts=sae.accumulate,
+            baselines=sae.baselines,
             count=len(layers),
             measured=sae.forward_batch * cfg.data.context,
             **rows,

@@ -79,7 +79,8 @@ def _sentence(records: Sequence[Record]) -> str:
     if len(having) > 1:
         text += f"; highest {say.value_with_interval(best, 'explained_variance')} at {say.who(best)}"
     controls = [r.control for r in having if r.control is not None]
-    return f"{text}. Untrained SAEs: {span(controls)}." if controls else f"{text}. No untrained control was saved."
+    untrained = f"Untrained SAEs: {span(controls)}." if controls else "No untrained control was saved."
+    return say.join([f"{text}.", untrained, say.baselines(having)])
 
 
 def _swept_columns(view: View) -> list[Column]:
@@ -105,11 +106,23 @@ def _number_or_text(text: str) -> float | str:
         return text
 
 
+FROZEN = {
+    "frozen_decoder": "explained variance where the decoder stays as it was drawn; trained for a sixth of the steps",
+    "frozen_encoder": "explained variance where the encoder stays as it was drawn; trained for a sixth of the steps",
+}
+
+
+def _frozen(records: Sequence[Record]) -> list[str]:
+    """The frozen baselines that any SAE has."""
+    return [name for name in FROZEN if any(name in r.baselines for r in records)]
+
+
 def _table(view: View, records: Sequence[Record]) -> Table:
     columns = _swept_columns(view)
     columns += [
         Column("explained variance", True, "held out, ± the larger arm of the 95% interval"),
         Column("untrained", True, "explained variance of the same SAE before training"),
+        *(Column(name.replace("_", " "), True, FROZEN[name]) for name in _frozen(records)),
         Column("L0", True, "features that fire on a row"),
         Column("dead", True, "share of features that count as dead"),
         Column("CE score", True, "1: predicts as well as the untouched model; 0: no better than with the site zeroed"),
@@ -124,6 +137,7 @@ def _table(view: View, records: Sequence[Record]) -> Table:
                 *_swept_cells(view, r),
                 _measured(r, "explained_variance"),
                 Cell(decimal(r.control), r.control),
+                *(Cell(decimal(r.baselines.get(name)), r.baselines.get(name)) for name in _frozen(records)),
                 Cell("–" if l0 is None else f"{l0:,.1f}", l0, _exact(r, "l0")),
                 Cell(percent(r.get("dead_fraction")), r.get("dead_fraction")),
                 _measured(r, "ce_score"),

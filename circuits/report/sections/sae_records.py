@@ -59,6 +59,8 @@ class Record:
     numbers: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
     control: float | None
+    baselines: Mapping[str, float]
+    """Explained variance of the frozen baselines, by name."""
     density: Density | None
     history: pd.DataFrame | None
     architecture: str
@@ -97,6 +99,7 @@ def _read(entry: Entry, problems: list[str]) -> Record:
     }
     density = _density(metrics, wrong)
     control = _control(metrics, wrong)
+    baselines = _baselines(metrics, wrong)
     if wrong:
         problems.append(f"{ref.label}: metrics.json: {'; '.join(wrong)}")
     history = load_table(ref, "history.parquet", HISTORY, problems)
@@ -108,6 +111,7 @@ def _read(entry: Entry, problems: list[str]) -> Record:
         numbers=numbers,
         intervals=intervals,
         control=control,
+        baselines=baselines,
         density=density,
         history=history if history is not None and "step" in history else None,
         architecture=str(metrics.get("architecture", "")),
@@ -148,6 +152,17 @@ def _control(metrics: Mapping[str, Any], wrong: list[str]) -> float | None:
         return None if value is None else float(value)
     wrong.append(f"control.explained_variance is {value!r}, not a finite number")
     return None
+
+
+def _baselines(metrics: Mapping[str, Any], wrong: list[str]) -> dict[str, float]:
+    found = {}
+    for name, measured in (metrics.get("baselines") or {}).items():
+        value = measured.get("explained_variance") if isinstance(measured, dict) else None
+        if value is not None and _is_number(value):
+            found[str(name)] = float(value)
+        else:
+            wrong.append(f"baselines.{name}.explained_variance is {value!r}, not a finite number")
+    return found
 
 
 def _density(metrics: Mapping[str, Any], wrong: list[str]) -> Density | None:

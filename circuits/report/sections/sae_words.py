@@ -60,6 +60,32 @@ def control(records: Sequence[Record]) -> str:
     return f"{text}; {plural(lacking, 'SAE')} without one." if lacking else f"{text}."
 
 
+def baselines(records: Sequence[Record]) -> str:
+    """What the frozen baselines reach, and whether training gained anything beyond them."""
+    having = [r for r in records if r.baselines and "explained_variance" in r.numbers]
+    if not having:
+        return ""
+    names = list(dict.fromkeys(name for r in having for name in r.baselines))
+    reached = ", ".join(
+        f"{name.replace('_', ' ')} {span([r.baselines[name] for r in having if name in r.baselines])}" for name in names
+    )
+    text = f"Frozen baselines: {reached}."
+    idle = [r for r in having if _low(r) <= max(r.baselines.values())]
+    if not idle:
+        return text
+    which = (
+        "these SAEs"
+        if len(idle) == len(having)
+        else f"{len(idle)} of {len(having)} SAEs ({listed([who(r) for r in idle])})"
+    )
+    return f"{text} Training gained nothing that a frozen part does not reach in {which}."
+
+
+def _low(record: Record) -> float:
+    interval = record.intervals.get("explained_variance")
+    return interval[0] if interval else record.numbers["explained_variance"]
+
+
 def missing(records: Sequence[Record], drawn: Sequence[Record], what: str = "the value") -> str:
     """Which SAEs are not in the figure."""
     absent = [r.label for r in records if r not in drawn]

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from circuits.sae.modules import steering
 from circuits.sae.modules.gradients import Weights
 from circuits.sae.normalise import Units, of_rows
 from circuits.sae.spec import TrainSpec
@@ -146,6 +147,10 @@ class Objective(ABC):
 
     resamples: ClassVar[bool] = False
     """Whether dead features are drawn anew (else: whether the auxiliary loss may revive them)."""
+    penalised: ClassVar[bool] = False
+    """Whether a penalty makes it sparse, which can steer itself to a target (:mod:`circuits.sae.modules.steering`)."""
+    start: ClassVar[float] = 0.1
+    """The coefficient from which a penalty that is steered sets out, where none is given."""
     transcodes: ClassVar[bool] = True
     """Whether it can be trained from one site to another."""
 
@@ -153,8 +158,22 @@ class Objective(ABC):
         self.spec = spec
         self.tied = spec.d_out is None
         """Whether b_dec is taken from the encoder's input."""
-        self.state: dict[str, Tensor] = {}
+        self.state: dict[str, Tensor] = steering.begin() if self.steers else {}
         """What is learned without a gradient; kept in checkpoints."""
+
+    @property
+    def steers(self) -> bool:
+        """Whether its penalty steers itself."""
+        return self.penalised and self.spec.target_l0 is not None
+
+    def coefficient(self, given: float | None) -> float:
+        """The penalty's coefficient."""
+        return given if given is not None else self.start if self.steers else 0.0
+
+    def penalty(self, step: int, warmup: int) -> float | Tensor:
+        """Factor of the coefficient of the sparsity penalty at a step."""
+        found = self.spec.sparsity_at(step, warmup)
+        return found * steering.factor(self.state) if self.steers else found
 
     @staticmethod
     def problems(spec: TrainSpec) -> list[str]:
@@ -222,8 +241,11 @@ class Objective(ABC):
         """Give dead features new weights; True for those that got them (their optimiser moments are then zeroed)."""
         return torch.zeros_like(dead)
 
-    def follow(self, outcome: Outcome, step: int) -> None:  # noqa: B027 (most have nothing to do)
+    def follow(self, outcome: Outcome, step: int) -> None:
         """Once a step, whatever the number of parts that its batch is processed in: move what is learned without a gradient."""
+        if self.steers:
+            risen = step >= max(self.spec.l1_warmup, self.spec.l0_warmup)
+            steering.follow(self.state, self.spec, outcome.active, risen)
 
     def project(self, w: Weights) -> None:  # noqa: B027 (most have nothing to do)
         """After each optimiser step: bring parameters back to where they have a meaning."""

@@ -47,12 +47,15 @@ class GatedObjective(Objective):
     """Reconstruction error, L1 on the gate, and the gate's own reconstruction error."""
 
     resamples = True
+    penalised = True
     transcodes = False
 
     @staticmethod
     def problems(spec: TrainSpec) -> list[str]:
-        if spec.l1 is None or spec.l1 < 0:
-            return [f"a gated SAE needs l1 >= 0, the coefficient of the L1 penalty on its gate, got {spec.l1}"]
+        if (spec.l1 is None and spec.target_l0 is None) or (spec.l1 or 0.0) < 0:
+            return [
+                f"a gated SAE needs l1 >= 0, the coefficient of the L1 penalty on its gate, or target_l0, got {spec.l1}"
+            ]
         return []
 
     def encoder_scale(self) -> float:
@@ -63,9 +66,9 @@ class GatedObjective(Objective):
         del w["b_enc"]
         return {**w, **{name: nn.Parameter(torch.zeros(self.spec.d_sae)) for name in ("b_gate", "b_mag", "r_mag")}}
 
-    def l1(self, step: int) -> float:
+    def l1(self, step: int) -> float | Tensor:
         """λ at `step`."""
-        return (self.spec.l1 or 0.0) * self.spec.width_out**0.5 * self.spec.sparsity_at(step, self.spec.l1_warmup)
+        return self.coefficient(self.spec.l1) * self.spec.width_out**0.5 * self.penalty(step, self.spec.l1_warmup)
 
     def gradients(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Outcome:
         l1, c, n = self.l1(step) / len(x), self.centred(w, x), len(x)
@@ -87,7 +90,7 @@ class GatedObjective(Objective):
         return self._outcome(w, both, g, sums, fired, q.sum() * l1)
 
     def _sparse(
-        self, w: Weights, c: Tensor, y: Tensor, l1: float, q: Tensor, support: Support, index: Tensor
+        self, w: Weights, c: Tensor, y: Tensor, l1: float | Tensor, q: Tensor, support: Support, index: Tensor
     ) -> Outcome:
         """Entries are those whose gate is open."""
         n, values = len(c), q.view(-1)[index]

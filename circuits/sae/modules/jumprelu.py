@@ -47,13 +47,15 @@ class JumpReLUObjective(Objective):
     """Reconstruction error plus λ·L0."""
 
     resamples = True
+    penalised = True
+    start = 0.006
 
     @staticmethod
     def problems(spec: TrainSpec) -> list[str]:
         wrong = []
-        if spec.l0_coefficient is None or spec.l0_coefficient < 0:
+        if (spec.l0_coefficient is None and spec.target_l0 is None) or (spec.l0_coefficient or 0.0) < 0:
             wrong.append(
-                f"a JumpReLU SAE needs l0_coefficient >= 0, the weight of the L0 penalty, got {spec.l0_coefficient}"
+                f"a JumpReLU SAE needs l0_coefficient >= 0, the weight of the L0 penalty, or target_l0, got {spec.l0_coefficient}"
             )
         if not spec.bandwidth > 0:
             wrong.append(f"bandwidth = {spec.bandwidth} must be above 0")
@@ -66,13 +68,14 @@ class JumpReLUObjective(Objective):
         start = torch.full((self.spec.d_sae,), self.spec.threshold)
         return {**super().init(generator), "threshold": nn.Parameter(start)}
 
-    def coefficient(self, step: int) -> float:
+    def l0(self, step: int) -> float | Tensor:
         """λ at `step`."""
-        spec = self.spec
-        return (spec.l0_coefficient or 0.0) * spec.width_out * spec.sparsity_at(step, spec.l0_warmup)
+        return (
+            self.coefficient(self.spec.l0_coefficient) * self.spec.width_out * self.penalty(step, self.spec.l0_warmup)
+        )
 
     def gradients(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Outcome:
-        penalty, c, y = self.coefficient(step) / len(x), self.centred(w, x), self.left(w, x, y)
+        penalty, c, y = self.l0(step) / len(x), self.centred(w, x), self.left(w, x, y)
         pre = encode(w, c, w["b_enc"])
         half = self.spec.bandwidth / 2
         near = torch.gt(pre, w["threshold"] - half, out=scratch("mask", tuple(pre.shape), pre, torch.bool))
@@ -94,7 +97,7 @@ class JumpReLUObjective(Objective):
         return Outcome(error, fired, fired.sum(), {"l0_penalty": fired.sum() * penalty})
 
     def _sparse(
-        self, w: Weights, c: Tensor, y: Tensor, penalty: float, pre: Tensor, support: Support, index: Tensor
+        self, w: Weights, c: Tensor, y: Tensor, penalty: float | Tensor, pre: Tensor, support: Support, index: Tensor
     ) -> Outcome:
         """Entries are those above or near their threshold."""
         value = pre.view(-1)[index]
@@ -112,7 +115,7 @@ class JumpReLUObjective(Objective):
         parts, along = {"l0_penalty": on.sum() * penalty}, support.feature_sums(f * h)
         return Outcome(error, support.feature_sums(on), on.sum(), parts, along)
 
-    def _threshold(self, w: Weights, pulled: Tensor, near: Tensor, penalty: float) -> None:
+    def _threshold(self, w: Weights, pulled: Tensor, near: Tensor, penalty: float | Tensor) -> None:
         """∂L/∂θ = −(θ Σ_b h K + λ/B Σ_b K)/ε."""
         found = (w["threshold"] * pulled + penalty * near) / -self.spec.bandwidth
         buffer(w["threshold"]).copy_(found)
@@ -121,7 +124,7 @@ class JumpReLUObjective(Objective):
         pre = self.centred(w, x) @ w["W_enc"].T + w["b_enc"]
         f, on = _Jump.apply(pre, w["threshold"], self.spec.bandwidth)
         reconstruction = f @ w["W_dec"] + w["b_dec"]
-        return (reconstruction - self.left(w, x, y)).square().sum(1).mean() + self.coefficient(step) * on.sum(1).mean()
+        return (reconstruction - self.left(w, x, y)).square().sum(1).mean() + self.l0(step) * on.sum(1).mean()
 
     def project(self, w: Weights) -> None:
         w["threshold"].data.clamp_(min=0.0)

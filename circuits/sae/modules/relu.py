@@ -38,20 +38,22 @@ class ReLUObjective(Objective):
     """Reconstruction error plus λ·L1."""
 
     resamples = True
+    penalised = True
+    start = 0.05
 
     @staticmethod
     def problems(spec: TrainSpec) -> list[str]:
-        if spec.l1 is None or spec.l1 < 0:
-            return [f"a ReLU SAE needs l1 >= 0, the coefficient of the L1 penalty, got {spec.l1}"]
+        if (spec.l1 is None and spec.target_l0 is None) or (spec.l1 or 0.0) < 0:
+            return [f"a ReLU SAE needs l1 >= 0, the coefficient of the L1 penalty, or target_l0, got {spec.l1}"]
         return []
 
     def encoder_scale(self) -> float:
         # E[Σ_i ReLU(x·w_i) w_i] = (d_sae / 2 d_in) x over random unit rows: this norm makes x̂ ≈ x at the first step.
         return min(1.0, 2 * self.spec.d_in / self.spec.d_sae)
 
-    def l1(self, step: int) -> float:
+    def l1(self, step: int) -> float | Tensor:
         """λ at `step`."""
-        return (self.spec.l1 or 0.0) * self.spec.width_out**0.5 * self.spec.sparsity_at(step, self.spec.l1_warmup)
+        return self.coefficient(self.spec.l1) * self.spec.width_out**0.5 * self.penalty(step, self.spec.l1_warmup)
 
     def gradients(self, w: Weights, x: Tensor, y: Tensor, step: int, dead: Int[Tensor, " n_dead"] | None) -> Outcome:
         l1, c, y = self.l1(step) / len(x), self.centred(w, x), self.left(w, x, y)
@@ -63,18 +65,18 @@ class ReLUObjective(Objective):
             return self._sparse(w, c, y, l1, f, *Support.where(positive(f)))
         error = combine(f, w["W_dec"], w["b_dec"]).sub_(y)
         g = error * (2 / len(x))
-        h = project(g, w["W_dec"], torch.full_like(w["b_enc"], l1), "h")
+        h = project(g, w["W_dec"], torch.ones_like(w["b_enc"]) * l1, "h")
         torch.ops.aten.threshold_backward.grad_input(h, f, 0.0, grad_input=h)  # zero where f is
         torch.sum(h, dim=0, out=buffer(w["b_enc"]))
         fired, along = f.sum(0), None  # along: Σ f ∂L/∂f without the penalty
         if len(x) < y.shape[1]:  # of more rows, the optimiser is faster at finding it
-            along = torch.mul(f, h, out=scratch("over", tuple(f.shape), f)).sum(0).sub_(fired, alpha=l1)
+            along = torch.mul(f, h, out=scratch("over", tuple(f.shape), f)).sum(0).sub_(fired * l1)
         dense_weights(w, c, f, h, g)
         beside_features(w, c, g, w["b_enc"].grad if self.tied else None)
         return Outcome(error, fired, active, {"l1": fired.sum() * l1}, along)
 
     def _sparse(
-        self, w: Weights, c: Tensor, y: Tensor, l1: float, f: Tensor, support: Support, index: Tensor
+        self, w: Weights, c: Tensor, y: Tensor, l1: float | Tensor, f: Tensor, support: Support, index: Tensor
     ) -> Outcome:
         values = f.view(-1)[index]
         error = support.decode(values, w["W_dec"]).add_(w["b_dec"]).sub_(y)

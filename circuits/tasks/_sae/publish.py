@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def publish(
     member: Member,
     saes: Mapping[int, SAE],
-    untrained: Mapping[int, SAE],
+    controls: Mapping[int, Mapping[str, SAE]],
     stream: Stream,
     steps: Mapping[int, tuple[int, int]],
 ) -> None:
@@ -35,7 +35,7 @@ def publish(
 
     cfg = context.cfg
     keeper = context.keeper({layer: member.works[layer] for layer in saes}, "measured", "measuring", "sequence")
-    measured = measure(stream, saes, untrained, n_sequences=cfg.sae.heldout_sequences, seed=cfg.seed, keeper=keeper)
+    measured = measure(stream, saes, controls, n_sequences=cfg.sae.heldout_sequences, seed=cfg.seed, keeper=keeper)
     dropped = {
         "rows": sum(record["rows"] for record in stream.dropped.values()),
         "heldout_rows": stream.heldout_dropped,

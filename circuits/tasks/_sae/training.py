@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import Damaged, NonFinite
 from circuits.run import tracked
-from circuits.schema.sae import READ_BY, settled
+from circuits.schema.sae import READ_BY, rate, settled
 from circuits.tasks._sae.member import Member, Name
 from circuits.tasks._sae.publish import publish
 from circuits.tasks._sae.source import open_stream, too_few
@@ -140,10 +140,10 @@ def _finish(member: Member, trained: dict[int, Trainer], stream: Stream) -> None
             )
     del trainer  # `hand_over` lets each go
     with member.context.phase("exporting"):
-        saes, untrained = hand_over(trained)
+        saes, controls = hand_over(trained)
     own = copy.copy(stream)
     own.layers = tuple(sorted(saes))  # the measurement reads no other layers
-    publish(member, saes, untrained, own, steps)
+    publish(member, saes, controls, own, steps)
 
 
 def _spec(context: Context, stream: Stream, layer: int) -> TrainSpec:
@@ -151,12 +151,12 @@ def _spec(context: Context, stream: Stream, layer: int) -> TrainSpec:
 
     sae = settled(context.cfg.sae)
     assert sae.dead_after is not None  # settled
-    given = {name: getattr(sae, name) for name in (*READ_BY, "patience")}
+    given = {name: getattr(sae, name) for name in (*READ_BY, "patience", "target_l0")}
     return TrainSpec(
         architecture=sae.architecture.value,
         d_in=stream.width,
         d_sae=stream.width * sae.expansion,
-        lr=sae.lr,
+        lr=rate(sae, stream.width),
         batch_size=sae.batch_size,
         steps=sae.steps,
         warmup=sae.warmup,
@@ -172,6 +172,7 @@ def _spec(context: Context, stream: Stream, layer: int) -> TrainSpec:
         min_delta=sae.min_delta,
         validate_every=sae.validate_every,
         compile=sae.compile,
+        baselines=sae.baselines,
         **{name: value for name, value in given.items() if value is not None},
     )
 
