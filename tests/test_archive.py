@@ -258,6 +258,7 @@ def test_a_link_that_is_here_is_not_replaced(tmp_path: Path) -> None:
 # -- moved stores ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_a_moved_store_answers_and_its_pages_are_whole(study: Cli, tmp_path: Path) -> None:
     here = copied(study, tmp_path)  # the records name the folder of before, which is out of sight
     for record in (tmp_path / "multirun").glob("*/study-*/**/*.json"):

@@ -89,6 +89,7 @@ def held_against_plain_hooks(lm: LM, every: int) -> None:
         assert (found["zero"].base["logit_diff"] > 0).all() == (base == "clean")
 
 
+@pytest.mark.soak
 def test_heads_of_a_real_model_equal_plain_hooks_noising_and_denoising(real_model: Path) -> None:
     held_against_plain_hooks(load_model(str(real_model), dtype=torch.float32, device=torch.device("cpu")), every=34)
 

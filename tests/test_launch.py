@@ -102,6 +102,7 @@ def test_a_killed_launcher_leaves_no_process(warm: Cli, wait_until: Wait) -> Non
     assert "interrupted" in shown
 
 
+@pytest.mark.soak
 def test_a_killed_worker_is_named_and_the_others_finish(warm: Cli, wait_until: Wait) -> None:
     running = warm.start("layer=0,1", "sae.steps=500", "sae.checkpoint_every=20", *SHORT)
     wait_until(lambda: training(warm) or running.poll() is not None, 120, "training")

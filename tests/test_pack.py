@@ -93,6 +93,7 @@ def test_saes_of_a_pack_share_one_stream_and_are_what_each_would_be_alone(
             assert (own / name).read_bytes() == (both[own.name] / name).read_bytes(), (own.name, name)
 
 
+@pytest.mark.soak
 def test_a_pack_that_was_cut_goes_on_where_each_of_its_saes_was(
     warm: Cli, quick_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

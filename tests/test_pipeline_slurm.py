@@ -63,6 +63,7 @@ stages:
 """
 
 
+@pytest.mark.soak
 def test_one_that_fails_in_a_pack_stops_only_its_own_reader_and_recovery_repeats_nothing(
     slurm: Queue, warm: Cli
 ) -> None:
@@ -84,6 +85,7 @@ def test_one_that_fails_in_a_pack_stops_only_its_own_reader_and_recovery_repeats
     assert {path: path.stat().st_mtime_ns for path in made} == made, "nothing is made twice"
 
 
+@pytest.mark.soak
 def test_a_study_inside_one_job_goes_on_where_its_time_was_up(slurm: Queue, warm: Cli) -> None:
     words = ["pipeline.until=saes", "sae.steps=400", "sae.checkpoint_every=20", "layer=1", "seed=13"]
     done = warm(
@@ -101,6 +103,7 @@ def test_a_study_inside_one_job_goes_on_where_its_time_was_up(slurm: Queue, warm
     assert (sweep / "report.html").exists()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("own_slurm", [["MaxArraySize=4"]], indirect=True)
 def test_more_elements_than_an_array_takes_are_several_arrays(own_slurm: Queue, cli: Cli) -> None:
     words = [*PROMPTS, "behaviour.n_samples=range(20,29)"]

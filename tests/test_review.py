@@ -92,6 +92,7 @@ def test_elements_with_equal_keys_end_also_when_the_first_fails(warm: Cli) -> No
     assert done.code == 1 and "2 of 2 failed" in done.out, done.out + done.err
 
 
+@pytest.mark.soak
 def test_a_sweep_under_nohup_survives_the_terminal(warm: Cli, wait_until: Callable[..., None]) -> None:
     import subprocess
 

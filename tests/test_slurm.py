@@ -58,6 +58,7 @@ def test_the_cards_line_makes_one_array_whose_elements_log_into_their_own_direct
     assert re.search(r"report +multirun/", again.out)
 
 
+@pytest.mark.soak
 def test_a_bad_night(slurm: Queue, warm: Cli, tmp_path: Path) -> None:
     """One element raises, one is killed, one is queued again by hand; Slurm tells the truth of each; the rest is untouched."""
     words = [
@@ -142,6 +143,7 @@ def test_a_signal_during_start_up_loses_nothing_and_limits_are_counted(slurm: Qu
     assert len(cli.artifacts("prompts")) == 2
 
 
+@pytest.mark.soak
 def test_a_preempted_run_saves_and_goes_on(slurm: Queue, warm: Cli) -> None:
     job = submitted(warm("task=sae", "layer=2", SLURM, "cluster.cpu.partition=scavenge", *LONG))
     run = sweep_dir(warm)
@@ -154,6 +156,7 @@ def test_a_preempted_run_saves_and_goes_on(slurm: Queue, warm: Cli) -> None:
     slurm.cancel(job, other)
 
 
+@pytest.mark.soak
 def test_a_cancelled_element_stays_cancelled_and_recover_brings_back_exactly_it(slurm: Queue, warm: Cli) -> None:
     job = submitted(warm("task=sae", "layer=0,3", "sae.lr=1e-3", SLURM, *LONG))
     sweep = sweep_dir(warm)
@@ -335,6 +338,7 @@ def test_it_works_from_inside_a_session_of_slurm_and_from_any_directory(slurm: Q
     assert (run / "code" / "circuits" / "launch" / "element.py").exists(), "it ran from a copy of the code"
 
 
+@pytest.mark.soak
 def test_the_stock_launcher_of_hydra_works_and_tells_the_truth(slurm: Queue, cli: Cli) -> None:
     stock = [
         "hydra/launcher=submitit_slurm",

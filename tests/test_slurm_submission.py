@@ -44,6 +44,7 @@ sys.exit(main({words!r}))
 """
 
 
+@pytest.mark.soak
 def test_a_client_killed_between_any_two_steps_leaves_no_orphan_and_no_double(
     own_slurm: Queue, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,7 @@ def test_a_launcher_that_leaves_tells_the_dead_of_another_host_from_the_living(
     assert store.lease(keys[0]).acquire(), "what was seen is remembered"
 
 
+@pytest.mark.soak
 def test_a_slurm_submission_takes_over_what_a_dead_process_of_another_host_holds(slurm: Queue, cli: Cli) -> None:
     words = [*PROMPTS, "behaviour=ioi", "seed=7", SLURM]
     (element,) = plan(*words, base=cli.folder)
