@@ -82,6 +82,14 @@ class Stream(HeldoutPass, ABC):
     `batch_size` rows make a batch; `seed` decides their order. The rest is what the held-out pass takes.
     """
 
+    blocks = 1
+    """Parts of a row that are normalised by themselves."""
+
+    @property
+    def block_width(self) -> int:
+        """Width of one of them."""
+        return self.width
+
     def __init__(self, lm: LM, source: TokenSource, *, batch_size: int, seed: int = 0, **reading: Any) -> None:
         super().__init__(lm, source, **reading)
         if batch_size < 1:

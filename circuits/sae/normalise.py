@@ -5,7 +5,10 @@
               leaves little variance to train on
 ``none``      raw activations
 
-Both are folded into the weights at export.
+A crosscoder's rows are several layers' (or models') side by side, its *blocks*: each has its own mean and its own factor, so that
+none counts for more because its activations are larger.
+
+All is folded into the weights at export.
 """
 
 from __future__ import annotations
@@ -22,22 +25,34 @@ from circuits.errors import NonFinite, RunError
 
 @dataclass
 class Units:
-    """x' = scale · (x − mean)."""
+    """x' = scale · by ⊙ (x − mean)."""
 
     mean: Float[Tensor, " d"]
     scale: float
+    by: Float[Tensor, " d"] | None = None
+    """Each block's own factor, repeated; None where there is one block."""
 
     def normalise(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """Rows of any dtype in these units, as a fresh float32 tensor."""
-        return (x.to(self.mean.device, torch.float32) - self.mean).mul_(self.scale)
+        found = (x.to(self.mean.device, torch.float32) - self.mean).mul_(self.scale)
+        return found if self.by is None else found.mul_(self.by)
+
+    def rows_of(self, weights: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Directions of these units in those of the rows, at the same `scale`."""
+        return weights if self.by is None else weights / self.by
 
     def to(self, device: torch.device) -> Units:
         """The same on another device."""
-        return Units(self.mean.to(device), self.scale)
+        return Units(self.mean.to(device), self.scale, None if self.by is None else self.by.to(device))
 
 
-def measure(rows: Float[Tensor, "n d"], how: str) -> Units:
+def measure(rows: Float[Tensor, "n d"], how: str, blocks: int = 1) -> Units:
     """The units of rows, in float64 on the CPU, so that they depend on nothing but the rows."""
+    if blocks > 1:
+        parts = [measure(part, how) for part in rows.chunk(blocks, dim=1)]
+        scale = math.exp(sum(math.log(part.scale) for part in parts) / blocks)
+        by = torch.cat([torch.full_like(part.mean, part.scale / scale) for part in parts])
+        return Units(torch.cat([part.mean for part in parts]), scale, by)
     x = rows.detach().cpu().double()
     mean = x.mean(0)
     variance = (x - mean).square().sum(1).mean().item()

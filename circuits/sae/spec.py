@@ -79,6 +79,8 @@ class TrainSpec:
     """What counts as an improvement: a validation loss lower by more than this share of the variance."""
     validate_every: int = 250
     """Steps between validations, where there is patience."""
+    blocks: int = 1
+    """Parts of a row that are normalised by themselves: a crosscoder's layers."""
     baselines: bool = False
     """Train frozen baselines beside it (``circuits.sae.baselines``)."""
     frozen: str | None = None

@@ -67,13 +67,15 @@ class Trainer:
         self.architecture = architecture(spec.architecture)
         self.objective = self.architecture.objective(spec)
         if first_rows is not None:
-            read = normalise.measure(first_rows[:, : spec.d_in], spec.normalize)
+            read = normalise.measure(first_rows[:, : spec.d_in], spec.normalize, spec.blocks)
             units = (
                 read,
                 read if spec.d_out is None else normalise.measure(first_rows[:, spec.d_in :], spec.normalize),
             )
         elif units is None:  # a resumed trainer: `_restore` brings them
-            units = (Units(torch.zeros(spec.d_in), 1.0), Units(torch.zeros(spec.width_out), 1.0))
+            by = torch.ones(spec.d_in) if spec.blocks > 1 else None
+            units = (Units(torch.zeros(spec.d_in), 1.0, by), Units(torch.zeros(spec.width_out), 1.0))
+            units = units if spec.d_out is not None else (units[0], units[0])
         self.read, self.write = (u.to(device) for u in units)
         init = self.objective.init(self._generator("init"))
         self.weights: Weights = {name: nn.Parameter(p.detach().to(device)) for name, p in init.items()}
@@ -287,6 +289,7 @@ class Trainer:
         named: dict[str, Tensor] = {f"weights.{name}": p for name, p in self.weights.items()}
         named |= self.optimiser.tensors() | {f"state.{name}": v for name, v in self.objective.state.items()}
         named |= {"mean": self.read.mean, "since_fired": self.since_fired}
+        named |= {} if self.read.by is None else {"by": self.read.by}
         return named if self.spec.d_out is None else {**named, "mean_out": self.write.mean}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

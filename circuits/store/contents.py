@@ -11,6 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 
 
 SETTLED_NS = 2_000_000_000  # the coarsest clock of file systems in use
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model by its directory or hub name alone, as the newest commit there is."""
+
+    id: str
+    revision: str | None = None
+
 
 
 class Contents:
@@ -42,6 +52,8 @@ class Contents:
         `layers` are the key's."""
         value = getattr(section, where.rpartition(".")[2])
         if content == "model":
+            if not hasattr(section, "embedded"):  # a second model, which a task's own section names
+                return None if value is None else self.model(NamedModel(value)).identity
             return self.model(section).identity if section.embedded is None else "embedded"
         if content == "corpus":
             return self.corpus(section)

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from circuits.errors import UserError
 from circuits.schema import BaseConfig, Dtype, NonFinitePolicy, SaeConfig, stored
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from circuits.sae.modules import SAE
 
 
-def _size_problems(sae: SaeConfig, width: int) -> list[str]:
+def size_problems(sae: SaeConfig, width: int) -> list[str]:
     """Options that do not fit the dictionary's size."""
     asked, sae = sae, settled(sae)
     d_sae = sae.expansion * width
@@ -59,13 +59,18 @@ class Sae(Kind):
     name = "sae"
     keep = "archive"
     version = 2
-    sections = ("model", "data", "sae", "precision", "seed")
+    sections: ClassVar[tuple[str, ...]] = ("model", "data", "sae", "precision", "seed")
     work = ("sae.steps", "sae.batch_size")
-    layers = "each"
-    needs = ("tiny", "tokens", "prompts", Need("activations", of=("tiny", "tokens", "prompts")))
+    layers: ClassVar[Literal["each", "set"]] = "each"
+    needs: ClassVar[tuple[str | Need, ...]] = (
+        "tiny",
+        "tokens",
+        "prompts",
+        Need("activations", of=("tiny", "tokens", "prompts")),
+    )
     gated = ("sae.min_r2",)
     memory_keys = ("sae.block_rows", "sae.forward_batch", "sae.expansion")
-    columns = (
+    columns: ClassVar[tuple[Column, ...]] = (
         Column("explained_variance", "explained variance", ".3f", "explained_variance_ci"),
         Column("l0", "L0", ".1f"),
         Column("dead_fraction", "dead", ".1%"),
@@ -119,7 +124,7 @@ class Sae(Kind):
             found = problems(Path(cfg.sae.from_), *widths, transcodes=target is not None, layers=layers)
             errors += [f"sae.from={cfg.sae.from_}: {problem}" for problem in found]
         elif width is not None:
-            errors += _size_problems(cfg.sae, width)
+            errors += size_problems(cfg.sae, width)
         errors += context_problems(cfg, dims)
         if cfg.sae.nonfinite is NonFinitePolicy.drop and len(layers) > 1:
             errors.append(

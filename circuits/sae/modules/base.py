@@ -64,6 +64,8 @@ class SAE(nn.Module, ABC):
     def __init__(self, cfg: SAEConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.block_scales: tuple[float, ...] = ()
+        """Of a crosscoder just trained: each block's factor in the units of training."""
         self.W_enc = nn.Parameter(torch.zeros(cfg.d_in, cfg.d_sae), requires_grad=False)
         self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.width_out), requires_grad=False)
         self.b_dec = nn.Parameter(torch.zeros(cfg.width_out), requires_grad=False)
@@ -256,11 +258,15 @@ class Objective(ABC):
 
         With f' = act(c' W + b'), c' = x' − b_dec', and ŷ = (f' W_dec + b_dec')/t + ν, the SAE on raw x has f = f'/t, because
         act is positively homogeneous: W_enc = W s/t, b_enc = b'/t, b_dec = ν + b_dec'/t. In a transcoder c' = x', hence
-        b_enc = (b' − s μ W)/t. A skip connection adds W' x' to f' W_dec + b_dec': W_skip = W' s/t, and − s W' μ/t to b_dec.
+        b_enc = (b' − s μ W)/t. Blocks have a factor each: W_enc's rows are multiplied by theirs, W_dec's
+        columns divided. A skip connection adds W' x' to f' W_dec + b_dec': W_skip = W' s/t, and − s W' μ/t to b_dec.
         """
         sae.W_enc.copy_(w["W_enc"].T * (read.scale / write.scale))
-        sae.W_dec.copy_(w["W_dec"])
-        sae.b_dec.copy_(write.mean + w["b_dec"] / write.scale)
+        sae.W_dec.copy_(write.rows_of(w["W_dec"]))
+        sae.b_dec.copy_(write.mean + write.rows_of(w["b_dec"]) / write.scale)
+        if read.by is not None:
+            sae.W_enc.mul_(read.by[:, None])
+            sae.block_scales = tuple(float(part[0]) for part in read.by.chunk(self.spec.blocks))
         for name in sae.pre_biases:
             bias = w[name] if self.tied else w[name] - read.scale * (w["W_enc"] @ read.mean)
             getattr(sae, name).copy_(bias / write.scale)

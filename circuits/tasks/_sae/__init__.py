@@ -5,6 +5,6 @@ an SAE is named by (member, layer). `source` opens what they are trained on, `tr
 """
 
 from circuits.tasks._sae.member import Member
-from circuits.tasks._sae.training import make, make_together
+from circuits.tasks._sae.training import make, make_joined, make_together
 
-__all__ = ["Member", "make", "make_together"]
+__all__ = ["Member", "make", "make_joined", "make_together"]

@@ -40,6 +40,12 @@ def make(context: Context, works: dict[int, Work]) -> None:
     publish(member, taken, {}, stream, dict.fromkeys(taken, (0, 0)))
 
 
+def make_joined(member: Member) -> None:
+    """Train, measure and publish what one member's own functions open and publish."""
+    for failure in _train({0: member}).values():
+        raise failure
+
+
 def make_together(members: Mapping[int, Member]) -> dict[int, Exception]:
     """Train the SAEs of several elements on one stream; the members that failed, and why. The others are published."""
     names = " ".join(member.context.run.name.rsplit("/", 1)[-1].split("-")[0] for member in members.values())
@@ -54,8 +60,11 @@ def _train(members: Mapping[int, Member]) -> dict[int, Exception]:
     from circuits.sae.loop import train, validation_rows
     from circuits.sae.modules.scratch import release
 
-    first = next(iter(members.values())).context
-    stream = open_stream(first, sorted({layer for member in members.values() for layer in member.works}))
+    leading = next(iter(members.values()))
+    first = leading.context
+    stream = (leading.open or open_stream)(
+        first, sorted({layer for member in members.values() for layer in member.works})
+    )
     failures = too_few(members, stream)
     members = {number: member for number, member in members.items() if number not in failures}
     if not members:
@@ -143,7 +152,7 @@ def _finish(member: Member, trained: dict[int, Trainer], stream: Stream) -> None
         saes, controls = hand_over(trained)
     own = copy.copy(stream)
     own.layers = tuple(sorted(saes))  # the measurement reads no other layers
-    publish(member, saes, controls, own, steps)
+    (member.publish or publish)(member, saes, controls, own, steps)
 
 
 def _spec(context: Context, stream: Stream, layer: int) -> TrainSpec:
@@ -155,7 +164,7 @@ def _spec(context: Context, stream: Stream, layer: int) -> TrainSpec:
     return TrainSpec(
         architecture=sae.architecture.value,
         d_in=stream.width,
-        d_sae=stream.width * sae.expansion,
+        d_sae=stream.block_width * sae.expansion,
         lr=rate(sae, stream.width),
         batch_size=sae.batch_size,
         steps=sae.steps,
@@ -173,6 +182,7 @@ def _spec(context: Context, stream: Stream, layer: int) -> TrainSpec:
         validate_every=sae.validate_every,
         compile=sae.compile,
         baselines=sae.baselines,
+        blocks=stream.blocks,
         **{name: value for name, value in given.items() if value is not None},
     )
 
