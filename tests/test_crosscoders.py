@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
 import pytest
 import torch
+from conftest import QUICK as BRIEF
+from conftest import Cli
 
 from circuits.sae import crosscoder
 from circuits.sae.crosscoder import Block, Measured
@@ -117,3 +124,70 @@ def test_a_crosscoder_is_resumed_bit_by_bit() -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(straight.export().parameters(), again.export().parameters(), strict=True)
     )
+
+
+QUICK = [
+    BRIEF,
+    "sae=batchtopk",
+    "sae.k=8",
+    "sae.steps=120",
+    "sae.expansion=2",
+    "sae.heldout_sequences=32",
+    "tracking=off",
+]
+
+
+@pytest.fixture(scope="module")
+def second(quick_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the embedded model, as a person's directory."""
+    place = tmp_path_factory.mktemp("models") / "copy"
+    shutil.copytree(next((quick_store / "tiny").glob("tiny-*")), place)
+    return place
+
+
+def test_two_copies_of_a_model_have_no_exclusive_feature_from_the_command_line(warm: Cli, second: Path) -> None:
+    done = warm("task=crosscoder", "layer=1", f"crosscoder.beside={second}", *QUICK)
+    assert done.code == 0, done.err
+    (place,) = warm.artifacts("crosscoder")
+    metrics = json.loads((place / "metrics.json").read_text())
+    assert metrics["exclusive"] == metrics["seemingly_exclusive"] == 0 and metrics["shared_fraction"] == 1
+    assert [block["model"] for block in metrics["blocks"]] == ["A", "B"]
+    a, b = metrics["explained_variance_by_block"]
+    assert a == pytest.approx(b, abs=5e-3) and a > metrics["baselines"]["frozen_decoder"]["explained_variance"]
+    again = warm("task=crosscoder", "layer=1", f"crosscoder.beside={second}", *QUICK)
+    assert "cached" in again.out
+
+
+def test_layers_are_joined_and_shown_on_a_page(warm: Cli) -> None:
+    straight = warm("task=crosscoder", "layer=0-2", *QUICK)
+    assert straight.code == 0, straight.err
+    (place,) = warm.artifacts("crosscoder")
+    table = pd.read_parquet(place / "features.parquet")
+    metrics = json.loads((place / "metrics.json").read_text())
+    assert {"norm_L0", "norm_L1", "norm_L2", "largest_share"} <= set(table) and metrics["d_in"] == 3 * 128
+    assert len(metrics["explained_variance_by_block"]) == 3
+    report = next((warm.outputs / "runs").rglob("report.html")).read_text()
+    assert "Explained variance, block by block" in report
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["layer=1"], "a crosscoder joins several layers"),
+        (["layer=0-1", "sae.site=mlp_in", "sae.target_site=mlp_out"], "sae.target_site: not of a crosscoder"),
+        (["layer=0-1", "crosscoder.beside=nowhere/at/all"], "crosscoder.beside=nowhere/at/all"),
+        (["layer=0-1", "sae.nonfinite=drop"], "use fail"),
+    ],
+)
+def test_what_cannot_be_joined_is_one_line(warm: Cli, words: list[str], message: str) -> None:
+    refused = warm("task=crosscoder", *words, *QUICK)
+    assert refused.code == 2 and message in refused.err and "Traceback" not in refused.err
+
+
+def test_models_of_other_widths_are_refused(warm: Cli, second: Path, tmp_path: Path) -> None:
+    narrow = tmp_path / "narrow"
+    shutil.copytree(second, narrow)
+    config = json.loads((narrow / "config.json").read_text())
+    (narrow / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+    refused = warm("task=crosscoder", "layer=1", f"crosscoder.beside={narrow}", *QUICK)
+    assert refused.code == 2 and "64 wide at resid_post, the model 128; equal widths are joined" in refused.err

@@ -33,7 +33,6 @@ class NamedModel:
     revision: str | None = None
 
 
-
 class Contents:
     """Answers "what is in it" for file-role fields of a config; remembers within and across processes."""
 
