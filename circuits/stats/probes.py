@@ -32,8 +32,8 @@ class Probe:
         return np.asarray(expit(((x - self.mean) / self.scale) @ self.weights + self.bias))
 
 
-def fit(x: Array, y: NDArray[np.bool_], penalty: float = 1.0) -> Probe:
-    """Fit on rows ``[n, features]``; features without variance get no weight.
+def fit(x: Array, y: NDArray[np.bool_], penalty: float = 1.0, weights: Array | None = None) -> Probe:
+    """Fit on rows ``[n, features]``, each counted with its weight (1 where None); features without variance get no weight.
 
     Raises:
         ValueError: one class only.
@@ -43,12 +43,13 @@ def fit(x: Array, y: NDArray[np.bool_], penalty: float = 1.0) -> Probe:
     mean, scale = x.mean(0), x.std(0)
     scale = np.where(scale > 0, scale, 1.0)
     z, sign = (x - mean) / scale, np.where(y, 1.0, -1.0)
+    counted = np.ones(len(y)) if weights is None else weights
 
     def loss(theta: Array) -> tuple[float, Array]:
         margin = sign * (z @ theta[:-1] + theta[-1])
-        pull = -sign * expit(-margin)
+        pull = -sign * expit(-margin) * counted
         gradient = np.append(z.T @ pull + penalty * theta[:-1], pull.sum())
-        return float(np.logaddexp(0, -margin).sum() + penalty / 2 * theta[:-1] @ theta[:-1]), gradient
+        return float((counted * np.logaddexp(0, -margin)).sum() + penalty / 2 * theta[:-1] @ theta[:-1]), gradient
 
     found = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 500})
     return Probe(mean, scale, np.asarray(found.x[:-1]), float(found.x[-1]))

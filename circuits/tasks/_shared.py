@@ -13,6 +13,8 @@ from circuits.store.contents import Contents
 from circuits.store.kinds import Input, Layers, ModelDims
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from circuits.run.context import Context, Work
 
 
@@ -121,3 +123,12 @@ def alone(context: Context, work: Work) -> Iterator[bool]:
         yield store.find(work.key) is None
     finally:
         lease.release()
+
+
+def prompt_labels(table: pd.DataFrame, found: Any) -> pd.DataFrame:
+    """What prompts are labelled by: their factors, the target, the group."""
+    import pandas as pd
+
+    factors = {str(n).removeprefix("factor."): table[n] for n in table if str(n).startswith("factor.")}
+    others = {"target": [p.target for p in found], "group": table["group"]}
+    return pd.DataFrame({**factors, **{name: column for name, column in others.items() if name not in factors}})

@@ -18,7 +18,7 @@ from circuits.schema import BaseConfig, DataSource, InterpretConfig
 from circuits.schema.interpret import OF_ASSOCIATION, chosen
 from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims
 from circuits.store.labels import behaviour_name, readable
-from circuits.tasks._shared import layer_name, model_input, text_input
+from circuits.tasks._shared import layer_name, model_input, prompt_labels, text_input
 
 if TYPE_CHECKING:
     import numpy as np
@@ -327,7 +327,7 @@ def _read_prompts(context: Context, lm: LM, layers: Mapping[int, Layer], works: 
         keeper=context.keeper(works, "prompts", "reading the prompts", "prompt"),
     )
     train = np.array([split == "train" for split in found.splits])
-    factors, left_out = association.factors_of(_labels(found.table(), found), train, given.min_prompts)
+    factors, left_out = association.factors_of(prompt_labels(found.table(), found), train, given.min_prompts)
     for name, why in left_out.items():
         context.say(f"factor {name}: not tested ({why})")
     return Read(values, factors, left_out, train, len(found))
@@ -351,15 +351,6 @@ def _associate(context: Context, one: Layer, read: Read, layer: int) -> tuple[pd
     named = {factor.name: list(factor.levels) for factor in read.factors}
     counts = {"n_prompts": read.n_prompts, "n_train": int(read.train.sum()), "n_factors": len(read.factors)}
     return table, {**summary, **counts, "factors": named, "left_out": read.left_out}
-
-
-def _labels(table: pd.DataFrame, found: Any) -> pd.DataFrame:
-    """What the prompts are labelled by: their factors, the target, the group."""
-    import pandas as pd
-
-    factors = {str(n).removeprefix("factor."): table[n] for n in table if str(n).startswith("factor.")}
-    others = {"target": [p.target for p in found], "group": table["group"]}
-    return pd.DataFrame({**factors, **{name: column for name, column in others.items() if name not in factors}})
 
 
 def _write_labels(context: Context) -> None:
