@@ -37,8 +37,8 @@ def _sentence(found: list[dict[str, Any]]) -> str:
     few, most = best["k"][0], best["k"][-1]
     says = {name: percent(best[f"{name}_{most}"]) for name in PROBES}
     return (
-        f"{plural(few, 'feature')} of layer {best['layer']} say {percent(best[f'sae_{few}'])} of {plural(best['n_levels'], 'level')} "
-        f"right (balanced, on {best['n_test']} test prompts), {most} {says['sae']}; all features {percent(best['all'])}, the "
+        f"{plural(few, 'feature')} of layer {best['layer']} say {percent(best[f'sae_{few}'])} of "
+        f"{plural(best['n_levels'], 'level')} right (balanced, on {best['n_test']} test prompts), {most} {says['sae']}; all features {percent(best['all'])}, the "
         f"activations {percent(best['raw'])}; {most} of a random dictionary {says['random']}, labels shuffled {says['shuffled']}."
     )
 
