@@ -36,10 +36,11 @@ def _sentence(found: list[dict[str, Any]]) -> str:
     best = max(known, key=lambda m: m[f"sae_{m['k'][0]}"])
     few, most = best["k"][0], best["k"][-1]
     says = {name: percent(best[f"{name}_{most}"]) for name in PROBES}
+    levels = plural(best["n_levels"], "level")
     return (
-        f"{plural(few, 'feature')} of layer {best['layer']} say {percent(best[f'sae_{few}'])} of "
-        f"{plural(best['n_levels'], 'level')} right (balanced, on {best['n_test']} test prompts), {most} {says['sae']}; all features {percent(best['all'])}, the "
-        f"activations {percent(best['raw'])}; {most} of a random dictionary {says['random']}, labels shuffled {says['shuffled']}."
+        f"{plural(few, 'feature')} of layer {best['layer']} say {percent(best[f'sae_{few}'])} of {levels} right (balanced, on "
+        f"{best['n_test']} test prompts), {most} {says['sae']}; all features {percent(best['all'])}, the activations "
+        f"{percent(best['raw'])}; {most} of a random dictionary {says['random']}, labels shuffled {says['shuffled']}."
     )
 
 
