@@ -58,59 +58,32 @@ def relative_norm(found: Array, blocks: Sequence[Block]) -> Array:
     return np.divide(b, a + b, out=np.full_like(a, np.nan), where=a + b > 0)
 
 
-class Measured:
-    """Sums over held-out rows: explained variance by block, activity, and what latent scaling needs. Feed `add`, then read."""
+class BlockSums:
+    """Sums over held-out rows from which explained variance follows, block by block, in units in which blocks count alike."""
 
-    def __init__(self, sae: SAE, blocks: Sequence[Block]) -> None:
-        self.sae, self.blocks = sae, tuple(blocks)
-        device, m = sae.W_dec.device, sae.cfg.d_sae
-        self.two = len({block.model for block in blocks}) == 2
-        self.fired = torch.zeros(m, dtype=torch.float64, device=device)
-        self.squares = torch.zeros(m, dtype=torch.float64, device=device)
-        self.products = torch.zeros(2, 2, 2, m, dtype=torch.float64, device=device)
-        """By whose direction, whose rows, and error or reconstruction: Σ f ⟨d, y⟩."""
+    def __init__(self, blocks: int) -> None:
+        self.n = blocks
         self._rows: list[Tensor] = []
         self._totals: list[Tensor] = []
-        scale = torch.tensor([block.scale for block in blocks], device=device)
-        self._by = scale.repeat_interleave(sae.cfg.d_in // len(blocks))
 
-    @torch.no_grad()
-    def add(self, x: Float[Tensor, "n pos d"], keep: Bool[Tensor, "n pos"]) -> None:
-        """Whole sequences; only positions where `keep` is True count. Rows are compared in units in which blocks count alike."""
-        sae, device = self.sae, self.sae.W_dec.device
-        keep = keep.to(device)
-        x = torch.where(keep[..., None], x.to(device, torch.float32), sae.b_dec)
-        f = sae.encode(x) * keep[..., None]
-        found = (f @ sae.W_dec) * self._by
-        centred = (x - sae.b_dec) * self._by
-        error = (centred - found) * keep[..., None]
-        blocks = len(self.blocks)
+    def add_rows(
+        self,
+        error: Float[Tensor, "n pos d"],
+        centred: Float[Tensor, "n pos d"],
+        keep: Bool[Tensor, "n pos"],
+        active: Float[Tensor, " n"],
+    ) -> None:
+        """Whole sequences; both are zero where `keep` is False. `active`: features on, summed over a sequence's rows."""
         by_block = [
-            part.square().sum((1, 3)).double() for part in (t.unflatten(2, (blocks, -1)) for t in (error, centred))
+            part.square().sum((1, 3)).double() for part in (t.unflatten(2, (self.n, -1)) for t in (error, centred))
         ]
-        facts = torch.stack([keep.sum(1).double(), (f > 0).sum((1, 2)).double()], dim=1)
+        facts = torch.stack([keep.sum(1).double(), active.double()], dim=1)
         self._rows.append(torch.cat([facts, *by_block], dim=1).cpu())
         self._totals.append(centred.sum(1).double().cpu())
-        flat = f.flatten(0, 1)
-        self.fired += (flat > 0).sum(0)
-        if self.two:
-            self.squares += flat.square().sum(0)
-            self._scale(flat, error.flatten(0, 1), found.flatten(0, 1))
-
-    def _scale(self, f: Tensor, error: Tensor, found: Tensor) -> None:
-        half = f.new_tensor([block.model for block in self.blocks]).repeat_interleave(
-            self.sae.cfg.d_in // len(self.blocks)
-        )
-        rows = self.sae.W_dec * self._by
-        for whose in (0, 1):
-            direction = rows[:, half == whose]
-            for of in (0, 1):
-                for kind, y in enumerate((error, found)):
-                    self.products[whose, of, kind] += (f * (y[:, half == of] @ direction.T)).sum(0)
 
     def explained_variance(self, seed: int = 0, resamples: int = 1000) -> tuple[Array, float, list[float]]:
         """By block; their mean, in which every block counts alike; its 95% interval over sequences."""
-        columns, blocks = torch.cat(self._rows).numpy(), len(self.blocks)
+        columns, blocks = torch.cat(self._rows).numpy(), self.n
         rows, error, squares = columns[:, 0], columns[:, 2 : 2 + blocks], columns[:, 2 + blocks :]
         total = torch.cat(self._totals)
         delta = total.sum(0) / rows.sum()
@@ -129,6 +102,50 @@ class Measured:
         columns = torch.cat(self._rows)
         rows = float(columns[:, 0].sum())
         return int(rows), len(columns), float(columns[:, 1].sum()) / max(rows, 1.0)
+
+
+class Measured(BlockSums):
+    """Beside explained variance activity, and what latent scaling needs. Feed `add`, then read."""
+
+    def __init__(self, sae: SAE, blocks: Sequence[Block]) -> None:
+        super().__init__(len(blocks))
+        self.sae, self.blocks = sae, tuple(blocks)
+        device, m = sae.W_dec.device, sae.cfg.d_sae
+        self.two = len({block.model for block in blocks}) == 2
+        self.fired = torch.zeros(m, dtype=torch.float64, device=device)
+        self.squares = torch.zeros(m, dtype=torch.float64, device=device)
+        self.products = torch.zeros(2, 2, 2, m, dtype=torch.float64, device=device)
+        """By whose direction, whose rows, and error or reconstruction: Σ f ⟨d, y⟩."""
+        scale = torch.tensor([block.scale for block in blocks], device=device)
+        self._by = scale.repeat_interleave(sae.cfg.d_in // len(blocks))
+
+    @torch.no_grad()
+    def add(self, x: Float[Tensor, "n pos d"], keep: Bool[Tensor, "n pos"]) -> None:
+        """Whole sequences; only positions where `keep` is True count. Rows are compared in units in which blocks count alike."""
+        sae, device = self.sae, self.sae.W_dec.device
+        keep = keep.to(device)
+        x = torch.where(keep[..., None], x.to(device, torch.float32), sae.b_dec)
+        f = sae.encode(x) * keep[..., None]
+        found = (f @ sae.W_dec) * self._by
+        centred = (x - sae.b_dec) * self._by
+        error = (centred - found) * keep[..., None]
+        self.add_rows(error, centred, keep, (f > 0).sum((1, 2)))
+        flat = f.flatten(0, 1)
+        self.fired += (flat > 0).sum(0)
+        if self.two:
+            self.squares += flat.square().sum(0)
+            self._scale(flat, error.flatten(0, 1), found.flatten(0, 1))
+
+    def _scale(self, f: Tensor, error: Tensor, found: Tensor) -> None:
+        half = f.new_tensor([block.model for block in self.blocks]).repeat_interleave(
+            self.sae.cfg.d_in // len(self.blocks)
+        )
+        rows = self.sae.W_dec * self._by
+        for whose in (0, 1):
+            direction = rows[:, half == whose]
+            for of in (0, 1):
+                for kind, y in enumerate((error, found)):
+                    self.products[whose, of, kind] += (f * (y[:, half == of] @ direction.T)).sum(0)
 
     def latent_scaling(self) -> tuple[Array, Array]:
         """ν_error and ν_reconstruction of every feature, as if of the model in which its row is longer; NaN where it never fired or

@@ -43,6 +43,12 @@ def _unit_rows(rows: Tensor) -> None:
     rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_(min=1e-12))
 
 
+def _in_cache(decoder: Float[Tensor, "d_sae d"]) -> Sequence[Tensor]:
+    """Its rows in parts that stay in the cache."""
+    on_cpu = decoder.device.type == "cpu"
+    return decoder.split(max(1, BLOCK_BYTES // (4 * decoder.shape[1])) if on_cpu else len(decoder))
+
+
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` by ``torch.compile``: its passes over memory become one or two.
 
@@ -73,7 +79,7 @@ class Optimiser:
             fused(_without_parallel) if compiled else _without_parallel
         )
         self._renew: Callable[[Tensor], None] = fused(_unit_rows) if compiled else _unit_rows
-        device = weights["W_dec"].device
+        device = next(iter(weights.values())).device
         self.moments = {
             moment: {name: torch.zeros_like(p, requires_grad=False) for name, p in self._moving().items()}
             for moment in MOMENTS
@@ -81,20 +87,22 @@ class Optimiser:
         self.steps = {name: torch.zeros((), device=device) for name in self._moving()}
 
     def _moving(self) -> Weights:
-        return {name: p for name, p in self.weights.items() if name != self.frozen}
+        return {name: p for name, p in self.weights.items() if not (self.frozen and name.startswith(self.frozen))}
 
     def step(self, lr: float, along: Float[Tensor, " d_sae"] | None = None) -> None:
         """Update the weights from the gradients in their buffers.
 
         Args:
             lr: the rate.
-            along: ⟨∂W_dec[i], W_dec[i]⟩ of every feature, where it is known.
+            along: ⟨∂W_dec[i], W_dec[i]⟩ of every feature, where it is known; of several decoders one after the other.
         """
         moving = self._moving()
         grads = {name: buffer(p) for name, p in moving.items()}
-        rows = self._blocks(self.weights["W_dec"].data) if "W_dec" in moving else []
-        norms = self._across(rows, self._blocks(grads["W_dec"]), along) if rows else []
-        norms += [_norm(grad) for name, grad in grads.items() if name != "W_dec"]
+        decoders = [name for name in moving if name.startswith("W_dec")]
+        along = None if along is None or not decoders else along.split([len(moving[name]) for name in decoders])
+        norms = [_norm(grad) for name, grad in grads.items() if name not in decoders]
+        for i, name in enumerate(decoders):
+            norms += self._across(moving[name].data, grads[name], None if along is None else along[i])
         scale = (torch.linalg.vector_norm(torch.stack(norms)) / self.clip).clamp_(min=1.0)
         moments, variances = (list(found.values()) for found in self.moments.values())
         parameters, steps = [p.data for p in moving.values()], list(self.steps.values())
@@ -110,24 +118,19 @@ class Optimiser:
                 own, given, first, second, [], taken, grad_scale=scale if read else None, amsgrad=False, lr=factor * lr,
                 beta1=BETAS[0], beta2=BETAS[1], weight_decay=0.0, eps=EPS, maximize=False,
             )  # fmt: skip
-        for block in rows:
-            self._renew(block)
+        for name in decoders:
+            for block in _in_cache(moving[name].data):
+                self._renew(block)
 
-    def _across(self, rows: Sequence[Tensor], grads: Sequence[Tensor], along: Tensor | None) -> list[Tensor]:
-        """Leave of the decoder's gradient what turns its rows; the norms of the blocks."""
+    def _across(self, decoder: Tensor, grad: Tensor, along: Tensor | None) -> list[Tensor]:
+        """Leave of a decoder's gradient what turns its rows; the norms of the blocks."""
+        rows, grads = _in_cache(decoder), _in_cache(grad)
         known = (
             [torch.linalg.vecdot(g, r) for r, g in zip(rows, grads, strict=True)]
             if along is None
-            else self._blocks(along)
+            else along.split(len(rows[0]))
         )
         return [self._project(r, g, a) for r, g, a in zip(rows, grads, known, strict=True)]
-
-    def _blocks(self, tensor: Tensor) -> Sequence[Tensor]:
-        """A tensor of the decoder's features in parts whose rows of the decoder stay in the cache."""
-        decoder = self.weights["W_dec"]
-        return tensor.split(
-            len(decoder) if decoder.device.type != "cpu" else max(1, BLOCK_BYTES // (4 * decoder.shape[1]))
-        )
 
     def reset(self, keep: Tensor) -> None:
         """Zero the moments of the features where `keep` is False."""

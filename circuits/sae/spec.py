@@ -81,6 +81,8 @@ class TrainSpec:
     """Steps between validations, where there is patience."""
     blocks: int = 1
     """Parts of a row that are normalised by themselves: a crosscoder's layers."""
+    band: int | None = None
+    """A cross-layer transcoder: layers that a feature writes to at most, its own the first; None: all later ones."""
     baselines: bool = False
     """Train frozen baselines beside it (``circuits.sae.baselines``)."""
     frozen: str | None = None

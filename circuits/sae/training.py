@@ -31,6 +31,7 @@ from circuits.transfer import sent
 
 Name = TypeVar("Name", bound=Hashable)
 DEAD_EVERY = 32
+CROSS_LAYER = "cross_layer"
 
 
 def check(spec: TrainSpec) -> None:
@@ -70,11 +71,14 @@ class Trainer:
             read = normalise.measure(first_rows[:, : spec.d_in], spec.normalize, spec.blocks)
             units = (
                 read,
-                read if spec.d_out is None else normalise.measure(first_rows[:, spec.d_in :], spec.normalize),
+                read
+                if spec.d_out is None
+                else normalise.measure(first_rows[:, spec.d_in :], spec.normalize, spec.blocks),
             )
         elif units is None:  # a resumed trainer: `_restore` brings them
             by = torch.ones(spec.d_in) if spec.blocks > 1 else None
-            units = (Units(torch.zeros(spec.d_in), 1.0, by), Units(torch.zeros(spec.width_out), 1.0))
+            by_out = torch.ones(spec.width_out) if spec.blocks > 1 else None
+            units = (Units(torch.zeros(spec.d_in), 1.0, by), Units(torch.zeros(spec.width_out), 1.0, by_out))
             units = units if spec.d_out is not None else (units[0], units[0])
         self.read, self.write = (u.to(device) for u in units)
         init = self.objective.init(self._generator("init"))
@@ -277,10 +281,15 @@ class Trainer:
         return self._exported(objective, objective.init(self._generator("init")), cpu).to(self.device)
 
     def _exported(self, objective: Objective, weights: Weights, device: torch.device) -> SAE:
-        spec = self.spec
-        sae = self.architecture.sae(SAEConfig(spec.d_in, spec.d_sae, spec.k, spec.d_out, skip=spec.skip)).to(device)
+        sae = self.architecture.sae(self._shape()).to(device)
         objective.export(sae, weights, self.read.to(device), self.write.to(device))
         return sae.eval()
+
+    def _shape(self) -> SAEConfig:
+        spec = self.spec
+        if spec.architecture != CROSS_LAYER:
+            return SAEConfig(spec.d_in, spec.d_sae, spec.k, spec.d_out, skip=spec.skip)
+        return SAEConfig(spec.d_in, spec.d_sae, spec.k, spec.d_out, blocks=spec.blocks, band=spec.band)
 
     # ── checkpoints ──
 
@@ -290,7 +299,9 @@ class Trainer:
         named |= self.optimiser.tensors() | {f"state.{name}": v for name, v in self.objective.state.items()}
         named |= {"mean": self.read.mean, "since_fired": self.since_fired}
         named |= {} if self.read.by is None else {"by": self.read.by}
-        return named if self.spec.d_out is None else {**named, "mean_out": self.write.mean}
+        if self.spec.d_out is None:
+            return named
+        return {**named, "mean_out": self.write.mean, **({} if self.write.by is None else {"by_out": self.write.by})}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a bit-exact continuation needs: tensors copied to the CPU, and JSON-able values."""

@@ -23,6 +23,10 @@ def architectures() -> dict[str, Architecture]:
 
 def architecture(name: str) -> Architecture:
     """The architecture called `name`."""
+    if name == "cross_layer":  # no choice of sae=: it needs several layers' rows (task=clt)
+        from circuits.sae.cross_layer import ARCHITECTURE
+
+        return ARCHITECTURE
     if name not in architectures():
         raise UserError(f"unknown SAE architecture {name}{suggest(name, architectures(), 'architectures')}")
     return architectures()[name]

@@ -43,6 +43,10 @@ class SAEConfig:
     Ours are trained on rows as they are; SAEs from elsewhere may have it."""
     skip: bool = False
     """A transcoder with a linear path beside the features."""
+    blocks: int = 1
+    """A cross-layer transcoder's layers."""
+    band: int | None = None
+    """Layers that each of its features writes to at most."""
 
     @property
     def width_out(self) -> int:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from circuits.activations.stream import Stream
     from circuits.run.context import Context, Work
     from circuits.sae.history import History
+    from circuits.sae.spec import TrainSpec
 
 Name = tuple[int, int]  # member, layer
 
@@ -23,6 +24,8 @@ class Member:
     histories: dict[int, History] = field(default_factory=dict)
     open: Callable[[Context, list[int]], Stream] | None = None
     """Opens what it is trained on, where that is not the activations of its layers one by one."""
+    adjust: Callable[[TrainSpec, Stream], TrainSpec] | None = None
+    """Makes another training's settings out of an SAE's."""
     publish: (
         Callable[[Member, Mapping[int, Any], Mapping[int, Any], Stream, Mapping[int, tuple[int, int]]], None] | None
     ) = None

@@ -73,7 +73,7 @@ def _train(members: Mapping[int, Member]) -> dict[int, Exception]:
     resumed: dict[Name, tuple[Trainer, Position]] = {}
     until: dict[Name, int] = {}
     for number, member in members.items():
-        own = {layer: _spec(member.context, stream, layer) for layer in member.works}
+        own = {layer: _spec(member, stream, layer) for layer in member.works}
         specs |= {(number, layer): spec for layer, spec in own.items()}
         until |= {(number, layer): member.steps for layer in own}
         resumed |= {(number, layer): found for layer, found in _begin(member, own, stream).items()}
@@ -155,13 +155,14 @@ def _finish(member: Member, trained: dict[int, Trainer], stream: Stream) -> None
     (member.publish or publish)(member, saes, controls, own, steps)
 
 
-def _spec(context: Context, stream: Stream, layer: int) -> TrainSpec:
+def _spec(member: Member, stream: Stream, layer: int) -> TrainSpec:
     from circuits.sae.spec import TrainSpec
 
+    context = member.context
     sae = settled(context.cfg.sae)
     assert sae.dead_after is not None  # settled
     given = {name: getattr(sae, name) for name in (*READ_BY, "patience", "target_l0")}
-    return TrainSpec(
+    found = TrainSpec(
         architecture=sae.architecture.value,
         d_in=stream.width,
         d_sae=stream.block_width * sae.expansion,
@@ -185,6 +186,7 @@ def _spec(context: Context, stream: Stream, layer: int) -> TrainSpec:
         blocks=stream.blocks,
         **{name: value for name, value in given.items() if value is not None},
     )
+    return found if member.adjust is None else member.adjust(found, stream)
 
 
 def _resumed(context: Context, work: Work, spec: TrainSpec, stream: Stream) -> tuple[Trainer, Position] | None:
