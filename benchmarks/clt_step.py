@@ -2,7 +2,7 @@
 
 4 layers, 512 → 2,048 features each, batches of 256 and 4,096 rows, k = 32 a row and layer, on rows of noise. The floor is the
 products of a dense step, measured in the same run, in turn: of a cross-layer transcoder encode and its gradient (4 × 2), and for
-each of the 10 pairs of layers decode, its gradient for the activations and for the weights (10 × 3); of a crosscoder five of 2,048 ×
+each of the 10 pairs of layers decode, its gradient for activations and for weights (10 × 3); of a crosscoder five of 2,048 ×
 2,048. The optimiser is in the step and not in the floor. Goal: at least .9 of the floor's speed.
 
     python benchmarks/clt_step.py [--rounds 7]
