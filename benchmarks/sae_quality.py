@@ -35,10 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from circuits.sae import baselines
 from circuits.sae.modules import SAE
-from circuits.sae.spec import TrainSpec
+from circuits.sae.spec import GRADUAL, RISING, TrainSpec, rate
 from circuits.sae.synthetic import Sample, score
 from circuits.sae.training import Trainer
-from circuits.schema.sae import Architecture, SaeConfig, rate, settled
 
 HERE = Path(__file__).resolve().parent
 BATCH, ALL = 256, ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu")
@@ -117,18 +116,12 @@ class World:
 def spec(name: str, world: World, l0: float, seed: int) -> TrainSpec:
     """Ours at conf/sae/<name>.yaml, at a target."""
     preset = yaml.safe_load((HERE.parent / "conf" / "sae" / f"{name}.yaml").read_text(encoding="utf-8"))
-    known = {key: value for key, value in preset.items() if key in SaeConfig.__dataclass_fields__}
-    steps = len(world.rows) // BATCH
-    sae = settled(SaeConfig(**{**known, "architecture": Architecture(name), "target_l0": l0, "steps": steps}))  # type: ignore[arg-type]
-    given = {key: getattr(sae, key) for key in TrainSpec.__dataclass_fields__ if getattr(sae, key, None) is not None}
-    given |= {
-        "architecture": name,
-        "lr": rate(sae, world.rows.shape[1]),
-        "normalize": "standard",
-        "seed": seed,
-        "baselines": False,
-    }
-    return TrainSpec(d_in=world.rows.shape[1], d_sae=world.d_sae, **given)
+    steps, width = len(world.rows) // BATCH, world.rows.shape[1]
+    given = {key: value for key, value in preset.items() if key in TrainSpec.__dataclass_fields__ and value is not None}
+    given |= {key: round(GRADUAL * steps) for key in RISING if key in preset and preset[key] is None}
+    given |= {"k": max(1, round(l0))} if name in WITH_K else {"target_l0": l0}
+    given |= {"lr": rate(name, width), "steps": steps, "seed": seed, "dead_after": len(world.rows) // 10}
+    return TrainSpec(d_in=width, d_sae=world.d_sae, **given)
 
 
 def ours(given: TrainSpec, world: World) -> Point:

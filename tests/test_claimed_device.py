@@ -156,9 +156,10 @@ def test_handing_over_takes_less_than_training_did() -> None:
         assert device.peak < 10 * parameters * len(names), "of the 16 bytes a parameter of the training"
         assert device.live == pytest.approx(8 * parameters * len(names), rel=0.1)
         assert torch.equal(saes[2].W_dec.cpu(), steps[2]["W_dec"])
-        assert not torch.equal(controls[2].W_dec.cpu(), controls[1].W_dec.cpu())
+        assert not torch.equal(controls[2]["untrained"].W_dec.cpu(), controls[1]["untrained"].W_dec.cpu())
         again = Trainer(spec("topk", layer=2), CPU, rows()).export()
-        assert torch.equal(controls[2].W_enc.cpu(), again.W_enc) and torch.equal(controls[2].b_dec.cpu(), again.b_dec)
+        assert torch.equal(controls[2]["untrained"].W_enc.cpu(), again.W_enc)
+        assert torch.equal(controls[2]["untrained"].b_dec.cpu(), again.b_dec)
 
 
 def on(device: Any, lm: LM) -> LM:

@@ -199,7 +199,7 @@ def ran(quick_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
 def test_two_sweeps_are_matched_by_layer_and_swept_values(ran: Cli) -> None:
     done = ran("task=compare", "compare.of=[A,B]")
     assert done.code == 0, done.err
-    assert re.search(r"sae\.lr:  A 0\.001 +B 0\.0003", done.out), done.out
+    assert re.search(r"sae\.lr:  A null +B 0\.0003", done.out), done.out
     assert "Only in A, not in B: layer 0, sae.k=16; layer 1, sae.k=16." in done.err
     (folder,) = (ran.outputs / "compare").glob("A-*,B-*")
     rows = pd.read_csv(folder / "compare.csv")

@@ -81,6 +81,6 @@ def test_the_resolved_config_says_where_each_value_came_from(
     lines = [line.split(" # ") for line in capsys.readouterr().out.splitlines()]
     told = {line[0].strip(): line[1] for line in lines if len(line) == 2}
     assert told["sae:"] == "sae=relu: command line" and told["lr: 0.0003"] == "command line"
-    assert told["min_r2: 0.7"] == "conf/experiment/sae_canary.yaml" and told["l1: 0.12"] == "conf/sae/relu.yaml"
+    assert told["min_r2: 0.7"] == "conf/experiment/sae_canary.yaml" and told["target_l0: 32.0"] == "conf/sae/relu.yaml"
     assert told["model:"] == "model=gemma-3-4b-it: conf/user/me.yaml" and told[f"path: {mine}"] == "conf/user/me.yaml"
     assert told["layer: all"] == "conf/config.yaml" and told["clip: 1.0"] == "built in"

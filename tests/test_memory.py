@@ -62,7 +62,7 @@ def test_a_job_has_what_its_control_groups_leave_it(tmp_path: Path, version: int
     ],
 )
 def test_what_does_not_fit_is_told_with_what_would(room: Room, said: str | None) -> None:
-    found = problems(plan("task=sae", "layer=0-1,2", "sae.k=16,32", "pack=4"), room)
+    found = problems(plan("task=sae", "layer=0-1,2", "sae.k=16,32", "sae.baselines=false", "pack=4"), room)
     assert len(found) == (said is not None)
     if said is not None:
         assert "memory: 6 SAEs of 0.3 M parameters take at least" in found[0] and said in found[0], found
@@ -108,12 +108,18 @@ def test_a_device_that_is_named_gets_one_worker_and_the_processor_as_many_as_the
 
 
 def test_a_sweep_that_does_not_fit_starts_nothing(cli: Cli) -> None:
-    done = cli("task=sae", "layer=all", "sae.expansion=60000")
+    done = cli("task=sae", "layer=all", "sae.expansion=60000", "sae.baselines=false")
     assert done.code == 2 and len(done.errors) == 1, done.err
     assert "4 SAEs of 1973.8 M parameters take at least 205 GB" in done.err and "not even one fits" in done.err
     assert not (cli.folder / "multirun").exists()
-    dry = cli("task=sae", "layer=all", "sae.expansion=2000", "cluster=csd3", "user.csd3.account=A", "cluster.dry_run=true",
-              "cluster.gpu.gpu_memory=4G")  # fmt: skip
+    narrow = [
+        "sae.expansion=2000",
+        "sae.baselines=false",
+        "cluster=csd3",
+        "user.csd3.account=A",
+        "cluster.gpu.gpu_memory=4G",
+    ]
+    dry = cli("task=sae", "layer=all", *narrow, "cluster.dry_run=true")
     assert dry.code == 2 and "a GPU of csd3 has 4G; 3 fit" in dry.err, dry.err
 
 

@@ -11,15 +11,15 @@ from configs import plan
 TINY = "tiny/tiny-4x128-3310e0527ad7"
 PINNED = {
     "task=sae layer=0-3": [  # README's four
-        "sae/tiny-L0-topk-25d1dd88328f",
-        "sae/tiny-L1-topk-5f96a7cae5b8",
-        "sae/tiny-L2-topk-0bea729ec7f2",
-        "sae/tiny-L3-topk-2afb192291e9",
+        "sae/tiny-L0-topk-31df5ea8b725",
+        "sae/tiny-L1-topk-b36d92dbe35e",
+        "sae/tiny-L2-topk-c104aebfb073",
+        "sae/tiny-L3-topk-0c4dd80c9502",
         TINY,
     ],
-    "task=sae layer=2 sae=relu sae.steps=2000 data.context=64 seed=1": ["sae/tiny-L2-relu-a495784cd83d", TINY],
+    "task=sae layer=2 sae=relu sae.steps=2000 data.context=64 seed=1": ["sae/tiny-L2-relu-82ffd5aec7db", TINY],
     "task=sae layer=1 sae.source=store sae.site=mlp_in sae.target_site=mlp_out activations.tokens=200000": [
-        "sae/tiny-L1-topk-transcoder-60afe3b72a62",
+        "sae/tiny-L1-topk-transcoder-4395e92f9a94",
         TINY,
         "activations/tiny-L1-mlp_in-data-8cbd8405449d",
         "activations/tiny-L1-mlp_out-data-4726ee28d444",
@@ -40,9 +40,9 @@ PINNED = {
         TINY,
     ],
     "task=interpret layer=2 behaviour=grammar_agreement": [
-        "interpret/tiny-L2-topk-grammar_agreement-d55186dc8baa",
+        "interpret/tiny-L2-topk-grammar_agreement-c2933c14800b",
         TINY,
-        "sae/tiny-L2-topk-0bea729ec7f2",
+        "sae/tiny-L2-topk-c104aebfb073",
         "prompts/grammar_agreement-tiny-7c97a2644ce6",
     ],
 }

@@ -115,7 +115,10 @@ def stream() -> Iterator[ActivationStream]:
 
 
 def test_a_measurement_goes_on_from_where_it_was_cut(stream: ActivationStream, tmp_path: Path) -> None:
-    saes, controls = ({layer: random_sae(layer + n) for layer in (0, 1)} for n in (0, 5))
+    saes = {layer: random_sae(layer) for layer in (0, 1)}
+    controls = {
+        layer: {"untrained": random_sae(layer + 5), "frozen_decoder": random_sae(layer + 9)} for layer in (0, 1)
+    }
 
     def work(keeper: Keeper[Any] | None) -> Any:
         return measure(stream, saes, controls, n_sequences=40, seed=0, keeper=keeper)

@@ -126,7 +126,8 @@ def test(
     a, b = labelled.twins("train", present)
     if len(a) >= LEAST:
         twins = paired(values[a][:, features].tocsc(), values[b][:, features].tocsc())
-        table["twin_differential"], table["twin_p"] = twins.difference, twins.p
+        # Where no pair differs the pairs say that there is no difference, whatever the groups say.
+        table["twin_differential"], table["twin_p"] = twins.difference, np.where(np.isnan(twins.p), 1.0, twins.p)
     else:
         table["twin_differential"], table["twin_p"] = np.nan, np.nan
     again, confirmed = labelled.side("test", present)

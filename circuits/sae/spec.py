@@ -10,7 +10,19 @@ from typing import Any
 from circuits.errors import UserError
 
 K_START = 4  # with k_anneal, times k features are kept at the first step
+GRADUAL = 0.6
+"""Share of the steps over which sparsity comes, where nobody says otherwise: features find their directions while many are on."""
+RISING = ("l1_warmup", "l0_warmup", "k_anneal")
+"""What that is the default of."""
+TURN = {"relu": 0.11}
+"""How far a unit row may turn in a step (rate × √width), where it is not the usual 0.045: ReLU's sizes are what it shrinks."""
 NORMALIZE = ("standard", "rms", "none")
+
+
+def rate(architecture: str, width: int) -> float:
+    """The learning rate where nobody gives one. Adam moves each of `width` numbers by about the rate, so that rows of norm 1 turn
+    by rate × √width: equally far at every width."""
+    return TURN.get(architecture, 0.045) / width**0.5
 
 
 @dataclass(frozen=True)

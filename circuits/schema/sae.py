@@ -159,8 +159,8 @@ def _stopping(sae: SaeConfig) -> list[str]:
 
 
 def settled(sae: SaeConfig) -> SaeConfig:
-    """The same SAE with all worked out that follows from other options: `sparsity`, a target where there is a k, the rows that
-    `dead_after` stands for, and the steps over which sparsity comes."""
+    """The same SAE with all worked out that follows from other options: `sparsity`, a target where there is a k, and the rows that
+    `dead_after` stands for."""
     target = sae.target_l0 and max(1.0, sae.target_l0 / sae.sparsity)
     k = sae.k and max(1, round(sae.k / sae.sparsity))
     if sae.architecture in TOPK_FAMILY and target is not None:
@@ -169,27 +169,7 @@ def settled(sae: SaeConfig) -> SaeConfig:
     if target is not None:
         l1 = l0 = None
     dead = dead_rows(sae.steps, sae.batch_size) if sae.dead_after is None else sae.dead_after
-    rises = {
-        name: round(GRADUAL * sae.steps)
-        for name in ("l1_warmup", "l0_warmup", "k_anneal")
-        if getattr(sae, name) is None and sae.architecture in READ_BY[name]
-    }
-    found = replace(sae, k=k, l1=l1, l0_coefficient=l0, target_l0=target, sparsity=1.0, dead_after=dead)
-    for name, steps in rises.items():
-        setattr(found, name, steps)
-    return found
-
-
-GRADUAL = 0.6
-"""Share of the steps over which sparsity comes, where nobody says otherwise: features find their directions while many are on."""
-TURN = {"relu": 0.11}
-"""By how much a unit row may turn in a step (rate × √width), where it is not the usual 0.045: ReLU's sizes are what it shrinks."""
-
-
-def rate(sae: SaeConfig, width: int) -> float:
-    """The learning rate at its peak. Adam moves each of `width` numbers by about the rate, so that rows of norm 1 turn by
-    rate × √width: where nobody says otherwise, equally far at every width."""
-    return TURN.get(sae.architecture.value, 0.045) / width**0.5 if sae.lr is None else sae.lr
+    return replace(sae, k=k, l1=l1, l0_coefficient=l0, target_l0=target, sparsity=1.0, dead_after=dead)
 
 
 def dead_rows(steps: int, batch_size: int) -> int:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.files import known, write_json
 from circuits.schema import BaseConfig, Dtype, NonFinitePolicy, SaeSource
-from circuits.schema.sae import Architecture, rate, settled
+from circuits.schema.sae import Architecture
 from circuits.store.kinds import Column, Input, Layers, Memory, ModelDims
 from circuits.store.labels import readable
 from circuits.tasks import _sae
+from circuits.tasks._sae.kind import Sae, size_problems
 from circuits.tasks._shared import context_problems, layers_name
-from circuits.tasks.sae import Sae, size_problems
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,7 +141,10 @@ class Clt(Sae):
         first, band = min(context.layers), getattr(context.cfg, SECTION).band
 
         def adjust(spec: TrainSpec, stream: Stream) -> TrainSpec:
-            lr = rate(settled(context.cfg.sae), stream.block_width)
+            from circuits.sae.spec import rate
+
+            given = context.cfg.sae.lr
+            lr = rate(spec.architecture, stream.block_width) if given is None else given
             return replace(spec, architecture="cross_layer", d_sae=spec.d_sae * stream.blocks, band=band, lr=lr)
 
         member = _sae.Member(context, {first: works[None]}, open=_open, adjust=adjust, publish=_publish)

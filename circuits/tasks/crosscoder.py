@@ -20,8 +20,8 @@ from circuits.schema.fields import file
 from circuits.store.kinds import Column, Input, Layers, Memory, ModelDims
 from circuits.store.labels import readable
 from circuits.tasks import _sae
+from circuits.tasks._sae.kind import Sae, size_problems
 from circuits.tasks._shared import context_problems, layers_name
-from circuits.tasks.sae import Sae, size_problems
 
 if TYPE_CHECKING:
     from circuits.activations.stream import Stream

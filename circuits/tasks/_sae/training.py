@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import Damaged, NonFinite
 from circuits.run import tracked
-from circuits.schema.sae import READ_BY, rate, settled
+from circuits.schema.sae import READ_BY, settled
 from circuits.tasks._sae.member import Member, Name
 from circuits.tasks._sae.publish import publish
 from circuits.tasks._sae.source import open_stream, too_few
@@ -156,17 +156,20 @@ def _finish(member: Member, trained: dict[int, Trainer], stream: Stream) -> None
 
 
 def _spec(member: Member, stream: Stream, layer: int) -> TrainSpec:
-    from circuits.sae.spec import TrainSpec
+    from circuits.sae.spec import GRADUAL, RISING, TrainSpec, rate
 
     context = member.context
     sae = settled(context.cfg.sae)
     assert sae.dead_after is not None  # settled
     given = {name: getattr(sae, name) for name in (*READ_BY, "patience", "target_l0")}
+    for name in RISING:
+        if given[name] is None and sae.architecture in READ_BY[name]:
+            given[name] = round(GRADUAL * sae.steps)
     found = TrainSpec(
         architecture=sae.architecture.value,
         d_in=stream.width,
         d_sae=stream.block_width * sae.expansion,
-        lr=rate(sae, stream.width),
+        lr=rate(sae.architecture.value, stream.width) if sae.lr is None else sae.lr,
         batch_size=sae.batch_size,
         steps=sae.steps,
         warmup=sae.warmup,
