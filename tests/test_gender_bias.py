@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import Cli
+from conftest import Cli, shared
+from filelock import FileLock
 from slurm.queueing import Queue
 
 import circuits
@@ -33,10 +34,22 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
-    """A whole study, made once."""
-    cli = Cli(tmp_path_factory.mktemp("bias"))
-    done = cli("task=pipeline", "pipeline=gender_bias", "name=gb", *SMALL, timeout=900)
-    assert done.code == 0, done.err + done.out
+    """A whole study, made once for all workers; whoever changes it takes :func:`mine`."""
+    cli = shared(tmp_path_factory, "bias")
+    with FileLock(cli.folder / ".lock"):
+        if not (cli.folder / ".made").exists():
+            done = cli("task=pipeline", "pipeline=gender_bias", "name=gb", *SMALL, timeout=900)
+            assert done.code == 0, done.err + done.out
+            (cli.folder / ".made").touch()
+    yield cli
+    cli.end()
+
+
+@pytest.fixture
+def mine(study: Cli, tmp_path: Path) -> Iterator[Cli]:
+    """A copy of its store."""
+    shutil.copytree(study.outputs, tmp_path / "outputs", symlinks=True)
+    cli = Cli(tmp_path)
     yield cli
     cli.end()
 
@@ -102,18 +115,16 @@ def test_the_page_has_all_of_it_and_loads_nothing(study: Cli) -> None:
     assert "http://" not in text.replace("http://www.w3.org", "") and 'src="http' not in text
 
 
-def test_a_missing_language_is_made_alone(study: Cli) -> None:
-    lost = next(path for path in study.artifacts("activations") if "L2" in path.name and "arabic" in path.name)
+def test_a_missing_language_is_made_alone(mine: Cli) -> None:
+    lost = next(path for path in mine.artifacts("activations") if "L2" in path.name and "arabic" in path.name)
     before = {
-        path.name: json.loads((path / "manifest.json").read_text())["created"]
-        for path in study.artifacts("activations")
+        path.name: json.loads((path / "manifest.json").read_text())["created"] for path in mine.artifacts("activations")
     }
     shutil.rmtree(lost)
-    done = study("task=activations", "layer=all", *MODEL, "tracking=off")
+    done = mine("task=activations", "layer=all", *MODEL, "tracking=off")
     assert done.code == 0, done.err
     after = {
-        path.name: json.loads((path / "manifest.json").read_text())["created"]
-        for path in study.artifacts("activations")
+        path.name: json.loads((path / "manifest.json").read_text())["created"] for path in mine.artifacts("activations")
     }
     assert {name for name in after if after[name] != before[name]} == {lost.name} and set(after) == set(before)
 
@@ -140,9 +151,9 @@ def test_the_source_layout_is_read_by_torch_alone(study: Cli, tmp_path: Path) ->
     assert results["layers"]["1"]["male_biased_features"][0]["rank"] == 1
 
 
-def test_an_sae_that_reads_pictures_badly_is_refused(study: Cli) -> None:
+def test_an_sae_that_reads_pictures_badly_is_refused(mine: Cli) -> None:
     words = [word for word in SMALL if word.startswith(("model", "behaviour", "sae", "tracking", "bias_stats"))]
-    done = study("task=bias_stats", "data=pictures", "layer=all", "sae.k=4", "sae.expansion=4", *words, "reuse=force",
+    done = mine("task=bias_stats", "data=pictures", "layer=all", "sae.k=4", "sae.expansion=4", *words, "reuse=force",
                  "bias_stats.min_explained_variance=0.999")  # fmt: skip
     assert done.code == 3 and "less than bias_stats.min_explained_variance=0.999; train it on pictures" in done.err, (
         done.err
