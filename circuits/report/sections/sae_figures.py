@@ -31,6 +31,7 @@ SPARSITY = (
     "sae.sparsity",
     "sae.l1",
     "sae.l0_coefficient",
+    "sae.target_l0",
     "sae.threshold",
 )
 """What a curve of SAEs at one layer goes along; whatever else is swept makes a further curve."""
