@@ -22,6 +22,7 @@ PARTS = {
     "Capture": ["capture.py", "--rounds", "9"],
     "Activations on disk": ["activations.py", "--rounds", "3"],
     "One SAE training step": ["sae_step.py", "--full", "--rounds", "16"],
+    "What stands beside an SAE's training": ["sae_beside.py"],
     "A step over several layers": ["clt_step.py"],
     "An SAE on a real model, end to end": ["sae_end_to_end.py"],
     "Many SAEs from stores": ["sae_layers.py"],
