@@ -1,7 +1,7 @@
 """What frozen baselines and a target for L0 cost, beside the same training without them; a Markdown table of medians.
 
-512 → 4,096, batches of 256 rows of noise; stretches of 24 steps (four of them with a step of both baselines) in turn, so that a busy
-machine slows both. Goals: baselines at most 40% of a training, the controller of a penalty at most 3%.
+512 → 4,096, batches of 256 rows of noise; stretches of 24 steps (four of them with a step of both baselines) in turn, so that a
+busy machine slows both. Goals: baselines at most 40% of a training, the controller of a penalty at most 3%.
 
     python benchmarks/sae_beside.py [--rounds 15]
 """
