@@ -108,5 +108,5 @@ def test_from_the_command_line_to_the_table_and_the_page(warm: Cli) -> None:
     assert set(table["probe"]) == {"sae", "random", "shuffled", "all", "raw"} and set(table["k"]) >= {1, 2, 5}
     assert metrics["raw"] > 0.6 and metrics["n_levels"] == len(table[table["probe"] == "raw"])
     assert "Sparse probing" in next((warm.outputs / "runs").rglob("probing*/report.html")).read_text()
-    refused = warm("task=probing", *words, *sae, "probing.k=[0]")
-    assert refused.code == 2 and "probing.k=[0]: different numbers of features, each at least 1" in refused.err
+    refused = warm("task=probing", *words, *sae, "probing.sizes=[0]")
+    assert refused.code == 2 and "probing.sizes=[0]: different numbers of features, each at least 1" in refused.err

@@ -86,7 +86,9 @@ class SaeConfig:
     bandwidth: float | None = added(None)  # of the kernel that thresholds are trained by
     sparsity_decay: float | None = added(None)  # last share of the steps, in which the penalty falls to zero
     sparsity: float = added(1.0)  # one measure for all architectures: k is divided, penalties are multiplied by it
-    baselines: bool = added(True)  # train frozen baselines beside it (a third of the cost), to see what training gained
+    baselines: bool = added(
+        True
+    )  # train frozen baselines beside it (a quarter of the cost), to see what training gained
     normalize: Normalize = added(Normalize.standard)  # units of rows: centred and scaled, scaled, or as is  # noqa: RUF009
     accumulate: int = added(1)  # parts that a batch is processed in, for less memory
     patience: int | None = added(None)  # stop after so many validations without improvement, take the best weights

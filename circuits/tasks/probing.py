@@ -33,7 +33,7 @@ SECTION = "probing"
 class Options:
     """How factors are probed."""
 
-    k: list[int] = field(default_factory=lambda: [1, 2, 5])  # numbers of features
+    sizes: list[int] = field(default_factory=lambda: [1, 2, 5])  # numbers of features
     pool: Pool = Pool.last  # how activations over the tokens of a prompt become one number
     min_prompts: int = 5  # training prompts that a level needs
     shuffles: int = 5  # of the training labels: what chance gives
@@ -71,16 +71,16 @@ class Probing(Kind):
     def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
         """Numbers that mean nothing."""
         given, errors = getattr(cfg, SECTION), []
-        if not given.k or min(given.k) < 1 or len(set(given.k)) < len(given.k):
-            errors.append(f"probing.k={list(given.k)}: different numbers of features, each at least 1; [1,2,5]")
+        if not given.sizes or min(given.sizes) < 1 or len(set(given.sizes)) < len(given.sizes):
+            errors.append(f"probing.sizes={list(given.sizes)}: different numbers of features, each at least 1; [1,2,5]")
         for name, least in (("min_prompts", 2), ("shuffles", 1), ("batch_size", 1)):
             if getattr(given, name) < least:
                 errors.append(f"probing.{name}={getattr(given, name)}: at least {least}")
         if not given.penalty > 0:
             errors.append(f"probing.penalty={given.penalty}: more than 0")
         width = dims.width_of(cfg.sae.site.value)
-        if width is not None and cfg.sae.from_ is None and given.k and max(given.k) > width * cfg.sae.expansion:
-            errors.append(f"probing.k={max(given.k)}: more than the SAE's {width * cfg.sae.expansion} features")
+        if width is not None and cfg.sae.from_ is None and given.sizes and max(given.sizes) > width * cfg.sae.expansion:
+            errors.append(f"probing.sizes={max(given.sizes)}: more than the SAE's {width * cfg.sae.expansion} features")
         if of_pictures(cfg.behaviour):
             errors.append(f"behaviour={cfg.behaviour.name}: pictures; task=cross_lingual probes them")
         return errors
@@ -137,7 +137,7 @@ def _make(context: Context, works: Mapping[int, Work]) -> None:
         "raw": {layer: probing.identity(sae.cfg.d_in).to(lm.device) for layer, sae in saes.items()},
     }
     pooled = {name: _pooled(context, lm, some, found, works, name) for name, some in dictionaries.items()}
-    s = probing.Settings(tuple(sorted(given.k)), given.shuffles, given.penalty)
+    s = probing.Settings(tuple(sorted(given.sizes)), given.shuffles, given.penalty)
     groups = [str(group) for group in found.table()["group"]]
     for layer, work in works.items():
         with context.phase(f"probing layer {layer}"), context.run.stop.cutting():

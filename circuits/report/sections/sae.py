@@ -107,8 +107,8 @@ def _number_or_text(text: str) -> float | str:
 
 
 FROZEN = {
-    "frozen_decoder": "explained variance where the decoder stays as it was drawn; trained for a sixth of the steps",
-    "frozen_encoder": "explained variance where the encoder stays as it was drawn; trained for a sixth of the steps",
+    "frozen_decoder": "explained variance where the decoder stays as it was drawn; trained for an eighth of the steps",
+    "frozen_encoder": "explained variance where the encoder stays as it was drawn; trained for an eighth of the steps",
 }
 
 
