@@ -30,6 +30,7 @@ def refused(*words: str) -> list[str]:
     return caught.value.messages
 
 
+ONLY_SAES = " does not read it; task=clt or task=crosscoder or task=sae does"
 REFUSED = [
     ("task=activations data.context=8",
      "data.context=8: activations.source=behaviour does not read it; activations.source=data does"),
@@ -54,9 +55,9 @@ REFUSED = [
      "interpret.pool=mean: interpret.associate=false does not read it; interpret.associate=true does"),
     ("task=interpret interpret.features=[1] interpret.max_features=3",
      "interpret.max_features=3: interpret.features=[1] does not read it; leave interpret.features out"),
-    ("task=interpret sae.log_every=3", "sae.log_every=3: task=interpret does not read it; task=clt or task=crosscoder or task=sae does"),
-    ("task=interpret sae.min_r2=0.3", "sae.min_r2=0.3: task=interpret does not read it; task=clt or task=crosscoder or task=sae does"),
-    ("task=export sae.log_every=3", "sae.log_every=3: task=export does not read it; task=clt or task=crosscoder or task=sae does"),
+    ("task=interpret sae.log_every=3", "sae.log_every=3: task=interpret" + ONLY_SAES),
+    ("task=interpret sae.min_r2=0.3", "sae.min_r2=0.3: task=interpret" + ONLY_SAES),
+    ("task=export sae.log_every=3", "sae.log_every=3: task=export" + ONLY_SAES),
     ("task=prompts behaviour.min_logit_diff=2",
      "behaviour.min_logit_diff=2: task=prompts does not read it; task=activations or task=attribution or task=baseline or "),
     ("task=interpret behaviour.success_threshold=0.5",
