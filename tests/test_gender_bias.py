@@ -72,7 +72,8 @@ def test_the_study_finds_what_was_planted(study: Cli) -> None:
         mine = table[(table["language"] == language) & table["significant"]]
         assert len(mine) and (mine["twin_q"] < 0.05).all()
     both = metrics(study, "cross_lingual")
-    assert both["shared_share"] > 5 * both["shared_by_chance"] and both["transfer"] > 0.8  # type: ignore[operator]
+    assert both["shared_share"] > 5 * both["shared_by_chance"]  # type: ignore[operator]
+    assert both["transfer"] > both["majority"] + 0.2  # type: ignore[operator]
     assert len(study.artifacts("activations")) == 4 * 2 and len(study.artifacts("sae")) == 4
 
 
