@@ -25,7 +25,7 @@ MODEL = [
 ]
 SMALL = [
     *MODEL,
-    *("sae.steps=150", "sae.heldout_sequences=64", "sae.block_rows=4096"),
+    *("sae.steps=300", "sae.heldout_sequences=64", "sae.block_rows=4096"),
     *("intervention.controls=2", "intervention.samples=30", "intervention.generate=6"),
     *("baseline.tokens=6", "baseline.resamples=200", "cross_lingual.draws=20", "tracking=off"),
     *("bias_stats.permutations=100", "bias_stats.resamples=100", "bias_stats.shuffles=5"),
@@ -72,8 +72,7 @@ def test_the_study_finds_what_was_planted(study: Cli) -> None:
         mine = table[(table["language"] == language) & table["significant"]]
         assert len(mine) and (mine["twin_q"] < 0.05).all()
     both = metrics(study, "cross_lingual")
-    assert both["shared_share"] > 5 * both["shared_by_chance"]  # type: ignore[operator]
-    assert both["transfer"] > both["majority"] + 0.2  # type: ignore[operator]
+    assert both["shared_share"] > 5 * both["shared_by_chance"] and both["transfer"] > 0.8  # type: ignore[operator]
     assert len(study.artifacts("activations")) == 4 * 2 and len(study.artifacts("sae")) == 4
 
 

@@ -97,12 +97,14 @@ def test_what_cannot_be_steered_is_refused() -> None:
         Trainer(of("relu", sparsity_decay=0.1), CPU, None)
 
 
-def test_an_error_of_no_number_does_not_last() -> None:
-    """Before the first step there is no error; a batch without an active feature counts as one."""
+def test_a_batch_without_an_active_feature_lowers_the_penalty() -> None:
+    """It counts as one; before the first step the penalty is what it sets out from."""
     state = steering.begin()
     assert float(steering.factor(state)) == 1.0
-    steering.follow(state, of("relu"), torch.zeros(()), risen=True)
+    steering.follow(state, of("relu"), torch.zeros(()), 0, risen=True)
     assert 0 < float(steering.factor(state)) < 1
+    state["steer.error"].fill_(torch.nan)
+    assert float(steering.factor(state)) != float(steering.factor(state)), "a number that was lost shows in the loss"
 
 
 def test_memory_counts_the_baselines() -> None:

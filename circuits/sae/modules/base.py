@@ -251,7 +251,7 @@ class Objective(ABC):
         """Once a step, whatever the number of parts that its batch is processed in: move what is learned without a gradient."""
         if self.steers:
             risen = step >= max(self.spec.l1_warmup, self.spec.l0_warmup)
-            steering.follow(self.state, self.spec, outcome.active, risen)
+            steering.follow(self.state, self.spec, outcome.active, step, risen)
 
     def project(self, w: Weights) -> None:  # noqa: B027 (most have nothing to do)
         """After each optimiser step: bring parameters back to where they have a meaning."""

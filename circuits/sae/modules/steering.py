@@ -26,18 +26,17 @@ LARGEST = 2.0
 
 def begin() -> dict[str, Tensor]:
     """The state of a controller before the first step."""
-    return {"steer.error": torch.full((), torch.nan), "steer.sum": torch.zeros(())}
+    return {"steer.error": torch.zeros(()), "steer.sum": torch.zeros(())}
 
 
 def factor(state: dict[str, Tensor]) -> Tensor:
     """λ / λ₀ of the next step."""
-    error = torch.nan_to_num(state["steer.error"])
-    return torch.exp(GAIN * error + state["steer.sum"])
+    return torch.exp(GAIN * state["steer.error"] + state["steer.sum"])
 
 
-def follow(state: dict[str, Tensor], spec: TrainSpec, active: Tensor, risen: bool) -> None:
+def follow(state: dict[str, Tensor], spec: TrainSpec, active: Tensor, step: int, risen: bool) -> None:
     """After a step with `active` features in its batch, summed over its rows. While the penalty rises it is only ever lowered."""
     now = (active.clamp(min=1.0) / (spec.batch_size * (spec.target_l0 or 1.0))).log().clamp(-LARGEST, LARGEST)
     error = state["steer.error"]
-    error.copy_(torch.where(error.isnan(), now, error + MEMORY * (now - error)))
+    error.add_(now - error, alpha=MEMORY if step else 1.0)  # the average begins with the first batch
     state["steer.sum"].add_(error if risen else error.clamp(max=0.0), alpha=GAIN / max(1.0, SHARE * spec.steps))
