@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from circuits.sae.modules.auxiliary import strongest
 from circuits.sae.modules.base import SAE, Architecture, Objective, Outcome, SAEConfig
+from circuits.sae.modules.batchtopk import move_threshold
 from circuits.sae.modules.gradients import Weights, buffer
 from circuits.sae.modules.selection import BatchSelection
 from circuits.sae.modules.support import Support
@@ -199,11 +200,7 @@ class CrossLayerObjective(Objective):
 
     def follow(self, outcome: Outcome, step: int) -> None:
         """Move the threshold towards this batch's smallest positive activation."""
-        threshold, smallest = self.state["threshold"], outcome.smallest
-        if smallest is None:
-            raise TypeError("a step of a cross-layer transcoder tells its smallest positive activation")
-        weight = self.spec.threshold_rate if step > self.spec.threshold_warmup else 1.0
-        threshold.copy_(torch.where(smallest.isfinite(), threshold + weight * (smallest - threshold), threshold))
+        move_threshold(self.state["threshold"], outcome, self.spec, step)
 
     @torch.no_grad()
     def export(self, sae: SAE, w: Weights, read: Units, write: Units) -> None:

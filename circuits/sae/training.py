@@ -31,7 +31,6 @@ from circuits.transfer import sent
 
 Name = TypeVar("Name", bound=Hashable)
 DEAD_EVERY = 32
-CROSS_LAYER = "cross_layer"
 
 
 def check(spec: TrainSpec) -> None:
@@ -281,15 +280,11 @@ class Trainer:
         return self._exported(objective, objective.init(self._generator("init")), cpu).to(self.device)
 
     def _exported(self, objective: Objective, weights: Weights, device: torch.device) -> SAE:
-        sae = self.architecture.sae(self._shape()).to(device)
+        spec = self.spec
+        shape = SAEConfig(spec.d_in, spec.d_sae, spec.k, spec.d_out, skip=spec.skip, blocks=spec.blocks, band=spec.band)
+        sae = self.architecture.sae(shape).to(device)
         objective.export(sae, weights, self.read.to(device), self.write.to(device))
         return sae.eval()
-
-    def _shape(self) -> SAEConfig:
-        spec = self.spec
-        if spec.architecture != CROSS_LAYER:
-            return SAEConfig(spec.d_in, spec.d_sae, spec.k, spec.d_out, skip=spec.skip)
-        return SAEConfig(spec.d_in, spec.d_sae, spec.k, spec.d_out, blocks=spec.blocks, band=spec.band)
 
     # ── checkpoints ──
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.files import known, write_json
-from circuits.schema import BaseConfig, Dtype, NonFinitePolicy, SaeSource
+from circuits.schema import BaseConfig, Dtype
 from circuits.schema.sae import Architecture
 from circuits.store.kinds import Column, Input, Layers, Memory, ModelDims
 from circuits.store.labels import readable
 from circuits.tasks import _sae
+from circuits.tasks._sae import joined
 from circuits.tasks._sae.kind import Sae, size_problems
+from circuits.tasks._sae.source import straight
 from circuits.tasks._shared import context_problems, layers_name
 
 if TYPE_CHECKING:
@@ -83,10 +85,7 @@ class Clt(Sae):
         ):
             if wrong:
                 errors.append(f"sae.{name}: not of a cross-layer transcoder")
-        if sae.source is SaeSource.store:
-            errors.append("sae.source=store: it is trained straight from the model; sae.source=stream")
-        if sae.nonfinite is NonFinitePolicy.drop:
-            errors.append("sae.nonfinite=drop: a row dropped for one layer would be missing in the others; use fail")
+        errors += joined.problems(sae)
         if (width := dims.width_of(sae.site.value)) is not None:
             errors += size_problems(sae, width)
         return errors + context_problems(cfg, dims)
@@ -164,23 +163,8 @@ run = KIND.run
 def _open(context: Context, _: list[int]) -> Stream:
     """What every layer's MLP reads and writes, side by side."""
     from circuits.activations.joined import JoinedStream
-    from circuits.activations.stream import ActivationStream
 
-    sae, lm = context.cfg.sae, context.open_model()
-    stream = ActivationStream(
-        lm,
-        context.token_source(lm),
-        block_rows=sae.block_rows,
-        site=sae.site.value,
-        target=sae.target_site.value if sae.target_site else None,
-        layers=context.layers,
-        batch_size=sae.batch_size,
-        forward_batch=sae.forward_batch,
-        seed=context.cfg.seed,
-        skip_first=sae.skip_first,
-        nonfinite=sae.nonfinite.value,
-    )
-    return JoinedStream([stream])
+    return JoinedStream([straight(context, context.open_model(), context.layers)])
 
 
 def _publish(
@@ -198,12 +182,7 @@ def _publish(
     context, (first, sae) = member.context, next(iter(saes.items()))
     cfg, work = context.cfg, member.works[first]
     measured = {"trained": Measured(sae), **{name: Measured(one) for name, one in controls[first].items()}}
-    done, wanted = 0, cfg.sae.heldout_sequences
-    for part in stream.heldout(wanted):
-        for one in measured.values():
-            one.add(part.sites[first], part.keep)
-        done += len(part.tokens)
-        context.progress("measuring", done, wanted, "sequence")
+    joined.measure(context, stream, measured)
     with context.run.stop.cutting():
         table, metrics = _measures(context, sae, measured, steps[first][0])
     sites = [site.value for site in (cfg.sae.site, cfg.sae.target_site or cfg.sae.site)]

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
 from circuits.files import known, write_json
-from circuits.schema import BaseConfig, Dtype, NonFinitePolicy, SaeSource
+from circuits.schema import BaseConfig, Dtype
 from circuits.schema.fields import file
 from circuits.store.kinds import Column, Input, Layers, Memory, ModelDims
 from circuits.store.labels import readable
 from circuits.tasks import _sae
+from circuits.tasks._sae import joined
 from circuits.tasks._sae.kind import Sae, size_problems
+from circuits.tasks._sae.source import straight
 from circuits.tasks._shared import context_problems, layers_name
 
 if TYPE_CHECKING:
@@ -75,10 +77,7 @@ class Crosscoder(Sae):
         ):
             if value is not None:
                 errors.append(f"sae.{name}: not of a crosscoder; {hint}")
-        if sae.source is SaeSource.store:
-            errors.append("sae.source=store: a crosscoder is trained straight from the model; sae.source=stream")
-        if sae.nonfinite is NonFinitePolicy.drop:
-            errors.append("sae.nonfinite=drop: a row dropped in one block would be missing in the others; use fail")
+        errors += joined.problems(sae)
         if width is not None:
             errors += size_problems(sae, width)
             errors += _beside_problems(given.beside, sae.site.value, width, layers)
@@ -134,10 +133,6 @@ class Crosscoder(Sae):
         first = min(context.layers)
         _sae.make_joined(_sae.Member(context, {first: works[None]}, open=_open, publish=_publish))
 
-    def load(self, path: Path) -> SAE:
-        """The wide SAE; ``circuits.sae.crosscoder`` reads it by blocks."""
-        return super().load(path)
-
 
 KIND = Crosscoder()
 run = KIND.run
@@ -167,7 +162,6 @@ def _beside_problems(beside: str | None, site: str, width: int, layers: Layers) 
 def _open(context: Context, _: list[int]) -> Stream:
     """The activations of all layers, of one model or of two, side by side."""
     from circuits.activations.joined import JoinedStream
-    from circuits.activations.stream import ActivationStream
     from circuits.models.load import asked_model
     from circuits.store.contents import NamedModel
 
@@ -186,24 +180,7 @@ def _open(context: Context, _: list[int]) -> Stream:
                     say=context.say,
                 )
             )
-    sae = cfg.sae
-    return JoinedStream(
-        [
-            ActivationStream(
-                lm,
-                context.token_source(lm),
-                block_rows=sae.block_rows,
-                site=sae.site.value,
-                layers=context.layers,
-                batch_size=sae.batch_size,
-                forward_batch=sae.forward_batch,
-                seed=cfg.seed,
-                skip_first=sae.skip_first,
-                nonfinite=sae.nonfinite.value,
-            )
-            for lm in lms
-        ]
-    )
+    return JoinedStream([straight(context, lm, context.layers) for lm in lms])
 
 
 def _publish(
@@ -222,12 +199,7 @@ def _publish(
     blocks = _layout(context, sae)
     measured = {"trained": Measured(sae, blocks)}
     measured |= {name: Measured(one, blocks) for name, one in controls[first].items()}
-    done, wanted = 0, cfg.sae.heldout_sequences
-    for part in stream.heldout(wanted):
-        for one in measured.values():
-            one.add(part.sites[first], part.keep)
-        done += len(part.tokens)
-        context.progress("measuring", done, wanted, "sequence")
+    joined.measure(context, stream, measured)
     with context.run.stop.cutting():
         table, facts = _features(sae, blocks, measured["trained"])
         metrics = _metrics(context, sae, blocks, measured, steps[first]) | facts

@@ -44,9 +44,9 @@ class SAEConfig:
     skip: bool = False
     """A transcoder with a linear path beside the features."""
     blocks: int = 1
-    """A cross-layer transcoder's layers."""
+    """Layers (or models) whose rows stand side by side."""
     band: int | None = None
-    """Layers that each of its features writes to at most."""
+    """A cross-layer transcoder: layers that each of its features writes to at most."""
 
     @property
     def width_out(self) -> int:

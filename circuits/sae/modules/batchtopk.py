@@ -24,6 +24,15 @@ from circuits.sae.normalise import Units
 from circuits.sae.spec import TrainSpec
 
 
+def move_threshold(threshold: Tensor, outcome: Outcome, spec: TrainSpec, step: int) -> None:
+    """Towards the smallest positive activation that a batch kept."""
+    smallest = outcome.smallest
+    if smallest is None:
+        raise TypeError("a selection over a batch tells the smallest activation that it kept")
+    weight = spec.threshold_rate if step > spec.threshold_warmup else 1.0
+    threshold.copy_(torch.where(smallest.isfinite(), threshold + weight * (smallest - threshold), threshold))
+
+
 class BatchTopKObjective(TopKObjective):
     """Reconstruction error plus the auxiliary loss on dead features; a moving average of the smallest kept activation."""
 
@@ -61,11 +70,7 @@ class BatchTopKObjective(TopKObjective):
 
     def follow(self, outcome: Outcome, step: int) -> None:
         """Move the threshold towards this batch's smallest positive activation."""
-        threshold, smallest = self.state["threshold"], outcome.smallest
-        if smallest is None:
-            raise TypeError("a step of BatchTopK tells its smallest positive activation")
-        weight = self.spec.threshold_rate if step > self.spec.threshold_warmup else 1.0
-        threshold.copy_(torch.where(smallest.isfinite(), threshold + weight * (smallest - threshold), threshold))
+        move_threshold(self.state["threshold"], outcome, self.spec, step)
 
     def features(self, pre: Float[Tensor, "batch d_sae"], step: int) -> Float[Tensor, "batch d_sae"]:
         flat = pre.relu().flatten()

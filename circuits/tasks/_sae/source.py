@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
@@ -21,27 +21,37 @@ if TYPE_CHECKING:
 
 def open_stream(context: Context, layers: list[int]) -> Stream:
     """The model and the data of this config, as activations of `layers`."""
-    from circuits.activations.stream import ActivationStream
-
     cfg = context.cfg
     if stored.read(cfg):  # a missing one is told before anything is loaded
         for layer in layers:
             _stores(context, layer)
     lm = context.open_model()
-    source = context.token_source(lm)
-    given: dict[str, Any] = {
-        "site": cfg.sae.site.value,
-        "layers": layers,
-        "batch_size": cfg.sae.batch_size,
-        "forward_batch": cfg.sae.forward_batch,
-        "seed": cfg.seed,
-        "skip_first": cfg.sae.skip_first,
-        "nonfinite": cfg.sae.nonfinite.value,
-        "target": None if cfg.sae.target_site is None else cfg.sae.target_site.value,
-    }
     if stored.read(cfg):
-        return _stored_stream(context, lm, source, given)
-    return ActivationStream(lm, source, block_rows=cfg.sae.block_rows, **given)
+        return _stored_stream(context, lm, context.token_source(lm), _reading(context, layers))
+    return straight(context, lm, layers)
+
+
+def straight(context: Context, lm: LM, layers: Sequence[int]) -> Stream:
+    """Activations of `layers` straight from a model, on the text of this config."""
+    from circuits.activations.stream import ActivationStream
+
+    source = context.token_source(lm)
+    return ActivationStream(lm, source, block_rows=context.cfg.sae.block_rows, **_reading(context, layers))
+
+
+def _reading(context: Context, layers: Sequence[int]) -> dict[str, Any]:
+    """What is read, and in which order."""
+    sae = context.cfg.sae
+    return {
+        "site": sae.site.value,
+        "layers": layers,
+        "batch_size": sae.batch_size,
+        "forward_batch": sae.forward_batch,
+        "seed": context.cfg.seed,
+        "skip_first": sae.skip_first,
+        "nonfinite": sae.nonfinite.value,
+        "target": None if sae.target_site is None else sae.target_site.value,
+    }
 
 
 def _stores(context: Context, layer: int) -> list[Artifact]:

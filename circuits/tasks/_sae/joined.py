@@ -1,0 +1,32 @@
+"""What tasks that train on several layers' rows side by side have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from circuits.schema import NonFinitePolicy, SaeConfig, SaeSource
+
+if TYPE_CHECKING:
+    from circuits.activations.stream import Stream
+    from circuits.run.context import Context
+
+
+def problems(sae: SaeConfig) -> list[str]:
+    """What rows side by side cannot be."""
+    errors = []
+    if sae.source is SaeSource.store:
+        errors.append("sae.source=store: several layers are trained straight from the model; sae.source=stream")
+    if sae.nonfinite is NonFinitePolicy.drop:
+        errors.append("sae.nonfinite=drop: a row dropped for one layer would be missing in the others; use fail")
+    return errors
+
+
+def measure(context: Context, stream: Stream, measured: Mapping[str, Any]) -> None:
+    """Feed the held-out rows to each of `measured`; may be stopped between sequences, and begins anew."""
+    done, wanted, (first,) = 0, context.cfg.sae.heldout_sequences, stream.layers
+    for part in stream.heldout(wanted):
+        for one in measured.values():
+            one.add(part.sites[first], part.keep)
+        done += len(part.tokens)
+        context.progress("measuring", done, wanted, "sequence")
