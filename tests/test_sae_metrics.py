@@ -195,11 +195,11 @@ def test_splicing_replaces_kept_positions_only(lm: LM, site: str) -> None:
     keep[:, 0] = False
     width = 64 if site == "mlp_act" else 32
     exact, bad = Exact(SAEConfig(width, 4)), some_sae("relu", width, 40)
-    found = splice_sums(lm, {0: exact, 1: bad}, ModelInput(ids, mask), keep, site=site)
+    found = splice_sums(lm, {0: exact, 1: bad}, ModelInput(ids, mask), dict.fromkeys((0, 1), keep), site=site)
     assert torch.equal(found[0].ce_clean, found[0].ce_spliced) and found[0].kl.abs().max() < 1e-5
     assert (found[0].ce_zero - found[0].ce_clean).abs().max() > 1e-3
     assert torch.equal(found[0].ce_clean, found[1].ce_clean) and found[1].kl.sum() > 0.01
-    nothing = splice_sums(lm, {1: bad}, ModelInput(ids, mask), torch.zeros_like(mask), site=site)[1]
+    nothing = splice_sums(lm, {1: bad}, ModelInput(ids, mask), {1: torch.zeros_like(mask)}, site=site)[1]
     assert torch.equal(nothing.ce_clean, nothing.ce_spliced) and torch.equal(nothing.ce_clean, nothing.ce_zero)
     evaluator = Evaluator(bad)
     x = forward(lm, ModelInput(ids, mask), capture=[(site, 1)]).sites[site, 1].flatten(2)

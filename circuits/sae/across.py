@@ -10,6 +10,7 @@ from torch import Tensor
 
 from circuits.sae.cross_layer import CrossLayerTranscoder
 from circuits.sae.crosscoder import BlockSums
+from circuits.sae.metrics import LeftOut
 
 
 class Measured(BlockSums):
@@ -19,14 +20,15 @@ class Measured(BlockSums):
         super().__init__(sae.layers)
         self.sae = sae
         self.fired = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=sae.W_enc.device)
-        self.rows = 0.0
+        self.rows, self.left_out = 0.0, LeftOut(sae)
 
     @torch.no_grad()
     def add(self, rows: Float[Tensor, "n pos d"], keep: Bool[Tensor, "n pos"]) -> None:
         """Whole sequences; only positions where `keep` is True count."""
         sae, device = self.sae, self.sae.W_enc.device
-        keep = keep.to(device)
-        x, y = rows.to(device, torch.float32).split([sae.cfg.d_in, sae.cfg.width_out], dim=-1)
+        rows = rows.to(device, torch.float32)
+        keep = self.left_out.kept(rows, keep.to(device))
+        x, y = rows.split([sae.cfg.d_in, sae.cfg.width_out], dim=-1)
         # `where`, not a product: what stands at a padded position may be NaN.
         x = torch.where(keep[..., None], x, 0.0)
         centred = torch.where(keep[..., None], y - sae.b_dec, 0.0)
@@ -46,4 +48,5 @@ class Measured(BlockSums):
             "l0": self.counts[2],
             "l0_by_layer": (self.fired.view(self.n, -1).sum(1) / max(self.rows, 1.0)).tolist(),
             "dead_fraction": float((self.fired == 0).double().mean()),
+            **self.left_out.metrics(self.rows, self.total_squares),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from circuits.sae.massive import sentence
 from circuits.sae.modules import SAE
 
 LOADING = {
@@ -71,4 +72,6 @@ def _control(metrics: Mapping[str, Any]) -> list[str]:
     found = [f"The same SAE before training explains {control['explained_variance']:.4f}."] if control else []
     for name, measured in (metrics.get("baselines") or {}).items():
         found.append(f"With a {name.replace('_', ' ')} it explains {measured['explained_variance']:.4f}.")
+    if left_out := sentence(metrics):
+        found.append(f"{left_out[0].upper()}{left_out[1:]}.")
     return [" ".join(found), ""] if found else []

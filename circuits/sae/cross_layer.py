@@ -65,7 +65,8 @@ class CrossLayerTranscoder(SAE):
         """Features of all layers, one layer after the other."""
         parts = x.to(self.W_enc.dtype).unflatten(-1, (self.layers, -1))
         pre = torch.einsum("...ld,ldm->...lm", parts, self.W_enc) + self.b_enc
-        return self.activate(pre).flatten(-2)
+        f = self.activate(pre).flatten(-2)
+        return f if self.massive is None else f * self.massive.kept(x)[..., None]
 
     def decode(
         self, f: Float[Tensor, "... d_sae"], x: Float[Tensor, "... d_in"] | None = None

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuits.sae.metrics import LeftOut
 from circuits.sae.modules import SAE
 
 ALONE = 0.1
@@ -97,6 +98,11 @@ class BlockSums:
         return by_block, float(by_block.mean()), [float(low), float(high)]
 
     @property
+    def total_squares(self) -> float:
+        """Σ‖x − b_dec‖² over all rows and blocks."""
+        return float(torch.cat(self._rows)[:, 2 + self.n :].sum())
+
+    @property
     def counts(self) -> tuple[int, int, float]:
         """Rows, sequences, and active features a row."""
         columns = torch.cat(self._rows)
@@ -111,6 +117,7 @@ class Measured(BlockSums):
         super().__init__(len(blocks))
         self.sae, self.blocks = sae, tuple(blocks)
         device, m = sae.W_dec.device, sae.cfg.d_sae
+        self.left_out = LeftOut(sae)
         self.two = len({block.model for block in blocks}) == 2
         self.fired = torch.zeros(m, dtype=torch.float64, device=device)
         self.squares = torch.zeros(m, dtype=torch.float64, device=device)
@@ -123,8 +130,9 @@ class Measured(BlockSums):
     def add(self, x: Float[Tensor, "n pos d"], keep: Bool[Tensor, "n pos"]) -> None:
         """Whole sequences; only positions where `keep` is True count. Rows are compared in units in which blocks count alike."""
         sae, device = self.sae, self.sae.W_dec.device
-        keep = keep.to(device)
-        x = torch.where(keep[..., None], x.to(device, torch.float32), sae.b_dec)
+        x = x.to(device, torch.float32)
+        keep = self.left_out.kept(x, keep.to(device))
+        x = torch.where(keep[..., None], x, sae.b_dec)
         f = sae.encode(x) * keep[..., None]
         found = (f @ sae.W_dec) * self._by
         centred = (x - sae.b_dec) * self._by

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuits.activations.heldout import Heldout
 from circuits.activations.stream import Stream
 from circuits.data.keeper import Keeper, State
 from circuits.errors import NonFinite
+from circuits.sae.massive import Massive, find, parts
 from circuits.sae.metrics import Evaluator, SpliceSums
 from circuits.sae.modules import SAE
 from circuits.sae.splice import splice_sums
@@ -34,6 +36,7 @@ def measure(
     n_sequences: int,
     seed: int,
     keeper: Keeper[int] | None = None,
+    massive: float | None = None,
 ) -> dict[int, Measured]:
     """By layer: the metrics of :class:`Evaluator` with ``control`` and ``baselines``, and each feature's firing rate.
 
@@ -43,6 +46,8 @@ def measure(
         controls: by layer and name; a layer may have none.
         n_sequences: held-out sequences (fewer when the corpus has no more; the number is in the metrics).
         seed: of the bootstrap.
+        massive: of SAEs that nobody knows that of: rows beyond so many times the median norm of the first sequences are left out
+            where they dominate (:mod:`circuits.sae.massive`).
         keeper: where each layer's sums are kept; told (sequences done, all), it may end the pass.
     """
     evaluators = {layer: Evaluator(sae, seed=seed) for layer, sae in saes.items()}
@@ -65,10 +70,14 @@ def measure(
     done = keeper.start
     for part in stream.heldout(n_sequences, chunk, done, max(dropped, default=0)):
         going = keeper.behind(done)
+        if done == 0 and massive is not None:
+            for layer in going:
+                saes[layer].massive = _found(part, saes[layer], layer, massive)
         for layer in going:
             for one in (evaluators[layer], *beside.get(layer, {}).values()):
                 one.add(part.sites[layer], part.keep)
-        tokens, keep, mine = part.tokens, part.keep, {layer: saes[layer] for layer in going}
+        tokens, mine = part.tokens, {layer: saes[layer] for layer in going}
+        keep = {layer: _counted(part, sae, layer) for layer, sae in mine.items()}
         sums = splice_sums(stream.lm, mine, tokens, keep, site=stream.site, target=stream.target)
         for layer in going:
             require_finite(sums[layer], tokens.samples, layer)
@@ -84,6 +93,16 @@ def measure(
             metrics = {**evaluator.result(), "control": control, **({"baselines": found} if found else {})}
             measured[layer] = (metrics, evaluator.firing_rate())
     return measured
+
+
+def _found(part: Heldout, sae: SAE, layer: int, times: float) -> Massive | None:
+    cfg = sae.cfg
+    return find(part.sites[layer].cpu()[part.keep], parts(cfg.d_in, cfg.d_out), times)
+
+
+def _counted(part: Heldout, sae: SAE, layer: int) -> Bool[Tensor, "n pos"]:
+    """Positions that count for one SAE, in main memory."""
+    return part.keep if sae.massive is None else part.keep & sae.massive.kept(part.sites[layer]).cpu()
 
 
 def _shown(metrics: Mapping[str, Any]) -> dict[str, Any]:

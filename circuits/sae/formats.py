@@ -30,12 +30,16 @@ from torch import Tensor
 
 from circuits.errors import UserError
 from circuits.files import disk_errors, write_atomic, write_json
+from circuits.sae import massive
 from circuits.sae.declared import SCALING, Found, declared
 from circuits.sae.directory import differences
+from circuits.sae.massive import Massive
 from circuits.sae.modules import SAE, SAEConfig, architectures
 from circuits.sae.unread import CONFIG, WEIGHTS
 
 SPARSITY = "sparsity.safetensors"
+MASSIVE = "massive_norms"
+"""In the metadata: the norms beyond which a row is none that the SAE is for (:mod:`circuits.sae.massive`)."""
 FORMAT_VERSION = "6.54.12"
 """The SAELens version whose directory this is; below 6.0.0 SAELens would convert it as an old one."""
 
@@ -73,7 +77,12 @@ def save(
         "reshape_activations": "none",
         **({"k": sae.cfg.k, "rescale_acts_by_decoder_norm": False} if sae.saelens == "topk" else {}),
         **({"d_out": sae.cfg.d_out} if transcodes else {}),
-        "metadata": {"sae_lens_version": FORMAT_VERSION, "sae_lens_training_version": None, **metadata},
+        "metadata": {
+            "sae_lens_version": FORMAT_VERSION,
+            "sae_lens_training_version": None,
+            **metadata,
+            **({} if sae.massive is None else {MASSIVE: sae.massive.facts()}),
+        },
     }
     weights = {name: t.detach().float().cpu().contiguous() for name, t in sae.state_dict().items()}
     with disk_errors(directory):
@@ -102,7 +111,16 @@ def load(directory: Path) -> SAE:
     sae = cls(SAEConfig(found.d_in, found.d_sae, found.k, found.d_out, found.normalize, found.skip))
     weights = _scaled(read_weights(directory / WEIGHTS, found), found, directory / WEIGHTS)
     sae.load_state_dict(folded(weights, found))
+    sae.massive = _massive(directory / CONFIG, config, found)
     return sae.eval()
+
+
+def _massive(path: Path, config: Mapping[str, Any], found: Found) -> Massive | None:
+    metadata = config.get("metadata")
+    try:
+        return massive.of_facts(metadata.get(MASSIVE) if isinstance(metadata, dict) else None, found.d_in, found.d_out)
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{path}: metadata.{MASSIVE}: {e}") from e
 
 
 def firing_rate(directory: Path) -> Float[Tensor, " d_sae"]:

@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuits.errors import RunError
+from circuits.sae import massive
 from circuits.sae.memory import FEATURES_AT_ONCE
 from circuits.sae.modules import SAE
 from circuits.stats.bootstrap import ratio_interval
@@ -82,12 +83,63 @@ def decoder_cosine(W_dec: Float[Tensor, "d_sae d_out"]) -> dict[str, float | Non
     return {"decoder_cosine": float(found.mean()), "twin_fraction": float((found > TWIN_COSINE).sum()) / len(found)}
 
 
+class LeftOut:
+    """What of the held-out rows is massive (:mod:`circuits.sae.massive`), and how much of all variance that is."""
+
+    def __init__(self, sae: SAE) -> None:
+        self.sae, self.sums = sae, torch.zeros(2, dtype=torch.float64)
+
+    def kept(self, rows: Float[Tensor, "n pos d"], keep: Bool[Tensor, "n pos"]) -> Bool[Tensor, "n pos"]:
+        """Of the positions that count those that are not massive; the others are counted."""
+        if self.sae.massive is None:
+            return keep
+        small = self.sae.massive.kept(rows)
+        left = keep & ~small
+        y = rows[..., -self.sae.cfg.width_out :] - self.sae.b_dec
+        squares = torch.where(left, y.square().sum(-1), 0.0)
+        self.sums += torch.stack([left.sum(), squares.sum()]).cpu().double()
+        return keep & small
+
+    def state(self) -> dict[str, Tensor]:
+        """What :meth:`load` takes."""
+        found = self.sae.massive
+        if found is None:
+            return {}
+        return {"left_out": self.sums, "left_out_norms": torch.tensor(found.limits, dtype=torch.float64)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a :meth:`state`."""
+        if "left_out" in tensors:
+            cfg = self.sae.cfg
+            self.sums = tensors["left_out"].clone()
+            self.sae.massive = massive.of_facts(tensors["left_out_norms"].tolist(), cfg.d_in, cfg.d_out)
+
+    def metrics(self, kept: float, variance: float) -> dict[str, Any]:
+        """``massive``: the share of rows left out and of all variance that they hold; nothing where all rows count.
+
+        Args:
+            kept: rows that count.
+            variance: theirs, Σ‖x − mean‖².
+        """
+        if self.sae.massive is None:
+            return {}
+        rows, squares = self.sums.tolist()
+        return {
+            "massive": {
+                "rows": rows / (rows + kept),
+                "variance": squares / (squares + variance),
+                "norms": self.sae.massive.facts(),
+            }
+        }
+
+
 class Evaluator:
     """Feed it chunks of held-out activations with `add`, optionally `add_splice`, then read `result`."""
 
     def __init__(self, sae: SAE, *, seed: int = 0, resamples: int = 1000) -> None:
         self.sae, self.seed, self.resamples = sae, seed, resamples
         self.fired = torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
+        self.left_out = LeftOut(sae)
         self._sums: list[Float[Tensor, "n 8_plus_d"]] = []
         self._splices: list[SpliceSums] = []
 
@@ -100,9 +152,9 @@ class Evaluator:
 
     def _add(self, x: Tensor, keep: Tensor) -> None:
         shift, cfg = self.sae.b_dec, self.sae.cfg
-        keep = keep.to(shift.device)[..., None]
-        # `where`, not a product: what stands at a padded position may be NaN.
         x = x.to(shift.device, torch.float32)
+        keep = self.left_out.kept(x, keep.to(shift.device))[..., None]
+        # `where`, not a product: what stands at a padded position may be NaN.
         y = torch.where(keep, x if cfg.d_out is None else x[..., cfg.d_in :], shift)
         read = y if cfg.d_out is None else torch.where(keep, x[..., : cfg.d_in], 0.0)
         active = self.sae.encode(read)
@@ -130,7 +182,7 @@ class Evaluator:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What :meth:`load` takes: all that was added so far."""
-        found = {"fired": self.fired}
+        found = {"fired": self.fired, **self.left_out.state()}
         if self._sums:
             found["sums"] = torch.cat(self._sums)
         if self._splices:
@@ -140,6 +192,7 @@ class Evaluator:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from a :meth:`state`."""
         self.fired = tensors["fired"]
+        self.left_out.load(tensors)
         self._sums = [tensors["sums"]] if "sums" in tensors else []
         splices = [tensors[f"splice.{name}"] for name in SpliceSums._fields if f"splice.{name}" in tensors]
         self._splices = [SpliceSums(*splices)] if splices else []
@@ -176,6 +229,7 @@ class Evaluator:
             "density": self._density(),
             "n_rows": int(n),
             "n_sequences": len(rows),
+            **self.left_out.metrics(float(n), float(variance.sum())),
             **self._splice_result(),
         }
 

@@ -91,6 +91,8 @@ class TrainSpec:
     """What counts as an improvement: a validation loss lower by more than this share of the variance."""
     validate_every: int = 250
     """Steps between validations, where there is patience."""
+    massive: float | None = None
+    """Times the median norm beyond which rows are left out, where they dominate (:mod:`circuits.sae.massive`); None: never."""
     blocks: int = 1
     """Parts of a row that are normalised by themselves: a crosscoder's layers."""
     band: int | None = None

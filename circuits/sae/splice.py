@@ -80,13 +80,13 @@ def splice_sums(
     lm: LM,
     saes: Mapping[int, SAE],
     rows: ModelInput,
-    keep: Bool[Tensor, "n pos"],
+    keep: Mapping[int, Bool[Tensor, "n pos"]],
     *,
     site: str,
     target: str | None = None,
 ) -> dict[int, SpliceSums]:
     """Losses of one chunk of sequences for each layer's SAE, one layer at a time; the clean pass is shared, and the others
-    restart from what it had at their layer."""
+    restart from what it had at their layer. `keep`: by layer, the positions at which something is put in."""
 
     def logits(*edits: Edit, prefix: Prefix) -> Tensor:
         found = forward(lm, rows, edits=edits, logits="all", prefix=prefix).logits
@@ -94,8 +94,9 @@ def splice_sums(
 
     whole = forward(lm, rows, capture={"resid_pre": saes}, logits="all")
     clean = torch.empty(0) if whole.logits is None else whole.logits
-    at, sums = kept_rows(keep, clean.device), {}
+    sums = {}
     for layer, sae in saes.items():
+        at = kept_rows(keep[layer], clean.device)
         before = Prefix(layer, whole.sites["resid_pre", layer])
         if target is None:
             spliced = logits(Edit(site, layer, replaced(reconstruct(sae), at)), prefix=before)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from circuits.data.seeds import derive_seed
 from circuits.errors import Damaged, NonFinite, UserError
-from circuits.sae import baselines, normalise
+from circuits.sae import baselines, massive, normalise
+from circuits.sae.massive import Massive
 from circuits.sae.modules import SAE, Objective, Outcome, SAEConfig, Weights, architecture
 from circuits.sae.modules.gradients import buffer
 from circuits.sae.normalise import Units
@@ -66,7 +67,12 @@ class Trainer:
         self.spec, self.device, self.step = spec, device, 0
         self.architecture = architecture(spec.architecture)
         self.objective = self.architecture.objective(spec)
+        self.massive: Massive | None = None
         if first_rows is not None:
+            widths = massive.parts(spec.d_in, spec.d_out, spec.blocks)
+            self.massive = massive.find(first_rows, widths, spec.massive)
+            if self.massive is not None:
+                first_rows = first_rows[self.massive.kept(first_rows)]
             read = normalise.measure(first_rows[:, : spec.d_in], spec.normalize, spec.blocks)
             units = (
                 read,
@@ -88,6 +94,8 @@ class Trainer:
         self.baselines = {
             name: Trainer(baselines.spec_of(spec, name), device, None, (self.read, self.write)) for name in names
         }
+        for baseline in self.baselines.values():
+            baseline.massive = self.massive
         self.generator = self._generator("resample")
         self.best = Best(spec.patience, spec.min_delta) if spec.patience is not None else None
         self.since_fired = torch.zeros(spec.d_sae, dtype=torch.int64, device=device)
@@ -101,9 +109,14 @@ class Trainer:
         return torch.Generator().manual_seed(seed)
 
     def _rows(self, rows: Float[Tensor, "batch d"]) -> tuple[Tensor, Tensor]:
-        """x and y in the units of training."""
+        """x and y in the units of training; a massive row is at their origin, where there is next to nothing to learn."""
         x = self.read.normalise(rows[:, : self.spec.d_in])
-        return x, x if self.spec.d_out is None else self.write.normalise(rows[:, self.spec.d_in :])
+        y = x if self.spec.d_out is None else self.write.normalise(rows[:, self.spec.d_in :])
+        if self.massive is not None:
+            kept = self.massive.kept(rows.to(self.device))[:, None]
+            x = x.mul_(kept)
+            y = x if self.spec.d_out is None else y.mul_(kept)
+        return x, y
 
     # ── one step ──
 
@@ -195,6 +208,7 @@ class Trainer:
         if self.best is None:
             return False
         sae, spec, sums = self.export(), self.spec, []
+        rows = rows if self.massive is None else rows[self.massive.kept(rows)]
         y = rows[:, spec.d_in :] if spec.d_out is not None else rows
         mean = y.to(self.device, torch.float32).mean(0)
         for part in rows.split(spec.batch_size // spec.accumulate):  # no more work space than a step has
@@ -284,6 +298,7 @@ class Trainer:
         shape = SAEConfig(spec.d_in, spec.d_sae, spec.k, spec.d_out, skip=spec.skip, blocks=spec.blocks, band=spec.band)
         sae = self.architecture.sae(shape).to(device)
         objective.export(sae, weights, self.read.to(device), self.write.to(device))
+        sae.massive = self.massive
         return sae.eval()
 
     # ── checkpoints ──
@@ -305,6 +320,7 @@ class Trainer:
         tensors |= self.best.tensors() if self.best is not None else {}
         copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
         meta = {"step": self.step, "scale": self.read.scale, "scale_out": self.write.scale, "spec": self.spec.as_dict()}
+        meta |= {} if self.massive is None else {"massive": self.massive.facts()}
         beside = {}
         for name, baseline in self.baselines.items():
             found, beside[name] = baseline.state()
@@ -326,6 +342,7 @@ class Trainer:
     @torch.no_grad()
     def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         self.step = int(meta["step"])
+        self.massive = massive.of_facts(meta.get("massive"), self.spec.d_in, self.spec.d_out)
         self.read.scale, self.write.scale = float(meta["scale"]), float(meta.get("scale_out", meta["scale"]))
         for name, live in self._live().items():
             live.copy_(tensors[name])

@@ -89,6 +89,9 @@ class SaeConfig:
     baselines: bool = added(
         True
     )  # train frozen baselines beside it (a quarter of the cost), to see what training gained
+    massive: float | None = added(
+        10.0
+    )  # rows beyond so many times the median norm are left out where they hold most of the variance; null: never
     normalize: Normalize = added(Normalize.standard)  # units of rows: centred and scaled, scaled, or as is  # noqa: RUF009
     accumulate: int = added(1)  # parts that a batch is processed in, for less memory
     patience: int | None = added(None)  # stop after so many validations without improvement, take the best weights
@@ -113,7 +116,7 @@ def check(sae: SaeConfig) -> list[str]:
         value = getattr(sae, name)
         if value is not None and value < 1:
             errors.append(f"sae.{name}={value}: at least 1")
-    for name in ("lr", "clip", "checkpoint_minutes", "bandwidth", "sparsity", "ram"):
+    for name in ("lr", "clip", "checkpoint_minutes", "bandwidth", "sparsity", "ram", "massive"):
         value = getattr(sae, name)
         if value is not None and not value > 0:
             errors.append(f"sae.{name}={value}: more than 0")
@@ -200,6 +203,7 @@ MEASURED = (
     "block_rows",
     "forward_batch",
     "skip_first",
+    "massive",
     "heldout_sequences",
     "nonfinite",
     "min_r2",

@@ -196,6 +196,7 @@ def _publish(
         member.histories[first].write(out)
 
     artifact = work.commit(write, measured=["history.parquet"])
+    joined.say_left_out(context, metrics)
     context.say(
         f"explained variance {metrics['explained_variance']:.3f} in the mean of {len(context.layers)} layers, "
         f"{metrics['across']:.1%} of what is written is written to later layers: {artifact.id}"

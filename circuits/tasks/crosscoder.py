@@ -217,6 +217,7 @@ def _publish(
         member.histories[first].write(out)
 
     artifact = work.commit(write, measured=["history.parquet"])
+    joined.say_left_out(context, metrics)
     context.say(
         f"explained variance {metrics['explained_variance']:.3f}, L0 {metrics['l0']:.1f}, exclusive features "
         f"{metrics['exclusive']} of {metrics['seemingly_exclusive']} that seem so: {artifact.id}"
@@ -279,6 +280,7 @@ def _metrics(
             "explained_variance_by_block": by_block.tolist(),
             "l0": l0,
             "dead_fraction": float((one.fired == 0).double().mean()),
+            **one.left_out.metrics(rows, one.total_squares),
         }
     baselines = {name: facts for name, facts in found.items() if name not in ("trained", "untrained")}
     return {

@@ -80,7 +80,7 @@ def _sentence(records: Sequence[Record]) -> str:
         text += f"; highest {say.value_with_interval(best, 'explained_variance')} at {say.who(best)}"
     controls = [r.control for r in having if r.control is not None]
     untrained = f"Untrained SAEs: {span(controls)}." if controls else "No untrained control was saved."
-    return say.join([f"{text}.", untrained, say.baselines(having)])
+    return say.join([f"{text}.", untrained, say.baselines(having), say.massive(having)])
 
 
 def _swept_columns(view: View) -> list[Column]:

@@ -61,6 +61,8 @@ class Record:
     control: float | None
     baselines: Mapping[str, float]
     """Explained variance of the frozen baselines, by name."""
+    massive: tuple[float, float] | None
+    """Shares of rows and of variance that are left out as massive."""
     density: Density | None
     history: pd.DataFrame | None
     architecture: str
@@ -100,6 +102,7 @@ def _read(entry: Entry, problems: list[str]) -> Record:
     density = _density(metrics, wrong)
     control = _control(metrics, wrong)
     baselines = _baselines(metrics, wrong)
+    massive = _massive(metrics, wrong)
     if wrong:
         problems.append(f"{ref.label}: metrics.json: {'; '.join(wrong)}")
     history = load_table(ref, "history.parquet", HISTORY, problems)
@@ -112,6 +115,7 @@ def _read(entry: Entry, problems: list[str]) -> Record:
         intervals=intervals,
         control=control,
         baselines=baselines,
+        massive=massive,
         density=density,
         history=history if history is not None and "step" in history else None,
         architecture=str(metrics.get("architecture", "")),
@@ -163,6 +167,17 @@ def _baselines(metrics: Mapping[str, Any], wrong: list[str]) -> dict[str, float]
         else:
             wrong.append(f"baselines.{name}.explained_variance is {value!r}, not a finite number")
     return found
+
+
+def _massive(metrics: Mapping[str, Any], wrong: list[str]) -> tuple[float, float] | None:
+    match metrics.get("massive"):
+        case None:
+            return None
+        case {"rows": rows, "variance": variance} if _is_number(rows) and _is_number(variance):
+            return float(rows), float(variance)
+        case other:
+            wrong.append(f"massive is {other!r}, not shares of rows and variance")
+            return None
 
 
 def _density(metrics: Mapping[str, Any], wrong: list[str]) -> Density | None:

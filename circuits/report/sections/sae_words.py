@@ -81,6 +81,17 @@ def baselines(records: Sequence[Record]) -> str:
     return f"{text} Training gained nothing that a frozen part does not reach in {which}."
 
 
+def massive(records: Sequence[Record]) -> str:
+    """What of the rows is left out, and how much of the variance that was."""
+    having = [r.massive for r in records if r.massive is not None]
+    if not having:
+        return ""
+    rows, variance = max(rows for rows, _ in having), [share for _, share in having]
+    of = "" if len(having) == len(records) else f" of {len(having)} of the {len(records)} SAEs"
+    held = f"{min(variance):.0%}" if len(having) == 1 else f"{min(variance):.0%} to {max(variance):.0%}"
+    return f"Massive activations{of} are left out: at most {rows:.2%} of the rows, with {held} of the variance."
+
+
 def _low(record: Record) -> float:
     interval = record.intervals.get("explained_variance")
     return interval[0] if interval else record.numbers["explained_variance"]

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from circuits.sae.massive import Massive
 from circuits.sae.modules import steering
 from circuits.sae.modules.gradients import Weights
 from circuits.sae.normalise import Units, of_rows
@@ -64,6 +65,8 @@ class SAE(nn.Module, ABC):
     """Its name as a transcoder; None: there is none."""
     pre_biases: ClassVar[tuple[str, ...]] = ("b_enc",)
     """Biases that are added to pre-activations."""
+    massive: Massive | None = None
+    """Rows that it was not trained on, has no features on, and is not measured on; None: it is for all."""
 
     def __init__(self, cfg: SAEConfig) -> None:
         super().__init__()
@@ -97,8 +100,9 @@ class SAE(nn.Module, ABC):
         return x - self.b_dec if self.cfg.d_out is None else x
 
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
-        """Feature activations f ≥ 0 of x."""
-        return self.activate(self.centred(x) @ self.W_enc + getattr(self, "b_enc"))  # noqa: B009 (set by name above)
+        """Feature activations f ≥ 0 of x; none on a massive row."""
+        f = self.activate(self.centred(x) @ self.W_enc + getattr(self, "b_enc"))  # noqa: B009 (set by name above)
+        return f if self.massive is None else f * self.massive.kept(x)[..., None]
 
     def decode(
         self, f: Float[Tensor, "... d_sae"], x: Float[Tensor, "... d_in"] | None = None

@@ -22,6 +22,14 @@ def problems(sae: SaeConfig) -> list[str]:
     return errors
 
 
+def say_left_out(context: Context, metrics: Mapping[str, Any]) -> None:
+    """That massive rows were left out, where they were."""
+    from circuits.sae.massive import sentence
+
+    if found := sentence(metrics):
+        context.say(found)
+
+
 def measure(context: Context, stream: Stream, measured: Mapping[str, Any]) -> None:
     """Feed the held-out rows to each of `measured`; may be stopped between sequences, and begins anew."""
     done, wanted, (first,) = 0, context.cfg.sae.heldout_sequences, stream.layers

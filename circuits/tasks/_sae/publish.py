@@ -29,13 +29,22 @@ def publish(
 
     `steps`: after how many the weights of a layer were as they are, and after how many its training ended.
     """
+    from circuits.sae import massive
     from circuits.sae.evaluate import measure
 
     context, histories = member.context, member.histories
 
     cfg = context.cfg
     keeper = context.keeper({layer: member.works[layer] for layer in saes}, "measured", "measuring", "sequence")
-    measured = measure(stream, saes, controls, n_sequences=cfg.sae.heldout_sequences, seed=cfg.seed, keeper=keeper)
+    measured = measure(
+        stream,
+        saes,
+        controls,
+        n_sequences=cfg.sae.heldout_sequences,
+        seed=cfg.seed,
+        keeper=keeper,
+        massive=None if cfg.sae.from_ is None else cfg.sae.massive,
+    )
     dropped = {
         "rows": sum(record["rows"] for record in stream.dropped.values()),
         "heldout_rows": stream.heldout_dropped,
@@ -61,6 +70,8 @@ def publish(
 
         artifact = work.commit(write, dropped=dropped, measured=["history.parquet"])  # its rates are the clock's
         tracked.publish(context.run, context.kind, work.key, artifact, layer, metrics)
+        if left_out := massive.sentence(metrics):
+            context.say(f"layer {layer}: {left_out}")
         context.say(
             f"layer {layer}: explained variance {metrics['explained_variance']:.3f}, L0 {metrics['l0']:.1f}: {artifact.id}"
         )

@@ -186,6 +186,7 @@ def _spec(member: Member, stream: Stream, layer: int) -> TrainSpec:
         validate_every=sae.validate_every,
         compile=sae.compile,
         baselines=sae.baselines,
+        massive=sae.massive,
         blocks=stream.blocks,
         **{name: value for name, value in given.items() if value is not None},
     )
