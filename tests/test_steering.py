@@ -161,7 +161,7 @@ def test_the_strength_is_the_best_of_the_other_split_and_never_sees_what_is_meas
 
 def test_the_curve_is_what_a_study_of_the_other_split_would_measure() -> None:
     lm, prompts = build("gpt2"), random_prompts(10)
-    curve = steered(asked(lm, prompts, strengths=[2])).chosen[1].curve
+    curve = steered(asked(lm, prompts, strengths=[2])).chosen["L1.dom"].curve
     turned = PromptSet(tuple(replace(p, split="test" if p.split == "train" else "train") for p in prompts))
     ask = asked(lm, turned, strengths=[2])
     swapped = replace(ask, others=ask.measured)  # the same direction, measured where it was made
@@ -363,7 +363,7 @@ def test_a_study_of_the_embedded_model(warm: Cli) -> None:
     metrics = json.loads((made / "metrics.json").read_text())
     assert metrics["units"] == 2 and metrics["split"] == "test" and metrics["n"] == 4
     rows = pd.read_parquet(made / "steering.parquet").set_index("unit")
-    assert list(rows.index) == ["L1.dom", "L2.dom"] and set(metrics["curves"]) == {"1", "2"}
+    assert list(rows.index) == ["L1.dom", "L2.dom"] and set(metrics["curves"]) == {"L1.dom", "L2.dom"}
     long = pd.read_parquet(made / "effects.parquet")
     assert {"L1.dom", "L1.random 2", "L2.orthogonal 0", WANTED, RIGHT, "(none)"} <= set(long["unit"])
     effect = long[(long["unit"] == "L2.dom") & (long["metric"] == "effect")]["value"]

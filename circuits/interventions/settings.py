@@ -76,7 +76,9 @@ class Settings:
     top_k: int = 6  # heads (or features) with the largest effects on the other split, from which groups are chosen
     n_groups: int = 10  # feature groups
     group_size: int = 1  # features of one group
-    features: Any = None  # [3,17,42]: features by number, each a group; null: chosen on the other split
+    features: Any = (
+        None  # [3,17]: features by number, each a group or a direction to steer along; null: chosen, or none
+    )
     neurons: Any = None  # [3,17,42]: neurons by number; null: the n_groups with the largest estimated effect
     shapley: int = 0  # random orders of the top_k heads, for sampled Shapley values; 0: none
     site: str = "resid_post"  # which site of a layer sites and positions are edited at
@@ -270,6 +272,9 @@ def _steering(s: Settings) -> list[str]:
         )
     if s.units != "steer":
         return errors
+    for one in _listed(s.features):
+        if not isinstance(one, int) or isinstance(one, bool) or one < 0:
+            errors.append(f"features={one}: a feature's number, from 0; only its direction is steered along")
     given = _listed(s.strengths)
     if s.strengths is not None and not given:
         errors.append("strengths=[]: no strength named, so that none can be chosen")

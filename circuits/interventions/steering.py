@@ -9,6 +9,9 @@ With a pair's clean prompt c and corrupt prompt k, and the site's vector h at a 
 The pairs are those that are not measured. Orthogonal directions of equal length can steer nearly as well as the one that was found
 (2602.06801), so a vector that works is no evidence by itself: it is held against these. In AxBench (2501.17148) the difference of
 means is the baseline to beat among vectors, and a prompt beats most of them (:mod:`circuits.interventions.prompting`).
+
+With ``features=[3,17]`` the decoder rows of these features of each layer's SAE stand beside it, at its length and with controls of
+their own, along either sign.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from torch import Tensor
 from circuits.data.prompts import batches
 from circuits.errors import NonFinite, UserError
 from circuits.interventions.ask import Ask
-from circuits.interventions.choice import need_others
+from circuits.interventions.choice import as_list, need_others
 from circuits.interventions.rows import Base, check_pairs
 from circuits.interventions.settings import Direction
 from circuits.interventions.units.base import Lens, Place, Unit
@@ -43,17 +46,23 @@ LEAST = 1e-6
 
 @dataclass(frozen=True)
 class Directions:
-    """The directions of one layer, all of one length.
+    """A direction of one layer that is studied and its controls, all of one length.
 
     Attributes:
         layer: where they are added.
-        dom: the difference of means.
+        dom: the difference of means, or a feature's decoder row at its length.
         controls: by kind, ``[R, width]``.
     """
 
     layer: int
     dom: Float[Tensor, " width"]
     controls: dict[str, Float[Tensor, "controls width"]]
+    kind: str = STUDIED
+
+    @property
+    def unit(self) -> str:
+        """The name of the unit that adds it."""
+        return name(self.layer, self.kind)
 
     @property
     def norm(self) -> float:
@@ -62,27 +71,39 @@ class Directions:
 
     def named(self) -> dict[str, Tensor]:
         """Each under the name of the unit that adds it."""
-        found = {name(self.layer): self.dom}
+        found = {self.unit: self.dom}
         for kind, vectors in self.controls.items():
-            found |= {name(self.layer, kind, i): vector for i, vector in enumerate(vectors)}
+            found |= {control_name(self.unit, kind, i): vector for i, vector in enumerate(vectors)}
         return found
 
 
-def name(layer: int, kind: str = STUDIED, number: int | None = None) -> str:
-    """``L12.dom``, ``L12.random 3``."""
-    return f"L{layer}.{kind}" + ("" if number is None else f" {number}")
+def name(layer: int, kind: str = STUDIED) -> str:
+    """``L12.dom``, ``L12.F3``."""
+    return f"L{layer}.{kind}"
+
+
+def control_name(unit: str, kind: str, number: int) -> str:
+    """``L12.random 3`` of the difference of means, ``L12.F3 random 3`` of a feature."""
+    layer, _, studied = unit.partition(".")
+    return f"{layer}.{kind} {number}" if studied == STUDIED else f"{unit} {kind} {number}"
+
+
+def features(ask: Ask) -> list[int]:
+    """The features whose directions are studied, each once."""
+    return list(dict.fromkeys(map(int, as_list(ask.settings.features)))) if ask.settings.features is not None else []
 
 
 def units(ask: Ask) -> list[Unit]:
-    """The difference of means of each layer."""
-    return [Unit(name(layer), (Place(layer),), ask.positions) for layer in ask.layers]
+    """The difference of means of each layer, then the features' directions."""
+    kinds = [STUDIED, *(f"F{feature}" for feature in features(ask))]
+    return [Unit(name(layer, kind), (Place(layer),), ask.positions) for layer in ask.layers for kind in kinds]
 
 
 def controls(ask: Ask) -> list[Unit]:
-    """``controls`` random and as many orthogonal directions of each layer."""
+    """``controls`` random and as many orthogonal directions of each that is studied."""
     return [
-        Unit(name(layer, kind, i), (Place(layer),), ask.positions, control=kind, of=name(layer))
-        for layer in ask.layers
+        Unit(control_name(unit.name, kind, i), unit.places, ask.positions, control=kind, of=unit.name)
+        for unit in units(ask)
         for kind in CONTROLS
         for i in range(ask.settings.controls)
     ]
@@ -109,12 +130,40 @@ def directions(ask: Ask, lens: Lens) -> dict[int, Directions]:
         check_pairs(ask.others, ask.positions.from_end)
     found = {}
     for layer, dom in mean_differences(ask, lens).items():
-        drawn = {
-            kind: draw(dom, ask.settings.controls, ask.draw("steer", kind, str(layer)), orthogonal=kind == "orthogonal")
-            for kind in CONTROLS
-        }
-        found[layer] = Directions(layer, dom, drawn)
+        found[layer] = Directions(layer, dom, _drawn(ask, dom, str(layer)))
     return found
+
+
+def of_features(ask: Ask, beside: Directions) -> list[Directions]:
+    """The decoder rows of the named features of a layer's SAE, each at the length of the difference of means.
+
+    Raises:
+        UserError: the SAE has no such feature, writes to another site than it reads, or the row is zero.
+    """
+    if not (wanted := features(ask)):
+        return []
+    layer, sae = beside.layer, ask.saes[beside.layer]
+    if sae.cfg.d_out is not None:
+        raise UserError(f"layer {layer}: a transcoder writes to another site than it reads; take an SAE")
+    found = []
+    for feature in wanted:
+        if not 0 <= feature < sae.cfg.d_sae:
+            raise UserError(
+                f"features={feature}: layer {layer}'s SAE has {sae.cfg.d_sae} features (0-{sae.cfg.d_sae - 1})"
+            )
+        row = sae.W_dec[feature].detach().float().cpu()
+        if not float(row.norm()):
+            raise UserError(f"features={feature}: layer {layer}'s SAE has no direction for it (a decoder row of zeros)")
+        vector, kind = row * (beside.norm / row.norm()), f"F{feature}"
+        found.append(Directions(layer, vector, _drawn(ask, vector, str(layer), kind), kind))
+    return found
+
+
+def _drawn(ask: Ask, like: Tensor, *purpose: str) -> dict[str, Tensor]:
+    n = ask.settings.controls
+    return {
+        kind: draw(like, n, ask.draw("steer", kind, *purpose), orthogonal=kind == "orthogonal") for kind in CONTROLS
+    }
 
 
 @torch.no_grad()

@@ -57,8 +57,9 @@ class Options(Settings):
 
 _STEER = (When("intervention.units", ("steer",)),)
 _GROUPS = (When("intervention.units", ("head_groups",)),)
-_FEATURES = (When("intervention.units", ("features",)),)
-_SAES = (When("intervention.units", ("features", CAPTIONS)),)
+_FEATURES = (When("intervention.units", ("features", "steer")),)
+_STEERED = When("intervention.features", (SET,), other=When("intervention.units", ("features", CAPTIONS)))
+_SAES = (When("intervention.units", ("features", CAPTIONS, "steer")), _STEERED)
 _CAPTIONS = (When("intervention.units", (CAPTIONS,)),)
 _OF_SAE = ("features", CAPTIONS)
 _ITEMS = (When("intervention.units", ("features", "neurons")),)
@@ -99,6 +100,11 @@ def _settings(cfg: BaseConfig) -> Settings:
     return replace(found, site=cfg.sae.site.value) if found.units in _OF_SAE else found
 
 
+def _reads_saes(s: Settings) -> bool:
+    """Whether features of the layers' SAEs are edited, or steered along."""
+    return s.units == "features" or (s.units == "steer" and s.features is not None)
+
+
 class Interventions(Kind):
     """Effects of edits on a behaviour."""
 
@@ -130,7 +136,7 @@ class Interventions(Kind):
         """The prompts, the model, and the SAE of each layer where features are edited."""
         if _settings(cfg).units == CAPTIONS:
             return _captions.inputs(cfg, layers)
-        saes = one_a_layer("sae", layers, cfg) if _settings(cfg).units == "features" else []
+        saes = one_a_layer("sae", layers, cfg) if _reads_saes(_settings(cfg)) else []
         return [Input("prompts", (), cfg), *model_input(cfg), *saes]
 
     def share(self, cfg: BaseConfig) -> str:
@@ -163,6 +169,8 @@ class Interventions(Kind):
         if s.units == CAPTIONS:
             return [f"{SECTION}.{message}" for message in [*check(s, layers), *_captions.problems(cfg, s, layers)]]
         found = check(s, layers, dims.depth, dims.heads)
+        if s.units == "steer" and _reads_saes(s) and s.site != cfg.sae.site.value:
+            found.append(f"site={s.site}: features are directions of sae.site={cfg.sae.site.value}; give both the same")
         if of_pictures(cfg.behaviour):
             found.append(
                 f"units={s.units}: reads prompts of text; pictures have units={CAPTIONS} (intervention=bias_ablate)"
@@ -230,9 +238,7 @@ def _make(context: Context, work: Work) -> str | None:
         _captions.make(context, work, settings)
         return None
     measured, others = study.sides(prompt_sets.read(context.require("prompts").path), settings)
-    paths = (
-        {layer: context.require("sae", layer).path for layer in context.layers} if settings.units == "features" else {}
-    )
+    paths = {layer: context.require("sae", layer).path for layer in context.layers} if _reads_saes(settings) else {}
     lm = context.open_model()
 
     def tell(what: str, done: int, total: int) -> None:

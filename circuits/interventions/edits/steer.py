@@ -2,7 +2,8 @@
 
 s is +1 where the corrupt prompt is steered towards the clean one's answer, −1 where the clean one is steered away from it. The
 strength α, in lengths of the difference of means, is the one of ``strengths`` whose mean effect on the prompts that are not
-measured is the largest in the wanted direction; of equal ones the first. The controls of a layer are added at the same strength, so
+measured is the largest in the wanted direction; of equal ones the first. Along a feature's direction −α is tried as well: nobody
+says on which side of the answer a feature is. The controls of a direction are added at the same strength, so
 that all changes are of one length. Strengths chosen and scored on the same prompts flatter every vector.
 """
 
@@ -24,7 +25,7 @@ from circuits.interventions.effects import effects_of
 from circuits.interventions.engine import Engine
 from circuits.interventions.rows import rows_of
 from circuits.interventions.settings import Metric
-from circuits.interventions.steering import base, directions, name, sign, units
+from circuits.interventions.steering import STUDIED, base, directions, of_features, sign, units
 from circuits.interventions.units.base import Lens, Unit
 from circuits.interventions.units.sites import Sites
 
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The strength of one layer.
+    """The strength of one direction.
 
     Attributes:
         norm: length of the directions.
-        strength: what was chosen, in such lengths.
+        strength: what was chosen, in such lengths; below 0 it is against the direction.
         curve: the effect at every strength on the prompts that are not measured: ``strength effect wrong n``.
     """
 
@@ -52,13 +53,13 @@ class Steer(Edit):
 
     Args:
         changes: what is added, by the unit's name; strength and sign are in it. A unit that is not named is left as it is.
-        chosen: how the strength of each layer came about.
+        chosen: how the strength of each studied unit came about.
     """
 
     name = "steer"
 
     def __init__(
-        self, changes: Mapping[str, Float[Tensor, " width"]], chosen: Mapping[int, Chosen] | None = None
+        self, changes: Mapping[str, Float[Tensor, " width"]], chosen: Mapping[str, Chosen] | None = None
     ) -> None:
         self.changes, self.chosen = dict(changes), dict(chosen or {})
         self._table = torch.empty(0)
@@ -88,13 +89,14 @@ def wanted_effects(ask: Ask, lens: Lens, tried: Mapping[str, Tensor], like: Unit
     return dict(zip(found.names, found.values["effect"], strict=True))
 
 
-def choose(ask: Ask, lens: Lens, direction: Float[Tensor, " width"], like: Unit) -> Chosen:
-    """The strength of one layer's directions.
+def choose(ask: Ask, lens: Lens, direction: Float[Tensor, " width"], like: Unit, *, both: bool = False) -> Chosen:
+    """The strength of one direction and its controls; `both`: along it or against it.
 
     Raises:
         UserError: the positions exist in none of the prompts on which it would be chosen.
     """
     strengths = ask.settings.strength_list
+    strengths = [*strengths, *(-a for a in strengths if a)] if both else strengths
     tried = {f"{like.name} x{a:g}": sign(ask) * a * direction for a in strengths}
     curve = []
     for a, effects in zip(strengths, wanted_effects(ask, lens, tried, like).values(), strict=True):
@@ -110,12 +112,10 @@ def choose(ask: Ask, lens: Lens, direction: Float[Tensor, " width"], like: Unit)
 def make(ask: Ask) -> Edit:
     """Directions and strengths of every layer, from the prompts that are not measured alone."""
     lens = Sites(ask.settings.site)
-    found = directions(ask, lens)
+    found = [one for dom in directions(ask, lens).values() for one in (dom, *of_features(ask, dom))]
     like = {unit.name: unit for unit in units(ask)}
-    chosen = {layer: choose(ask, lens, one.dom, like[name(layer)]) for layer, one in found.items()}
+    chosen = {one.unit: choose(ask, lens, one.dom, like[one.unit], both=one.kind != STUDIED) for one in found}
     changes = {
-        unit: sign(ask) * chosen[layer].strength * vector
-        for layer, one in found.items()
-        for unit, vector in one.named().items()
+        unit: sign(ask) * chosen[one.unit].strength * vector for one in found for unit, vector in one.named().items()
     }
     return Steer(changes, chosen)

@@ -34,7 +34,8 @@ NONE = "(none)"
 
 
 class Steering(Studied):
-    """The difference of means of each layer, random and orthogonal directions of its length, and demonstrations in the prompt."""
+    """The difference of means of each layer and the directions of the named features, random and orthogonal directions of their
+    length, and demonstrations in the prompt."""
 
     def lens(self, ask: Ask) -> Lens:
         return Sites(ask.settings.site)
@@ -57,7 +58,7 @@ class Steering(Studied):
         fluency = fluent(texts)
         for row in rows:
             row |= {name: value for name, value in fluency.get(row["unit"], {}).items() if name != "n"}
-        curves = {str(layer): chosen.curve for layer, chosen in edit.chosen.items()}
+        curves = {unit: chosen.curve for unit, chosen in edit.chosen.items()}
         metrics = {
             "steering": rows,
             "curves": curves,
@@ -75,9 +76,9 @@ def evidence(ask: Ask, effects: Effects, edit: Steer) -> list[dict[str, Any]]:
     for i, unit in enumerate(effects.units):
         if unit.control or unit.layer is None:
             continue
-        chosen = edit.chosen[unit.layer]
+        chosen = edit.chosen[unit.name]
         row: dict[str, Any] = {"unit": unit.name, "layer": unit.layer, "norm": chosen.norm, "strength": chosen.strength}
-        row["largest"] = chosen.strength == max(ask.settings.strength_list)
+        row["largest"] = abs(chosen.strength) == max(ask.settings.strength_list)
         row |= {"effect": _mean(values[i]), "wrong": _wrong(s * values[i]), "n": int(np.isfinite(values[i]).sum())}
         for kind in steering.CONTROLS:
             mine = [k for k, other in enumerate(effects.units) if other.control == kind and other.of == unit.name]
@@ -106,8 +107,9 @@ def written(ask: Ask, lens: Lens, edit: Steer, shown: dict[str, Before]) -> pd.D
         return pd.DataFrame()
     engine = Engine(ask.lm, prompts, rows, lens, batch_size=ask.settings.batch_size)
     everything = {unit.name: unit for unit in (*steering.units(ask), *steering.controls(ask))}
-    first = [steering.name(layer, "random", 0) for layer in ask.layers]
-    names = [NONE, *map(steering.name, ask.layers), *(one for one in (*first, WANTED) if one in {*everything, *shown})]
+    studied = [unit.name for unit in steering.units(ask)]
+    first = [steering.control_name(steering.name(layer), "random", 0) for layer in ask.layers]
+    names = [NONE, *studied, *(one for one in (*first, WANTED) if one in {*everything, *shown})]
     tables = []
     for k, name in enumerate(names):
         mine = [shown[name].of(ids) for ids in starts] if name in shown else starts
