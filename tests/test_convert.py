@@ -278,6 +278,16 @@ def test_the_labs_own_corpus_is_taken_with_its_split_where_it_is(tmp_path: Path)
     assert words(elsewhere)["behaviour"] == str(corpus)
 
 
+def test_rows_with_equal_answers_are_left_out_and_told(tmp_path: Path) -> None:
+    config = lab(tmp_path)
+    corpus = tmp_path / "lab/data/corpora/negation_lab_v1.jsonl"
+    with corpus.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"clean": "E is", "corrupt": "F is", "target": " a", "foil": " a"}) + "\n")
+    found = convert(config)
+    assert words(found)["behaviour.unusable"] == "drop"
+    assert any("target and foil are equal in line 11: left out" in note for note in found.notes)
+
+
 def test_a_split_file_that_does_not_fit_its_corpus_is_left_out_and_told(tmp_path: Path) -> None:
     found = convert(lab(tmp_path, data_hash="0" * 64))
     assert "behaviour.splits" not in words(found)

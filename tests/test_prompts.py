@@ -250,6 +250,27 @@ def test_a_file_that_cannot_be_used_is_refused_by_line(records: list[Any], messa
     assert message in str(e.value) and "bad.jsonl" in str(e.value)
 
 
+def test_rows_that_no_study_can_use_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    rows = animals(4)
+    bad = [{**rows[1], "foil": rows[1]["target"]}, {**rows[2], "target": " zebra"}]
+    path = write_jsonl(
+        tmp_path / "mixed.jsonl", [rows[0], bad[0], rows[3], bad[1], {**rows[2], "foil": rows[2]["target"]}]
+    )
+    with pytest.raises(UserError) as e:
+        read(path)
+    assert "3 of 5 rows cannot be used; behaviour.unusable=drop leaves them out" in str(e.value) and "line 4" in str(
+        e.value
+    )
+    built = read(path, drop_unusable=True)
+    assert {p.id for p in built.prompts} == {"line-1", "line-3"}
+    (note,) = (note for note in built.lint["findings"] if "left out" in note)
+    assert note.startswith("3 of 5 rows cannot be used") and "(line 2, 5)" in note and "(line 4)" in note
+    assert built.lint["left_out"]["n"] == 3
+    none = write_jsonl(tmp_path / "none.jsonl", bad)
+    with pytest.raises(UserError, match="no prompt is left; target and foil are the same"):
+        read(none, drop_unusable=True)
+
+
 def test_prompts_may_end_with_the_space_where_digits_are_tokens(tmp_path: Path) -> None:
     sums = [{"prompt": f"{a} + {b} = ", "target": str(a + b), "foil": "0"} for a in (1, 2, 3) for b in (1, 2, 3)]
     path, options = write_jsonl(tmp_path / "sums.jsonl", sums), Wanted(None, None, 0)

@@ -40,6 +40,8 @@ class Wanted:
     seed: int
     multi_token: Literal["fail", "drop", "keep"] = "fail"
     allow_small: bool = False
+    drop_unusable: bool = False
+    """Leave out a file's rows that no study can use, instead of refusing the file."""
 
 
 @dataclass(frozen=True)
@@ -110,21 +112,43 @@ def from_file(path: Path, encoder: Encoder, wanted: Wanted, splits: split_files.
         found, notes = split_files.assigned(found, path, splits)
     rows = encoder.encode(found)
     wrong = [row for row in rows if set(row.faults) - {"multi_token"}]
-    errors = [f"{row.record.place}: {SAYS[fault]}" for row in wrong for fault in row.faults if fault != "multi_token"]
+    errors = []
+    if wrong and wanted.drop_unusable:
+        notes.append(f"{len(wrong)} of {len(rows)} rows cannot be used and were left out: {_faults(wrong)}")
+    elif wrong:
+        said = [f"{row.record.place}: {SAYS[fault]}" for row in wrong for fault in row.faults if fault != "multi_token"]
+        errors = said[:SHOWN] + ([f"{path}: {len(said) - SHOWN} more"] if len(said) > SHOWN else [])
+        errors.append(
+            f"{path}: {len(wrong)} of {len(rows)} rows cannot be used; behaviour.unusable=drop leaves them out and says which"
+        )
     multi = [row for row in rows if "multi_token" in row.faults]
     if wanted.multi_token == "fail" and multi:
         errors.append(_multi_token_error(str(path), multi, len(rows), len(multi) < len(rows)))
     if errors:
-        raise UserError([*errors[:SHOWN], *([f"{path}: {len(errors) - SHOWN} more"] if len(errors) > SHOWN else [])])
+        raise UserError(errors)
     fit = [row for row in rows if not _unfit(row, wanted)]
     if not fit:
-        raise UserError(f"{path}: no prompt is left; all {len(multi)} have answers of several tokens")
+        why = f"all {len(multi)} have answers of several tokens" if len(multi) == len(rows) else _reasons(rows)
+        raise UserError(f"{path}: no prompt is left; {why}")
     by_id = {row.record.id: row for row in fit}
     chosen = records.take_from_file(
         [row.record for row in fit], wanted.n_train, wanted.n_test, wanted.seed, wanted.allow_small
     )
     left_out = [row for row in rows if row.record.id not in by_id]
     return _built([(r, by_id[r.id]) for r in chosen], left_out, encoder.chat, notes)
+
+
+def _faults(rows: Sequence[Encoded]) -> str:
+    """What is wrong with rows of a file, and where."""
+    at: dict[str, list[str]] = {}
+    for row in rows:
+        for fault in row.faults:
+            if fault != "multi_token":
+                at.setdefault(SAYS[fault], []).append(row.record.place.rpartition("line ")[2])
+    return "; ".join(
+        f"{what} (line {', '.join(lines[:SHOWN])}{f' and {len(lines) - SHOWN} more' if len(lines) > SHOWN else ''})"
+        for what, lines in at.items()
+    )
 
 
 def _unfit(row: Encoded, wanted: Wanted) -> bool:

@@ -25,6 +25,13 @@ class MultiToken(Enum):
     keep = "keep"  # study them: baseline.metric=full_target scores the whole answer
 
 
+class Unusable(Enum):
+    """What to do about a row of a file that no study can use: equal answers, one the beginning of the other, unknown words."""
+
+    fail = "fail"  # an error that lists them, by line
+    drop = "drop"  # leave such rows out, and say which and why
+
+
 class Bos(Enum):
     """Whether a prompt begins with the tokenizer's BOS token."""
 
@@ -58,6 +65,7 @@ class BehaviourConfig:
     n_samples: int | None = None  # training prompts; null: all of a file
     n_test: int | None = None  # test prompts; their groups and clean prompts are in no training prompt
     multi_token: MultiToken | None = None  # answers of several tokens; null: fail for a file, drop for a generator
+    unusable: Unusable = added(Unusable.fail)  # a file's rows whose answers cannot be told apart or read: fail, or drop  # noqa: RUF009
     bos: Bos = Bos.auto  # whether a prompt begins with the tokenizer's BOS token; auto: as the tokenizer does it
     chat: bool = False  # put each prompt into the tokenizer's chat template; the answer opens the model's turn
     allow_small: bool = False  # take what there is when there are fewer different prompts than asked for
@@ -83,6 +91,7 @@ READ_WHEN = {
         f"behaviour.{name}": (When("behaviour.name", (), hint="a behaviour of text does", but=PICTURES),)
         for name in ("multi_token", "bos", "chat", "min_logit_diff", "success_threshold")
     },
+    "behaviour.unusable": (When("behaviour.name", (FILE,)),),
     "behaviour.splits": (When("behaviour.name", (FILE,)),),
     "behaviour.validation": (When("behaviour.splits", (SET,), hint="behaviour.splits=FILE.json does"),),
     "behaviour.rehash": (When("behaviour.splits", (SET,), hint="behaviour.splits=FILE.json does"),),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from circuits.errors import UserError
 from circuits.files import write_json
 from circuits.schema import BaseConfig
-from circuits.schema.behaviour import FILE, MultiToken, multi_token, of_pictures
+from circuits.schema.behaviour import FILE, MultiToken, Unusable, multi_token, of_pictures
 from circuits.schema.model import scenes_of
 from circuits.store.contents import Contents
 from circuits.store.kinds import Column, Kind, Layers, ModelDims
@@ -185,8 +185,9 @@ class Prompts(Kind):
             tokenizer, vocabulary = _tokenizer(context.run.cfg, context.run.contents)
             encoder = Encoder(tokenizer, behaviour.bos.value, behaviour.chat)
             wanted = prompt_build.Wanted(
-                behaviour.n_samples, behaviour.n_test, seed, multi_token(behaviour).value, behaviour.allow_small
-            )
+                behaviour.n_samples, behaviour.n_test, seed, multi_token(behaviour).value, behaviour.allow_small,
+                drop_unusable=behaviour.unusable is Unusable.drop,
+            )  # fmt: skip
             if behaviour.path is not None:
                 built = prompt_build.from_file(Path(behaviour.path), encoder, wanted, _splits(context.cfg))
             else:

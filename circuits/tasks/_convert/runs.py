@@ -146,7 +146,7 @@ def prompts(run: View, section: str, asked: Asked, file: Path) -> Words:
     path = _corpus(asked.data, file, str(corpus)) if corpus else None
     if path is not None:
         words["behaviour"] = _relative(path)
-        words |= _splits(run, path, split)
+        words |= _equal_answers(run, path) | _splits(run, path, split)
     elif (behaviour := _behaviour(str(corpus or ""), str(tag or ""))) is not None:
         words["behaviour"] = behaviour
         if corpus:
@@ -163,6 +163,20 @@ def prompts(run: View, section: str, asked: Asked, file: Path) -> Words:
     elif split is not None:
         run.note("dataset", "split", why="no such split here; splits: train val test")
     return words
+
+
+def _equal_answers(run: View, corpus: Path) -> Words:
+    """Rows whose target is their foil, of which the lab's own corpora have a few: left out, and told."""
+    from circuits.data.prompt_records import read_file
+
+    try:
+        same = [record.place.rpartition("line ")[2] for record in read_file(corpus) if record.target == record.foil]
+    except CircuitsError:
+        return {}  # `_splits` and the run itself say what is wrong with the file
+    if not same:
+        return {}
+    run.note("dataset", "id", why=f"target and foil are equal in line {', '.join(same)}: left out")
+    return {"behaviour.unusable": "drop"}
 
 
 def _splits(run: View, corpus: Path, split: Any) -> Words:
