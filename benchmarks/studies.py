@@ -93,9 +93,9 @@ def starts(bench: Bench) -> list[float]:
     for path in sorted(sweep.glob("*/status.json")):
         facts = json.loads(path.read_text())
         seed = re.search(r"seed=(\d)", path.parent.name)
-        stage = "first" if "first" in path.parent.name else "second"
+        stage = "first" if facts["task"] == "prompts" else "second"
         at[stage, seed[1] if seed else ""] = (
-            datetime.fromisoformat(facts["started"]),
+            datetime.fromisoformat(facts["began"]),
             datetime.fromisoformat(facts["ended"]),
         )
     return [(at["second", seed][0] - at["first", seed][1]).total_seconds() for stage, seed in at if stage == "first"]
