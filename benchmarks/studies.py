@@ -29,9 +29,10 @@ QWEN = ["task=pipeline", "pipeline=qwen_circuits", "model=tiny", "model.embedded
         "task.resources.gpus=0", "data=embedded"]  # fmt: skip
 THOUSAND = "stages:\n  saes: {task: sae, overrides: ['layer=range(0,4)', 'seed=range(0,250)']}\n"
 HUNDRED = "stages:\n  prompts: {task: prompts, overrides: ['seed=range(0,100)']}\n"
-TWO = """stages:
-  first: {task: prompts, overrides: ['seed=0,1,2,3', 'behaviour.n_samples=40', 'behaviour.n_test=10']}
-  second: {task: baseline, overrides: ['seed=0,1,2,3', behaviour.n_samples=40, behaviour.n_test=10, behaviour.min_logit_diff=-99]}
+TWO = """overrides: [sae.steps=20, sae.batch_size=64, sae.block_rows=512, sae.heldout_sequences=8]
+stages:
+  first: {task: sae, overrides: ['seed=0,1,2,3', layer=1]}
+  second: {task: interpret, overrides: ['seed=0,1,2,3', layer=1, interpret.associate=false, interpret.n_sequences=16]}
 """
 
 
@@ -93,7 +94,7 @@ def starts(bench: Bench) -> list[float]:
     for path in sorted(sweep.glob("*/status.json")):
         facts = json.loads(path.read_text())
         seed = re.search(r"seed=(\d)", path.parent.name)
-        stage = "first" if facts["task"] == "prompts" else "second"
+        stage = "first" if facts["task"] == "sae" else "second"
         at[stage, seed[1] if seed else ""] = (
             datetime.fromisoformat(facts["began"]),
             datetime.fromisoformat(facts["ended"]),
