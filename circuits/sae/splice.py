@@ -94,9 +94,10 @@ def splice_sums(
 
     whole = forward(lm, rows, capture={"resid_pre": saes}, logits="all")
     clean = torch.empty(0) if whole.logits is None else whole.logits
-    sums = {}
+    places = {id(mask): kept_rows(mask, clean.device) for mask in {id(m): m for m in keep.values()}.values()}
+    sums = {}  # most layers share one mask: it is looked up once
     for layer, sae in saes.items():
-        at = kept_rows(keep[layer], clean.device)
+        at = places[id(keep[layer])]
         before = Prefix(layer, whole.sites["resid_pre", layer])
         if target is None:
             spliced = logits(Edit(site, layer, replaced(reconstruct(sae), at)), prefix=before)

@@ -110,10 +110,11 @@ class Trainer:
 
     def _rows(self, rows: Float[Tensor, "batch d"]) -> tuple[Tensor, Tensor]:
         """x and y in the units of training; a massive row is at their origin, where there is next to nothing to learn."""
+        rows = rows.to(self.device)
         x = self.read.normalise(rows[:, : self.spec.d_in])
         y = x if self.spec.d_out is None else self.write.normalise(rows[:, self.spec.d_in :])
         if self.massive is not None:
-            kept = self.massive.kept(rows.to(self.device))[:, None]
+            kept = self.massive.kept(rows)[:, None]
             x = x.mul_(kept)
             y = x if self.spec.d_out is None else y.mul_(kept)
         return x, y
