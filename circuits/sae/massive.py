@@ -3,9 +3,9 @@
 Llama-like models write a constant of enormous norm at their first token, some also at the first line break after it (Sun et al.
 2024, "Massive activations in large language models", arXiv:2402.17762). In SmolLM2's layer 12 one held-out row in four thousand
 holds 71% of all variance (docs/real-model.md): an SAE that reconstructs these and nothing else explains 71%. The first position
-is left out anyway (`sae.skip_first`). A row elsewhere is *massive* where its norm is more than `sae.massive` times the median norm, and
-massive rows are left out of training and of every measure where they *dominate*: where they hold more than half of the variance.
-Whether they do is settled once, on the rows from which the units of training come.
+is left out anyway (`sae.skip_first`). A row elsewhere is *massive* where its norm is more than `sae.massive` times the median
+norm, and massive rows are left out of training and of every measure where they *dominate*: where they hold more than half of
+the variance. Whether they do is settled once, on the rows from which the units of training come.
 """
 
 from __future__ import annotations
