@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from configs import key
+from prompt_sets import bpe
 from test_sae_training import CPU, rows
 from torch import Tensor
 
@@ -116,3 +119,17 @@ def test_a_measurement_goes_on_with_what_it_left_out() -> None:
     second.load(first.state()[0])
     second.add(x[2:], keep[2:])
     assert second.result() == once.result()
+
+
+def test_what_a_store_holds_from_before_is_not_taken_for_it(tmp_path: Path) -> None:
+    """Of a model that may have massive rows, the default is another SAE than one that keeps them; the embedded models have none."""
+    model = transformers.LlamaConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
+    )
+    transformers.LlamaForCausalLM(model).save_pretrained(tmp_path / "model")
+    bpe(300).save_pretrained(tmp_path / "model")
+    words = f"task=sae model={tmp_path / 'model'} data=text data.path={__file__}".split()
+    keys = [key(*words, *more) for more in ((), ("sae.massive=5",), ("sae.massive=null",))]
+    assert [json.loads(k.payload)["extra"] for k in keys] == [{"sae.massive": 10.0}, {"sae.massive": 5.0}, {}]
+    assert len({k.id for k in keys}) == 3
+    assert "sae.massive" not in json.loads(key("task=sae").payload)["extra"]

@@ -84,8 +84,13 @@ class Sae(Kind):
         return found
 
     def extra(self, cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
-        """The embedded generator's identity, where it is the data."""
-        return mixture(cfg, contents)
+        """The embedded generator's identity, where it is the data; of other models, that massive rows are left out.
+
+        ``sae.massive`` came later and its default enters no key. The embedded models have no such rows, so theirs stay as they are;
+        an SAE that a real one's massive rows were trained into and measured with is another.
+        """
+        out = {} if cfg.model.embedded is not None or cfg.sae.massive is None else {"sae.massive": cfg.sae.massive}
+        return {**mixture(cfg, contents), **out}
 
     def label(self, cfg: BaseConfig, layers: Layers) -> str:
         """``tiny-L0-topk``."""
