@@ -11,10 +11,11 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from circuits.drawing.style import Looks
@@ -146,7 +147,9 @@ def _first_line(error: str | None) -> str:
     return lines[0] if lines else "no reason was recorded"
 
 
-def _render(report: ReportInput, parts: Sequence[Part], first: dict[str, object], provenance: Sequence[object]) -> str:
+@lru_cache
+def template() -> Template:
+    """The page, compiled once in a process."""
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
@@ -155,11 +158,15 @@ def _render(report: ReportInput, parts: Sequence[Part], first: dict[str, object]
     environment.filters["visible"] = visible
     environment.filters["harmless"] = _harmless
     environment.filters["ours"] = Markup  # the marks of a legend: no text is in them
+    return environment.from_string(_asset("page.html.j2"))
+
+
+def _render(report: ReportInput, parts: Sequence[Part], first: dict[str, object], provenance: Sequence[object]) -> str:
     live = any(figure.live for part in parts for figure in part.figures)
     script, style = (_asset(f"page.{kind}") + (_asset(f"graph.{kind}") if live else "") for kind in ("js", "css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     answers = [part.answer for part in parts if part.answer]
-    return environment.from_string(_asset("page.html.j2")).render(
+    return template().render(
         report=report,
         parts=parts,
         provenance=provenance,

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import re
 import typing
+from collections.abc import Collection
 from dataclasses import field
 from enum import Enum
 from functools import lru_cache
@@ -29,9 +30,14 @@ def register() -> None:
 
     Presets of a task's own options are chosen here, so that a new task touches no other file.
     """
-    chosen = ["_self_", *({group: choice} for group, choice in registry.presets().items())]
+    _store(root(), tuple(registry.presets().items()))
+
+
+@lru_cache(maxsize=1)  # what is stored stays: typing it takes a tenth of a second
+def _store(base: type, presets: tuple[tuple[str, str], ...]) -> None:
+    chosen = ["_self_", *({group: choice} for group, choice in presets)]
     node = dataclasses.make_dataclass(
-        "Schema", [("defaults", list, field(default_factory=lambda: chosen))], bases=(root(),)
+        "Schema", [("defaults", list, field(default_factory=lambda: chosen))], bases=(base,)
     )
     ConfigStore.instance().store(name="schema", node=node, provider="circuits")
 
@@ -117,9 +123,11 @@ def _is_name(model: schema.ModelConfig) -> bool:
     return model.embedded is not None or (model.family is not None and not model.id.startswith(("/", ".", "~")))
 
 
-def save(cfg: schema.BaseConfig, path: Path) -> None:
-    """Write the resolved config: what ``OmegaConf.to_yaml`` writes, 20 times as fast (a sweep has an element per file)."""
-    path.write_text("".join(_yaml(name, repr(value), value) for name, value in plain(cfg).items()), encoding="utf-8")
+def save(cfg: schema.BaseConfig, path: Path, sections: Collection[str] | None = None) -> None:
+    """Write the resolved config, or some of its `sections`: what ``OmegaConf.to_yaml`` writes, 20 times as fast (a sweep has an
+    element per file)."""
+    given = {name: value for name, value in plain(cfg).items() if sections is None or name in sections}
+    path.write_text("".join(_yaml(name, repr(value), value) for name, value in given.items()), encoding="utf-8")
 
 
 def plain(value: Any) -> Any:
@@ -231,8 +239,16 @@ def _section(kind: type, value: Any) -> Any:
     if known not in _sections:
         if len(_sections) > 1000:
             _sections.clear()
-        _sections[known] = _filled(kind, value)
+        text, default = _default(kind)
+        _sections[known] = default if text == known[1] and schema.MISSING not in text else _filled(kind, value)
     return copied(_sections[known])
+
+
+@lru_cache
+def _default(kind: type) -> tuple[str, Any]:
+    """A section as the schema has it, and how it is written: most are that, and typing what is typed already takes long."""
+    made = kind()
+    return repr(plain(made)), made
 
 
 _SHARED = (str, int, float, bool, type(None))

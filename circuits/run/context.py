@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from circuits.errors import Damaged, GateError, UserError
 from circuits.files import disk_errors, read_json
@@ -410,10 +410,6 @@ class Context:
 
     def write_config(self, path: Path) -> None:
         """The sections that this kind reads, resolved, as yaml."""
-        from omegaconf import OmegaConf
+        from circuits.run import config
 
-        sections = {section.split(".")[0] for section in self.kind.sections}
-        tree = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(self.run.cfg), enum_to_str=True))
-        path.write_text(
-            OmegaConf.to_yaml(OmegaConf.create({k: v for k, v in tree.items() if k in sections})), encoding="utf-8"
-        )
+        config.save(self.run.cfg, path, {section.split(".")[0] for section in self.kind.sections})

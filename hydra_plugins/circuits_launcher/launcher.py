@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
-from typing import Any, Optional, get_origin, get_type_hints
+from typing import Any, Optional, cast, get_origin, get_type_hints
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -49,14 +51,23 @@ class CircuitsLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         loader = self.hydra_context.config_loader
         # A sweep of one was composed to find this launcher.
-        composed = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False) or []
-        whole = not any("${" in str(word) for word in composed)  # but for what Hydra tells an element only
+        composed = list(map(str, cast(list, OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False))))
+        if len(job_overrides) > 1 or any("${" in word for word in composed):  # what Hydra tells an element only
+            whole = None
+        else:
+            whole = _elements(composed, loader)
 
         def compose(overrides: Sequence[str]) -> Any:
-            if whole and list(overrides) == composed:
+            if whole == [list(overrides)]:
                 return self.config
             return loader.load_sweep_config(self.config, list(overrides))
 
         # hydra.main passes this function; it is circuits.launch.cli's, which launches the sweep and keeps its exit code
         self.task_function((compose, [list(overrides) for overrides in job_overrides], self.given))
         return []
+
+
+def _elements(words: Sequence[str], loader: Any) -> list[list[str]]:
+    """The overrides of each element as the sweeper writes them: ``true`` as ``True``, of a key that is given twice the last."""
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(words))
+    return [list(element) for batch in BasicSweeper.split_arguments(parsed, None) for element in batch]

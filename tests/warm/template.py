@@ -29,7 +29,7 @@ LIBRARIES = (
 
 
 def prepare() -> None:
-    """Import what command lines import, and start nothing: no thread, no device, no Hydra."""
+    """Import what command lines import, fill what libraries remember for good, and start nothing: no thread, no device."""
     for name in LIBRARIES:
         try:
             importlib.import_module(name)
@@ -40,6 +40,14 @@ def prepare() -> None:
     for info in pkgutil.walk_packages(circuits.__path__, "circuits."):
         if not info.name.startswith("circuits.launch.slurm"):  # its hydra plugin looks at the environment
             importlib.import_module(info.name)
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    from circuits.command import asked
+    from circuits.report import page
+
+    get_checkpoint_conversion_mapping("qwen2")
+    asked.composed(["task=sae", "layer=1", "sae.k=8", "sae=topk"])
+    page.template()
     gc.freeze()
 
 
