@@ -9,9 +9,10 @@ from small_models import VOCAB, build
 
 from circuits.attribution.anatomy import Anatomy
 from circuits.attribution.features import study
+from circuits.attribution.features.dictionaries import CrossLayer, Dictionaries
 from circuits.attribution.features.effects import contributions, observe, removed
 from circuits.attribution.features.graph import Target, trace
-from circuits.attribution.features.local import Dictionaries, Local
+from circuits.attribution.features.local import Local
 from circuits.attribution.settings import Explained, Level, Reference, Settings
 from circuits.attribution.study import Ask
 from circuits.data.keeper import Keeper
@@ -19,6 +20,8 @@ from circuits.data.prompts import Prompt, PromptSet
 from circuits.errors import UserError
 from circuits.models.hooks import Edit, forward
 from circuits.models.load import LM
+from circuits.sae.cross_layer import CrossLayerTranscoder
+from circuits.sae.massive import Massive
 from circuits.sae.modules import SAEConfig
 from circuits.sae.modules.topk import TopKSAE
 
@@ -27,12 +30,22 @@ WHERE = {
     "transcoder": ("mlp_in", "mlp_out"),
     "skip transcoder": ("mlp_in", "mlp_out"),
     "sae": ("resid_post", "resid_post"),
+    "clt": ("mlp_in", "mlp_out"),
+    "clt in a band": ("mlp_in", "mlp_out"),
 }
 
 
 def dictionaries(kind: str, layers: tuple[int, ...] = (0, 1, 2)) -> Dictionaries:
-    """Random SAEs of width 32 with 40 features, 6 of them active."""
+    """Random SAEs of width 32 with 40 features, 6 of them active; of a cross-layer transcoder about as many."""
     site, target = WHERE[kind]
+    if kind.startswith("clt"):
+        n, band = len(layers), 2 if "band" in kind else None
+        clt = CrossLayerTranscoder(SAEConfig(32 * n, 40 * n, None, 32 * n, blocks=n, band=band))
+        g = torch.Generator().manual_seed(0)
+        for parameter in clt.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=g) * 0.2
+        clt.threshold.data = torch.full_like(clt.threshold, 0.9)
+        return CrossLayer({}, site, target, clt, layers)
     saes = {}
     for layer in layers:
         sae = TopKSAE(SAEConfig(32, 40, k=6, d_out=None if kind == "sae" else 32, skip=kind == "skip transcoder"))
@@ -59,11 +72,11 @@ def prompts(n: int = 4) -> PromptSet:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-@pytest.mark.parametrize("kind", ["transcoder", "skip transcoder"])
+@pytest.mark.parametrize("kind", ["transcoder", "skip transcoder", "clt", "clt in a band"])
 def test_without_biases_the_sources_sum_to_the_target(family: str, kind: str) -> None:
     lm, d = build(family), dictionaries(kind)
-    for sae in d.saes.values():
-        sae.b_dec.data.zero_()
+    for sae in [d.clt] if isinstance(d, CrossLayer) else d.saes.values():
+        sae.b_dec.data.zero_()  # type: ignore[operator, union-attr]
     local = Local(Anatomy(lm), d, IDS, copies=4)
     row = local.logit_rows(difference(lm)[None])
     plain = forward(lm, tokens_of(IDS), logits="last").read[0]
@@ -71,7 +84,8 @@ def test_without_biases_the_sources_sum_to_the_target(family: str, kind: str) ->
     a = local.active[2]
     chosen = [int(i) for i in a.value.argsort(descending=True)[:5]]
     rows = local.feature_rows([2] * 5, [int(a.position[i]) for i in chosen], [int(a.feature[i]) for i in chosen])
-    told = torch.stack([a.value[i] - d.saes[2].b_enc[a.feature[i]] for i in chosen])  # type: ignore[index]
+    b_enc = d.clt.b_enc[2] if isinstance(d, CrossLayer) else d.saes[2].b_enc
+    told = torch.stack([a.value[i] - b_enc[a.feature[i]] for i in chosen])  # type: ignore[index]
     assert torch.allclose(rows.sum(1), told, atol=1e-4)
     later = len(local.active[0].value) + len(local.active[1].value)
     assert not bool(rows[:, later : later + len(a.value)].any()), "no feature of a layer reads its own layer"
@@ -89,21 +103,22 @@ def test_a_contribution_is_the_slope_of_the_metric_along_the_feature(family: str
     lm, d = build(family), dictionaries(kind, (0, 1))
     anatomy, p = Anatomy(lm), prompts(1)[0]
     c = contributions(anatomy, d, p, 1, corrupt=False)
-    a, sae = c.active[1], d.saes[1]
-    step = 0.01
-    for i in c.alpha[1].abs().argsort(descending=True)[:3].tolist():
-        at, write = int(a.position[i]), a.value[i] * sae.W_dec[a.feature[i]]
+    first = 0 if kind.startswith("clt") else 1  # its features write to more than their own layer
+    a, step = c.active[first], 0.01
+    for i in c.alpha[first].abs().argsort(descending=True)[:3].tolist():
+        at, feature = int(a.position[i]), [int(a.feature[i])]
+        writes = {t: a.value[i] * r[0] for t in (0, 1) if (r := d.rows(first, t, feature)) is not None}
 
-        def moved(y: torch.Tensor, sign: float = 1.0, at: int = at, write: torch.Tensor = write) -> torch.Tensor:
-            y[:, at] += sign * step * write
-            return y
+        def edits(sign: float, at: int = at, writes: dict[int, torch.Tensor] = writes) -> list[Edit]:
+            def moved(y: torch.Tensor, write: torch.Tensor) -> torch.Tensor:
+                y[:, at] += sign * step * write
+                return y
 
-        read = [
-            forward(lm, tokens_of(p.ids), edits=[Edit(d.target, 1, lambda y, s=s: moved(y, s))], logits="last").read[0]
-            for s in (1.0, -1.0)
-        ]
+            return [Edit(d.target, t, lambda y, w=w: moved(y, w)) for t, w in writes.items()]
+
+        read = [forward(lm, tokens_of(p.ids), edits=edits(s), logits="last").read[0] for s in (1.0, -1.0)]
         slope = ((read[0][5] - read[0][9]) - (read[1][5] - read[1][9])) / (2 * step)
-        assert float(c.alpha[1][i]) == pytest.approx(float(slope), rel=0.02, abs=2e-3)
+        assert float(c.alpha[first][i]) == pytest.approx(float(slope), rel=0.02, abs=2e-3)
 
 
 def test_a_feature_taken_out_is_taken_out_and_the_others_stay() -> None:
@@ -121,6 +136,35 @@ def test_a_feature_taken_out_is_taken_out_and_the_others_stay() -> None:
     assert change == pytest.approx(float(read[5] - read[9]) - metric, abs=1e-5)
     absent = next(f for f in range(40) if f not in active[1].feature.tolist())
     assert removed(anatomy, d, p, [[(1, absent)], [key]]) == pytest.approx([0.0, change], abs=1e-6)
+
+
+def test_a_cross_layer_feature_is_taken_out_wherever_it_writes() -> None:
+    lm, d = build("qwen3"), dictionaries("clt")
+    assert isinstance(d, CrossLayer)
+    anatomy, p = Anatomy(lm), prompts(1)[0]
+    active, metric = observe(anatomy, d, p.ids, read_of(p))
+    key, f = (0, int(active[0].feature[0])), torch.zeros(len(p.ids))
+    mine = active[0].feature == key[1]
+    f[active[0].position[mine]] = active[0].value[mine]
+    written = d.clt.decoders[0][key[1]].view(3, 32)  # to layers 0, 1 and 2
+    edits = [Edit("mlp_out", t, lambda y, t=t: y - f[:, None] * written[t]) for t in range(3)]
+    read = forward(lm, tokens_of(p.ids), edits=edits, logits="last").read[0]
+    assert removed(anatomy, d, p, [[key]]) == pytest.approx([float(read[5] - read[9]) - metric], abs=1e-5)
+
+
+def test_layer_by_layer_a_cross_layer_transcoder_is_what_it_is_as_a_whole() -> None:
+    """Activations and reconstructions, and no feature where its own layer's row is massive."""
+    d = dictionaries("clt in a band")
+    assert isinstance(d, CrossLayer)
+    x = torch.randn(7, 96, generator=torch.Generator().manual_seed(1))
+    parts = dict(enumerate(x.chunk(3, dim=1)))
+    f = {layer: d.encode(layer, part) for layer, part in parts.items()}
+    whole = d.clt.encode(x)
+    assert torch.allclose(torch.cat(list(f.values()), 1), whole, atol=1e-6) and bool((whole > 0).any())
+    made = torch.cat([d.made(layer, f, part) for layer, part in parts.items()], 1)
+    assert torch.allclose(made, d.clt.decode(whole), atol=1e-5)
+    d.clt.massive = Massive((32,) * 6, (1.0, *[float("inf")] * 5))
+    assert not bool(d.encode(0, parts[0]).any()) and torch.equal(d.encode(1, parts[1]), f[1])
 
 
 def read_of(p: Prompt):  # type: ignore[no-untyped-def]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from circuits.errors import UserError
 from circuits.sae import cross_layer_files as files
+from circuits.sae import cross_layer_sets as sets
 from circuits.sae.cross_layer import CrossLayerTranscoder
+from circuits.sae.modules import SAEConfig
 from circuits.sae.spec import TrainSpec
 from circuits.sae.training import Trainer
 
@@ -174,7 +177,7 @@ def test_on_disk_it_is_circuit_tracers_layout_and_comes_back(tmp_path: Path, ban
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["model_kind"] == "cross_layer_transcoder"
     again, x = files.load(tmp_path), stack(5, 64)[:, : LAYERS * WIDTH]
     assert torch.equal(again(x), sae(x)) and again.cfg.band == band
-    (tmp_path / files.FACTS).unlink()  # as somebody else wrote it
+    (tmp_path / sets.FACTS).unlink()  # as somebody else wrote it
     assert torch.allclose(files.load(tmp_path)(x), sae(x), atol=1e-6)
 
 
@@ -220,6 +223,26 @@ def test_from_the_command_line_to_a_set_that_opens_and_a_page(warm: Cli) -> None
         and config["feature_output_hook"] == "hook_mlp_out"
     )
     assert "How far features reach" in next((warm.outputs / "runs").rglob("report.html")).read_text()
+    sites = ["sae.site=mlp_in", "sae.target_site=mlp_out", "layer=all", *FEW]
+    theirs = shutil.copytree(place / "set", warm.outputs / "theirs")
+    (theirs / "across.json").unlink()  # as circuit-tracer writes it
+    for given in (f"clt/{place.name}", str(place), str(theirs)):
+        taken = warm("task=clt", f"sae.from={given}", *sites)
+        assert taken.code == 0, taken.err
+    others = {path for path in warm.artifacts("clt") if path != place}
+    assert len(others) == 2, "ours by its name is ours by its directory"
+    for other in others:
+        again = json.loads((other / "metrics.json").read_text())
+        for name in ("explained_variance", "l0", "explained_variance_by_layer"):
+            assert again[name] == pytest.approx(metrics[name], rel=1e-5), name
+    behaviour = ["behaviour=grammar_agreement", QUICK, "tracking=off"]
+    assert warm("task=baseline", *behaviour).code in (0, 3)
+    graph = [f"attribution.{one}" for one in ("level=features", "features=clt", "graphs=1", "samples=4", "verify_samples=1",
+                                              "method=eap", "min_explained=-9")]  # fmt: skip
+    done = warm("task=attribution", *graph, *behaviour, "force=true", f"sae.from={theirs}", *sites[:3], FEW[1])
+    assert done.code == 0, done.err
+    found = json.loads((warm.artifacts("attribution")[0] / "metrics.json").read_text())
+    assert found["cross_layer"] and found["layers"] == [0, 1, 2, 3] and found["features"] > 0
 
 
 @pytest.mark.parametrize(
@@ -235,3 +258,25 @@ def test_from_the_command_line_to_a_set_that_opens_and_a_page(warm: Cli) -> None
 def test_what_it_cannot_be_is_one_line(warm: Cli, words: list[str], message: str) -> None:
     refused = warm(*CLT, *words, *FEW)
     assert refused.code == 2 and message in refused.err and "Traceback" not in refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sae.from=clt/x-000000000000"], "sae.from=clt/x-000000000000: no such artifact"),
+        (["sae.from=theirs", "layer=0-2"], "of 4 layers, and 3 are asked"),
+        (["sae.from=theirs", "clt.band=2"], "clt.band=2: sae.from"),
+        (["sae.from=theirs", "sae.site=mlp_act"], "the width that is read is 128, not the site's 512"),
+        (["sae.from=cut"], "a cross-layer transcoder lacks W_dec_3.safetensors"),
+    ],
+)
+def test_one_that_is_taken_over_fits_or_is_refused(warm: Cli, words: list[str], message: str) -> None:
+    theirs = warm.outputs.parent / "theirs"
+    theirs.mkdir()
+    made = CrossLayerTranscoder(SAEConfig(4 * 128, 4 * 64, None, 4 * 128, blocks=4))
+    files.save(theirs, made, ("mlp.hook_in", "hook_mlp_out"), "tiny", [0, 1, 2, 3])
+    (theirs / sets.FACTS).unlink()
+    shutil.copytree(theirs, theirs.parent / "cut")
+    (theirs.parent / "cut" / "W_dec_3.safetensors").unlink()
+    refused = warm("task=clt", "sae.site=mlp_in", "sae.target_site=mlp_out", *words, *FEW)
+    assert refused.code == 2 and message in refused.err and len(refused.errors) == 1

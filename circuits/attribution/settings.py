@@ -33,6 +33,13 @@ class Level(Enum):
     features = "features"  # SAE or transcoder features at positions, errors, tokens, logits
 
 
+class Features(Enum):
+    """What the features of a graph are of."""
+
+    sae = "sae"  # an SAE or transcoder of each layer
+    clt = "clt"  # the cross-layer transcoder of the layers (task=clt)
+
+
 class Explained(Enum):
     """Which logits a graph of features explains."""
 
@@ -76,6 +83,7 @@ class Settings:
     bootstraps: int = 1000  # resamplings of the prompts, for the share of them in which an edge is among the chosen
     batch_size: int = 8  # prompts of a pass
     # -- level=features --
+    features: Features = Features.sae  # an SAE or transcoder of each layer, or a cross-layer transcoder of them all
     logits: Explained = Explained.difference  # what a graph explains: target − foil, or the likeliest logits
     reference: Reference = Reference.zero  # contributions against the feature's absence, or the pair's other prompt
     graphs: int = 4  # prompts whose graph is drawn, the first ones; contributions are measured on all

@@ -241,8 +241,11 @@ NO_MODEL = "; no model was named: add model=NAME or model=DIRECTORY, or set your
 
 def _without(kind: Kind, cfg: BaseConfig, dims: ModelDims, located: bool) -> list[str]:
     """What is wrong with a config besides its model, or besides the SAE that ``sae.from`` names in vain."""
-    known = cfg if located else replace(cfg, sae=replace(cfg.sae, from_=None, k=None, groups=None))
-    return inputs.problems(inputs.walk(kind, known, ()), dims)
+    if located:
+        return inputs.problems(inputs.walk(kind, cfg, ()), dims)
+    known = replace(cfg, sae=replace(cfg.sae, from_=None, k=None, groups=None))
+    found = inputs.problems(inputs.walk(kind, known, ()), dims)
+    return [line for line in found if not line.startswith("sae")]  # of what is trained, which is not asked
 
 
 def model_dims(cfg: BaseConfig) -> ModelDims:

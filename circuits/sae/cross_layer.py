@@ -68,6 +68,19 @@ class CrossLayerTranscoder(SAE):
         f = self.activate(pre).flatten(-2)
         return f if self.massive is None else f * self.massive.kept(x)[..., None]
 
+    def encode_layer(self, layer: int, x: Float[Tensor, "... d"]) -> Float[Tensor, "... m"]:
+        """Features of one layer, by its place among them, from what that layer reads; none where that alone is massive."""
+        pre = x.to(self.W_enc.dtype) @ self.W_enc[layer] + self.b_enc[layer]
+        f = pre.relu() * (pre > self.threshold[layer])
+        return f if self.massive is None else f * self.massive.kept_part(layer, x)[..., None]
+
+    def table(self, source: int, target: int) -> Float[Tensor, "m width"] | None:
+        """What the features of one layer write to another one, by their places; None where they do not reach it."""
+        out = self.cfg.width_out // self.layers
+        start = (target - source) * out
+        whole = self.decoders[source]
+        return whole[:, start : start + out] if 0 <= start < whole.shape[1] else None
+
     def decode(
         self, f: Float[Tensor, "... d_sae"], x: Float[Tensor, "... d_in"] | None = None
     ) -> Float[Tensor, "... d_out"]:

@@ -31,7 +31,9 @@ TRACER = frozenset(
 SCOPE = frozenset(
     {"architecture", "type", "width", "model_name", "hf_hook_point_in", "hf_hook_point_out", "affine_connection", "l0"}
 )
-CROSS_LAYER = "a cross-layer transcoder, whose features write to all later layers, is not read: only transcoders of one layer each"
+CROSS_LAYER = (
+    "a cross-layer transcoder, whose features write to all later layers, is none of one layer: task=clt takes it"
+)
 ELSEWHERE = "transcoders names files that lie elsewhere; put each layer's file (layer_0.safetensors …) beside it and take it out"
 UNREAD_HOOKS = {
     "ln2.hook_normalized": "what a norm gives before its weight is applied is no site here (mlp_in is what the MLP reads)",

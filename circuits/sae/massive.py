@@ -32,6 +32,10 @@ class Massive:
     limits: tuple[float, ...]
     """The largest norm of each part that is kept; infinite where nothing dominates."""
 
+    def kept_part(self, part: int, rows: Float[Tensor, "... width"]) -> Bool[Tensor, ...]:
+        """As :meth:`kept`, of one part and by it alone."""
+        return ~(torch.linalg.vector_norm(rows.float(), dim=-1) > self.limits[part])
+
     def kept(self, rows: Float[Tensor, "... d"]) -> Bool[Tensor, ...]:
         """Rows that are not massive, on their own device and without waiting for it. Of rows that are the first parts only (a
         transcoder's x) those are looked at. A NaN is kept: it is refused elsewhere."""

@@ -46,7 +46,7 @@ def named(files: Collection[str]) -> str | None:
             "(loader dictionary_learning_1) and its save_model writes a directory that is read here"
         )
     if any(CROSS_LAYER.match(name) for name in names):
-        return "a cross-layer transcoder, whose features write to all later layers: only transcoders of one layer each are read"
+        return "a cross-layer transcoder, whose features write to all later layers: task=clt takes it"
     if SCOPE in names and "config.json" not in names:
         return f"{SCOPE} without the config.json of Gemma Scope 2 beside it, which says where it reads and writes"
     if arrays := sorted(name for name in names if name.endswith(".npz")):

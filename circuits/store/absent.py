@@ -11,7 +11,7 @@ from typing import Any
 
 from circuits.schema import BaseConfig
 from circuits.schema.reading import lookup, plain
-from circuits.store import nearest, registry
+from circuits.store import inputs, nearest, registry
 from circuits.store.contents import Contents
 from circuits.store.keys import key_of
 from circuits.store.kinds import Input, Kind, Layers
@@ -46,10 +46,15 @@ def told(needy: Kind, missing: Sequence[Input], run: Asked) -> str:
 def _command(run: Asked, needy: Kind, kind: Kind, missing: Sequence[Input]) -> str:
     """The command line that makes these under the run's overrides; what is made by who needs it: that one's."""
     task = needy.name if kind.inline else kind.name
-    read = registry.reads(task)
+    made = needy if kind.inline else kind
+    read = {section.split(".")[0] for section in inputs.sections(made, run.cfg if kind.inline else missing[0].cfg)}
+    read |= {name.split(".")[0] for name in registry.own(task)} | (
+        {"layer"} if "layer" in registry.reads(task) else set()
+    )
     own = {} if kind.inline else _words(run, kind, missing)
-    typed = [(word, word.split("=")[0]) for word in run.overrides]
-    kept = [word for word, key in typed if key.split(".")[0] in read and key not in own]
+    typed = [word.partition("=") for word in run.overrides]
+    kept = [f"{key.removesuffix('_')}{sign}{value}" for key, sign, value in typed  # the field of ``from`` is ``from_``
+            if key.split(".")[0] in read and key not in own]  # fmt: skip
     return shlex.join(["python", "launch.py", f"task={task}", *kept, *(f"{key}={value}" for key, value in own.items())])
 
 

@@ -74,7 +74,7 @@ class Contents:
         Raises:
             UserError: a layer has none.
         """
-        from circuits.sae import places
+        from circuits.sae import cross_layer_sets, places
 
         try:
             found = places.chosen(directory, layers)
@@ -83,7 +83,7 @@ class Contents:
         contents = [self.directory(place.directory, *place.files) for place in found]
         if len(found) > 1:
             return sha256_text(json.dumps([[place.layer, one] for place, one in zip(found, contents, strict=True)]))
-        return contents[0] if contents else self.directory(directory, *places.FILES)
+        return contents[0] if contents else self.directory(directory, *places.FILES, cross_layer_sets.FACTS)
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute` answers, asked for once and not for each element of a sweep."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.attribution.settings import Choice, Level, Settings, check, integrates, methods
+from circuits.attribution.settings import Choice, Features, Level, Settings, check, integrates, methods
 from circuits.schema import BaseConfig
-from circuits.schema.fields import free, named_file
+from circuits.schema.fields import added, free, named_file
 from circuits.schema.reading import When
 from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims, one_a_layer
 from circuits.store.labels import behaviour_and_model, readable
@@ -34,6 +34,7 @@ class Options(Settings):
     """Options of attribution, those with a role in keys."""
 
     batch_size: int = free(8)  # prompts of a pass; results agree to 1e-5
+    features: Features = added(Features.sae)  # sae: one of each layer (or a transcoder); clt: one of all  # noqa: RUF009
     shard: int = free(0)  # which share of the prompts this run scores: attribution.shard=range(0,4) …
     world_size: int = free(1)  # … of so many
     labels: str | None = named_file(None)  # a CSV of feature labels, as task=interpret writes its template
@@ -41,8 +42,10 @@ class Options(Settings):
 
 _COMPONENTS = (When(f"{SECTION}.level", ("components",)),)
 _FEATURES = (When(f"{SECTION}.level", ("features",)),)
-_ONLY_FEATURES = ("logits", "reference", "graphs", "max_features", "node_share", "edge_share", "top_k", "min_weight", "last_n",
-                  "min_explained", "labels")  # fmt: skip
+_SAES = (*_FEATURES, When(f"{SECTION}.features", ("sae",)))
+_CLT = (*_FEATURES, When(f"{SECTION}.features", ("clt",)))
+_ONLY_FEATURES = ("features", "logits", "reference", "graphs", "max_features", "node_share", "edge_share", "top_k",
+                  "min_weight", "last_n", "min_explained", "labels")  # fmt: skip
 _ONLY_COMPONENTS = ("direction", "positions", "choose", "verify", "verify_random", "bootstraps", "shard", "world_size")
 READ_WHEN = {
     **{f"{SECTION}.{name}": _FEATURES for name in _ONLY_FEATURES},
@@ -66,8 +69,8 @@ class Attribution(Kind):
     sections = ("model", SECTION, "precision", "seed", "sae.site", "sae.target_site")
     work = ("behaviour.n_samples", "attribution.steps")
     layers = "set"
-    needs = ("tiny", "prompts", "baseline", "sae")
-    when = {"sae": _FEATURES}
+    needs = ("tiny", "prompts", "baseline", "sae", "clt")
+    when = {"sae": _SAES, "clt": _CLT}
     memory_keys = (f"{SECTION}.batch_size",)
     columns = (
         Column("pearson", "r exact", ".3f"),
@@ -85,13 +88,20 @@ class Attribution(Kind):
     def label(self, cfg: BaseConfig, layers: Layers) -> str:
         """``ioi-smollm2-135m-eap_ig_inputs``."""
         s = _settings(cfg)
-        parts = (behaviour_and_model(cfg), *(["features"] if s.level is Level.features else []), readable(s.method))
+        clt = ["clt"] if s.features is Features.clt else []
+        parts = (
+            behaviour_and_model(cfg),
+            *([*clt, "features"] if s.level is Level.features else []),
+            readable(s.method),
+        )
         return "-".join(parts)
 
     def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
-        """The prompts and the model, and the SAE of each layer where features are the nodes."""
-        saes = one_a_layer("sae", layers, cfg) if _settings(cfg).level is Level.features else []
-        return [Input("prompts", (), cfg), *model_input(cfg), *saes]
+        """The prompts and the model, and where features are the nodes the SAE of each layer, or their transcoder."""
+        s, more = _settings(cfg), []
+        if s.level is Level.features:
+            more = [Input("clt", layers, cfg)] if s.features is Features.clt else one_a_layer("sae", layers, cfg)
+        return [Input("prompts", (), cfg), *model_input(cfg), *more]
 
     def share(self, cfg: BaseConfig) -> str:
         """``shard-1-of-4``."""
@@ -138,6 +148,8 @@ class Attribution(Kind):
     def question(self, cfg: BaseConfig) -> str:
         """What a study asks."""
         behaviour = behaviour_and_model(cfg).split("-")[0]
+        if _settings(cfg).level is Level.features:
+            return f"Which features of {readable(cfg.model.id)} make {behaviour}, and which read which"
         return f"Which heads and MLPs of {readable(cfg.model.id)} make {behaviour}, and which read which"
 
     def run(self, context: Context) -> None:
@@ -201,23 +213,27 @@ def _features(context: Context, work: Work, settings: Settings) -> None:
     """The features of the layers' SAEs or transcoders: contributions on all prompts, graphs of some."""
     from circuits.attribution import study
     from circuits.attribution.features import study as features
-    from circuits.attribution.features.local import Dictionaries
+    from circuits.attribution.features.dictionaries import CrossLayer, Dictionaries
     from circuits.data import prompts as prompt_sets
     from circuits.features import labels as named
-    from circuits.sae import formats
+    from circuits.sae import cross_layer_files, cross_layer_sets, formats
 
     cfg, given = context.cfg, getattr(context.cfg, SECTION)
     prompts = study.measured(prompt_sets.read(context.require("prompts").path), settings)
     lm = context.open_model()
     ask = study.Ask(lm, prompts, settings, cfg.seed)
-    with context.phase("loading the SAEs"):
-        saes = {layer: formats.load(context.require("sae", layer).path).to(lm.device) for layer in context.layers}
     site = cfg.sae.site.value
     target = cfg.sae.target_site.value if cfg.sae.target_site is not None else site
-    labels = {layer: named.read(Path(given.labels), layer) for layer in saes} if given.labels else {}
-    context.say(
-        f"features of {len(saes)} layers at {site}{'' if target == site else f' → {target}'} on {len(prompts)} prompts"
-    )
+    with context.phase("loading the SAEs"):
+        if settings.features is Features.clt:
+            clt = cross_layer_files.load(context.require("clt").path / cross_layer_sets.SET).to(lm.device)
+            d: Dictionaries = CrossLayer({}, site, target, clt, tuple(context.layers))
+        else:
+            saes = {layer: formats.load(context.require("sae", layer).path).to(lm.device) for layer in context.layers}
+            d = Dictionaries(saes, site, target)
+    labels = {layer: named.read(Path(given.labels), layer) for layer in d.layers} if given.labels else {}
+    where = f"{len(d.layers)} layers at {site}{'' if target == site else f' → {target}'}"
+    context.say(f"features of {where} on {len(prompts)} prompts")
 
     def keeper(name: str) -> Keeper[str]:
         return context.keeper({"effects": work}, name, "measuring contributions", "prompt")
@@ -225,7 +241,7 @@ def _features(context: Context, work: Work, settings: Settings) -> None:
     def tell(done: int, total: int) -> None:
         context.progress("tracing graphs", done, total, "graph")
 
-    found = features.run(ask, Dictionaries(saes, site, target), keeper, labels, context.say, tell)
+    found = features.run(ask, d, keeper, labels, context.say, tell)
     artifact = work.commit(found.write)
     m = found.metrics
     best = m["strongest"][0] if m["strongest"] else {"layer": "-", "feature": "-", "effect_mean": float("nan")}

@@ -1,9 +1,9 @@
 """``task=clt``: a cross-layer transcoder over a set of layers.
 
 Trained by the loop of ``task=sae`` with the options of the section ``sae``: of its sites, `site` is read and `target_site` is
-written; `k` is of a row and layer. The artifact's ``set/`` is a directory as circuit-tracer reads it
-(:mod:`circuits.sae.cross_layer_files`); beside it lie ``features.parquet`` (a row a feature: its layer, firing rate,
-decoder norm at every layer), ``metrics.json`` and ``history.parquet``.
+written; `k` is of a row and layer. ``sae.from=`` measures one that there is: ours, or a set of circuit-tracer's. The artifact's
+``set/`` is a directory as circuit-tracer reads it (:mod:`circuits.sae.cross_layer_files`); beside it lie ``features.parquet`` (a
+row a feature: its layer, firing rate, decoder norm at every layer), ``metrics.json`` and ``history.parquet``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.files import known, write_json
 from circuits.schema import BaseConfig, Dtype
+from circuits.schema.reading import When
 from circuits.schema.sae import Architecture
 from circuits.store.kinds import Column, Input, Layers, Memory, ModelDims
 from circuits.store.labels import readable
@@ -33,8 +34,10 @@ if TYPE_CHECKING:
     from circuits.sae.spec import TrainSpec
 
 SECTION = "clt"
-SET = "set"
-"""The directory that circuit-tracer reads (its config.yaml has the name of the artifact's own)."""
+NO_TARGET = "sae.target_site: what features write must be named; sae.site=mlp_in sae.target_site=mlp_out"
+
+
+READ_WHEN = {f"{SECTION}.band": (When("sae.from_", (None,), strict=False),)}
 
 
 @dataclass
@@ -63,32 +66,55 @@ class Clt(Sae):
         """``tiny-L0-3-clt``."""
         return f"{readable(cfg.model.id)}{layers_name(layers)}-clt"
 
+    def normal(self, cfg: BaseConfig) -> BaseConfig:
+        """One that is taken over is not trained: its band is its own."""
+        cfg, own = super().normal(cfg), {SECTION: Options()}
+        return cfg if cfg.sae.from_ is None else replace(cfg, **own)  # type: ignore[arg-type]
+
     def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
         """What a cross-layer transcoder cannot be."""
+        if cfg.sae.from_ is not None:
+            return self._taken(cfg, dims, layers) + context_problems(cfg, dims)
         sae, given, errors = cfg.sae, getattr(cfg, SECTION), []
-        if len(layers) < 2:
+        if len(layers) == 1:
             errors.append(f"layer={layers[0]}: a cross-layer transcoder is of several layers; layer=all")
-        elif list(layers) != list(range(layers[0], layers[-1] + 1)):
+        elif layers and list(layers) != list(range(layers[0], layers[-1] + 1)):
             errors.append("layer: layers between them are missing; features write to all later ones, layer=FIRST-LAST")
         if sae.target_site is None:
-            errors.append("sae.target_site: what features write must be named; sae.site=mlp_in sae.target_site=mlp_out")
+            errors.append(NO_TARGET)
         if sae.architecture is not Architecture.batchtopk:
             errors.append(f"sae={sae.architecture.value}: a cross-layer transcoder is sae=batchtopk")
-        if given.band is not None and not 1 <= given.band <= len(layers):
+        if given.band is not None and not 1 <= given.band <= max(1, len(layers)):
             errors.append(
                 f"clt.band={given.band}: between 1 and the {len(layers)} layers; null writes to all later ones"
             )
-        for name, wrong in (
-            ("from", sae.from_ is not None),
-            ("skip", sae.skip),
-            ("patience", sae.patience is not None),
-        ):
+        for name, wrong in (("skip", sae.skip), ("patience", sae.patience is not None)):
             if wrong:
                 errors.append(f"sae.{name}: not of a cross-layer transcoder")
         errors += joined.problems(sae)
         if (width := dims.width_of(sae.site.value)) is not None:
             errors += size_problems(sae, width)
         return errors + context_problems(cfg, dims)
+
+    def _taken(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
+        """What is wrong with one that is taken over."""
+        from circuits.sae import cross_layer_sets
+
+        site, target = cfg.sae.site, cfg.sae.target_site
+        if target is None:
+            return [NO_TARGET]
+        widths = (dims.width_of(site.value), dims.width_of(target.value))
+        found = cross_layer_sets.problems(Path(str(cfg.sae.from_)), widths, layers)
+        return [f"sae.from={cfg.sae.from_}: {problem}" for problem in found + joined.problems(cfg.sae)]
+
+    def remarks(self, cfg: BaseConfig, layers: Layers) -> list[str]:
+        """One from elsewhere that says it was made for other sites."""
+        if cfg.sae.from_ is None or cfg.sae.target_site is None:
+            return []
+        from circuits.sae import cross_layer_sets
+
+        told = cross_layer_sets.remarks(Path(cfg.sae.from_), cfg.sae.site.value, cfg.sae.target_site.value)
+        return [f"sae.from={cfg.sae.from_}: {line}" for line in told]
 
     def inputs(self, cfg: BaseConfig, layers: Layers) -> list[Input]:
         """The model and its text."""
@@ -118,7 +144,7 @@ class Clt(Sae):
         from circuits.sae.memory import BASELINES, BASELINES_SAVED, SAVED, TRAINED, WORK
 
         sae, width = cfg.sae, dims.width_of(cfg.sae.site.value)
-        if width is None:
+        if width is None or sae.from_ is not None:
             return None
         wide = 4 if cfg.precision.dtype is Dtype.fp32 else 2
         model = None if cfg.model.embedded is not None else of_model(cfg.model.id, cfg.model.revision)
@@ -147,13 +173,16 @@ class Clt(Sae):
             return replace(spec, architecture="cross_layer", d_sae=spec.d_sae * stream.blocks, band=band, lr=lr)
 
         member = _sae.Member(context, {first: works[None]}, open=_open, adjust=adjust, publish=_publish)
-        _sae.make_joined(member)
+        if context.cfg.sae.from_ is None:
+            _sae.make_joined(member)
+        else:
+            _take(member, first)
 
     def load(self, path: Path) -> CrossLayerTranscoder:  # type: ignore[override]
         """The transcoder, with its encoders and decoders."""
-        from circuits.sae import cross_layer_files
+        from circuits.sae import cross_layer_files, cross_layer_sets
 
-        return cross_layer_files.load(path / SET)
+        return cross_layer_files.load(path / cross_layer_sets.SET)
 
 
 KIND = Clt()
@@ -167,6 +196,19 @@ def _open(context: Context, _: list[int]) -> Stream:
     return JoinedStream([straight(context, context.open_model(), context.layers)])
 
 
+def _take(member: _sae.Member, first: int) -> None:
+    """Measure one that is taken over, and publish it as ours are."""
+    from circuits.sae import cross_layer_files
+    from circuits.sae.history import History
+
+    context, work = member.context, member.works[first]
+    stream = _open(context, list(context.layers))
+    member.histories = {first: History(work.partial, context.cfg.sae.batch_size)}
+    with context.phase("loading the transcoder"):
+        taken = cross_layer_files.load(Path(str(context.cfg.sae.from_))).to(stream.lm.device)
+    _publish(member, {first: taken}, {first: {}}, stream, {first: (0, 0)})
+
+
 def _publish(
     member: _sae.Member,
     saes: Mapping[int, Any],
@@ -176,21 +218,22 @@ def _publish(
 ) -> None:
     """Measure on held-out text, and publish."""
     from circuits.models.sites import hook_name
-    from circuits.sae import cross_layer_files
+    from circuits.sae import cross_layer_files, cross_layer_sets
     from circuits.sae.across import Measured
 
     context, (first, sae) = member.context, next(iter(saes.items()))
     cfg, work = context.cfg, member.works[first]
     measured = {"trained": Measured(sae), **{name: Measured(one) for name, one in controls[first].items()}}
-    joined.measure(context, stream, measured)
+    joined.measure(context, stream, measured, None if cfg.sae.from_ is None else cfg.sae.massive)
     with context.run.stop.cutting():
         table, metrics = _measures(context, sae, measured, steps[first][0])
     sites = [site.value for site in (cfg.sae.site, cfg.sae.target_site or cfg.sae.site)]
-    hooks = [cross_layer_files.HOOKS.get(site) or hook_name(site, 0).split(".", 2)[2] for site in sites]
+    hooks = [cross_layer_sets.HOOKS.get(site) or hook_name(site, 0).split(".", 2)[2] for site in sites]
 
     def write(out: Path) -> None:
-        (out / SET).mkdir()
-        cross_layer_files.save(out / SET, sae, (hooks[0], hooks[1]), cfg.model.id, list(context.layers))
+        place = out / cross_layer_sets.SET
+        place.mkdir()
+        cross_layer_files.save(place, sae, (hooks[0], hooks[1]), cfg.model.id, list(context.layers))
         table.to_parquet(out / "features.parquet", index=False)
         write_json(out / "metrics.json", known(metrics))
         member.histories[first].write(out)
@@ -225,7 +268,7 @@ def _measures(
     baselines = {name: facts for name, facts in found.items() if name not in ("trained", "untrained")}
     return table, {
         **found["trained"],
-        "control": found["untrained"],
+        "control": found.get("untrained"),
         **({"baselines": baselines} if baselines else {}),
         "across": float(np.average(1 - table["own_share"], weights=fired)) if fired.sum() else None,
         "layers": list(context.layers),

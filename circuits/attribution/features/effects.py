@@ -8,7 +8,7 @@ is −Σ α; it is held against running the model without it, h − f W_dec, alo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from circuits.attribution.anatomy import Anatomy
-from circuits.attribution.features.local import Active, Dictionaries
+from circuits.attribution.features.dictionaries import Dictionaries
+from circuits.attribution.features.local import Active, along
 from circuits.attribution.passes import read
 from circuits.attribution.rules import PLAIN, Rules, applied
 from circuits.data.prompts import Prompt
@@ -82,15 +83,14 @@ def observe(
     last = ("resid_post", anatomy.lm.dims.layers - 1)
     wanted = [(site, layer) for layer in d.layers for site in dict.fromkeys((d.site, d.target))]
     found = forward(anatomy.lm, padded([tuple(ids)]), capture=[*wanted, last]).sites
-    active = {}
+    active: dict[int, Active] = {}
+    features: dict[int, Tensor] = {}
     for layer in d.layers:
-        sae = d.saes[layer]
         x, out = found[d.site, layer][0].flatten(1), found[d.target, layer][0].flatten(1)
-        f = sae.encode(x)
+        f = features[layer] = d.encode(layer, x)
         position, feature = f.nonzero(as_tuple=True)
-        active[layer] = Active(
-            position, feature, f[position, feature].float(), (out - sae.decode(f, x).to(out.dtype)).float(), out
-        )
+        error = (out - d.made(layer, features, x).to(out.dtype)).float()
+        active[layer] = Active(position, feature, f[position, feature].float(), error, out)
     return active, float(read(anatomy, found[last], answers)[1][0]) if answers is not None else 0.0
 
 
@@ -121,17 +121,18 @@ def _along(
         )
     alpha, errors = {}, {}
     with torch.no_grad():
-        for layer, g in zip(d.layers, total, strict=True):
-            a, sae, g0 = active[layer], d.saes[layer], g[0].flatten(1).float()
+        at = {layer: g[:1].flatten(2).float() for layer, g in zip(d.layers, total, strict=True)}
+        for layer in d.layers:
+            a = active[layer]
             change = a.value
             if other is not None:
-                there = torch.zeros(len(ids), sae.cfg.d_sae)
+                there = torch.zeros(len(ids), d.size(layer))
                 b = other[layer]
                 near = b.position < len(ids)
                 there[b.position[near], b.feature[near]] = b.value[near].cpu()
                 change = change - there[a.position.cpu(), a.feature.cpu()].to(change.device)
-            alpha[layer] = change * (g0[a.position] * sae.W_dec[a.feature].float()).sum(1)
-            errors[layer] = (a.error * g0).sum(1)
+            alpha[layer] = change * along(d, layer, a, at)[0]
+            errors[layer] = (a.error * at[layer][0]).sum(1)
     return alpha, errors
 
 
@@ -147,31 +148,41 @@ def removed(
         tokens = ModelInput(
             torch.tensor([p.ids] * (len(some) + 1)), torch.ones(len(some) + 1, len(p.ids), dtype=torch.bool)
         )
-        edits: list[Edit] = []
-        for layer in sorted({layer for group in some for layer, _ in group}):
-            edits += _without(d, layer, [[f for la, f in group if la == layer] for group in some])
+        edits = _without(d, some)
         last = ("resid_post", anatomy.lm.dims.layers - 1)
         metric = read(anatomy, forward(anatomy.lm, tokens, capture=[last], edits=edits).sites[last], answers)[1]
         found += (metric[:-1] - metric[-1]).tolist()  # the last copy is left as it is
     return found
 
 
-def _without(d: Dictionaries, layer: int, features: Sequence[Sequence[int]]) -> list[Edit]:
-    sae, seen = d.saes[layer], {}
+def _without(d: Dictionaries, groups: Sequence[Sequence[Key]]) -> list[Edit]:
+    """Take out the features of a group in each row, wherever they write; they are what they are in the run without them."""
+    sources = sorted({layer for group in groups for layer, _ in group})
+    seen: dict[int, Tensor] = {}
 
-    def look(x: Tensor) -> Tensor:
-        seen["x"] = x
-        return x
+    def look(layer: int) -> Callable[[Tensor], Tensor]:
+        def run(x: Tensor) -> Tensor:
+            seen[layer] = x
+            return x
 
-    def change(y: Tensor) -> Tensor:
-        x = seen.get("x", y)
-        for row, mine in enumerate(features):
-            if mine:
-                f = sae.encode(x[row])[:, list(mine)]
-                y[row] -= (f @ sae.W_dec[list(mine)]).to(y.dtype)
-        return y
+        return run
 
-    return [*([Edit(d.site, layer, look)] if d.transcoders else []), Edit(d.target, layer, change)]
+    def change(layer: int) -> Callable[[Tensor], Tensor]:
+        def run(y: Tensor) -> Tensor:
+            for source in sources:
+                for row, group in enumerate(groups):
+                    mine = [f for la, f in group if la == source]
+                    written = d.rows(source, layer, mine) if mine else None
+                    if written is not None:
+                        f = d.encode(source, seen.get(source, y)[row])[:, mine]
+                        y[row] -= (f @ written).to(y.dtype)
+            return y
+
+        return run
+
+    reads = [Edit(d.site, layer, look(layer)) for layer in sources] if d.transcoders else []
+    reached = [layer for layer in d.layers if any(d.rows(source, layer, []) is not None for source in sources)]
+    return [*reads, *(Edit(d.target, layer, change(layer)) for layer in reached)]
 
 
 def line(predicted: Sequence[float], measured: Sequence[float]) -> tuple[float | None, float | None]:

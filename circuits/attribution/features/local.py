@@ -1,11 +1,12 @@
 """One prompt with SAEs or transcoders in place: what is active, what they leave out, and the linear map between them.
 
 Every chosen layer's output site (of an SAE the site itself, of a transcoder the site that it writes) is cut out of the graph: what
-follows is computed from a leaf of equal value, f W_dec + b_dec + error. A row of the graph is the gradient of one target (a
-feature's activation, a logit) at all leaves, so an edge is what a source adds times that gradient: its direct effect, through no
-other chosen site. With transcoders attention patterns and norms are constants, and the map is linear (Ameisen et al. 2025,
-"Circuit tracing"; Dunefsky et al. 2024, arXiv:2406.11944); a skip connection stays in the graph. With SAEs it is the ordinary
-gradient between neighbouring sites (Marks et al., arXiv:2403.19647).
+follows is computed from a leaf of equal value, f W_dec + b_dec + error; of a cross-layer transcoder that is a sum over this and all
+earlier layers. A row of the graph is the gradient of one target (a feature's activation, a logit) at all leaves, so an edge is what
+a source adds, wherever it writes, times that gradient: its direct effect, through no other feature. With transcoders attention
+patterns and norms are constants, and the map is linear (Ameisen et al. 2025, "Circuit tracing"; Dunefsky et al. 2024,
+arXiv:2406.11944); a skip connection stays in the graph. With SAEs it is the ordinary gradient between neighbouring sites (Marks et
+al., arXiv:2403.19647).
 """
 
 from __future__ import annotations
@@ -13,46 +14,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.attribution.anatomy import Anatomy
-from circuits.attribution.rules import PLAIN, Rules, applied
+from circuits.attribution.features.dictionaries import Dictionaries
+from circuits.attribution.rules import applied
 from circuits.model_input import ModelInput
 from circuits.models.hooks import Edit, forward
 from circuits.models.modules import module_at
-
-if TYPE_CHECKING:
-    from circuits.sae.modules import SAE
-
-FROZEN = Rules(norms=True, attention="frozen")
-
-
-@dataclass(frozen=True)
-class Dictionaries:
-    """The SAEs or transcoders of some layers, and where they read and write."""
-
-    saes: Mapping[int, SAE]
-    site: str
-    target: str
-
-    @property
-    def layers(self) -> list[int]:
-        """In order."""
-        return sorted(self.saes)
-
-    @property
-    def transcoders(self) -> bool:
-        """Whether they write another site than they read."""
-        return self.site != self.target
-
-    @property
-    def rules(self) -> Rules:
-        """The rules of the backward pass between them."""
-        return FROZEN if self.transcoders else PLAIN
 
 
 @dataclass(frozen=True)
@@ -86,6 +58,7 @@ class Local:
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     _leaves: dict[int, Tensor] = field(default_factory=dict)
     _inputs: dict[int, Tensor] = field(default_factory=dict)
+    _features: dict[int, Tensor] = field(default_factory=dict)
     _embedding: Tensor = field(default_factory=lambda: torch.empty(0))
     _normed: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -121,21 +94,21 @@ class Local:
         return look
 
     def _cut(self, layer: int):  # type: ignore[no-untyped-def]
-        sae = self.dictionaries.saes[layer]
+        d = self.dictionaries
 
         def cut(y: Tensor) -> Tensor:
             x = self._inputs.setdefault(layer, y)
             with torch.no_grad():
-                f = sae.encode(x[0])
-                made = sae.decode(f, x[0]).to(y.dtype)
+                f = self._features[layer] = d.encode(layer, x[0])
+                made = d.made(layer, self._features, x[0]).to(y.dtype)
                 position, feature = f.nonzero(as_tuple=True)
                 out = y[0].detach()
                 self.active[layer] = Active(position, feature, f[position, feature].float(), (out - made).float(), out)
             leaf = y.detach().requires_grad_()
             self._leaves[layer] = leaf
-            if not sae.cfg.skip:
+            if (path := d.skip(layer)) is None:
                 return leaf
-            skip = x.to(sae.W_skip.dtype) @ sae.W_skip.T
+            skip = x.to(path.dtype) @ path.T
             return leaf + (skip - skip.detach()).to(leaf.dtype)
 
         return cut
@@ -154,10 +127,9 @@ class Local:
             some = range(start, min(start + self.copies, len(layers)))
             total = torch.zeros(())
             for layer in sorted({layers[i] for i in some}):
-                sae = self.dictionaries.saes[layer]
                 rows = [i - start for i in some if layers[i] == layer]
                 x = self._inputs[layer][rows, [positions[start + r] for r in rows]]
-                f = sae.encode(x)
+                f = self.dictionaries.encode(layer, x)
                 total = total + f[range(len(rows)), [features[start + r] for r in rows]].sum()
             parts.append(self._row(total)[: len(some)])
         return torch.cat(parts) if parts else torch.zeros(0, self.sources)
@@ -179,14 +151,24 @@ class Local:
 
     def spread(self, grads: Sequence[Float[Tensor, "rows pos width"]]) -> Float[Tensor, "rows sources"]:
         """What each source adds times the gradient where it adds it; `grads` are at the layers' outputs and the embedding."""
-        columns, errors = [], []
-        for layer, g in zip(self.dictionaries.layers, grads, strict=False):
-            a, sae = self.active[layer], self.dictionaries.saes[layer]
-            along = torch.einsum("rnd,nd->rn", g[:, a.position], sae.W_dec[a.feature].float())
-            columns.append(along * a.value)
-            errors.append(torch.einsum("rpd,pd->rp", g, a.error))
+        d, columns, errors = self.dictionaries, [], []
+        at = dict(zip(d.layers, grads, strict=False))
+        for layer, g in at.items():
+            columns.append(along(d, layer, self.active[layer], at) * self.active[layer].value)
+            errors.append(torch.einsum("rpd,pd->rp", g, self.active[layer].error))
         embedding = torch.einsum("rpd,pd->rp", grads[-1], self._embedding[0].detach().float())
         return torch.cat([*columns, *errors, embedding], 1)
+
+
+def along(
+    d: Dictionaries, layer: int, a: Active, grads: Mapping[int, Float[Tensor, "rows pos width"]]
+) -> Float[Tensor, "rows n"]:
+    """For each active feature of a layer, what it writes times the gradients where it writes it, at all layers that it reaches."""
+    total = torch.zeros(())
+    for target, g in grads.items():
+        if (written := d.rows(layer, target, a.feature)) is not None:
+            total = total + torch.einsum("rnd,nd->rn", g[:, a.position], written.float())
+    return total
 
 
 def explained(active: Sequence[Mapping[int, Active]], layer: int, skip_first: bool = True) -> float:
@@ -199,4 +181,4 @@ def explained(active: Sequence[Mapping[int, Active]], layer: int, skip_first: bo
     return 1 - error / total if total > 0 else float("nan")
 
 
-__all__ = ["Active", "Dictionaries", "Local", "explained"]
+__all__ = ["Active", "Local", "along", "explained"]

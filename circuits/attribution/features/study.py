@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from circuits.attribution.features.dictionaries import CrossLayer, Dictionaries
 from circuits.attribution.features.effects import Key, contributions, line, observe, removed
 from circuits.attribution.features.graph import Graph, Target, trace
-from circuits.attribution.features.local import Active, Dictionaries, Local, explained
+from circuits.attribution.features.local import Active, Local, explained
 from circuits.attribution.settings import Explained, Reference
 from circuits.attribution.study import Ask
 from circuits.data.keeper import Keeper, State
@@ -255,6 +256,7 @@ def _metrics(
         "site": d.site,
         "target_site": d.target,
         "transcoders": d.transcoders,
+        "cross_layer": isinstance(d, CrossLayer),
         "layers": d.layers,
         "reference": s.reference.value,
         "logits": s.logits.value,

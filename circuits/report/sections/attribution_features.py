@@ -40,6 +40,7 @@ def feature_graphs(view: View) -> Part:
 def finding(r: FeatureRecord) -> str:
     """What was found, in numbers: how much the graphs explain, and how far they can be trusted."""
     site = f" at {r.site}" if r.site else ""
+    site += " of a cross-layer transcoder" if r.metrics.get("cross_layer") else ""
     layers = f" of layers {ranges(r.layers)}" if r.layers else ""
     graphs = f"{r.condition}: graphs of features{site}{layers} (effects: n = {plural(r.n, 'prompt')}; {plural(r.graphs, 'graph')})"
     explained = [

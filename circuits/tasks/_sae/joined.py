@@ -30,10 +30,17 @@ def say_left_out(context: Context, metrics: Mapping[str, Any]) -> None:
         context.say(found)
 
 
-def measure(context: Context, stream: Stream, measured: Mapping[str, Any]) -> None:
-    """Feed the held-out rows to each of `measured`; may be stopped between sequences, and begins anew."""
+def measure(context: Context, stream: Stream, measured: Mapping[str, Any], massive: float | None = None) -> None:
+    """Feed the held-out rows to each of `measured`; may be stopped between sequences, and begins anew. `massive`: of something that
+    says nothing of massive rows, the first sequences settle what is left out."""
+    from circuits.sae.massive import find, parts
+
     done, wanted, (first,) = 0, context.cfg.sae.heldout_sequences, stream.layers
     for part in stream.heldout(wanted):
+        for one in measured.values() if done == 0 and massive is not None else ():
+            cfg = one.sae.cfg
+            widths = parts(cfg.d_in, cfg.d_out, max(1, cfg.blocks))
+            one.sae.massive = one.sae.massive or find(part.sites[first].cpu()[part.keep], widths, massive)
         for one in measured.values():
             one.add(part.sites[first], part.keep)
         done += len(part.tokens)
