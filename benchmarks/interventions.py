@@ -188,13 +188,14 @@ def nnsight(lm: LM, given: PromptSet) -> Callable[[], object] | None:
     model, width = NNsight(lm.model), lm.dims.head_dim
     ids = torch.tensor([p.ids for p in given])
     tap = lm.family.taps["head_z"].module
-    blocks = module_at(model, lm.family.blocks) if hasattr(model, "get_submodule") else None
+    blocks = model
+    for part in lm.family.blocks.split("."):
+        blocks = getattr(blocks, part)
 
     def run() -> None:
         for layer in range(lm.dims.layers):
             with torch.no_grad(), model.trace(ids):
-                block = blocks[layer] if blocks is not None else model.transformer.h[layer]
-                module = block
+                module = blocks[layer]
                 for part in tap.split("."):
                     module = getattr(module, part)
                 module.input[..., width : 2 * width] = 0
@@ -203,7 +204,7 @@ def nnsight(lm: LM, given: PromptSet) -> Callable[[], object] | None:
     try:
         run()
     except Exception as e:
-        print(f"(nnsight could not run this: {type(e).__name__})", file=sys.stderr)
+        print(f"(nnsight could not run this: {type(e).__name__}: {e})", file=sys.stderr)
         return None
     return run
 

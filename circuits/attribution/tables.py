@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,10 @@ class Study:
 
 
 def tables(
-    ask: Ask, found: Found, chosen: NDArray[np.int64], random: NDArray[np.bool_], samples: Sequence[str], exact: Array
-) -> Study:
-    """The tables of a study from its scores and the exact effects of the `chosen` edges on `samples`."""
+    ask: Ask, found: Found, chosen: NDArray[np.int64], random: NDArray[np.bool_], samples: Sequence[str], exact: Array,
+    missed: Mapping[str, Any] | None = None,
+) -> Study:  # fmt: skip
+    """The tables of a study from its scores, the exact effects of the `chosen` edges on `samples`, and what was found `missed`."""
     s, nodes = ask.settings, ask.nodes
     if float(np.abs(found.other - found.base).max()) < 1e-6:
         raise UserError(
@@ -88,10 +89,10 @@ def tables(
             "score": found.scores[at][:, chosen].T.ravel().astype(np.float64),
         }
     )
+    metrics = _metrics(ask, found, mean, kept, live, drawn, truth, edges) | {"missed": dict(missed or {})}
     return Study(
-        found.scores, ask.prompts.samples, edges, _nodes(ask, mean, kept, drawn), long,
-        _metrics(ask, found, mean, kept, live, drawn, truth, edges), mib(nodes, mean, kept, ask.lm.dims.width), _pieces(ask,
-        found, mean),
+        found.scores, ask.prompts.samples, edges, _nodes(ask, mean, kept, drawn), long, metrics,
+        mib(nodes, mean, kept, ask.lm.dims.width), _pieces(ask, found, mean),
     )  # fmt: skip
 
 

@@ -169,7 +169,7 @@ class Attribution(Kind):
 
 def _make(context: Context, work: Work) -> str | None:
     """Score this run's share, and publish the tables when all shares are there; else why they are not yet."""
-    from circuits.attribution import study, tables
+    from circuits.attribution import missed, study, tables
     from circuits.data import prompts as prompt_sets
 
     settings, given = _settings(context.cfg), getattr(context.cfg, SECTION)
@@ -183,6 +183,8 @@ def _make(context: Context, work: Work) -> str | None:
     def keeper(name: str) -> Keeper[str]:
         worth = {"worth_s": 0.0} if given.world_size > 1 else {}
         doing, unit = ("scoring edges", "prompt") if name.startswith("scores") else ("patching edges exactly", "cell")
+        if name.startswith("missed"):
+            doing, unit = "patching what the circuit leaves out", "prompt"
         return context.keeper({"effects": work}, name, doing, unit, **worth)
 
     if given.world_size > 1:
@@ -198,10 +200,13 @@ def _make(context: Context, work: Work) -> str | None:
         if found is not None:
             chosen, random = study.to_verify(ask, found.scores.mean(0, dtype="float64"))
             samples, exact = study.verify(ask, chosen, keeper("exact"))
+            left_out = missed.missed(ask, found, keeper) if len(chosen) else {}
             with context.phase("drawing the prompts again"):
-                made = tables.tables(ask, found, chosen, random, samples, exact)
+                made = tables.tables(ask, found, chosen, random, samples, exact, left_out)
             artifact = work.commit(made.write)
             m = made.metrics
+            if told := m["missed"].get("told"):
+                context.say(told)
             context.say(
                 f"{m['circuit_edges']:,} of {m['edges']:,} edges hold {m['kept_mass']:.0%} of the scores; against exact "
                 f"patching of {m['verified']['n']} edges r = {m['pearson'] or float('nan'):.3f}: {artifact.id}"

@@ -13,7 +13,7 @@ from circuits.report.sections.attribution_features import feature_graphs
 from circuits.report.sections.attribution_features_records import is_features
 from circuits.report.sections.attribution_graph import graph
 from circuits.report.sections.attribution_records import Record, number, part, read_all, signed
-from circuits.report.words import percent, plural
+from circuits.report.words import percent, plural, visible
 
 SHOWN = 12  # circuits that are drawn; the comparison has all
 
@@ -73,7 +73,20 @@ def finding(r: Record) -> str:
 
 def limits(r: Record) -> str:
     """What the edges that were not patched can hide, and what the circuit depends on."""
-    return " ".join(text for text in (_hidden(r), _stability(r)) if text)
+    return " ".join(text for text in (_missed(r), _hidden(r), _stability(r)) if text)
+
+
+def _missed(r: Record) -> str:
+    m = part(r.metrics, "missed")
+    largest, tested = number(m, "largest"), number(m, "tested")
+    if told := m.get("told"):
+        return visible(str(told))
+    if largest is None or tested is None:
+        return ""
+    return (
+        f"Nodes outside of the circuit, patched for real in {plural(int(tested), 'group')}, move the metric by at most "
+        f"{percent(largest)} of the difference."
+    )
 
 
 def _circuit(r: Record) -> str:
