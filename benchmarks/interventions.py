@@ -14,6 +14,7 @@ positions ≤ 0.45; optimal constants ≤ 3 × the mean battery; feature groups 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.metadata
 import importlib.util
 import statistics
@@ -180,12 +181,12 @@ def transformer_lens(lm: LM, given: PromptSet, llama: bool) -> Callable[[], obje
 
 
 def nnsight(lm: LM, given: PromptSet) -> Callable[[], object] | None:
-    """nnsight around the same module: one head of every layer once."""
+    """nnsight around a copy of the same module: one head of every layer once."""
     if importlib.util.find_spec("nnsight") is None:
         return None
     from nnsight import NNsight, save  # type: ignore[import-not-found]
 
-    model, width = NNsight(lm.model), lm.dims.head_dim
+    model, width = NNsight(copy.deepcopy(lm.model)), lm.dims.head_dim  # it changes the modules that it wraps
     ids = torch.tensor([p.ids for p in given])
     tap = lm.family.taps["head_z"].module
     blocks = model

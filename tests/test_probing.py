@@ -107,6 +107,10 @@ def test_from_the_command_line_to_the_table_and_the_page(warm: Cli) -> None:
     table = pd.read_parquet(place / "probes.parquet")
     assert set(table["probe"]) == {"sae", "random", "shuffled", "all", "raw"} and set(table["k"]) >= {1, 2, 5}
     assert metrics["raw"] > 0.6 and metrics["n_levels"] == len(table[table["probe"] == "raw"])
-    assert "Sparse probing" in next((warm.outputs / "runs").rglob("probing*/report.html")).read_text()
+    page = next((warm.outputs / "runs").rglob("probing*/report.html")).read_text()
+    assert "Sparse probing" in page and "Absorption, layer 1" in page
+    swallowed = pd.read_parquet(place / "absorption.parquet")
+    assert len(swallowed) == 2 * metrics["n_levels"] and swallowed["fraction"].dropna().between(0, 1).all()
+    assert (swallowed["full"].dropna() <= 1).all() and metrics["absorption_random"] is not None
     refused = warm("task=probing", *words, *sae, "probing.sizes=[0]")
     assert refused.code == 2 and "probing.sizes=[0]: different numbers of features, each at least 1" in refused.err

@@ -14,7 +14,7 @@ The unit is the prompt. Accuracies are balanced: the mean of the two classes' sh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ def _accuracy(x: Array, y: NDArray[np.bool_], train: NDArray[np.bool_], penalty:
     return np.asarray((probe.p(x[~train]) > 0.5) == y[~train])
 
 
-def _best_penalty(x: Array, y: NDArray[np.bool_], groups: Sequence[object], seed: int) -> float:
+def best_penalty(x: Array, y: NDArray[np.bool_], groups: Sequence[object], seed: int) -> float:
     """The penalty that does best on held-out groups of the training prompts."""
     fold = folds(groups, FOLDS, seed)
     scores = []
@@ -124,20 +124,45 @@ def probe(
     rows: list[dict[str, Any]] = []
     left: dict[str, str] = {}
     values = {name: np.asarray(x, np.float64) for name, x in pooled.items()}
+    for one in labelled(factors, train, left):
+        own = {name: x[one.known] for name, x in values.items()}
+        mine = [group for group, kept in zip(groups, one.known, strict=True) if kept]
+        found = _level(own, one.y, one.train, mine, s, seed)
+        rows += [{"factor": one.factor, "level": one.level, **row} for row in found]
+    columns = ("factor", "level", "probe", "k", "accuracy", "low", "high", "features", "n_test")
+    return pd.DataFrame(rows, columns=columns), left
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One level of a factor against its others.
+
+    Attributes:
+        known: ``[prompts]``, those that the factor labels.
+        y: of these, which have the level.
+        train: of these, which are fitted on.
+    """
+
+    factor: str
+    level: str
+    known: NDArray[np.bool_]
+    y: NDArray[np.bool_]
+    train: NDArray[np.bool_]
+
+
+def labelled(
+    factors: Sequence[Factor], train: NDArray[np.bool_], left: dict[str, str] | None = None
+) -> Iterator[Labelled]:
+    """Every level that can be probed (one of two that exclude each other); into `left` why others cannot."""
     for factor in factors:
-        levels = factor.levels[:1] if len(factor.levels) == 2 else factor.levels
-        for n, level in enumerate(levels):
+        for n, level in enumerate(factor.levels[:1] if len(factor.levels) == 2 else factor.levels):
             known = factor.codes >= 0
             y, inside = factor.codes[known] == n, train[known]
             why = _too_few(y, inside)
-            if why is not None:
+            if why is None:
+                yield Labelled(factor.name, level, known, y, inside)
+            elif left is not None:
                 left[f"{factor.name}={level}"] = why
-                continue
-            own = {name: x[known] for name, x in values.items()}
-            mine = [group for group, kept in zip(groups, known, strict=True) if kept]
-            rows += [{"factor": factor.name, "level": level, **row} for row in _level(own, y, inside, mine, s, seed)]
-    columns = ("factor", "level", "probe", "k", "accuracy", "low", "high", "features", "n_test")
-    return pd.DataFrame(rows, columns=columns), left
 
 
 def _too_few(y: NDArray[np.bool_], train: NDArray[np.bool_]) -> str | None:
@@ -175,7 +200,7 @@ def _level(
         rows.append({"probe": "shuffled", "k": k, "accuracy": float(np.mean(shuffled)), "low": float(min(shuffled)),
                      "high": float(max(shuffled)), "features": [], "n_test": len(test)})  # fmt: skip
     for name, title in (("sae", "all"), ("raw", "raw")):
-        penalty = _best_penalty(own[name][train], y[train], of_train, seed)
+        penalty = best_penalty(own[name][train], y[train], of_train, seed)
         add(title, own[name].shape[1], _accuracy(own[name], y, train, penalty))
     return rows
 

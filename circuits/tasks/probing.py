@@ -1,7 +1,8 @@
 """``task=probing``: sparse probing of an SAE on a behaviour's factors, one artifact per layer.
 
 Ours or somebody else's (``sae.from=…``); see :mod:`circuits.features.probing`. ``probes.parquet`` has a row for each factor, level,
-probe and number of features, ``metrics.json`` their means.
+probe and number of features, ``absorption.parquet`` one for each level (:mod:`circuits.features.absorption`), ``metrics.json``
+their means.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Probing(Kind):
         Column("shuffled_most", "labels shuffled", ".1%"),
         Column("all", "all features", ".1%"),
         Column("raw", "activations", ".1%"),
+        Column("absorption", "absorbed", ".1%"),
         Column("n_levels", "levels", ",.0f", exact=True),
     )
 
@@ -113,7 +115,7 @@ def _make(context: Context, works: Mapping[int, Work]) -> None:
 
     from circuits.data import prompts
     from circuits.data.seeds import derive_seed
-    from circuits.features import association, probing
+    from circuits.features import absorption, association, probing
     from circuits.sae import formats
 
     cfg, given = context.cfg, getattr(context.cfg, SECTION)
@@ -144,6 +146,9 @@ def _make(context: Context, works: Mapping[int, Work]) -> None:
             values = {name: some[layer] for name, some in pooled.items()}
             values["raw"] = probing.raw_of(values["raw"])
             table, lost = probing.probe(values, factors, train, groups, s, seed)
+            swallowed = _absorption(
+                saes[layer], dictionaries["random"][layer], values, factors, train, groups, seed, given
+            )
         means = probing.summary(table, s.k)
         metrics = {
             "layer": layer,
@@ -157,16 +162,39 @@ def _make(context: Context, works: Mapping[int, Work]) -> None:
             "factors": {factor.name: list(factor.levels) for factor in factors},
             "left_out": left_out | lost,
             **means,
+            **({} if swallowed is None else absorption.summary(swallowed)),
             "sae_fewest": means[f"sae_{s.k[0]}"],
             **{f"{name}_most": means[f"{name}_{s.k[-1]}"] for name in ("sae", "random", "shuffled")},
         }
 
-        def write(out: Path, table: pd.DataFrame = table, metrics: dict[str, Any] = metrics) -> None:
+        def write(
+            out: Path,
+            table: pd.DataFrame = table,
+            metrics: dict[str, Any] = metrics,
+            swallowed: pd.DataFrame | None = swallowed,
+        ) -> None:
             table.to_parquet(out / "probes.parquet", index=False)
+            if swallowed is not None:
+                swallowed.to_parquet(out / "absorption.parquet", index=False)
             write_json(out / "metrics.json", known(metrics))
 
         artifact = work.commit(write)
         context.say(f"layer {layer}: {metrics['n_levels']} levels of {len(factors)} factors: {artifact.id}")
+
+
+def _absorption(
+    sae: Any, random: Any, values: Mapping[str, Any], factors: Any, train: Any, groups: list[str], seed: int, given: Any
+) -> pd.DataFrame | None:
+    """Absorption of the levels; None where contributions do not add up: a transcoder's, the maximum over tokens."""
+    from circuits.features import absorption
+
+    if sae.cfg.d_out is not None or given.pool not in (Pool.last, Pool.mean):
+        return None
+    both = {
+        name: (one.W_dec.double().cpu().numpy(), one.b_dec.double().cpu().numpy())
+        for name, one in (("sae", sae), ("random", random))
+    }
+    return absorption.table(values, both, factors, train, groups, seed)
 
 
 def _pooled(

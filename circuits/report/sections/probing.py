@@ -8,10 +8,11 @@ import pandas as pd
 
 from circuits.report.content import Answer, Block, Cell, Column, Part, Table
 from circuits.report.registry import Entry, View, section
-from circuits.report.saved import load_metrics
+from circuits.report.saved import load_metrics, load_table
 from circuits.report.words import percent, plural
 
 NEEDED = ("k", "n_prompts", "n_test", "n_levels", "all", "raw", "layer")
+ABSORPTION = ("factor", "level", "dictionary", "main", "n", "full", "fraction", "low", "high", "by")
 PROBES = {"sae": "SAE", "random": "random dictionary", "shuffled": "labels shuffled"}
 
 
@@ -25,6 +26,9 @@ def probing(view: View) -> Part:
         table = _probes(entry, problems)
         if table is not None:
             blocks.append(_levels(entry, metrics, table))
+        if metrics.get("absorption") is not None:
+            swallowed = load_table(entry.ref, "absorption.parquet", ABSORPTION, problems)
+            blocks += [] if swallowed is None else [_absorption(entry, metrics, swallowed)]
     answer = Answer(_sentence([m for _, m in found]), tuple(blocks[:1]))
     return Part("Sparse probing", f"{plural(len(found), 'SAE')}.", tuple(blocks[1:]), answer, tuple(problems))
 
@@ -41,6 +45,19 @@ def _sentence(found: list[dict[str, Any]]) -> str:
         f"{plural(few, 'feature')} of layer {best['layer']} say {percent(best[f'sae_{few}'])} of {levels} right (balanced, on "
         f"{best['n_test']} test prompts), {most} {says['sae']}; all features {percent(best['all'])}, the activations "
         f"{percent(best['raw'])}; {most} of a random dictionary {says['random']}, labels shuffled {says['shuffled']}."
+        f"{_absorbed(best)}"
+    )
+
+
+def _absorbed(m: dict[str, Any]) -> str:
+    if m.get("absorption") is None or m.get("absorbed") is None:
+        return ""
+    beside = (
+        "" if m.get("absorption_random") is None else f" ({percent(m['absorption_random'])} in the random dictionary)"
+    )
+    return (
+        f" Other features stand for {percent(m['absorption'])} of what a level's own features would say{beside}; on "
+        f"{percent(m['absorbed'])} of its prompts these are silent and one other does it alone."
     )
 
 
@@ -102,3 +119,35 @@ def _levels(entry: Entry, metrics: dict[str, Any], table: pd.DataFrame) -> Table
     return Table(
         f"Level by level, layer {metrics['layer']}", columns, tuple(rows), f"From {entry.ref.label}.", folded=True
     )
+
+
+def _absorption(entry: Entry, metrics: dict[str, Any], table: pd.DataFrame) -> Table:
+    columns = (
+        Column("factor"),
+        Column("level"),
+        Column("own features", hint="the level's main features"),
+        Column("absorbed", True, "of the probe's direction, what other features carry in their place; with its 95% interval"),
+        Column("wholly", True, "prompts on which no main feature is on and one other carries it"),
+        Column("by", hint="the feature that does so most often"),
+        Column("random", True, "absorbed, in a random dictionary of equal size and sparsity"),
+        Column("n", True, "test prompts of the level that the probe gets right"),
+    )  # fmt: skip
+    rows = []
+    for (factor, level), mine in table.groupby(["factor", "level"], sort=False):
+        sae, random = (mine[mine["dictionary"] == name].iloc[0] for name in ("sae", "random"))
+        value, none = float(sae["fraction"]), int(sae["n"]) == 0
+        between = "–" if none else f"{percent(value)} [{percent(float(sae['low']))}, {percent(float(sae['high']))}]"
+        rows.append(
+            (
+                Cell(str(factor)),
+                Cell(str(level)),
+                Cell(", ".join(str(one) for one in sae["main"]) or "none"),
+                Cell(between, None if none else value),
+                Cell("–" if none else percent(float(sae["full"])), None if none else float(sae["full"])),
+                Cell("–" if int(sae["by"]) < 0 else str(int(sae["by"]))),
+                Cell("–" if int(random["n"]) == 0 else percent(float(random["fraction"])), None),
+                Cell(str(int(sae["n"])), int(sae["n"])),
+            )
+        )
+    note = f"Feature absorption (arXiv:2409.14507), level by level. From {entry.ref.label}."
+    return Table(f"Absorption, layer {metrics['layer']}", columns, tuple(rows), note, folded=True)
