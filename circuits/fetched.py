@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from circuits import words
 from circuits.errors import UserError
+from circuits.space import space
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,10 @@ def check_room(name: str, wanted: Mapping[str, int], before: Mapping[str, int]) 
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
-    place = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    needed, free = sum(size for file, size in wanted.items() if file not in before), shutil.disk_usage(place).free
-    if needed > free:
+    needed, there = sum(size for file, size in wanted.items() if file not in before), space(cache)
+    if needed > there.bytes:
         raise UserError(
-            f"{name}: {words.size(needed)} are to be fetched and {words.size(free)} are free in {cache}; "
+            f"{name}: {words.size(needed)} are to be fetched and there is {there} in {cache}; "
             "free some, or set HF_HOME to another place"
         )
 

@@ -114,7 +114,7 @@ def test_what_cannot_be_archived_is_refused_in_one_line(mine: Cli, monkeypatch: 
     chosen = archive.choose(found, store, [])
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1000})())
-        with pytest.raises(UserError, match=r"are needed and 1\.0 kB are free"):
+        with pytest.raises(UserError, match=r"are needed and there is 1\.0 kB free"):
             archive.make(found, chosen, mine.folder / "small.tar")
     weights = next((store / "sae").glob("*L0*/sae_weights.safetensors"))
     data = bytearray(weights.read_bytes())

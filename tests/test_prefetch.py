@@ -146,7 +146,7 @@ def test_what_cannot_be_fetched_is_told_in_one_line(tmp_path, hub, fetch, monkey
             fetch(*words)
         assert says in str(caught.value) and "\n" not in str(caught.value)
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 1000})())
-    with pytest.raises(UserError, match=r"someone/small: .* are to be fetched and .*B are free .*HF_HOME"):
+    with pytest.raises(UserError, match=r"someone/small: .* are to be fetched and there is .*B free .*HF_HOME"):
         fetch("model=someone/small")
     cut_off(monkeypatch)
     with pytest.raises(UserError, match="v9 is not in the local Hugging Face cache and the hub was not reached"):

@@ -186,7 +186,7 @@ def test_a_staged_copy_is_made_once_and_made_again_when_it_was_cut(
         staging.staged(source, "decade", {"values.npy": "0" * 64}, "$FAST/here", lambda holder: None)
     assert not (fast / "here" / "decade").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50))
-    with pytest.raises(UserError, match=r"B are needed and .*B are free in .*; leave cluster.stage out"):
+    with pytest.raises(UserError, match=r"B are needed and there is .*B free in .*; leave cluster.stage out"):
         staged(str(tmp_path / "small"))
     assert not list((tmp_path / "small").iterdir())
     with pytest.raises(UserError, match=r"cannot be written .*; leave cluster.stage out"):

@@ -7,7 +7,6 @@ included. ``after:`` adds whole stages, ``pipeline.canary`` one element of each 
 from __future__ import annotations
 
 import gc
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from circuits.launch.plan import Element, Plan, Shape
 from circuits.launch.stages import Study
 from circuits.run import config
 from circuits.schema import Backend
+from circuits.space import Space, space
 from circuits.store import registry
 from circuits.store.contents import Contents
 from circuits.store.store import Store
@@ -50,7 +50,7 @@ class Planned:
     plan: Plan
     forecast: Forecast
     problems: list[str]
-    free: int
+    free: Space
     rate: float
     cpu_rate: float
     out: str | None
@@ -77,7 +77,7 @@ def plan(compose: Compose, lists: Sequence[Sequence[str]], base: Path, launcher:
     backend.refuse(elements)
     made = launching.plan(elements, store, backend, shape)
     rates = Rates(store)
-    free = shutil.disk_usage(first.outputs).free
+    free = space(Path(first.outputs))
     found = forecast(made, rates, shape)
     wrong = problems(made, rates)
     out = None if options.out is None else str(base / Path(options.out).expanduser())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -19,6 +18,7 @@ from circuits.launch.plan import Element
 from circuits.run import config, machine, private
 from circuits.schema import Backend, BaseConfig, Dtype, ModelConfig
 from circuits.schema.model import scenes_of
+from circuits.space import space
 from circuits.store import inputs, registry
 from circuits.store.contents import Contents
 from circuits.store.keys import Key, Unit, key_of_unit, units
@@ -326,7 +326,7 @@ def room(elements: Sequence[Element], pool: int) -> None:
     work = sorted((element.bytes[1] * len(element.keys) for element in elements), reverse=True)
     sizes = {key.hash: element.bytes[0] for element in elements for key in element.keys.values()}  # shards share one
     needed = sum(sizes.values()) + sum(work[: max(1, pool)])
-    free = shutil.disk_usage(outputs).free
-    if free < needed:
-        told = f"about {size(needed)} are needed and {size(free)} are free"
+    there = space(outputs)
+    if there.bytes < needed:
+        told = f"about {size(needed)} are needed and there is {there}"
         raise UserError(f"outputs={outputs}: {told}; free some, or choose another place with outputs=DIR")

@@ -10,26 +10,15 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-MOUNTS = Path("/proc/self/mounts")
+from circuits.space import MOUNTS, mounted
+
 TIMEOUT_S = 30.0
 _said: set[str] = set()
 
 
 def file_system(path: Path, mounts: Path = MOUNTS) -> str | None:
     """The type of the file system that holds `path` (``lustre``, ``ext4``), as the kernel names it; None where it does not say."""
-    try:
-        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    here, best, found = path.resolve(), -1, None
-    for line in lines:
-        words = line.split(" ")
-        if len(words) < 3:
-            continue
-        place = Path(words[1].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\"))
-        if here.is_relative_to(place) and len(place.parts) >= best:  # of two on one place the later one is seen
-            best, found = len(place.parts), words[2]
-    return found
+    return mounted(path, mounts)[1]
 
 
 def stripe(

@@ -18,6 +18,7 @@ from typing import Any
 
 from circuits.errors import Damaged, UserError
 from circuits.files import fsync_dir, sample_sha256
+from circuits.space import space
 from circuits.store.leases import Lease
 from circuits.words import size
 
@@ -76,9 +77,9 @@ def _whole(target: Path, blocks: Mapping[str, str]) -> bool:
 def _copy(source: Path, target: Path, files: Mapping[str, str], stage: str, pause: Callable[[], None]) -> None:
     shutil.rmtree(target, ignore_errors=True)  # somebody cut it
     needed = sum((source / name).stat().st_size for name in files)
-    free = shutil.disk_usage(target.parent).free
-    if needed > free:
-        told = f"{size(needed)} are needed and {size(free)} are free in {target.parent}"
+    there = space(target.parent)
+    if needed > there.bytes:
+        told = f"{size(needed)} are needed and there is {there} in {target.parent}"
         raise UserError(f"cluster.stage={stage}: {told}; {WITHOUT}")
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:

@@ -46,9 +46,7 @@ def lines(made: Planned) -> list[str | Rows]:
     out.append(table)
     out.append(f"total   {total(made)}")
     out += [f"  {line}" for line in sources(made)]
-    room = (
-        f"disk    {size(found.total('bytes'))} to be written; {size(made.free)} free at {relative(Path(cfg.outputs))}"
-    )
+    room = f"disk    {size(found.total('bytes'))} to be written; {made.free} at {relative(Path(cfg.outputs))}"
     out.append(room)
     if cfg.cluster.balance:
         out.append(f"balance {cfg.cluster.balance}      (what your account has left; on {cfg.cluster.name})")

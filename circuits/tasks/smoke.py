@@ -21,6 +21,7 @@ from circuits.errors import CircuitsError, RunError, UserError
 from circuits.run import machine
 from circuits.run.provenance import packages
 from circuits.schema import Backend, BaseConfig, Dtype, TrackingMode
+from circuits.space import space
 from circuits.words import size
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def _store(cfg: BaseConfig) -> Line:
                 return Line("store", "absent", f"{place}: what was written is not what is read")
     except OSError as e:
         return Line("store", "absent", f"outputs={outputs}: {e.strerror}; choose another place with outputs=DIR")
-    return Line("store", "ok", f"{outputs}: {size(shutil.disk_usage(place).free)} free")
+    return Line("store", "ok", f"{outputs}: {space(place)}")
 
 
 def _tracking(cfg: BaseConfig) -> Line:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from circuits.launch.keeping.holdings import Holding
 from circuits.launch.sweep import Sweep
 from circuits.prose import put
 from circuits.run.status import now
+from circuits.space import space
 from circuits.state import counts, state_of
 from circuits.store import registry
 from circuits.words import size
@@ -150,10 +150,10 @@ def make(sweep: Sweep, chosen: Chosen, target: Path) -> Made:
         UserError: no room, no permission, or an artifact is not what its manifest says.
     """
     existing = next(parent for parent in target.absolute().parents if parent.is_dir())
-    needed, free = chosen.bytes, shutil.disk_usage(existing).free
-    if needed > free:
+    needed, there = chosen.bytes, space(existing)
+    if needed > there.bytes:
         raise UserError(
-            f"archive.path={target}: about {size(needed)} are needed and {size(free)} are free; choose another place"
+            f"archive.path={target}: about {size(needed)} are needed and there is {there}; choose another place"
         )
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

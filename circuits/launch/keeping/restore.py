@@ -16,6 +16,7 @@ from circuits.errors import Damaged, UserError
 from circuits.files import fsync_dir, read_json, sha256_file
 from circuits.launch.keeping import tar
 from circuits.launch.keeping.tar import Facts, Listing, Unfit
+from circuits.space import space
 from circuits.store.keys import HASH_CHARACTERS
 from circuits.store.store import MANIFEST, content_hash, verify
 from circuits.words import size
@@ -74,9 +75,9 @@ class _Places:
     def _room(self, listing: Listing) -> None:
         self._roomy = True
         root = next(parent for parent in (self._roots[ARTIFACTS], *self._roots[ARTIFACTS].parents) if parent.is_dir())
-        free = shutil.disk_usage(root).free
-        if listing.bytes > free:
-            raise UserError(f"{size(listing.bytes)} are needed and {size(free)} are free in {root}")
+        there = space(root)
+        if listing.bytes > there.bytes:
+            raise UserError(f"{size(listing.bytes)} are needed and there is {there} in {root}")
 
     def clear(self) -> None:
         """Take away what was only for checking, and directories that stayed empty."""
