@@ -183,7 +183,7 @@ run = KIND.run
 def test_what_stands_on_a_failed_gate_is_refused_or_tainted(warm: Cli, tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     for name in ("circuits", "conf", "hydra_plugins"):
-        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("*.pyc.*"))  # with its bytecode
     shutil.copy(ROOT / "launch.py", checkout)
     (checkout / "circuits" / "tasks" / "after.py").write_text(TASK)
     (checkout / "conf" / "task" / "after.yaml").write_text("name: after\n_target_: circuits.tasks.after.run\n")

@@ -51,7 +51,7 @@ def test_every_page_that_is_linked_exists() -> None:
 def test_a_new_task_is_one_module_and_one_yaml(warm: Cli, tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     for name in ("circuits", "conf", "hydra_plugins"):
-        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("*.pyc.*"))  # with its bytecode
     shutil.copy(ROOT / "launch.py", checkout)
     page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
     (yaml,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)

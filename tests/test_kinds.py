@@ -132,7 +132,7 @@ def test_the_checks_of_inputs_are_asked_with_those_of_who_needs_them() -> None:
 def test_one_artifact_over_a_set_of_layers_from_the_command_line_to_its_manifest(warm: Cli, tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     for name in ("circuits", "conf", "hydra_plugins"):
-        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("*.pyc.*"))  # with its bytecode
     shutil.copy(ROOT / "launch.py", checkout)
     (checkout / "circuits" / "tasks" / "shared.py").write_text(SHARED)
     (checkout / "conf" / "task" / "shared.yaml").write_text(YAML)

@@ -216,7 +216,7 @@ def test_edits_while_elements_wait_config_changes_nothing_and_code_is_named(slur
     """A snapshot sees neither; another version of the kind stops an element."""
     copy = warm.folder / "checkout"
     for name in ("circuits", "conf", "hydra_plugins"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("local.yaml", "*.pyc.*"))
     shutil.copy(ROOT / "launch.py", copy)
     waiting = slurm.submit("sleep 600")
 
