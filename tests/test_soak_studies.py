@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -100,6 +101,56 @@ def test_soak_a_study_killed_at_random_moments_ends_as_one_that_was_not(quick_st
 
 
 @pytest.mark.parametrize("own_slurm", [{"accounting": True}], indirect=True)
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A file system of its own, in memory: call it with a size to make it, or to change it."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def sized(size: str) -> Path:
+        again = ["remount,"] if os.path.ismount(place) else [""]
+        words = ["mount", "-t", "tmpfs", "-o", f"{again[0]}size={size}", "tmpfs", str(place)]
+        subprocess.run(words, check=True, capture_output=True, text=True)
+        return place
+
+    yield sized
+    subprocess.run(["umount", "--lazy", str(place)], check=False, capture_output=True)
+
+
+@pytest.mark.parametrize("kilobytes", [16, 128, 512, 1024, 2048, 4096, 8192, 12288, 16384])
+def test_soak_a_disk_that_is_full_at_any_moment_ends_a_study_in_plain_words_and_loses_nothing(
+    kilobytes: int, disk: Callable[[str], Path], quick_store: Path, expected_of_every_kind: dict[str, dict[str, str]]
+) -> None:
+    """`kilobytes` are left when it begins; with room again the same command ends as if nothing had been."""
+    cli = sharing(quick_store, disk("400m"))
+    (cli.folder / "all.yaml").write_text(EVERY_KIND)
+    used = sum(one.stat().st_blocks * 512 for one in cli.folder.rglob("*") if one.is_file())
+    disk(f"{used // 1024 + kilobytes}k")
+    done = cli.plain("task=pipeline", "pipeline=all.yaml", timeout=1200)
+    told = done.out + done.err
+    logs = "".join(log.read_text() for log in cli.folder.rglob("*.log"))
+    assert done.code not in (0, None) and "Traceback" not in told + logs, told[-3000:]
+    assert any(words in told + logs for words in ("no space left", "free some space", "and there is")), told[-3000:]
+    disk("400m")
+    again = cli.plain("task=pipeline", "pipeline=all.yaml", timeout=1200)
+    assert again.code == 0, again.out[-3000:] + again.err[-3000:]
+    mine = made(cli)
+    assert {
+        name for name in expected_of_every_kind | mine if expected_of_every_kind.get(name) != mine.get(name)
+    } == set()
+    assert not list((cli.outputs / "artifacts").glob("*/*.partial"))
+
+
+@pytest.fixture(scope="module")
+def expected_of_every_kind(quick_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """What the study makes where nothing happens to it."""
+    whole = sharing(quick_store, tmp_path_factory.mktemp("whole"))
+    (whole.folder / "all.yaml").write_text(EVERY_KIND)
+    done = whole.plain("task=pipeline", "pipeline=all.yaml", timeout=1200)
+    assert done.code == 0, done.err + done.out
+    return made(whole)
+
+
 def test_soak_a_study_outlives_its_cluster_s_daemons(own_slurm: Queue, warm: Cli) -> None:
     (warm.folder / "all.yaml").write_text(EVERY_KIND.replace("task.resources.cpus=1, ", ""))
     words = [word for word in SMALL if word.startswith("task.resources.")]
