@@ -345,6 +345,10 @@ class Engine:
 
     # -- positions ------------------------------------------------------------------------------------------------
 
+    def where(self, positions: Positions, members: Sequence[int]) -> Bool[Tensor, "rows pos"]:
+        """Which columns of these rows, in one padded shape, `positions` names."""
+        return self._where(positions, members, max(len(self.rows[i].ids) for i in members))
+
     def _where(self, positions: Positions, members: Sequence[int], pos: int) -> Bool[Tensor, "rows pos"]:
         known = (positions, tuple(members), pos)
         if known not in self._masks:

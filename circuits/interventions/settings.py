@@ -87,7 +87,7 @@ class Settings:
     direction: Direction = Direction.noising  # of patching: which prompt of a pair is edited
     mean: str = "all"  # all, position or factor:<name>: what a mean is taken over
     scale: float = 2.0  # of edit=scale: 0 removes, 2 amplifies, −1 inverts
-    steps: int = 6  # gradient steps of an optimal constant, over four prompts each; more find a cheaper one
+    steps: int = 2  # gradient steps of an optimal constant from its second-order one, over four prompts each
     strengths: Any = None  # of steering, in lengths of the mean difference: null means [0.5,1,2,4]
     shots: int = 4  # demonstrations in the prompt that steering is held against; 0: none
     generate: int = 20  # tokens of text written under each steering direction; 0: none

@@ -18,6 +18,7 @@ from circuits.schema import BaseConfig
 from circuits.schema.behaviour import of_pictures
 from circuits.schema.fields import added, free
 from circuits.schema.reading import SET, When
+from circuits.store.contents import Contents
 from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims, one_a_layer
 from circuits.store.labels import behaviour_and_model, readable
 from circuits.tasks import _captions
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from circuits.sae.modules import SAE
 
 SECTION = "intervention"
+UNREAD_STEPS = 6
+"""What stands in keys for steps that no edit reads: the default of the time when the first of them were made."""
 PRESET = "heads"
 BYTES_A_ROW = 3  # of the long table, compressed
 METRICS = 9  # of a unit on a prompt
@@ -160,8 +163,12 @@ class Interventions(Kind):
         if "mean" not in s.edits:
             given = replace(given, mean=Settings().mean)
         if "optimal" not in s.edits:
-            given = replace(given, steps=Settings().steps)
+            given = replace(given, steps=UNREAD_STEPS)
         return replace(cfg, **{SECTION: given})
+
+    def extra(self, cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
+        """How optimal constants are found: since then from their second-order ones."""
+        return {"optimal": 2} if "optimal" in _settings(cfg).edits else {}
 
     def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
         """What is wrong with the study for this model and these layers."""

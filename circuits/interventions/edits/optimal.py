@@ -2,8 +2,9 @@
 
 For each unit the values become one constant at all edited tokens, chosen to minimise the mean KL to the run without edits over
 prompts that are not measured. Zero and mean ablation are such constants, too, so that what they lose beyond the optimal one
-("spoofing") is no sign of importance. Adam from the mean; the constants of several units are fitted in one pass, whose loss is the
-sum of theirs. A constant that ends no better than the mean, on the prompts of the first step, is dropped for the mean.
+("spoofing") is no sign of importance. Adam sets out from the constant that is best to second order
+(:mod:`circuits.interventions.edits.curvature`), or from the mean where that is better; the constants of several units are fitted in
+one pass, whose loss is the sum of theirs. Which of mean, second-order constant and fitted one it is, prompts of neither fit decide.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from circuits.data.prompts import PromptSet
 from circuits.interventions.ask import Ask
 from circuits.interventions.edits.base import Edit, Here
+from circuits.interventions.edits.curvature import Constant, second_order
 from circuits.interventions.edits.mean import Mean
 from circuits.interventions.rows import rows_of
 from circuits.models.hooks import forward
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from circuits.interventions.units.base import Unit
 
 Step = Callable[[int, int], None]
+DIRECTED = 6
+"""Groups of prompts that the second-order constant is taken from."""
 
 
 class Optimal(Edit):
@@ -45,14 +49,15 @@ class Optimal(Edit):
         self,
         prompts: PromptSet,
         *,
-        steps: int = 6,
+        steps: int = 2,
         rows: int = 4,
         rate: float = 0.1,
         tell: Step = lambda done, total: None,
     ) -> None:
         self.prompts, self.steps, self.size, self.rate, self.tell = prompts, steps, rows, rate, tell
         self.loss: dict[str, tuple[float, float]] = {}
-        """KL of each unit on the first step's prompts: under the mean, under the constant."""
+        """KL of each unit on the prompts that judge: under the mean, under the constant."""
+        self._start: list[Constant] = []
 
     def fit(self, engine: Engine, units: Sequence[Unit]) -> None:
         """Fit all constants, a batch of units of one starting layer at a time."""
@@ -68,7 +73,9 @@ class Optimal(Edit):
         fitting = Runner(engine.lm, self.prompts, rows_of(self.prompts, span=True), engine.lens, batch_size=size)
         groups = list(fitting.batches())
         copies = max(1, engine.batch_size // size)
-        batches = [fitting.prepare(members, units, self, copies=copies) for members in groups[: self.steps]]
+        *own, judging = groups if len(groups) > 1 else groups * 2  # what a constant is judged by, it was not fitted on
+        self._start = second_order(fitting, own[:DIRECTED], units, self._constant)
+        batches = [fitting.prepare(m, units, self, copies=copies) for m in (judging, *own[: max(1, self.steps)])]
         done = 0
         for chosen in fitting.passes(units, copies):
             self._fit(fitting, batches, units, chosen)
@@ -77,18 +84,20 @@ class Optimal(Edit):
 
     def _fit(self, engine: Engine, batches: Sequence[Batch], units: Sequence[Unit], chosen: Sequence[int]) -> None:
         """Adam on the constants of one pass's units; the pass's loss is the sum of theirs, so that each has its own gradient."""
-        constants = [{key: value.clone() for key, value in self._constant[i].items()} for i in chosen]
+        means, starts = ([one[i] for i in chosen] for one in (self._constant, self._start))
+        with torch.no_grad():
+            of_mean, of_start = (self._loss(engine, batches[0], units, chosen, given) for given in (means, starts))
+        begun = [b if y < x else a for a, b, x, y in zip(means, starts, of_mean, of_start, strict=True)]
+        constants = [{key: value.clone() for key, value in one.items()} for one in begun]
         flat = [value for one in constants for value in one.values()]
         size = [max(float(value.abs().mean()), 1e-3) for value in flat]
         moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in flat]
-        first = torch.full((len(chosen),), torch.inf)
+        first = torch.minimum(of_mean, of_start)
         for step in range(self.steps):
             for value in flat:
                 value.requires_grad_(True)
-            loss = self._loss(engine, batches[step % len(batches)], units, chosen, constants)
+            loss = self._loss(engine, batches[1 + step % (len(batches) - 1)], units, chosen, constants)
             gradients = torch.autograd.grad(loss.sum(), flat)
-            if step == 0:
-                first = loss.detach()  # of the mean
             with torch.no_grad():
                 for i, (value, g) in enumerate(zip(flat, gradients, strict=True)):
                     value.requires_grad_(False)
@@ -98,11 +107,10 @@ class Optimal(Edit):
                     m_hat, v_hat = m / (1 - 0.9 ** (step + 1)), v / (1 - 0.95 ** (step + 1))
                     value.sub_(self.rate * size[i] * (1 - step / self.steps) * m_hat / (v_hat.sqrt() + 1e-12))
         with torch.no_grad():
-            last = self._loss(engine, batches[0], units, chosen, constants)
+            last = self._loss(engine, batches[0], units, chosen, constants) if self.steps else first
         for slot, i in enumerate(chosen):
-            self.loss[units[i].name] = (float(first[slot]), float(last[slot]))
-            if last[slot] < first[slot]:
-                self._constant[i] = constants[slot]
+            self.loss[units[i].name] = (float(of_mean[slot]), float(torch.minimum(first, last)[slot]))
+            self._constant[i] = constants[slot] if last[slot] < first[slot] else begun[slot]
 
     def _loss(
         self,
