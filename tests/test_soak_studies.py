@@ -100,7 +100,6 @@ def test_soak_a_study_killed_at_random_moments_ends_as_one_that_was_not(quick_st
     print(f"{kills} kills in {rounds} studies of {len(expected)} artifacts: all equal, nothing left behind")
 
 
-@pytest.mark.parametrize("own_slurm", [{"accounting": True}], indirect=True)
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """A file system of its own, in memory: call it with a size to make it, or to change it."""
@@ -151,6 +150,7 @@ def expected_of_every_kind(quick_store: Path, tmp_path_factory: pytest.TempPathF
     return made(whole)
 
 
+@pytest.mark.parametrize("own_slurm", [{"accounting": True}], indirect=True)
 def test_soak_a_study_outlives_its_cluster_s_daemons(own_slurm: Queue, warm: Cli) -> None:
     (warm.folder / "all.yaml").write_text(EVERY_KIND.replace("task.resources.cpus=1, ", ""))
     words = [word for word in SMALL if word.startswith("task.resources.")]
