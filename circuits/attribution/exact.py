@@ -45,13 +45,7 @@ def exact_edges(
         told: told how many edges are done; may end the work.
     """
     n, copies = len(batch.rows), max(1, min(copies, len(edges)))
-    tokens = ModelInput(batch.base.ids.repeat(copies, 1), batch.base.mask.repeat(copies, 1))
-    answers = repeated(batch.answers, copies)
-    base = run(anatomy, tokens, answers)
-    metric = base.metric if base.metric is not None else torch.zeros(0)
-    delta = changes(anatomy, run(anatomy, batch.base), run(anatomy, batch.other), batch.at)
-    if batch.counts is not None:
-        delta = delta * batch.counts[:, None, :, None]
+    tokens, answers, base, metric, delta = prepared(anatomy, batch, copies)
     found = torch.zeros(n, len(edges))
     readers = anatomy.nodes.readers
     order = sorted(range(len(edges)), key=lambda e: edges[e][1])
@@ -66,6 +60,19 @@ def exact_edges(
         done += len(chosen)
         told(done)
     return found
+
+
+def prepared(
+    anatomy: Anatomy, batch: Batch, copies: int
+) -> tuple[ModelInput, Answers, Run, Float[Tensor, " copies_n"], Float[Tensor, "n writers pos width"]]:
+    """What all passes over a batch start from: its rows and answers `copies` times over, their run without edits, its metric, and
+    what each writer would add in the other run, less what it adds in this one."""
+    tokens = ModelInput(batch.base.ids.repeat(copies, 1), batch.base.mask.repeat(copies, 1))
+    answers = repeated(batch.answers, copies)
+    base = run(anatomy, tokens, answers)
+    metric = base.metric if base.metric is not None else torch.zeros(0)
+    delta = changes(anatomy, run(anatomy, batch.base), run(anatomy, batch.other), batch.at)
+    return tokens, answers, base, metric, delta if batch.counts is None else delta * batch.counts[:, None, :, None]
 
 
 def repeated(answers: Answers, copies: int) -> Answers:

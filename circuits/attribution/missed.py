@@ -21,11 +21,10 @@ from torch import Tensor
 
 from circuits.attribution.anatomy import Anatomy
 from circuits.attribution.choose import connected
-from circuits.attribution.exact import repeated
+from circuits.attribution.exact import prepared
 from circuits.attribution.nodes import Nodes
 from circuits.attribution.pairs import Batch, Pairs
-from circuits.attribution.passes import Run, read, run
-from circuits.attribution.scores import changes
+from circuits.attribution.passes import Run, read
 from circuits.attribution.study import Ask, Found, MakeKeeper, circuit, matrix
 from circuits.data.keeper import Keeper, State
 from circuits.data.prompts import PromptSet
@@ -76,13 +75,7 @@ def effects(anatomy: Anatomy, batch: Batch, units: Sequence[Unit], copies: int =
         copies: units of a layer that share a pass.
     """
     n, copies = len(batch.rows), max(1, min(copies, len(units)))
-    tokens = ModelInput(batch.base.ids.repeat(copies, 1), batch.base.mask.repeat(copies, 1))
-    answers = repeated(batch.answers, copies)
-    base = run(anatomy, tokens, answers)
-    metric = base.metric if base.metric is not None else torch.zeros(0)
-    delta = changes(anatomy, run(anatomy, batch.base), run(anatomy, batch.other), batch.at)
-    if batch.counts is not None:
-        delta = delta * batch.counts[:, None, :, None]
+    tokens, answers, base, metric, delta = prepared(anatomy, batch, copies)
     found, done = torch.zeros(n, len(units)), 0
     order = sorted(range(len(units)), key=lambda i: (units[i].layer, units[i].mlp))
     while done < len(order):
