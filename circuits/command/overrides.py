@@ -140,9 +140,9 @@ def _model(value: str) -> list[str]:
     presets = places.choices("model")
     if not value:
         return ["model="]  # refused with the choices, never taken for this directory
-    names = [value] if Path(value).is_dir() else value.split(",")
+    names = [value] if Path(value).is_dir() else _listed(value)
     unknown = [name for name in names if name not in presets]  # a preset's name is a preset, whatever folder is here
-    if not unknown or value.startswith(("choice(", "glob(", "$", "'", '"')):
+    if not unknown or value.startswith(("choice(", "glob(", "$")):
         return [f"model={value}"]
     if len(unknown) < len(names):
         raise UserError(
@@ -154,12 +154,8 @@ def _model(value: str) -> list[str]:
 def _behaviour(value: str) -> list[str]:
     """``behaviour=FILE.jsonl`` is short for ``behaviour=file behaviour.path=FILE.jsonl``."""
     generators = places.choices("behaviour")  # a generator's name is a generator, whatever file is here
-    names = [value] if Path(value).is_file() else value.split(",")
-    files = [
-        name
-        for name in names
-        if name not in generators and (ending(name.strip("'\"")) in RECORDS or Path(name).is_file())
-    ]
+    names = [value] if Path(value).is_file() else _listed(value)
+    files = [name for name in names if name not in generators and (ending(name) in RECORDS or Path(name).is_file())]
     if not files or value.startswith(("choice(", "glob(", "$")):
         return [f"behaviour={value}"]
     if len(files) < len(names):
@@ -167,6 +163,22 @@ def _behaviour(value: str) -> list[str]:
             f"behaviour={value}: a sweep is over behaviours ({' '.join(generators)}) or over files, not both at once"
         )
     return ["behaviour=file", "behaviour.path=" + ",".join(_quoted(name) for name in names)]
+
+
+def _listed(value: str) -> list[str]:
+    """The names of a comma-separated list, without the quotes and backslashes by which Hydra's grammar takes them whole."""
+    if not set(value) & set("'\"\\"):
+        return value.split(",")
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import QuotedString
+    from hydra.errors import HydraException
+
+    try:
+        read = OverridesParser.create().parse_override(f"name={value}")
+    except HydraException:
+        return [value]
+    several = read.value().list if read.is_choice_sweep() else [read.value()]
+    return [name.text if isinstance(name, QuotedString) else str(name) for name in several]
 
 
 def _quoted(value: str) -> str:
