@@ -18,6 +18,7 @@ from circuits.store.kinds import Input, Kind, Layers
 from circuits.store.layers import ranges
 
 SHOWN = 3  # ids that a message names
+PLACE = {"outputs", "multirun", "user", "cluster", "tracking"}  # where a run goes and what it tells: for its inputs, too
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ def _command(run: Asked, needy: Kind, kind: Kind, missing: Sequence[Input]) -> s
     task = needy.name if kind.inline else kind.name
     made = needy if kind.inline else kind
     read = {section.split(".")[0] for section in inputs.sections(made, run.cfg if kind.inline else missing[0].cfg)}
-    read |= {name.split(".")[0] for name in registry.own(task)} | (
-        {"layer"} if "layer" in registry.reads(task) else set()
-    )
+    read |= {name.split(".")[0] for name in registry.own(task)} | PLACE
+    if "layer" in registry.reads(task):
+        read.add("layer")
     own = {} if kind.inline else _words(run, kind, missing)
     typed = [word.partition("=") for word in run.overrides]
     kept = [f"{key.removesuffix('_')}{sign}{value}" for key, sign, value in typed  # the field of ``from`` is ``from_``
