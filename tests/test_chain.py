@@ -74,7 +74,9 @@ def test_an_input_that_nobody_makes_is_told_once_with_one_command(tmp_path: Path
     with pytest.raises(UserError, match=r"python launch\.py task=sae layer=0$"):  # which reads no behaviour
         Chain(store, Contents(), lambda holder: None, store.find).after([element])
     (element,) = plan("task=interpret", "layer=0", "behaviour=ioi", "multirun=m", "cluster.workers=2", base=tmp_path)
-    with pytest.raises(UserError, match=r"python launch\.py task=sae layer=0 multirun=m cluster\.workers=2$"):  # as asked
+    with pytest.raises(
+        UserError, match=r"python launch\.py task=sae layer=0 multirun=m cluster\.workers=2$"
+    ):  # as asked
         Chain(store, Contents(), lambda holder: None, store.find).after([element])
     (made,) = plan("task=sae", "sae.k=16", "layer=[0-1,3]", base=tmp_path)
     assert [key.id for key in made.keys.values()] == ids, "one command makes them all"

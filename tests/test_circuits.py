@@ -3,9 +3,12 @@ hand gives."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from pieces import in_pieces
 from small_models import MODELS, VOCAB, build
 from torch import Tensor
 from torch.nn import functional as F
@@ -461,3 +464,17 @@ def test_a_prompt_of_several_wordings_sums_whole_answers() -> None:
         len(rows and Ask(trained("gpt2"), two, Settings()).nodes.edges),
     )
     assert (found.base > found.other).all()
+
+
+def test_constants_are_the_same_in_one_go_and_in_pieces(studied: tuple[Ask, np.ndarray], tmp_path: Path) -> None:
+    ask, _ = studied
+    anatomy, rows = ask.anatomy, ask.pairs(prompts(12, seed=9))
+    half = [ask.nodes.mask & (np.random.default_rng(i).random(ask.nodes.mask.shape) < 0.7) for i in range(2)]
+    whole = faithful.mean_writes(anatomy, rows, 2)
+    kept = {"effects": tmp_path / "means"}
+    assert torch.equal(in_pieces(kept, lambda keeper: faithful.mean_writes(anatomy, rows, 2, keeper), (1, 3)), whole)
+
+    def fitted(keeper: Keeper[str]) -> torch.Tensor:
+        return faithful.fit_constants(anatomy, rows, whole, half, steps=7, batch_size=4, keeper=keeper)
+
+    assert torch.equal(in_pieces({"effects": tmp_path / "constants"}, fitted, (2, 3)), fitted(Keeper()))

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from circuits.errors import UserError
 from circuits.report import ArtifactRef, Element, ReportInput, build
 from circuits.report.content import Note, Part
 from circuits.report.page import STATE_WORDS
@@ -440,6 +441,12 @@ def test_the_counts_of_the_first_screen_add_up_to_all_elements(states: list[Stat
     assert sum(map(int, told)) == len(states), told
     named = [state for state in states if state.live or state.badly or state is State.gate]
     assert all((STATE_WORDS.get(state) or state) in page.text for state in named)
+
+
+def test_two_sections_of_one_kind_are_refused() -> None:
+    with pytest.raises(UserError, match=r"two sections of sae: in circuits\.report\.sections\.sae and test_report"):
+        sections()
+        section("sae", order=1)(lambda view: Part("", "", ()))
 
 
 def test_kinds_register_their_section_and_others_are_listed(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from circuits import schema
 from circuits.command import foreign, overrides
 from circuits.errors import UserError
 from circuits.run import config
-from circuits.schema.fields import file, free, named_file, taken_from
+from circuits.schema.fields import file, free, named_file, naming, taken_from
+from circuits.store import registry
 from circuits.store.contents import Contents
 from circuits.store.keys import canonical
 
@@ -63,6 +64,32 @@ def test_a_new_group_needs_no_place_but_its_own(tmp_path: Path, monkeypatch: pyt
     finally:
         overrides.texts.cache_clear()
     assert words == ["probe.prompts='my file (1).jsonl'", "probe.from_='a dir'", "probe.notes='x y'", "probe.k=3"]
+
+
+def test_a_role_that_does_not_exist_is_said_when_the_schema_is_read() -> None:
+    @dataclass
+    class Typo:
+        notes: str = field(default="", metadata={"role": "fre"})
+
+    with pytest.raises(UserError, match=r"Typo\.notes: no role 'fre'; did you mean free\?"):
+        list(naming(Typo()))
+
+
+def test_two_tasks_with_options_in_one_section_are_refused_when_the_schema_is_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = type("Module", (), {"Options": Typed, "SECTION": "attribution"})
+    there = {**registry.modules(), "zebra": module}
+    monkeypatch.setattr(registry, "modules", lambda: there)
+    with pytest.raises(UserError, match=r"tasks/zebra\.py: another task has options in a section attribution"):
+        registry.options()
+
+
+@dataclass
+class Typed:
+    """Options of a task that takes another one's section."""
+
+    k: int = 1
 
 
 def test_a_rule_that_does_not_exist_is_said_when_the_key_is_made() -> None:

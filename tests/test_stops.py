@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pieces import Stop, in_pieces, stopping_after
 from test_baseline import prompt_set
 from test_data import make_documents, make_tokenizer
 from test_interpret import planted, text
@@ -25,32 +26,6 @@ from circuits.sae.evaluate import measure
 from circuits.sae.loop import Hooks, train
 from circuits.sae.modules import SAE, SAEConfig, architectures
 from circuits.sae.training import Trainer
-
-
-class Stop(BaseException):
-    """What ends a pass here."""
-
-
-def stopping_after(steps: int, paths: dict[Any, Path]) -> Keeper[Any]:
-    """A keeper that is asked to stop at its `steps`-th step; what is said is in ``said``."""
-    told: list[int] = []
-
-    def stop() -> None:
-        raise Stop
-
-    return Keeper(paths, stopping=lambda: len(told) >= steps - 1, stop=stop, tell=lambda done, total: told.append(done))
-
-
-def in_pieces(paths: dict[Any, Path], work: Callable[[Keeper[Any]], Any], cuts: tuple[int, ...]) -> Any:
-    """What `work` gives when it is stopped at each of these steps, and then let through."""
-    for cut in cuts:
-        with pytest.raises(Stop):
-            work(stopping_after(cut, paths))
-    said: list[str] = []
-    found = work(Keeper(paths, say=said.append))
-    assert len(said) == 1 and said[0].startswith("goes on at "), said
-    return found
-
 
 # -- training ----------------------------------------------------------------------------------------------------------
 

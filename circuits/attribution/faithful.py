@@ -7,7 +7,7 @@ CMD = ∫ |1 − f| dk, by which circuits are ranked. Intervals draw prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,15 +70,35 @@ class Values:
             return torch.nn.functional.pad(found, (0, 0, 0, width - short)) if short < width else found
 
 
+def _known(pairs: Pairs, batch_size: int, **facts: Any) -> dict[str, dict[str, Any]]:
+    """What a pass over all prompts is a function of, beside the model."""
+    return {"effects": {"rows": [pairs.prompts[row.prompt].id for row in pairs.rows], "batch": batch_size, **facts}}
+
+
 @torch.no_grad()
-def mean_writes(anatomy: Anatomy, pairs: Pairs, batch_size: int) -> Float[Tensor, "writers width"]:
-    """What each writer adds on average over all tokens of the runs that are edited."""
-    total, n = torch.zeros(()), 0
+def mean_writes(
+    anatomy: Anatomy, pairs: Pairs, batch_size: int, keeper: Keeper[str] | None = None
+) -> Float[Tensor, "writers width"]:
+    """What each writer adds on average over all tokens of the runs that are edited; `keeper` keeps the sums so far."""
+    keeper = keeper or Keeper()
+    total = torch.zeros(len(anatomy.nodes.writers), anatomy.lm.dims.width, device=anatomy.lm.device)
+    n, done = 0, 0
+
+    def state(_: str) -> State:
+        return {"total": total}, {"n": n}
+
+    for tensors, meta in keeper.begin(_known(pairs, batch_size)).values():
+        total.copy_(tensors["total"])
+        n = meta["n"]
     for batch in pairs.batches(batch_size, anatomy.lm.device):
-        mask = batch.base.mask.to(anatomy.lm.device)
-        found = writes(anatomy, run(anatomy, batch.base)).float()
-        total = total + torch.einsum("nupd,np->ud", found, mask.float())
-        n += int(mask.sum())
+        done += len(batch.rows)
+        if done > keeper.start:
+            mask = batch.base.mask.to(anatomy.lm.device)
+            found = writes(anatomy, run(anatomy, batch.base)).float()
+            total += torch.einsum("nupd,np->ud", found, mask.float())
+            n += int(mask.sum())
+            keeper.step(done, len(pairs), state)
+    keeper.end(done, state)
     return total / max(n, 1)
 
 
@@ -91,15 +111,25 @@ def fit_constants(
     steps: int,
     batch_size: int,
     rate: float = 0.05,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    keeper: Keeper[str] | None = None,
 ) -> Tensor:
     """Optimal constants (Li and Janson, arXiv:2409.09951): those with which the circuits come nearest to the model, by Adam from
-    the means; each step takes one of the circuits and one batch of prompts that are not judged."""
+    the means; each step takes one of the circuits and one batch of prompts that are not judged. `keeper` keeps the steps."""
+    keeper = keeper or Keeper()
     values = start.clone().requires_grad_()
     scale = start.square().mean().sqrt().clamp(min=1e-3)
     adam = torch.optim.Adam([values], lr=float(rate * scale))
     batches = list(pairs.batches(batch_size, anatomy.lm.device))
-    for step in range(steps):
+
+    def state(_: str) -> State:
+        moments = {name: value for name, value in adam.state[values].items() if name != "step"}
+        return {"values": values.detach(), **moments}, {"steps": steps}
+
+    for tensors, meta in keeper.begin(_known(pairs, batch_size, sizes=[int(mask.sum()) for mask in masks])).values():
+        values.data.copy_(tensors.pop("values"))
+        moments = {name: value.to(values.device) for name, value in tensors.items()}
+        adam.state[values] = {"step": torch.tensor(float(meta["done"])), **moments}
+    for step in range(keeper.start, steps):
         batch, mask = batches[step % len(batches)], masks[step % len(masks)]
         with torch.no_grad():
             wanted = run(anatomy, batch.base, batch.answers).metric
@@ -108,7 +138,8 @@ def fit_constants(
         adam.zero_grad()
         loss.backward()
         adam.step()
-        tell(step + 1, steps)
+        keeper.step(step + 1, steps, state)
+    keeper.end(steps, state)
     return values.detach()
 
 

@@ -86,7 +86,8 @@ def judge(
     tested, extra = _tests(scores, chosen, nodes, settings, rng)
     everything = [*cases, Case("chosen", float(chosen.sum() / len(nodes.edges)), 0, chosen),
                   Case("complement", 0.0, 0, nodes.mask & ~chosen), *tested, *extra]  # fmt: skip
-    values = _values(anatomy, judged, others, [case.mask for case in cases if case.name == "circuit"], settings, seed)
+    sizes = [case.mask for case in cases if case.name == "circuit"]
+    values = _values(anatomy, judged, others, sizes, settings, seed, keeper)
     found = faithful.alone(
         anatomy,
         judged,
@@ -96,7 +97,8 @@ def judge(
         keeper=keeper("alone"),
         facts={"ablation": settings.ablation.value, "seed": seed, "sizes": [int(c.mask.sum()) for c in everything]},
     )
-    return _judgement(judged, nodes, everything, found, settings, seed)
+    with keeper("alone").cutting():
+        return _judgement(judged, nodes, everything, found, settings, seed)
 
 
 def _curve(scores: Array, nodes: Nodes, s: Judging, rng: np.random.Generator) -> list[Case]:
@@ -141,17 +143,25 @@ def _tests(
     )
 
 
-def _values(anatomy: Anatomy, judged: Pairs, others: Pairs, masks: list[Mask], s: Judging, seed: int) -> Values:
+def _values(
+    anatomy: Anatomy, judged: Pairs, others: Pairs, masks: list[Mask], s: Judging, seed: int, keeper: MakeKeeper
+) -> Values:
     name = s.ablation.value
     if s.ablation in (Ablation.mean, Ablation.optimal):
         if not len(others.prompts):
             raise UserError(
                 f"ablation={name}: no prompt is left on which constants are fitted; raise behaviour.n_samples"
             )
-        constant = faithful.mean_writes(anatomy, others, s.batch_size)
+        constant = faithful.mean_writes(anatomy, others, s.batch_size, keeper("means"))
         if s.ablation is Ablation.optimal:
             constant = faithful.fit_constants(
-                anatomy, others, constant, masks[:-1] or masks, steps=s.steps, batch_size=s.batch_size
+                anatomy,
+                others,
+                constant,
+                masks[:-1] or masks,
+                steps=s.steps,
+                batch_size=s.batch_size,
+                keeper=keeper("constants"),
             )
         return Values(name, constant)
     if s.ablation is Ablation.resample:

@@ -170,14 +170,14 @@ def _listed(value: str) -> list[str]:
     if not set(value) & set("'\"\\"):
         return value.split(",")
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import QuotedString
+    from hydra.core.override_parser.types import ChoiceSweep, QuotedString
     from hydra.errors import HydraException
 
     try:
-        read = OverridesParser.create().parse_override(f"name={value}")
+        read = OverridesParser.create().parse_override(f"name={value}").value()
     except HydraException:
         return [value]
-    several = read.value().list if read.is_choice_sweep() else [read.value()]
+    several = read.list if isinstance(read, ChoiceSweep) else [read]
     return [name.text if isinstance(name, QuotedString) else str(name) for name in several]
 
 

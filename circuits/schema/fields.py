@@ -22,8 +22,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
+from circuits.errors import UserError, suggest
+
 MISSING = "???"  # OmegaConf's mark of a mandatory value
 NAMING = ("file", "from", "path")
+ROLES = ("free", "added", *NAMING)
 Content = Literal["model", "corpus", "records", "splits", "sae", "bytes"]
 """By which rule the content of what is named is read: see ``Contents``."""
 
@@ -85,11 +88,17 @@ def naming(cfg: Any, *roles: str) -> Iterator[Named]:
 
 @lru_cache
 def _named(cls: type) -> tuple[tuple[tuple[str, ...], str, Content | None], ...]:
-    """Path, role and content rule of all fields of a dataclass, and of those inside, that have a role."""
+    """Path, role and content rule of all fields of a dataclass, and of those inside, that have a role.
+
+    Raises:
+        UserError: there is no such role.
+    """
     found: list[tuple[tuple[str, ...], str, Content | None]] = []
     hints = typing.get_type_hints(cls)
     for one in dataclasses.fields(cls):
         if role := one.metadata.get("role"):
+            if role not in ROLES:
+                raise UserError(f"{cls.__name__}.{one.name}: no role {role!r}" + suggest(role, ROLES, "roles"))
             found.append(((one.name,), role, one.metadata.get("content")))
         elif dataclasses.is_dataclass(hints[one.name]):
             found += [((one.name, *path), role, content) for path, role, content in _named(hints[one.name])]

@@ -18,7 +18,13 @@ from circuits.store.kinds import Input, Kind, Layers
 from circuits.store.layers import ranges
 
 SHOWN = 3  # ids that a message names
-PLACE = {"outputs", "multirun", "user", "cluster", "tracking"}  # where a run goes and what it tells: for its inputs, too
+PLACE = {
+    "outputs",
+    "multirun",
+    "user",
+    "cluster",
+    "tracking",
+}  # where a run goes and what it tells: for its inputs, too
 
 
 @dataclass(frozen=True)

@@ -76,9 +76,20 @@ def section(task: str) -> str | None:
 
 
 def options() -> dict[str, type]:
-    """Tasks' own option dataclasses, by section."""
-    found = {section(name): module.Options for name, module in modules().items() if hasattr(module, "Options")}
-    return {name: options for name, options in found.items() if name is not None}
+    """Tasks' own option dataclasses, by section.
+
+    Raises:
+        UserError: two tasks have a section of one name.
+    """
+    found: dict[str, type] = {}
+    for name, module in modules().items():
+        if (where := section(name)) is None:
+            continue
+        if found.setdefault(where, module.Options) is not module.Options:
+            raise UserError(
+                f"circuits/tasks/{name}.py: another task has options in a section {where}; give SECTION another name"
+            )
+    return found
 
 
 def presets() -> dict[str, str]:

@@ -138,7 +138,10 @@ def _make(context: Context, work: Work) -> None:
     )
 
     def keeper(name: str) -> Any:
-        return context.keeper({"effects": work}, name, "running circuits alone", "cell")
+        doing, unit = {"means": ("averaging writes", "prompt"), "constants": ("fitting constants", "step")}.get(
+            name, ("running circuits alone", "cell")
+        )
+        return context.keeper({"effects": work}, name, doing, unit)
 
     found = judge.judge(ask.anatomy, judged, others, scores, chosen, settings, keeper, cfg.seed)
     theirs = getattr(cfg, SECTION).circuit
