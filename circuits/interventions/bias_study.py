@@ -15,8 +15,9 @@ An effect's p is the larger of two: paired over pictures (Wilcoxon, two-sided) a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,10 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.stats import wilcoxon
+from torch import Tensor
 
 from circuits.activations.pictures import PictureRows
+from circuits.data.journal import Journal
 from circuits.data.pictures.saved import PictureSet
 from circuits.data.seeds import derive_seed
 from circuits.interventions import captioning, feature_edits
@@ -77,7 +80,7 @@ class Study:
     seed: int
     steps: int
     resamples: int = 1000
-    tell: Callable[[float, int], None] = field(default=lambda done, total: None)
+    journal: Journal = field(default_factory=Journal)
 
     def hooks(self, one: Condition) -> Hooks:
         """The condition's edits, for any rows."""
@@ -147,45 +150,42 @@ def conditions(
 
 def run(study: Study, languages: Sequence[str], wanted: Sequence[Condition]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Effects (a row for each condition, language and picture) and captions; of controls preferences alone."""
-    effects, texts = [], []
-    total, done = 2 * len(languages), 0
+    effects, texts, journal = [], [], study.journal
     for language in languages:
-        asked = captioning.ask(study.lm, study.rows, study.pictures, language, study.steps, study.batch_size)
-        study.tell(done, total)
-        base = captioning.preferences(study.lm, study.rows, asked, study.batch_size)
+        asked = captioning.ask(
+            study.lm, study.rows, study.pictures, language, study.steps, study.batch_size, journal, language
+        )
+        base = captioning.preferences(study.lm, study.rows, asked, study.batch_size, journal, language)
         effects.append(_frame(asked, None, base, base))
-        texts.append(_texts(study, asked, None, asked.said))
+        texts.append(_texts(study, asked, None, asked.said, language))
         ways = [(min(one.layers), study.hooks(one)) for one in wanted]
-        batches = -(-len(asked.decided) // study.batch_size)
-
-        def told(n: int, done: int = done, most: int = max(1, batches * len(ways))) -> None:
-            study.tell(done + n / most, total)
-
-        measured = captioning.preferences_under(study.lm, study.rows, asked, study.batch_size, ways, told)
-        done += 1
-        for one, found in zip(wanted, measured, strict=True):
+        measured = captioning.preferences_under(
+            study.lm, study.rows, asked, study.batch_size, ways, journal, f"{language}/edited"
+        )
+        for number, (one, found) in enumerate(zip(wanted, measured, strict=True)):
             frame = _frame(asked, one, base, found)
             if not one.control:
-                study.tell(done, total)
+                name = f"{language}/{number}"
                 said = captioning.captions(
-                    study.lm, study.rows, asked.pictures, asked.starts, study.steps, study.batch_size, study.hooks(one)
-                )
-                texts.append(_texts(study, asked, one, said))
+                    study.lm, study.rows, asked.pictures, asked.starts, study.steps, study.batch_size, study.hooks(one),
+                    journal, name,
+                )  # fmt: skip
+                texts.append(_texts(study, asked, one, said, name))
                 if one.kind == "scale":
-                    frame["recon"], frame["recon_share"] = reconstruction_change(study, asked, one)
+                    frame["recon"], frame["recon_share"] = reconstruction_change(study, asked, one, name)
             effects.append(frame)
-        done += 1
+    journal.end()
     return pd.concat(effects, ignore_index=True), pd.concat(texts, ignore_index=True)
 
 
 @torch.inference_mode()
 def reconstruction_change(
-    study: Study, asked: Asked, one: Condition
+    study: Study, asked: Asked, one: Condition, name: str = ""
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Per picture: the mean over its prompt's tokens of the change's norm, and of its share of the stream's; summed over layers."""
-    total, share = np.zeros(len(asked.pictures)), np.zeros(len(asked.pictures))
-    for first in range(0, len(asked.pictures), study.batch_size):
-        part = range(first, min(first + study.batch_size, len(asked.pictures)))
+
+    def some(part: range) -> Tensor:
+        total, share = np.zeros(len(part)), np.zeros(len(part))
         rows = study.rows.of_ids([asked.starts[i] for i in part], [asked.pictures[i] for i in part])
         found = forward(study.lm, rows, capture=[(study.site, layer) for layer in one.layers]).sites
         counted = rows.mask & (rows.positions >= study.skip_first)
@@ -196,10 +196,20 @@ def reconstruction_change(
             size = moved.float().norm(dim=-1).cpu().double().numpy()
             owner = counted.nonzero()[:, 0].numpy()
             n = np.bincount(owner, minlength=len(part))
-            total[list(part)] += np.bincount(owner, weights=size, minlength=len(part)) / n
+            total += np.bincount(owner, weights=size, minlength=len(part)) / n
             relative = size / flat.norm(dim=-1).cpu().double().numpy()
-            share[list(part)] += np.bincount(owner, weights=relative, minlength=len(part)) / n
+            share += np.bincount(owner, weights=relative, minlength=len(part)) / n
+        return torch.from_numpy(np.stack([total, share]))
+
+    parts = [study.journal.step(f"{name}/recon/{part.start}", partial(some, part)) for part in _parts(study, asked)]
+    total, share = torch.cat(parts, 1).numpy()
     return total, share
+
+
+def _parts(study: Study, asked: Asked) -> list[range]:
+    """The pictures of each batch."""
+    n, size = len(asked.pictures), study.batch_size
+    return [range(first, min(first + size, n)) for first in range(0, n, size)]
 
 
 def _named(one: Condition | None) -> dict[str, Any]:
@@ -221,9 +231,11 @@ def _frame(asked: Asked, one: Condition | None, base: NDArray[np.float64], found
     )
 
 
-def _texts(study: Study, asked: Asked, one: Condition | None, said: Sequence[tuple[int, ...]]) -> pd.DataFrame:
+def _texts(
+    study: Study, asked: Asked, one: Condition | None, said: Sequence[tuple[int, ...]], name: str
+) -> pd.DataFrame:
     shown = [captioning.decoded(study.lm, ids) for ids in said]
-    fluency = _nll(study, asked, said)
+    fluency = _nll(study, asked, said, name)
     return pd.DataFrame(
         {
             **_named(one),
@@ -238,11 +250,16 @@ def _texts(study: Study, asked: Asked, one: Condition | None, said: Sequence[tup
     )
 
 
-def _nll(study: Study, asked: Asked, said: Sequence[tuple[int, ...]]) -> list[float]:
-    def inputs(numbers: Sequence[int], sequences: Sequence[tuple[int, ...]]) -> ModelInput:
-        return study.rows.of_ids(sequences, [asked.pictures[i] for i in numbers], numbers)
+def _nll(study: Study, asked: Asked, said: Sequence[tuple[int, ...]], name: str) -> list[float]:
+    def some(part: range) -> Tensor:
+        def inputs(numbers: Sequence[int], sequences: Sequence[tuple[int, ...]]) -> ModelInput:
+            return study.rows.of_ids(sequences, [asked.pictures[part[i]] for i in numbers], numbers)
 
-    return nll(study.lm, asked.starts, said, inputs=inputs, batch_size=study.batch_size)
+        starts, texts = [asked.starts[i] for i in part], [said[i] for i in part]
+        return torch.tensor(nll(study.lm, starts, texts, inputs=inputs, batch_size=len(part)), dtype=torch.float64)
+
+    parts = [study.journal.step(f"{name}/nll/{part.start}", partial(some, part)) for part in _parts(study, asked)]
+    return [float(x) for part in parts for x in part]
 
 
 def summarise(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuits.activations.pictures import PictureRows
+from circuits.data.journal import Journal
 from circuits.data.pictures import lexicon
 from circuits.interventions.generation import Ids
 from circuits.model_input import ModelInput
@@ -94,11 +96,20 @@ class Asked:
         return [i for i, at in enumerate(self.decisions) if at >= 0]
 
 
-def ask(lm: LM, rows: PictureRows, pictures: Sequence[int], language: str, steps: int, batch_size: int) -> Asked:
+def ask(
+    lm: LM,
+    rows: PictureRows,
+    pictures: Sequence[int],
+    language: str,
+    steps: int,
+    batch_size: int,
+    journal: Journal | None = None,
+    name: str = "",
+) -> Asked:
     """Write the captions, and find where they decide."""
     starts = tuple(tuple(rows.ids(rows.text(picture, language))) for picture in pictures)
     words = gender_words(lm, language)
-    said = captions(lm, rows, pictures, starts, steps, batch_size)
+    said = captions(lm, rows, pictures, starts, steps, batch_size, journal=journal, name=name)
     return Asked(language, tuple(pictures), starts, tuple(said), (), words).about(words)
 
 
@@ -111,16 +122,21 @@ def captions(
     steps: int,
     batch_size: int,
     hooks: Hooks = nothing,
+    journal: Journal | None = None,
+    name: str = "",
 ) -> list[Ids]:
     """Up to `steps` likeliest tokens of each picture's caption, under edits.
 
     Every step runs the whole sequence again (see :mod:`.generation`), but from the stream entering the first block: a picture is
-    looked at once and not once a token.
+    looked at once and not once a token. `journal` keeps the captions of each batch, under `name`.
     """
     embed, end = module_at(lm.model, lm.family.embed), lm.tokenizer.eos_token_id
-    found: list[list[int]] = [[] for _ in starts]
-    for first in range(0, len(starts), batch_size):
-        active = list(range(first, min(first + batch_size, len(starts))))
+    journal = journal or Journal()
+
+    def batch(first: int) -> Tensor:
+        """The captions of a batch, ``[n, steps]``, -1 after each one's end."""
+        found: dict[int, list[int]] = {i: [] for i in range(first, min(first + batch_size, len(starts)))}
+        active = list(found)
         seen = rows.of_ids([starts[i] for i in active], [pictures[i] for i in active])
         entering = make_prefix(lm, seen, 0).resid
         for _ in range(steps):
@@ -136,12 +152,21 @@ def captions(
             active = [i for i, token in zip(active, top, strict=True) if token != end]
             if not active:
                 break
-    return [tuple(ids) for ids in found]
+        return torch.tensor([ids + [-1] * (steps - len(ids)) for ids in found.values()], dtype=torch.int64)
+
+    parts = [journal.step(f"{name}/said/{first}", partial(batch, first)) for first in range(0, len(starts), batch_size)]
+    return [tuple(token for token in ids if token >= 0) for part in parts for ids in part.tolist()]
 
 
-def preferences(lm: LM, rows: PictureRows, asked: Asked, batch_size: int) -> NDArray[np.float64]:
+def preferences(
+    lm: LM, rows: PictureRows, asked: Asked, batch_size: int, journal: Journal | None = None, name: str = ""
+) -> NDArray[np.float64]:
     """P(male) at each picture's decision, without edits; NaN where there is none."""
-    return preferences_under(lm, rows, asked, batch_size, [(0, nothing)])[0]
+    return preferences_under(lm, rows, asked, batch_size, [(0, nothing)], journal, name)[0]
+
+
+AT_ONCE = 64
+"""Edits of one batch between two safe points."""
 
 
 @torch.inference_mode()
@@ -151,26 +176,30 @@ def preferences_under(
     asked: Asked,
     batch_size: int,
     ways: Sequence[tuple[int, Hooks]],
-    tell: Callable[[int], None] = lambda done: None,
+    journal: Journal | None = None,
+    name: str = "",
 ) -> NDArray[np.float64]:
     """``[ways, pictures]``: P(male) at each picture's decision under each of several edits, NaN where there is none.
 
     Args:
         ways: the lowest layer that is edited, and the edits. All of one batch are measured before the next one, and restart from
             what the model has below that layer, which is computed once: the picture is seen once, not once an edit.
-        tell: told how many (batch, way) are done.
+        journal: keeps what was read, under `name`.
     """
-    found, done = np.full((len(ways), len(asked.pictures)), np.nan), 0
+    found, journal = np.full((len(ways), len(asked.pictures)), np.nan), journal or Journal()
     order = sorted(asked.decided, key=lambda i: -len(asked.starts[i]) - asked.decisions[i])
     male, female = (ids.to(lm.device) for ids in (asked.words.male, asked.words.female))
-    for first in range(0, len(order), batch_size):
-        part = order[first : first + batch_size]
+    by_layer = sorted(range(len(ways)), key=lambda n: ways[n][0])
+
+    def some(part: Sequence[int], chosen: Sequence[int]) -> Tensor:
+        """``[chosen ways, part]`` of one batch."""
+        read = []
         tokens = rows.of_ids(
             [asked.starts[i] + asked.said[i][: asked.decisions[i]] for i in part], [asked.pictures[i] for i in part]
         )
         unseen = rows.without_pictures([asked.starts[i] + asked.said[i][: asked.decisions[i]] for i in part])
         prefixes: dict[int, Prefix] = {}
-        for n in sorted(range(len(ways)), key=lambda n: ways[n][0]):
+        for n in chosen:
             layer, hooks = ways[n]
             if layer and layer not in prefixes:
                 prefixes = {layer: make_prefix(lm, tokens, layer)}  # one at a time: it is as large as the stream
@@ -178,9 +207,15 @@ def preferences_under(
             given = unseen if layer else tokens
             logits = forward(lm, given, edits=hooks(tokens), logits="last", prefix=start).read.float()
             odds = torch.logsumexp(logits[:, male], -1) - torch.logsumexp(logits[:, female], -1)
-            found[n, part] = torch.sigmoid(odds).cpu().double().numpy()
-            done += 1
-            tell(done)
+            read.append(torch.sigmoid(odds).cpu().double())
+        return torch.stack(read)
+
+    for first in range(0, len(order), batch_size):
+        part = order[first : first + batch_size]
+        for start in range(0, len(by_layer), AT_ONCE):
+            chosen = by_layer[start : start + AT_ONCE]
+            read = journal.step(f"{name}/preference/{first}/{start}", partial(some, part, chosen))
+            found[np.ix_(chosen, part)] = read.numpy()
     return found
 
 

@@ -11,7 +11,7 @@ with a blank picture (what the text alone decides), the person masked, the backg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from circuits.activations.pictures import PictureRows
+from circuits.data.journal import Journal
 from circuits.data.pictures import lexicon
 from circuits.data.pictures.saved import PictureSet
 from circuits.data.seeds import derive_seed
@@ -40,18 +41,18 @@ def measure(
     control: str | None = None,
     steps: int,
     batch_size: int,
-    tell: Callable[[str], None] = lambda what: None,
+    journal: Journal | None = None,
 ) -> pd.DataFrame:
     """A row for each picture and language: preference, first attribute word's share, the caption and what it says."""
     rows, found = PictureRows(pictures, lm, control), []
     for language in pictures.languages:
-        tell(f"{language}{f', {control}' if control else ''}")
-        asked = captioning.ask(lm, rows, chosen, language, steps, batch_size)
+        name = f"{control or 'plain'}/{language}"
+        asked = captioning.ask(lm, rows, chosen, language, steps, batch_size, journal, name)
         words = pictures.meta.get("words", {}).get(language)
         share = np.full(len(chosen), np.nan)
         if words:
             about = captioning.attribute_words(lm, words)
-            share = captioning.preferences(lm, rows, asked.about(about), batch_size)
+            share = captioning.preferences(lm, rows, asked.about(about), batch_size, journal, f"{name}/words")
         texts = [captioning.decoded(lm, ids) for ids in asked.said]
         found.append(
             pd.DataFrame(
@@ -59,7 +60,7 @@ def measure(
                     "control": control or "",
                     "language": language,
                     "picture": list(chosen),
-                    "preference": captioning.preferences(lm, rows, asked, batch_size),
+                    "preference": captioning.preferences(lm, rows, asked, batch_size, journal, name),
                     "word_share": share,
                     "caption": texts,
                     "says": [lexicon.label(text, language) for text in texts],

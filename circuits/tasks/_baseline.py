@@ -15,6 +15,7 @@ def make(context: Context, work: Work) -> None:
     """Measure agreement and both directions on the test pictures, beside their controls."""
     import pandas as pd
 
+    from circuits.data.journal import Journal
     from circuits.data.pictures.saved import read
     from circuits.interventions import directions
 
@@ -22,16 +23,16 @@ def make(context: Context, work: Work) -> None:
     pictures = read(context.require("prompts").path)
     lm = context.open_model()
     chosen = pictures.where("test") if any(p.split == "test" for p in pictures) else pictures.where("train")
-    found = []
     ways: list[str | None] = [None, *pictures.controls]
-    for done, control in enumerate(ways):
-        context.progress("asking about pictures", done, len(ways), "pass")
-        with context.run.stop.cutting():
-            found.append(
-                directions.measure(
-                    lm, pictures, chosen, control=control, steps=options.tokens, batch_size=options.batch_size
-                )
-            )
+    total = 3 * len(ways) * len(pictures.languages) * -(-len(chosen) // options.batch_size)
+    keeper = context.keeper({"effects": work}, "asked", "asking about pictures", "pass")
+    journal = Journal(keeper, {"device": str(lm.device), "batch_size": options.batch_size}, total)
+    steps, size = options.tokens, options.batch_size
+    found = [
+        directions.measure(lm, pictures, chosen, control=control, steps=steps, batch_size=size, journal=journal)
+        for control in ways
+    ]
+    journal.end()
     rows = directions.described(pd.concat(found, ignore_index=True), pictures)
     with context.phase("intervals"):
         metrics = directions.summarise(rows, pictures, seed=seed, resamples=min(options.resamples, 2000))

@@ -89,9 +89,10 @@ def _merged(found: list[int], languages: int, n: int) -> list[int]:
 def make(context: Context, work: Work, s: Settings) -> None:
     """Measure, and publish ``effects``, ``captions`` and ``summary``."""
     from circuits.activations.pictures import PictureRows
+    from circuits.data.journal import Journal
     from circuits.data.pictures.saved import read
     from circuits.features.bias_saved import BiasStatistics
-    from circuits.interventions import bias_study
+    from circuits.interventions import bias_study, captioning
     from circuits.sae import formats
 
     pictures = read(context.require("prompts").path)
@@ -103,9 +104,10 @@ def make(context: Context, work: Work, s: Settings) -> None:
     lm = context.open_model()
     saes = {layer: formats.load(context.require("sae", layer).path).to(lm.device) for layer in context.layers}
 
-    def tell(done: float, total: int) -> None:
-        context.progress("writing captions under edits", done, total, "pass")
-
+    batches, studied = -(-len(measured) // int(s.batch_size)), sum(not one.control for one in wanted)
+    total = len(pictures.languages) * batches * (3 + -(-len(wanted) // captioning.AT_ONCE) + 3 * studied)
+    keeper = context.keeper({"effects": work}, "captions", "writing captions under edits", "pass")
+    facts = {"device": str(lm.device), "batch_size": s.batch_size}
     study = bias_study.Study(
         lm=lm,
         rows=PictureRows(pictures, lm),
@@ -116,12 +118,13 @@ def make(context: Context, work: Work, s: Settings) -> None:
         batch_size=int(s.batch_size),
         seed=context.cfg.seed,
         steps=s.generate,
-        tell=tell,
+        journal=Journal(keeper, facts, total),
     )
     effects, texts = bias_study.run(study, pictures.languages, wanted)
-    summary = bias_study.summarise(
-        effects, texts, pictures, alpha=s.alpha, resamples=s.resamples, seed=context.cfg.seed
-    )
+    with context.phase("intervals"):
+        summary = bias_study.summarise(
+            effects, texts, pictures, alpha=s.alpha, resamples=s.resamples, seed=context.cfg.seed
+        )
     metrics = _metrics(summary, study, wanted, s)
 
     def write(out: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from circuits.store.labels import behaviour_name, readable
 from circuits.tasks._shared import layers_name
 
 if TYPE_CHECKING:
+    from circuits.data import kept_tables
     from circuits.data.pictures.saved import PictureSet
     from circuits.features.bias import Labelled, Settings
     from circuits.features.bias_saved import BiasStatistics
@@ -175,6 +177,7 @@ def _labelled(pictures: PictureSet, where: str | None) -> Labelled:
 def _make(context: Context, work: Work) -> None:
     from scipy import sparse
 
+    from circuits.data import kept_tables
     from circuits.data.pictures.saved import read
     from circuits.features import bias, bias_saved
 
@@ -186,26 +189,36 @@ def _make(context: Context, work: Work) -> None:
     )
     tested, summaries, quality, pooled = [], {}, {}, {}
     total, done = len(context.layers) * len(asked), 0
+
+    def one(layer: int, language: str) -> kept_tables.Found:
+        """A layer and language: its table, what is known of it, and the matrices of features and of shuffles."""
+        found = _pooled(context, _sae(context, layer), layer, language, len(pictures))
+        explained = {name: q.explained_variance for name, q in found.quality.items()}
+        try:
+            bias.check_groups(labelled, found.present)
+        except ValueError as e:
+            raise UserError(f"{context.run.cfg.behaviour.name}: {e}; raise behaviour.n_samples") from e
+        with context.run.stop.cutting():
+            made = bias.test(found.values, labelled, found.present, layer, language, s, context.cfg.seed)
+        facts = {
+            "l0_per_sample": found.l0,
+            "dead_features": _dead(found),
+            "mean_activation": float(found.values.data.mean()) if found.values.nnz else 0.0,
+            "explained_variance": explained,
+            **made.facts,
+        }
+        return made.table, known(facts), {"pooled": found.values, "shuffled": sparse.csc_matrix(made.shuffled)}
+
     for layer in context.layers:
-        sae = _sae(context, layer)
         for language in asked:
             context.progress("pooling and testing", done, total, "layer and language")
-            found = _pooled(context, sae, layer, language, len(pictures))
-            quality[layer, language] = {name: q.explained_variance for name, q in found.quality.items()}
-            _refuse_badly_read(context, layer, language, quality[layer, language])
-            try:
-                bias.check_groups(labelled, found.present)
-            except ValueError as e:
-                raise UserError(f"{context.run.cfg.behaviour.name}: {e}; raise behaviour.n_samples") from e
-            tested.append(bias.test(found.values, labelled, found.present, layer, language, s, context.cfg.seed))
-            pooled[bias_saved.pooled_name(layer, language)] = found.values
-            summaries[layer, language] = {
-                "l0_per_sample": found.l0,
-                "dead_features": _dead(found),
-                "mean_activation": float(found.values.data.mean()) if found.values.nnz else 0.0,
-                "explained_variance": quality[layer, language],
-                **tested[-1].facts,
-            }
+            table, facts, matrices = kept_tables.once(
+                work.partial / f"L{layer}-{language}", partial(one, layer, language)
+            )
+            _refuse_badly_read(context, layer, language, facts["explained_variance"])
+            tested.append(bias.Tested(layer, language, table, matrices["shuffled"].toarray(), facts))
+            pooled[bias_saved.pooled_name(layer, language)] = matrices["pooled"]
+            summaries[layer, language], quality[layer, language] = facts, facts["explained_variance"]
             done += 1
     with context.phase("correcting for all tests"):
         table, summary = bias.together(tested, s)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from circuits.store.labels import behaviour_name, readable
 from circuits.tasks._shared import bias_input, layers_name
 
 if TYPE_CHECKING:
+    from circuits.data import kept_tables
     from circuits.features.bias_saved import BiasStatistics
     from circuits.features.bias_saved import CrossLingual as Saved
     from circuits.features.cross_lingual import Settings
@@ -105,6 +107,7 @@ run = KIND.run
 def _make(context: Context, work: Work) -> None:
     import pandas as pd
 
+    from circuits.data import kept_tables
     from circuits.data.pictures.saved import read
     from circuits.features import cross_lingual
     from circuits.features.bias_saved import BiasStatistics
@@ -121,7 +124,8 @@ def _make(context: Context, work: Work) -> None:
     tables, by_layer = [], []
     for done, layer in enumerate(context.layers):
         context.progress("comparing languages", done, len(context.layers), "layer")
-        table, facts = _layer(context, statistics, pictures, layer, s)
+        make = partial(_layer, context, statistics, pictures, layer, s)
+        table, facts, _ = kept_tables.once(work.partial / f"L{layer}", make)
         tables.append(table.assign(layer=layer))
         by_layer.append({"layer": layer, **facts})
     metrics = _metrics(by_layer, statistics, len(pictures))
@@ -137,9 +141,7 @@ def _make(context: Context, work: Work) -> None:
     )
 
 
-def _layer(
-    context: Context, statistics: BiasStatistics, pictures: Any, layer: int, s: Settings
-) -> tuple[Any, dict[str, Any]]:
+def _layer(context: Context, statistics: BiasStatistics, pictures: Any, layer: int, s: Settings) -> kept_tables.Found:
     import numpy as np
 
     from circuits.data.seeds import derive_seed
@@ -154,11 +156,11 @@ def _layer(
     with context.run.stop.cutting():
         table, facts = cross_lingual.compare(a.tocsc(), b.tocsc(), mine, names, s, seed)
         gender = np.array([p.factors.get("seen") or p.label for p in pictures])
-        known = np.flatnonzero(np.isin(gender, ["male", "female"]))
-        groups = [pictures[i].group for i in known]
-        chosen = {name: one[known].tocsc() for name, one in pooled.items()}
-        facts["probes"] = cross_lingual.probe(chosen, gender[known] == "male", groups, s, seed)
-    return table, facts
+        told = np.flatnonzero(np.isin(gender, ["male", "female"]))
+        groups = [pictures[i].group for i in told]
+        chosen = {name: one[told].tocsc() for name, one in pooled.items()}
+        facts["probes"] = cross_lingual.probe(chosen, gender[told] == "male", groups, s, seed)
+    return table, known(facts), {}
 
 
 def _metrics(by_layer: list[dict[str, Any]], statistics: BiasStatistics, n: int) -> dict[str, Any]:

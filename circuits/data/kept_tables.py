@@ -1,0 +1,40 @@
+"""Tables that a long loop makes one by one, each kept as a directory of its own until the whole is published."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.files import read_json, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from scipy import sparse
+
+    Found = tuple[pd.DataFrame, dict[str, Any], Mapping[str, sparse.csc_matrix]]
+
+
+def once(directory: Path, make: Callable[[], Found]) -> Found:
+    """A table, its facts (JSON-able) and its matrices, as they are read from `directory`; made and put there where they are not."""
+    import pandas as pd
+    from scipy import sparse
+
+    if not directory.is_dir():
+        table, facts, matrices = make()
+        partial = directory.with_name(f"{directory.name}.new")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        table.to_parquet(partial / "table.parquet")
+        write_json(partial / "facts.json", {**facts, "matrices": sorted(matrices)})
+        for name, matrix in matrices.items():
+            sparse.save_npz(partial / f"{name}.npz", matrix, compressed=False)
+        partial.rename(directory)
+    facts = read_json(directory / "facts.json")
+    names = facts.pop("matrices")
+    return (
+        pd.read_parquet(directory / "table.parquet"),
+        facts,
+        {name: sparse.csc_matrix(sparse.load_npz(directory / f"{name}.npz")) for name in names},
+    )
