@@ -9,20 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from circuits.models.load import LM
 
 
-def open(what: str, **options: Any) -> Any:
+def open(what: str | Path, **options: Any) -> Any:
     """An artifact, opened: ``circuits.open("sae/tiny-L3-topk-9c41d2a81f3e")`` or ``circuits.open("sae", layer=3, sae__k=64)``.
 
     Args:
-        what: the artifact's id as tables and reports show it, or its directory; or its kind (``sae``, ``activations``,
-            ``interpret``, ``prompts``, ``baseline``, ``tokens``, ``tiny``), which `options` then make one artifact.
+        what: the artifact's id as tables and reports show it, or its directory; or its kind (``sae``, ``activations`` …),
+            which `options` then make one artifact.
         options: as on the command line; write ``__`` for the dot of ``sae.k``. ``outputs=`` names the folder that holds the
             store (default: ``outputs`` in the current directory).
 
     Returns:
-        What the kind is in memory: ``sae``: a :class:`circuits.sae.modules.base.SAE` on the CPU; ``activations``: an
+        What the kind is in memory (all in docs/python.md): ``sae``: a
+            :class:`circuits.sae.modules.base.SAE` on the CPU; ``activations``: an
         :class:`~circuits.activations.store.ActivationStore`; ``interpret``: an :class:`~circuits.features.saved.Interpretation`;
         ``prompts``: a :class:`~circuits.data.prompts.PromptSet`; ``baseline``: a :class:`~circuits.stats.saved.Measurement`;
         ``tokens``: a :class:`~circuits.data.textstore.TextStore`; ``tiny``: an :class:`~circuits.models.load.LM`.

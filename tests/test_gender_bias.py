@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import Cli, shared
 from filelock import FileLock
+from pieces import in_pieces
+from scipy import sparse
 from slurm.queueing import Queue
 
 import circuits
+from circuits.activations.pictures import PictureRows
+from circuits.data import kept_tables
+from circuits.data.journal import Journal
+from circuits.data.keeper import Keeper
+from circuits.interventions import bias_study
 
 MODEL = [
     "model=tiny_vlm",
@@ -98,6 +107,44 @@ def test_amplification_is_as_many_times_the_ablation_in_the_artifacts(study: Cli
     for (layers, which, factor), row in scaled.iterrows():
         ablated = scaled.loc[(layers, which, 0.0), "recon_male_mean"]
         assert row["recon_male_mean"] == pytest.approx(abs(factor - 1) * ablated, rel=1e-3)
+
+
+def test_captions_under_edits_are_the_same_in_one_go_and_in_pieces(study: Cli, tmp_path: Path) -> None:
+    (lm,), (pictures,) = ([circuits.open(path) for path in study.artifacts(kind)] for kind in ("tiny", "prompts"))
+    found = study.artifacts("sae")[0]
+    layer = json.loads((found / "manifest.json").read_text())["layers"][0]
+    once = bias_study.Condition((layer,), "both", "scale", 0.0, {layer: (0, 1, 2)})
+    wanted = [once, dataclasses.replace(once, features={layer: (5, 6, 7)}, control=1)]
+
+    def work(keeper: Keeper[str]) -> pd.DataFrame:
+        asked = bias_study.Study(
+            lm, PictureRows(pictures, lm), tuple(pictures.where("test")[:5]), {layer: circuits.open(found)},
+            "resid_post", 1, 2, 0, steps=6, journal=Journal(keeper),
+        )  # fmt: skip
+        effects, texts = bias_study.run(asked, pictures.languages[:1], wanted)
+        return pd.concat([effects, texts], axis=1)
+
+    pd.testing.assert_frame_equal(in_pieces({"effects": tmp_path / "kept"}, work, (1, 4, 3)), work(Keeper()))
+
+
+def test_a_table_is_made_once_and_read_as_it_was_written(tmp_path: Path) -> None:
+    table = pd.DataFrame({"d": [0.1 + 0.2, np.nan], "language": ["english", "arabic"]}, index=[3, 7])
+    matrix, made = sparse.random(5, 7, 0.3, format="csc", rng=0), []
+
+    def make() -> kept_tables.Found:
+        made.append(1)
+        if len(made) == 1:
+            raise KeyboardInterrupt
+        return table, {"n": 2, "d": 1 / 3, "none": None}, {"m": matrix}
+
+    (tmp_path / "L1.new").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        kept_tables.once(tmp_path / "L1", make)
+    for _ in range(2):
+        again, facts, matrices = kept_tables.once(tmp_path / "L1", make)
+        pd.testing.assert_frame_equal(again, table)
+        assert facts == {"n": 2, "d": 1 / 3, "none": None} and (matrices["m"] != matrix).nnz == 0
+    assert len(made) == 2
 
 
 def test_the_page_has_all_of_it_and_loads_nothing(study: Cli) -> None:

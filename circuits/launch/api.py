@@ -71,8 +71,10 @@ def by_id(what: str, given: Mapping[str, Any]) -> tuple[Kind, Path]:
     return registry.kind(read_json(place / "manifest.json")["kind"]), place
 
 
-def open_artifact(what: str, given: Mapping[str, Any]) -> Any:
+def open_artifact(what: str | Path, given: Mapping[str, Any]) -> Any:
     """See :func:`circuits.open`."""
+    if isinstance(what, Path):
+        what = str(what.absolute())
     if "/" in what or "\\" in what:
         kind, path = by_id(what, given)
     else:
