@@ -12,8 +12,11 @@ import torch
 from conftest import QUICK as BRIEF
 from conftest import Cli
 
-from circuits.sae import crosscoder
-from circuits.sae.crosscoder import Block, Measured
+from circuits.sae import across, crosscoder
+from circuits.sae.cross_layer import CrossLayerTranscoder
+from circuits.sae.crosscoder import Block, BlockSums, Measured
+from circuits.sae.massive import find, parts
+from circuits.sae.modules import SAEConfig, architectures
 from circuits.sae.normalise import measure
 from circuits.sae.spec import TrainSpec
 from circuits.sae.synthetic import World
@@ -191,3 +194,37 @@ def test_models_of_other_widths_are_refused(warm: Cli, second: Path, tmp_path: P
     (narrow / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
     refused = warm("task=crosscoder", "layer=1", f"crosscoder.beside={narrow}", *QUICK)
     assert refused.code == 2 and "64 wide at resid_post, the model 128; equal widths are joined" in refused.err
+
+
+@pytest.mark.parametrize("what", ["crosscoder", "transcoder"])
+def test_held_out_sums_are_the_same_in_one_go_and_in_pieces(what: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, keep = torch.randn(12, 9, 2 * WIDTH, generator=generator), torch.ones(12, 9, dtype=torch.bool)
+    x[3, 4], keep[5, 7:] = 1e4, False
+
+    def fresh() -> BlockSums:
+        if what == "crosscoder":
+            sae = architectures()["relu"].sae(SAEConfig(2 * WIDTH, 40, blocks=2))
+            found: BlockSums = Measured(sae, [Block(0, 0, 1.0), Block(1, 0, 2.0)])
+        else:
+            half = WIDTH // 2
+            sae = CrossLayerTranscoder(SAEConfig(2 * half, 40, d_out=2 * half, blocks=2))
+            found = across.Measured(sae)
+        for weight in sae.parameters():
+            weight.data.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+        sae.massive = find(x[keep], parts(sae.cfg.d_in, sae.cfg.d_out, 2), 10.0)
+        assert sae.massive is not None
+        return found
+
+    def fed(found: BlockSums, rows: slice) -> BlockSums:
+        for part in range(rows.start, rows.stop, 3):
+            found.add(x[part : part + 3], keep[part : part + 3])
+        return found
+
+    whole, first = fed(fresh(), slice(0, 12)), fed(fresh(), slice(0, 6))
+    again = fresh()
+    again.load({name: value.clone() for name, value in first.state().items()})
+    fed(again, slice(6, 12))
+    assert whole.state().keys() == again.state().keys()
+    assert all(torch.equal(value, again.state()[name]) for name, value in whole.state().items())
+    assert whole.counts == again.counts and whole.explained_variance()[1] == again.explained_variance()[1]

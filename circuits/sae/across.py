@@ -10,17 +10,23 @@ from torch import Tensor
 
 from circuits.sae.cross_layer import CrossLayerTranscoder
 from circuits.sae.crosscoder import BlockSums
-from circuits.sae.metrics import LeftOut
 
 
 class Measured(BlockSums):
     """Feed it held-out rows [x of all layers | y of all layers] with `add`, then read."""
 
+    SUMS = ("fired", "seen")
+    sae: CrossLayerTranscoder
+
     def __init__(self, sae: CrossLayerTranscoder) -> None:
-        super().__init__(sae.layers)
-        self.sae = sae
+        super().__init__(sae, sae.layers)
         self.fired = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=sae.W_enc.device)
-        self.rows, self.left_out = 0.0, LeftOut(sae)
+        self.seen = torch.zeros((), dtype=torch.float64)
+
+    @property
+    def rows(self) -> float:
+        """Rows that count."""
+        return float(self.seen)
 
     @torch.no_grad()
     def add(self, rows: Float[Tensor, "n pos d"], keep: Bool[Tensor, "n pos"]) -> None:
@@ -36,7 +42,7 @@ class Measured(BlockSums):
         error = (centred - (sae.decode(f) - sae.b_dec)) * keep[..., None]
         self.add_rows(error, centred, keep, (f > 0).sum((1, 2)))
         self.fired += (f > 0).flatten(0, 1).sum(0)
-        self.rows += float(keep.sum())
+        self.seen += float(keep.sum())
 
     def metrics(self, seed: int) -> dict[str, Any]:
         """Explained variance in the mean of all layers and of each, active features a row, in all and of each layer."""

@@ -18,7 +18,8 @@ and a feature is exclusive only where ν_error < 0.2 and ν_reconstruction < 0.5
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,13 +60,32 @@ def relative_norm(found: Array, blocks: Sequence[Block]) -> Array:
     return np.divide(b, a + b, out=np.full_like(a, np.nan), where=a + b > 0)
 
 
-class BlockSums:
+class BlockSums(ABC):
     """Sums over held-out rows from which explained variance follows, block by block, in units in which blocks count alike."""
 
-    def __init__(self, blocks: int) -> None:
-        self.n = blocks
+    SUMS: tuple[str, ...] = ()
+    """Attributes in which a subclass sums up more."""
+
+    def __init__(self, sae: SAE, blocks: int) -> None:
+        self.sae, self.n, self.left_out = sae, blocks, LeftOut(sae)
         self._rows: list[Tensor] = []
         self._totals: list[Tensor] = []
+
+    @abstractmethod
+    def add(self, rows: Float[Tensor, "n pos d"], keep: Bool[Tensor, "n pos"]) -> None:
+        """Whole sequences; only positions where `keep` is True count."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What :meth:`load` takes."""
+        mine: dict[str, Tensor] = {name: getattr(self, name) for name in self.SUMS}
+        return {"rows": torch.cat(self._rows), "totals": torch.cat(self._totals), **mine, **self.left_out.state()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a :meth:`state`."""
+        self._rows, self._totals = [tensors["rows"]], [tensors["totals"]]
+        for name in self.SUMS:
+            getattr(self, name).copy_(tensors[name])
+        self.left_out.load(tensors)
 
     def add_rows(
         self,
@@ -113,11 +133,12 @@ class BlockSums:
 class Measured(BlockSums):
     """Beside explained variance activity, and what latent scaling needs. Feed `add`, then read."""
 
+    SUMS = ("fired", "squares", "products")
+
     def __init__(self, sae: SAE, blocks: Sequence[Block]) -> None:
-        super().__init__(len(blocks))
-        self.sae, self.blocks = sae, tuple(blocks)
+        super().__init__(sae, len(blocks))
+        self.blocks = tuple(blocks)
         device, m = sae.W_dec.device, sae.cfg.d_sae
-        self.left_out = LeftOut(sae)
         self.two = len({block.model for block in blocks}) == 2
         self.fired = torch.zeros(m, dtype=torch.float64, device=device)
         self.squares = torch.zeros(m, dtype=torch.float64, device=device)
@@ -127,10 +148,10 @@ class Measured(BlockSums):
         self._by = scale.repeat_interleave(sae.cfg.d_in // len(blocks))
 
     @torch.no_grad()
-    def add(self, x: Float[Tensor, "n pos d"], keep: Bool[Tensor, "n pos"]) -> None:
+    def add(self, rows: Float[Tensor, "n pos d"], keep: Bool[Tensor, "n pos"]) -> None:
         """Whole sequences; only positions where `keep` is True count. Rows are compared in units in which blocks count alike."""
         sae, device = self.sae, self.sae.W_dec.device
-        x = x.to(device, torch.float32)
+        x = rows.to(device, torch.float32)
         keep = self.left_out.kept(x, keep.to(device))
         x = torch.where(keep[..., None], x, sae.b_dec)
         f = sae.encode(x) * keep[..., None]

@@ -55,11 +55,11 @@ def measure(
         layer: {name: Evaluator(sae, seed=seed) for name, sae in found.items()} for layer, found in controls.items()
     }
     keeper, chunk = keeper or Keeper(), _sequences(stream)
-    kept = keeper.begin({layer: _facts(stream, sae, n_sequences, chunk) for layer, sae in saes.items()})
+    kept = keeper.begin({layer: facts_of(stream, sae, n_sequences, chunk) for layer, sae in saes.items()})
     for layer, (tensors, _) in kept.items():
-        evaluators[layer].load(_part(tensors, "trained."))
+        evaluators[layer].load(part_of(tensors, "trained."))
         for name, one in beside.get(layer, {}).items():
-            one.load(_part(tensors, f"{name}."))
+            one.load(part_of(tensors, f"{name}."))
     dropped = [meta["dropped"] for _, meta in kept.values() if meta["done"] == keeper.start]
 
     def state(layer: int) -> State:
@@ -111,14 +111,15 @@ def _shown(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {name: metrics[name] for name in names}
 
 
-def _facts(stream: Stream, sae: SAE, n_sequences: int, chunk: int) -> dict[str, Any]:
+def facts_of(stream: Stream, sae: SAE, n_sequences: int, chunk: int) -> dict[str, Any]:
     """What the sums of a layer are a function of, beside its key: the very SAE (a machine may train another one), the batches."""
     beside = list(stream.layers) if stream.nonfinite == "drop" else []  # a row that is dropped for one layer is for all
     weights = [repr(float(value.sum(dtype=torch.float32))) for value in sae.state_dict().values()]
     return {"sequences": n_sequences, "chunk": chunk, "beside": beside, "weights": weights}
 
 
-def _part(tensors: Mapping[str, Tensor], before: str) -> dict[str, Tensor]:
+def part_of(tensors: Mapping[str, Tensor], before: str) -> dict[str, Tensor]:
+    """Those whose names begin so, by the rest of their names."""
     return {name.removeprefix(before): value for name, value in tensors.items() if name.startswith(before)}
 
 

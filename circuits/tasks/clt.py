@@ -224,7 +224,7 @@ def _publish(
     context, (first, sae) = member.context, next(iter(saes.items()))
     cfg, work = context.cfg, member.works[first]
     measured = {"trained": Measured(sae), **{name: Measured(one) for name, one in controls[first].items()}}
-    joined.measure(context, stream, measured, None if cfg.sae.from_ is None else cfg.sae.massive)
+    joined.measure(context, work, stream, measured, None if cfg.sae.from_ is None else cfg.sae.massive)
     with context.run.stop.cutting():
         table, metrics = _measures(context, sae, measured, steps[first][0])
     sites = [site.value for site in (cfg.sae.site, cfg.sae.target_site or cfg.sae.site)]

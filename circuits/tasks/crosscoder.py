@@ -199,7 +199,7 @@ def _publish(
     blocks = _layout(context, sae)
     measured = {"trained": Measured(sae, blocks)}
     measured |= {name: Measured(one, blocks) for name, one in controls[first].items()}
-    joined.measure(context, stream, measured)
+    joined.measure(context, work, stream, measured)
     with context.run.stop.cutting():
         table, facts = _features(sae, blocks, measured["trained"])
         metrics = _metrics(context, sae, blocks, measured, steps[first]) | facts

@@ -9,7 +9,9 @@ from circuits.schema import NonFinitePolicy, SaeConfig, SaeSource
 
 if TYPE_CHECKING:
     from circuits.activations.stream import Stream
-    from circuits.run.context import Context
+    from circuits.data.keeper import State
+    from circuits.run.context import Context, Work
+    from circuits.sae.crosscoder import BlockSums
 
 
 def problems(sae: SaeConfig) -> list[str]:
@@ -30,13 +32,33 @@ def say_left_out(context: Context, metrics: Mapping[str, Any]) -> None:
         context.say(found)
 
 
-def measure(context: Context, stream: Stream, measured: Mapping[str, Any], massive: float | None = None) -> None:
-    """Feed the held-out rows to each of `measured`; may be stopped between sequences, and begins anew. `massive`: of something that
-    says nothing of massive rows, the first sequences settle what is left out."""
+def measure(
+    context: Context, work: Work, stream: Stream, measured: Mapping[str, BlockSums], massive: float | None = None
+) -> None:
+    """Feed the held-out rows to each of `measured`; a stop is heard between sequences, and the pass goes on where it was.
+
+    Args:
+        context: the run's.
+        work: whose unfinished part keeps the sums.
+        stream: gives the held-out rows.
+        measured: what is fed, by name.
+        massive: of something that says nothing of massive rows, the first sequences settle what is left out.
+    """
+    from circuits.sae.evaluate import facts_of, part_of
     from circuits.sae.massive import find, parts
 
-    done, wanted, (first,) = 0, context.cfg.sae.heldout_sequences, stream.layers
-    for part in stream.heldout(wanted):
+    wanted, (first,) = context.cfg.sae.heldout_sequences, stream.layers
+    keeper = context.keeper({first: work}, "measured", "measuring", "sequence")
+    facts = {first: {name: facts_of(stream, one.sae, wanted, stream.forward_batch) for name, one in measured.items()}}
+    for tensors, _ in keeper.begin(facts).values():
+        for name, one in measured.items():
+            one.load(part_of(tensors, f"{name}."))
+
+    def state(_: int) -> State:
+        return {f"{name}.{key}": value for name, one in measured.items() for key, value in one.state().items()}, {}
+
+    done = keeper.start
+    for part in stream.heldout(wanted, first=done):
         for one in measured.values() if done == 0 and massive is not None else ():
             cfg = one.sae.cfg
             widths = parts(cfg.d_in, cfg.d_out, max(1, cfg.blocks))
@@ -44,4 +66,5 @@ def measure(context: Context, stream: Stream, measured: Mapping[str, Any], massi
         for one in measured.values():
             one.add(part.sites[first], part.keep)
         done += len(part.tokens)
-        context.progress("measuring", done, wanted, "sequence")
+        keeper.step(done, wanted, state)
+    keeper.end(done, state)
