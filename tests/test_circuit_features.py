@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from pieces import Stop, stopping_after
 from small_models import VOCAB, build
 
 from circuits.attribution.anatomy import Anatomy
-from circuits.attribution.features import study
+from circuits.attribution.features import drawn, study
 from circuits.attribution.features.dictionaries import CrossLayer, Dictionaries
 from circuits.attribution.features.effects import contributions, observe, removed
 from circuits.attribution.features.graph import Target, trace
@@ -193,7 +197,7 @@ def test_a_graph_is_whole_and_pruning_keeps_what_it_says(kind: str) -> None:
 
 
 @pytest.mark.parametrize("reference", list(Reference))
-def test_a_study_has_its_tables_goes_on_where_it_was_and_says_how_good_it_is(reference: Reference) -> None:
+def test_a_study_has_its_tables_and_says_how_good_it_is(reference: Reference) -> None:
     lm, d = build("qwen3"), dictionaries("sae", (0, 1))
     s = Settings(level=Level.features, method="eap", graphs=2, max_features=20, min_explained=-1e9, verify_samples=3,
                  reference=reference, logits=Explained.top)  # fmt: skip
@@ -208,3 +212,32 @@ def test_a_study_has_its_tables_goes_on_where_it_was_and_says_how_good_it_is(ref
     assert bool(m["checks"]) == (reference is Reference.zero)
     with pytest.raises(UserError, match="explain too little of these prompts"):
         study.run(Ask(lm, prompts(), Settings(level=Level.features, method="eap")), d, lambda _: Keeper())
+
+
+def test_a_study_that_is_cut_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, d = build("qwen3"), dictionaries("sae", (0, 1))
+    s = Settings(level=Level.features, method="eap", graphs=3, max_features=20, min_explained=-1e9, verify_samples=3)
+    ask, traced = Ask(lm, prompts(), s), []
+    whole = study.run(ask, d, lambda _: Keeper())
+    counted = drawn._graph
+    monkeypatch.setattr(drawn, "_graph", lambda *given: (traced.append(given[2].id), counted(*given))[1])
+
+    def run(cut: str, after: int) -> study.Features:
+        def keeper(name: str) -> Keeper[str]:
+            path = {"effects": tmp_path / name}
+            return stopping_after(after, path) if name == cut else Keeper(path)
+
+        def tell(done: int, total: int) -> None:
+            if cut == "graphs" and done == after:
+                raise Stop
+
+        return study.run(ask, d, keeper, None, lambda text: None, tell, tmp_path)
+
+    for cut, after in (("contributions", 2), ("checks", 2), ("graphs", 2)):
+        with pytest.raises(Stop):
+            run(cut, after)
+    again = run("", 0)
+    assert traced == ["p0", "p1", "p2"], "each graph is traced once"
+    for name in ("features", "nodes", "links"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(whole, name))
+    assert again.metrics == whole.metrics

@@ -1,4 +1,4 @@
-"""Tables that a long loop makes one by one, each kept as a directory of its own until the whole is published."""
+"""What a long loop makes one by one, each of them kept as a directory of its own until the whole is published."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
     import pandas as pd
     from scipy import sparse
 
-    Found = tuple[pd.DataFrame, dict[str, Any], Mapping[str, sparse.csc_matrix]]
+    Found = tuple[Mapping[str, pd.DataFrame], dict[str, Any], Mapping[str, sparse.csc_matrix]]
 
 
 def once(directory: Path, make: Callable[[], Found]) -> Found:
-    """A table, its facts (JSON-able) and its matrices, as they are read from `directory`; made and put there where they are not."""
+    """Tables, facts (JSON-able) and matrices, as they are read from `directory`; made and put there where they are not."""
     import pandas as pd
     from scipy import sparse
 
     if not directory.is_dir():
-        table, facts, matrices = make()
+        tables, facts, matrices = make()
         partial = directory.with_name(f"{directory.name}.new")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        table.to_parquet(partial / "table.parquet")
-        write_json(partial / "facts.json", {**facts, "matrices": sorted(matrices)})
+        for name, table in tables.items():
+            table.to_parquet(partial / f"{name}.parquet")
+        write_json(partial / "facts.json", {"tables": list(tables), "matrices": list(matrices), "facts": facts})
         for name, matrix in matrices.items():
             sparse.save_npz(partial / f"{name}.npz", matrix, compressed=False)
         partial.rename(directory)
-    facts = read_json(directory / "facts.json")
-    names = facts.pop("matrices")
+    there = read_json(directory / "facts.json")
     return (
-        pd.read_parquet(directory / "table.parquet"),
-        facts,
-        {name: sparse.csc_matrix(sparse.load_npz(directory / f"{name}.npz")) for name in names},
+        {name: pd.read_parquet(directory / f"{name}.parquet") for name in there["tables"]},
+        there["facts"],
+        {name: sparse.csc_matrix(sparse.load_npz(directory / f"{name}.npz")) for name in there["matrices"]},
     )

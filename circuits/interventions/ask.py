@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from circuits.data.keeper import Keeper
 from circuits.data.prompts import PromptSet
 from circuits.data.seeds import derive_seed
 from circuits.interventions.positions import Positions, parse
@@ -36,6 +37,7 @@ class Ask:
         saes: by layer, where features are edited.
         seed: from which each draw derives its own.
         tell: told (what, done, all) during longer preparations; may end the work.
+        keep: where what a preparation has measured is kept, by a name.
     """
 
     lm: LM
@@ -46,6 +48,7 @@ class Ask:
     saes: Mapping[int, SAE] = field(default_factory=dict)
     seed: int = 0
     tell: Callable[[str, int, int], None] = lambda what, done, total: None
+    keep: Callable[[str], Keeper[str]] = lambda name: Keeper()
 
     @property
     def positions(self) -> Positions:

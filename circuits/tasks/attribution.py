@@ -241,12 +241,13 @@ def _features(context: Context, work: Work, settings: Settings) -> None:
     context.say(f"features of {where} on {len(prompts)} prompts")
 
     def keeper(name: str) -> Keeper[str]:
-        return context.keeper({"effects": work}, name, "measuring contributions", "prompt")
+        doing = "measuring contributions" if name == "contributions" else "taking features out"
+        return context.keeper({"effects": work}, name, doing, "prompt")
 
     def tell(done: int, total: int) -> None:
         context.progress("tracing graphs", done, total, "graph")
 
-    found = features.run(ask, d, keeper, labels, context.say, tell)
+    found = features.run(ask, d, keeper, labels, context.say, tell, work.partial)
     artifact = work.commit(found.write)
     m = found.metrics
     best = m["strongest"][0] if m["strongest"] else {"layer": "-", "feature": "-", "effect_mean": float("nan")}

@@ -207,16 +207,20 @@ def _make(context: Context, work: Work) -> None:
             "explained_variance": explained,
             **made.facts,
         }
-        return made.table, known(facts), {"pooled": found.values, "shuffled": sparse.csc_matrix(made.shuffled)}
+        return (
+            {"tested": made.table},
+            known(facts),
+            {"pooled": found.values, "shuffled": sparse.csc_matrix(made.shuffled)},
+        )
 
     for layer in context.layers:
         for language in asked:
             context.progress("pooling and testing", done, total, "layer and language")
-            table, facts, matrices = kept_tables.once(
+            tables, facts, matrices = kept_tables.once(
                 work.partial / f"L{layer}-{language}", partial(one, layer, language)
             )
             _refuse_badly_read(context, layer, language, facts["explained_variance"])
-            tested.append(bias.Tested(layer, language, table, matrices["shuffled"].toarray(), facts))
+            tested.append(bias.Tested(layer, language, tables["tested"], matrices["shuffled"].toarray(), facts))
             pooled[bias_saved.pooled_name(layer, language)] = matrices["pooled"]
             summaries[layer, language], quality[layer, language] = facts, facts["explained_variance"]
             done += 1

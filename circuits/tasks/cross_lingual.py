@@ -125,8 +125,8 @@ def _make(context: Context, work: Work) -> None:
     for done, layer in enumerate(context.layers):
         context.progress("comparing languages", done, len(context.layers), "layer")
         make = partial(_layer, context, statistics, pictures, layer, s)
-        table, facts, _ = kept_tables.once(work.partial / f"L{layer}", make)
-        tables.append(table.assign(layer=layer))
+        found, facts, _ = kept_tables.once(work.partial / f"L{layer}", make)
+        tables.append(found["features"].assign(layer=layer))
         by_layer.append({"layer": layer, **facts})
     metrics = _metrics(by_layer, statistics, len(pictures))
 
@@ -160,7 +160,7 @@ def _layer(context: Context, statistics: BiasStatistics, pictures: Any, layer: i
         groups = [pictures[i].group for i in told]
         chosen = {name: one[told].tocsc() for name, one in pooled.items()}
         facts["probes"] = cross_lingual.probe(chosen, gender[told] == "male", groups, s, seed)
-    return table, known(facts), {}
+    return {"features": table}, known(facts), {}
 
 
 def _metrics(by_layer: list[dict[str, Any]], statistics: BiasStatistics, n: int) -> dict[str, Any]:

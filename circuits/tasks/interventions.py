@@ -251,11 +251,16 @@ def _make(context: Context, work: Work) -> str | None:
     def tell(what: str, done: int, total: int) -> None:
         context.progress(what, done, total, "unit")
 
+    def keep(name: str) -> Keeper[str]:
+        return context.keeper({"effects": work}, readable(name.replace("/", "-")), "choosing strengths", "cell")
+
     def keeper(name: str) -> Keeper[str]:
         worth = {"worth_s": 0.0} if given.world_size > 1 else {}
         return context.keeper({"effects": work}, name, f"measuring {name}", "cell", **worth)
 
-    ask = Ask(lm, measured, others, context.layers, settings, _saes(context, paths, lm.device), context.cfg.seed, tell)
+    ask = Ask(
+        lm, measured, others, context.layers, settings, _saes(context, paths, lm.device), context.cfg.seed, tell, keep
+    )
     if settings.batch_size == "auto":
         ask = replace(ask, settings=replace(settings, batch_size=_batch_size(context, work, ask)))
     if given.world_size > 1:

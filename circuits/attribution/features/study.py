@@ -19,21 +19,18 @@ import pandas as pd
 import torch
 
 from circuits.attribution.features.dictionaries import CrossLayer, Dictionaries
+from circuits.attribution.features.drawn import drawn
 from circuits.attribution.features.effects import Key, contributions, line, observe, removed
-from circuits.attribution.features.graph import Graph, Target, trace
-from circuits.attribution.features.local import Active, Local, explained
-from circuits.attribution.settings import Explained, Reference
+from circuits.attribution.features.local import Active, explained
+from circuits.attribution.settings import Reference
 from circuits.attribution.study import Ask
 from circuits.data.keeper import Keeper, State
-from circuits.data.prompts import Prompt
 from circuits.errors import UserError
 from circuits.files import write_json
-from circuits.models.modules import module_at
 
 MakeKeeper = Callable[[str], Keeper[str]]
 CHECKED = 12
 """Strongest features that are taken out one by one; beside them the 2, 4 and 8 strongest together."""
-TOP_P, TOP_N = 0.95, 10
 
 
 @dataclass
@@ -59,8 +56,9 @@ def run(
     labels: Mapping[int, Mapping[int, str]] | None = None,
     say: Callable[[str], None] = lambda text: None,
     tell: Callable[[int, int], None] = lambda done, total: None,
+    place: Path | None = None,
 ) -> Features:
-    """The whole study; `tell` is told (graphs done, all), and may end the work.
+    """The whole study; `tell` is told (graphs done, all), and may end the work; in `place` each graph is kept until all are there.
 
     Raises:
         UserError: SAEs that explain too little of these prompts; a site that cannot be cut.
@@ -72,8 +70,8 @@ def run(
     check_explained(ask, dictionaries, say)
     rows, facts = _contributions(ask, dictionaries, keeper("contributions"))
     table = _features(ask, rows, labels or {})
-    checks = _checks(ask, dictionaries, rows, table)
-    nodes, links, graphs = _graphs(ask, dictionaries, tell, labels or {})
+    checks = _checks(ask, dictionaries, rows, table, keeper("checks"))
+    nodes, links, graphs = drawn(ask, dictionaries, tell, labels or {}, place)
     return Features(table, nodes, links, _metrics(ask, dictionaries, table, rows, facts, checks, graphs))
 
 
@@ -156,15 +154,25 @@ def _features(ask: Ask, rows: pd.DataFrame, labels: Mapping[int, Mapping[int, st
     return table.loc[order].reset_index(drop=True)
 
 
-def _checks(ask: Ask, d: Dictionaries, rows: pd.DataFrame, table: pd.DataFrame) -> list[dict[str, Any]]:
+def _checks(
+    ask: Ask, d: Dictionaries, rows: pd.DataFrame, table: pd.DataFrame, keeper: Keeper[str]
+) -> list[dict[str, Any]]:
     """The strongest features taken out, one by one and together, beside what is predicted."""
     if ask.settings.reference is Reference.corrupt:  # α says what the pair changes, and not what absence does
         return []
     strongest: list[Key] = [(int(r["layer"]), int(r["feature"])) for r in table.head(CHECKED).to_dict("records")]
     groups: list[list[Key]] = [[key] for key in strongest] + [strongest[:k] for k in (2, 4, 8) if len(strongest) > k]
     by = rows.set_index(["prompt", "layer", "feature"])["alpha"].to_dict()
-    found = []
-    for i, p in enumerate(ask.prompts.prompts[: ask.settings.verify_samples]):
+    found: list[dict[str, Any]] = []
+    some = ask.prompts.prompts[: ask.settings.verify_samples]
+
+    def state(_: str) -> State:
+        return {}, {"found": found}
+
+    facts = {"rows": [p.id for p in some], "groups": [[list(key) for key in group] for group in groups]}
+    for _, meta in keeper.begin({"effects": facts}).values():
+        found += meta["found"]
+    for i, p in enumerate(some[keeper.start :], keeper.start):
         for group, change in zip(groups, removed(ask.anatomy, d, p, groups), strict=True):
             there = [key for key in group if (i, *key) in by]
             if not there:
@@ -179,61 +187,9 @@ def _checks(ask: Ask, d: Dictionaries, rows: pd.DataFrame, table: pd.DataFrame) 
                     "measured": change,
                 }
             )
+        keeper.step(i + 1, len(some), state)
+    keeper.end(len(some), state)
     return found
-
-
-def targets(ask: Ask, local: Local, p: Prompt) -> list[Target]:
-    """What a graph explains: target − foil, or the likeliest logits, each against the mean of all."""
-    lm = ask.lm
-    head = module_at(lm.model, lm.family.lm_head).weight
-    name = lambda i: lm.tokenizer.decode([i]) if lm.tokenizer is not None else str(i)  # noqa: E731
-    if ask.settings.logits is Explained.difference:
-        a, b = p.target_ids[0], p.foil_ids[0]
-        return [Target(a, f"{name(a)} − {name(b)}", (head[a] - head[b]).float(), 1.0)]
-    chance = local.logits.softmax(-1)
-    value, index = chance.topk(min(TOP_N, len(chance)))
-    stop = int((value.cumsum(0) < TOP_P).sum()) + 1
-    mean = head.float().mean(0)
-    return [
-        Target(int(i), name(int(i)), head[i].float() - mean, float(v))
-        for i, v in zip(index[:stop].tolist(), value[:stop].tolist(), strict=True)
-    ]
-
-
-def _graphs(
-    ask: Ask, d: Dictionaries, tell: Callable[[int, int], None], labels: Mapping[int, Mapping[int, str]]
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, dict[str, Any]]]:
-    s, lm = ask.settings, ask.lm
-    nodes, links, facts = [], [], {}
-    for i, p in enumerate(ask.prompts.prompts[: s.graphs]):
-        local = Local(ask.anatomy, d, p.ids, copies=max(1, min(64, s.max_features, 2048 // len(p.ids))))
-        chosen = targets(ask, local, p)
-        graph = trace(
-            local, chosen, max_features=s.max_features, node_share=s.node_share, edge_share=s.edge_share, top_k=s.top_k,
-            threshold=s.min_weight, last_n=s.last_n,
-        )  # fmt: skip
-        _contribute(ask, d, p, graph)
-        words = [lm.tokenizer.decode([t]) if lm.tokenizer is not None else str(t) for t in p.ids]
-        n, e = graph.tables(p.id, words, lambda la, f: labels.get(la, {}).get(f, ""))
-        n.loc[n["kind"] == "logit", "token"] = [t.name for t in chosen]
-        nodes.append(n)
-        links.append(e)
-        facts[p.id] = {**graph.facts, "tokens": words, "text": p.prompt or "".join(words)}
-        tell(i + 1, s.graphs)
-    empty = pd.DataFrame({"sample": []})
-    return pd.concat(nodes or [empty], ignore_index=True), pd.concat(links or [empty], ignore_index=True), facts
-
-
-def _contribute(ask: Ask, d: Dictionaries, p: Prompt, graph: Graph) -> None:
-    """α of every feature node, and of the errors, into the graph."""
-    s = ask.settings
-    c = contributions(
-        ask.anatomy, d, p, s.steps if s.method == "eap_ig_inputs" else 1, s.reference is Reference.corrupt
-    )
-    alpha = torch.cat([c.alpha[layer] for layer in d.layers]).double().cpu().numpy()
-    errors = torch.cat([c.errors[layer] for layer in d.layers]).double().cpu().numpy()
-    graph.effect[: len(alpha)] = alpha
-    graph.effect[len(alpha) : len(alpha) + len(errors)] = errors
 
 
 def _metrics(

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuits.data.keeper import Keeper
 from circuits.errors import UserError
 from circuits.interventions.ask import Ask
 from circuits.interventions.edits.base import Edit, Here
@@ -84,7 +83,7 @@ def wanted_effects(ask: Ask, lens: Lens, tried: Mapping[str, Tensor], like: Unit
     rows = rows_of(prompts, base=base(ask), span=ask.settings.metric is Metric.full_target)
     engine = Engine(ask.lm, prompts, rows, lens, batch_size=ask.settings.batch_size)
     given = [replace(like, name=one) for one in tried]
-    keeper: Keeper[str] = Keeper(tell=lambda done, total: ask.tell("choosing strengths", done, total))
+    keeper = ask.keep(f"strengths of {like.name}")
     found = effects_of(engine.measure(given, Steer(tried), keeper=keeper), given, "steer", prompts, rows)
     return dict(zip(found.names, found.values["effect"], strict=True))
 
