@@ -93,6 +93,12 @@ def test_patching_recovers_the_answer_and_the_map_says_where(lab: Cli) -> None:
     assert (early["n"] > 0).all()
 
 
+def test_a_device_to_verify_on_that_is_not_here_is_said_before_anything_is_measured(lab: Cli) -> None:
+    done = lab("task=interventions", *SMALL, "intervention=heads", "intervention.verify=cuda:63")
+    assert done.code == 1 and "device 'cuda:63' is not present; this machine has:" in done.err, done.err
+    assert "measuring" not in done.out + done.err
+
+
 def test_shards_measure_every_prompt_once_and_the_last_one_puts_them_together(lab: Cli) -> None:
     # Another alpha, and so another artifact with the same effects.
     more = ("intervention.verify=cpu/bf16", "intervention.memory=8")  # finds its batch, and keeps little

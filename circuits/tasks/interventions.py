@@ -247,6 +247,7 @@ def _make(context: Context, work: Work) -> str | None:
     measured, others = study.sides(prompt_sets.read(context.require("prompts").path), settings)
     paths = {layer: context.require("sae", layer).path for layer in context.layers} if _reads_saes(settings) else {}
     lm = context.open_model()
+    again = _again(context, settings, lm)
 
     def tell(what: str, done: int, total: int) -> None:
         context.progress(what, done, total, "unit")
@@ -273,7 +274,7 @@ def _make(context: Context, work: Work) -> str | None:
             note = f"shard {given.shard + 1}/{given.world_size} done, waiting for the rest ({left} parts)"
             context.say(note)
             return note
-        found = study.run(ask, keeper, context.say, world_size=given.world_size, again=_again(context, ask))
+        found = study.run(ask, keeper, context.say, world_size=given.world_size, again=again)
         if found is not None:
             artifact = work.commit(found.write)
             m = found.metrics
@@ -302,19 +303,20 @@ def _batch_size(context: Context, work: Work, ask: Ask) -> int:
     return found
 
 
-def _again(context: Context, ask: Ask) -> Callable[[], tuple[LM, dict[str, str]]] | None:
+def _again(context: Context, s: Settings, own: LM) -> Callable[[], tuple[LM, dict[str, str]]] | None:
     """How the model is opened on another device or at another precision, where a slice is to be verified."""
-    given = ask.settings.verify
+    given = s.verify
     if given is None:
         return None
 
-    def load() -> tuple[LM, dict[str, str]]:
-        from circuits.interventions.settings import verify_with
-        from circuits.models.load import DTYPES, load_model, pick_device
+    from circuits.interventions.settings import verify_with
+    from circuits.models.load import DTYPES, load_model, pick_device
 
-        device, dtype = verify_with(given)
-        chosen = pick_device(device) if device else ask.lm.device
-        name = dtype or context.cfg.precision.dtype.value
+    device, dtype = verify_with(given)
+    chosen = pick_device(device) if device else own.device  # an absent one is said before anything is measured
+    name = dtype or context.cfg.precision.dtype.value
+
+    def load() -> tuple[LM, dict[str, str]]:
         directory, revision = context.model_files()
         with context.phase("loading the model to verify with"):
             lm = load_model(directory, revision=revision, dtype=DTYPES[name], device=chosen)
