@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from circuits.errors import RunError, UserError
@@ -206,13 +206,28 @@ def tagged(tag: str) -> list[str]:
     return sorted({job.id.split("_")[0] for job in queue().values() if job.tag == tag})
 
 
-def submit(script: str) -> str:
-    """Hand a script to sbatch; the job's id.
+LATER = ("Resource temporarily unavailable", "temporarily unable to accept job")
+"""What a full controller says. The job is not taken; after a time-out, which is none of these, it may have been."""
+WAITS_S = (3.0, 8.0, 15.0)
+"""Between one try and the next."""
+
+
+def submit(script: str, say: Callable[[str], None] = lambda text: None) -> str:
+    """Hand a script to sbatch; the job's id. What says "later" is asked again after a while, and `say` is told.
 
     Raises:
         SlurmError: sbatch refused, in its own words.
     """
-    return ask(["sbatch", "--parsable"], given=script).strip().split(";")[0]
+    waits = iter(WAITS_S)
+    while True:
+        try:
+            return ask(["sbatch", "--parsable"], given=script).strip().split(";")[0]
+        except SlurmError as e:
+            wait = next(waits, None) if any(words in str(e) for words in LATER) else None
+            if wait is None:
+                raise
+            say(f"{e}; again in {wait:g} s")
+            time.sleep(wait)
 
 
 def check_fits(script: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ from configs import compose, copy_conf
 from conftest import Cli
 from prompt_sets import bpe, save_model
 
+from circuits import slurm_commands
 from circuits.errors import UserError
 from circuits.launch.plan import Element
 from circuits.launch.slurm import preflight
@@ -244,3 +246,30 @@ def test_a_signal_during_start_up_reaches_the_element_once_it_listens(tmp_path: 
         ["bash", "-c", script], env={"SLURM_ARRAY_TASK_ID": "0", "PATH": "/usr/bin:/bin"}, check=False, timeout=60
     )
     assert done.returncode == 7
+
+
+@pytest.mark.parametrize(
+    ("refusals", "words"),
+    [(2, "Resource temporarily unavailable"), (9, "Resource temporarily unavailable"), (1, "Invalid qos")],
+)
+def test_a_full_controller_is_asked_again_and_a_no_is_a_no(
+    refusals: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "asked"
+    program = tmp_path / "sbatch"
+    program.write_text(
+        f"#!/bin/sh\necho x >> {asked}\n[ $(wc -l < {asked}) -gt {refusals} ] && echo '12;test' && exit 0\n"
+        f"echo 'sbatch: error: Batch job submission failed: {words}' >&2\nexit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(slurm_commands, "WAITS_S", (0.0, 0.1, 0.1))
+    said: list[str] = []
+    if refusals == 2:
+        assert slurm_commands.submit("#!/bin/sh\n", said.append) == "12"
+    else:
+        with pytest.raises(slurm_commands.SlurmError, match=words):
+            slurm_commands.submit("#!/bin/sh\n", said.append)
+    tries = len(asked.read_text().split())
+    assert tries == {2: 3, 9: 4, 1: 1}[refusals] and len(said) == tries - 1
+    assert all(line.endswith(" s") and words in line for line in said)

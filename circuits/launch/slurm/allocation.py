@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from circuits import slurm_commands as commands
+from circuits.console import console
 from circuits.files import disk_errors, write_json
 from circuits.launch import terminal
 from circuits.launch.plan import Plan
@@ -51,7 +52,7 @@ def submit(sweep: Sweep, plan: Plan, launcher: Mapping[str, Any]) -> Callable[[]
         folder.mkdir(exist_ok=True)
         (folder / "allocation.sh").write_text(text, encoding="utf-8")
     commands.check_fits(text)
-    job = commands.submit(text)
+    job = commands.submit(text, console().tell)
     facts = {"tag": array.tag, "cluster": array.cluster, "submitted": status.now(), "allocation": job}
     write_json(sweep.path / RECORD, {**facts, "arrays": [], "earlier": [], "claims": {}})
     sweep.record["launcher"]["backend"] = (

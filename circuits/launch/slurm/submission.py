@@ -30,6 +30,7 @@ from typing import Any
 import psutil
 
 from circuits import slurm_commands as commands
+from circuits.console import console
 from circuits.errors import CircuitsError, RunError
 from circuits.files import read_json, write_json
 from circuits.launch.plan import After
@@ -227,7 +228,7 @@ class Submission:
     def _sbatch(self) -> None:
         for array in self.arrays:
             commands.check_fits(array.text())
-            self.jobs.append(commands.submit(array.text()))
+            self.jobs.append(commands.submit(array.text(), console().tell))
 
     def _record(self) -> None:
         if (
@@ -286,7 +287,7 @@ class Submission:
 
     def _close(self) -> None:
         if self._closing is not None:
-            self._closer = commands.submit(self._closing(self.jobs))
+            self._closer = commands.submit(self._closing(self.jobs), console().tell)
 
     def _depend_whole(self) -> None:
         """Each array submitted again after those that it waits for, so that their numbers are known."""
@@ -306,7 +307,7 @@ class Submission:
             jobs = {job for element in array.elements for job in self.after.get(element, After()).jobs}
             if ids := sorted({*jobs, *(self.jobs[other] for other in waits[number])}):
                 commands.cancel([self.jobs[number]])
-                self.jobs[number] = commands.submit(_depending(array.text(), ids))
+                self.jobs[number] = commands.submit(_depending(array.text(), ids), console().tell)
 
     def _claim(self) -> None:
         record = read_record(self.sweep)
