@@ -352,6 +352,8 @@ def test_the_stock_launcher_of_hydra_works_and_tells_the_truth(slurm: Queue, cli
     assert {path.parent.name for path in cli.folder.glob("**/*_submitted.pkl")} <= {
         path.name for path in (cli.folder / "multirun" / "submitit" / ".submitit").glob("*")
     }, "its pickles stay in its own folder"
+    folder = cli.folder / "multirun" / "submitit" / ".submitit"
+    assert folder.stat().st_mode & 0o077 == 0, "what is unpickled there, nobody else can put there"
     (cli.folder / "one.jsonl").write_text('{"prompt": "a b", "target": " c", "foil": " d"}\n')
     bad = cli("task=prompts", "behaviour=one.jsonl", "-m", "tracking=off", *stock, timeout=400)
     assert bad.code != 0, bad.out

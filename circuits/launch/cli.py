@@ -122,6 +122,11 @@ def _hydra(arguments: overrides.Arguments) -> int:
     # A stock launcher's job imports us from wherever it starts.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(places.CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
     config.register()
+    if arguments.runs and any(word.startswith("hydra/launcher=") for word in arguments.overrides):
+        # It unpickles what lies there: nobody else may be able to put anything there.
+        folder = Path(overrides.STOCK_FOLDER) / ".submitit"
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
     try:
         if arguments.runs and not arguments.flags:
             _multirun(arguments.argv()[1:])
