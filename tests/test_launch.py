@@ -198,6 +198,14 @@ def test_sweeps_and_runs_are_listed_newest_first_with_name_and_note(warm: Cli) -
     assert "done" in one and "sae/tiny-L0-topk" in one
     assert warm("task=status", "of=frist").code == 2
     assert warm("task=status", "status.verify=true").code == 0
+    sae = warm.artifacts("sae")[0]
+    file = sae / "history.parquet"
+    whole = file.read_bytes()
+    file.chmod(0o644)
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # as long as before, another content
+    damaged = warm("task=status", "status.verify=true")
+    assert damaged.code == 1 and f"sae/{sae.name}" in damaged.out + damaged.err, damaged.out + damaged.err
+    file.write_bytes(whole)
     page = warm("task=report", "of=first")
     assert page.code == 0 and Path(warm.folder / page.out.strip()).exists()
 

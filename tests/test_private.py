@@ -49,13 +49,20 @@ def test_one_rule_says_what_is_a_secret() -> None:
     assert private.word("cluster.environment.DB_PASSWORD=a b") == "cluster.environment.DB_PASSWORD=***"
 
 
-def test_no_file_of_a_run_holds_a_secret(cli: Cli) -> None:
+@pytest.mark.parametrize("tracking", ["off", "wandb"])
+def test_no_file_of_a_run_holds_a_secret(cli: Cli, tracking: str) -> None:
     note = f"note=with {TOKEN}, MY_API_KEY={KEY} and {OWN}"
-    words = ["cluster.secrets=[MINE]", note, "tracking=off"]
+    words = [
+        "cluster.secrets=[MINE]",
+        note,
+        f"tracking={tracking}",
+        *(["tracking.mode=offline"] if tracking == "wandb" else []),
+    ]
     done = cli("task=prompts", "behaviour=induction", *words, WANDB_API_KEY="w" * 40, MINE=OWN)
     assert done.code == 0, done.err
     assert not [found for secret in (TOKEN, KEY, OWN, "w" * 40) for found in holding(cli.folder, secret)]
     (run,) = (cli.outputs / "runs").glob("*/*")
+    assert any(holding(file.parent, "induction") for file in run.rglob("*.wandb")) == (tracking == "wandb")
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "MY_API_KEY=***" in page and "hostname" not in page
     assert "behaviour.n_samples" in page, "what decides results"
