@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,16 @@ import pytest
 import torch
 from pieces import Stop, stopping_after
 from small_models import build
-from test_interventions import HEADS, every_head, measured, put, random_prompts, reference
+from test_interventions import HEADS, LAYERS, every_head, measured, put, random_prompts, reference
 
 from circuits.data.keeper import Keeper
+from circuits.interventions.ask import Ask
+from circuits.interventions.choice import _near, random_sets, signature
 from circuits.interventions.edits.zero import Zero
 from circuits.interventions.engine import Engine
 from circuits.interventions.rows import rows_of
+from circuits.interventions.settings import Settings
+from circuits.interventions.units.base import Place, Unit
 from circuits.interventions.units.heads import Heads
 
 LAYER, HEAD = 2, 1
@@ -89,3 +94,30 @@ def test_a_stopped_measurement_does_nothing_twice(tmp_path: Path, monkeypatch: p
     assert 0 < len(passed) < once
     for name, values in whole.values.items():
         np.testing.assert_array_equal(again.values[name], values)
+
+
+def test_random_sets_hold_no_studied_head_are_alike_and_enumerated_where_they_are_few() -> None:
+    lm, prompts = build("qwen2"), random_prompts()
+    settings = Settings(units="head_groups", controls=4)
+    ask = Ask(lm, prompts, random_prompts(6, seed=9), tuple(range(LAYERS)), settings)
+    lens, pair = Heads(), lambda name, layers: Unit(name, tuple(Place(*one) for one in layers))
+    studied = [pair("two of a layer", [(1, (0, 2))]), pair("two layers", [(0, (1,)), (2, (3,))])]
+    names = {item for unit in studied for item in unit.items()}
+    drawn = random_sets(ask, lens, studied)
+    for unit in studied:
+        alike = [c for c in drawn if signature(c) == signature(unit)]
+        free = [HEADS - sum(1 for layer, _ in names if layer == place.layer) for place in unit.places]
+        possible = math.prod(math.comb(n, len(p.items)) for n, p in zip(free, unit.places, strict=True))
+        assert len(alike) == min(4, possible), (unit.name, possible)
+        assert len({tuple(c.items()) for c in alike}) == len(alike), "each set once"
+    assert not any(item in names for control in drawn for item in control.items())
+
+
+def test_matched_features_are_of_like_size_and_not_studied() -> None:
+    sizes = torch.tensor([0.0, 1.0, 1.1, 5.0, 5.2, 4.9, 20.0, 21.0, 19.0, 22.0])
+    rng = np.random.default_rng(0)
+    near = {_near(sizes, 3, 0, {(0, 3), (0, 4)}, rng) for _ in range(50)}
+    assert near.isdisjoint({0, 3, 4}), "no dead one, none that is studied"
+    few = {_near(sizes.repeat(40), 3, 0, {(0, 3)}, rng) for _ in range(200)}
+    assert max(abs(float(sizes.repeat(40)[i]) - 5.0) for i in few) < 1, "among many only those of like size"
+    assert _near(torch.tensor([1.0, 0.0]), 0, 0, {(0, 0)}, rng) == -1
