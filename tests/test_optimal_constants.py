@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from edited import every_head, random_prompts, reference, seen
+from pieces import in_pieces
 from small_models import build
 from torch import Tensor
 
+from circuits.data.keeper import Keeper
 from circuits.interventions.edits import curvature
+from circuits.interventions.edits.optimal import Optimal
 from circuits.interventions.engine import Engine
 from circuits.interventions.rows import rows_of
 from circuits.interventions.units.base import Place, Unit
@@ -55,3 +60,27 @@ def test_the_slopes_of_every_unit_are_what_moving_it_does() -> None:
     ]
     slope = float(((moved[0] - moved[1]) @ a) / 2e-2)
     assert float(gradients[1, 2][0, 0, 2, 0]) == pytest.approx(slope, rel=0.02, abs=1e-4)
+
+
+def test_fitted_constants_are_the_same_in_one_go_and_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, prompts, units = build("llama"), random_prompts(9), every_head()
+    engine = Engine(lm, random_prompts(4, seed=3), rows_of(random_prompts(4, seed=3)), Heads(), batch_size=4)
+    losses, fitted = [], Optimal._fit
+    monkeypatch.setattr(Optimal, "_fit", lambda self, *given: (losses.append(1), fitted(self, *given))[1])
+    whole = Optimal(prompts)
+    whole.fit(engine, units)
+    once = len(losses)
+    whole.fit(engine, units)
+    assert len(losses) == once > 2, "the same units are fitted once"
+
+    def work(keeper: Keeper[str]) -> Optimal:
+        found = Optimal(prompts, keep=lambda name: keeper)
+        found.fit(engine, units)
+        return found
+
+    losses.clear()
+    again = in_pieces({"effects": tmp_path / "constants"}, work, (1, 2))
+    assert len(losses) == once, "no pass is made twice"
+    assert again.loss == whole.loss
+    for mine, theirs in zip(again._constant, whole._constant, strict=True):
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)

@@ -253,7 +253,8 @@ def _make(context: Context, work: Work) -> str | None:
         context.progress(what, done, total, "unit")
 
     def keep(name: str) -> Keeper[str]:
-        return context.keeper({"effects": work}, readable(name.replace("/", "-")), "choosing strengths", "cell")
+        doing, unit = ("fitting constants", "pass") if name == "constants" else ("choosing strengths", "cell")
+        return context.keeper({"effects": work}, readable(name.replace("/", "-")), doing, unit)
 
     def keeper(name: str) -> Keeper[str]:
         worth = {"worth_s": 0.0} if given.world_size > 1 else {}

@@ -10,11 +10,14 @@ one pass, whose loss is the sum of theirs. Which of mean, second-order constant 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from circuits.data.journal import Journal
+from circuits.data.keeper import Keeper
 from circuits.data.prompts import PromptSet
 from circuits.interventions.ask import Ask
 from circuits.interventions.edits.base import Edit, Here
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from circuits.interventions.engine import Batch, Engine
     from circuits.interventions.units.base import Unit
 
-Step = Callable[[int, int], None]
 DIRECTED = 6
 """Groups of prompts that the second-order constant is taken from."""
 
@@ -40,7 +42,7 @@ class Optimal(Edit):
         steps: gradient steps of each unit, each over `rows` prompts.
         rows: prompts of one step.
         rate: of Adam, in units of the mean absolute value of the unit's mean (at least 1e-3).
-        tell: told (units done, all) and may end the work.
+        keep: where the constants found so far are kept, by a name.
     """
 
     name = "optimal"
@@ -52,17 +54,22 @@ class Optimal(Edit):
         steps: int = 2,
         rows: int = 4,
         rate: float = 0.1,
-        tell: Step = lambda done, total: None,
+        keep: Callable[[str], Keeper[str]] = lambda name: Keeper(),
     ) -> None:
-        self.prompts, self.steps, self.size, self.rate, self.tell = prompts, steps, rows, rate, tell
+        self.prompts, self.steps, self.size, self.rate, self.keep = prompts, steps, rows, rate, keep
+        self._fitted: dict[str, Any] | None = None
         self.loss: dict[str, tuple[float, float]] = {}
         """KL of each unit on the prompts that judge: under the mean, under the constant."""
         self._start: list[Constant] = []
 
     def fit(self, engine: Engine, units: Sequence[Unit]) -> None:
-        """Fit all constants, a batch of units of one starting layer at a time."""
+        """Fit all constants, a batch of units of one starting layer at a time; what is fitted for these units already stays."""
         from circuits.interventions.engine import Engine as Runner
 
+        facts = {"units": [unit.name for unit in units], "batch": engine.batch_size, "rows": self.prompts.samples}
+        facts |= {"device": str(engine.lm.device), "dtype": str(engine.lm.dtype)}
+        if facts == self._fitted:
+            return
         mean = Mean(self.prompts)
         mean.fit(engine, units)
         self._constant: list[dict[tuple[int, int], Tensor]] = [
@@ -74,16 +81,27 @@ class Optimal(Edit):
         groups = list(fitting.batches())
         copies = max(1, engine.batch_size // size)
         *own, judging = groups if len(groups) > 1 else groups * 2  # what a constant is judged by, it was not fitted on
-        self._start = second_order(fitting, own[:DIRECTED], units, self._constant)
+        passes = list(fitting.passes(units, copies))
+        journal = Journal(self.keep("constants"), facts, 1 + len(passes))
+        start = journal.step("start", lambda: _flat(second_order(fitting, own[:DIRECTED], units, self._constant)))
+        self._start = _like(start, self._constant)
         batches = [fitting.prepare(m, units, self, copies=copies) for m in (judging, *own[: max(1, self.steps)])]
-        done = 0
-        for chosen in fitting.passes(units, copies):
-            self._fit(fitting, batches, units, chosen)
-            done += len(chosen)
-            self.tell(done, len(units))
+        for chosen in passes:
+            found = journal.step(f"fit/{chosen[0]}", partial(self._fit, fitting, batches, units, chosen))
+            before, after, flat = found.split([len(chosen), len(chosen), len(found) - 2 * len(chosen)])
+            self.loss |= {units[i].name: (float(before[n]), float(after[n])) for n, i in enumerate(chosen)}
+            fitted = _like(flat, [self._constant[i] for i in chosen])
+            for i, one in zip(chosen, fitted, strict=True):
+                self._constant[i] = one
+        journal.end()
+        self._fitted = facts
 
-    def _fit(self, engine: Engine, batches: Sequence[Batch], units: Sequence[Unit], chosen: Sequence[int]) -> None:
-        """Adam on the constants of one pass's units; the pass's loss is the sum of theirs, so that each has its own gradient."""
+    def _fit(self, engine: Engine, batches: Sequence[Batch], units: Sequence[Unit], chosen: Sequence[int]) -> Tensor:
+        """Adam on the constants of one pass's units; the pass's loss is the sum of theirs, so that each has its own gradient.
+
+        Returns:
+            The units' losses under the mean, those under the constants, and the constants, one after the other.
+        """
         means, starts = ([one[i] for i in chosen] for one in (self._constant, self._start))
         with torch.no_grad():
             of_mean, of_start = (self._loss(engine, batches[0], units, chosen, given) for given in (means, starts))
@@ -108,9 +126,8 @@ class Optimal(Edit):
                     value.sub_(self.rate * size[i] * (1 - step / self.steps) * m_hat / (v_hat.sqrt() + 1e-12))
         with torch.no_grad():
             last = self._loss(engine, batches[0], units, chosen, constants) if self.steps else first
-        for slot, i in enumerate(chosen):
-            self.loss[units[i].name] = (float(of_mean[slot]), float(torch.minimum(first, last)[slot]))
-            self._constant[i] = constants[slot] if last[slot] < first[slot] else begun[slot]
+        best = [constants[n] if last[n] < first[n] else begun[n] for n in range(len(chosen))]
+        return torch.cat([of_mean.float(), torch.minimum(first, last).float(), _flat(best).float()])
 
     def _loss(
         self,
@@ -149,7 +166,17 @@ class Optimal(Edit):
         return torch.stack([by_unit[here.units[r]] for r in range(n)])[:, None]
 
 
+def _flat(constants: Sequence[Constant]) -> Tensor:
+    """All numbers, one after the other."""
+    return torch.cat([value.flatten() for one in constants for value in one.values()])
+
+
+def _like(flat: Tensor, constants: Sequence[Constant]) -> list[Constant]:
+    """Back from :func:`_flat`, with the keys, sizes, types and device of `constants`."""
+    parts = iter(flat.split([value.numel() for one in constants for value in one.values()]))
+    return [{key: next(parts).to(value).view(value.shape) for key, value in one.items()} for one in constants]
+
+
 def make(ask: Ask) -> Edit:
     """Fitted on the prompts that are not measured."""
-    tell = ask.tell
-    return Optimal(ask.others, steps=ask.settings.steps, tell=lambda done, n: tell("fitting constants", done, n))
+    return Optimal(ask.others, steps=ask.settings.steps, keep=ask.keep)
