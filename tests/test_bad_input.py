@@ -253,3 +253,18 @@ def test_an_empty_folder_is_no_element(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "circuits.launch.element", str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+def test_half_a_surrogate_pair_in_a_prompt_is_said_before_the_start_and_a_file_is_called_by_its_stem(cli: Cli) -> None:
+    rows = [{"prompt": f"the {noun}", "target": " is", "foil": " are"} for noun in ("cat", "dog", "cats", "dogs")]
+    mine = cli.folder / "my.prompts.jsonl"
+    mine.write_text("".join(json.dumps(row) + "\n" for row in [*rows[:3], {**rows[3], "prompt": "x \ud83d"}]))
+    done = cli("task=prompts", f"behaviour={mine}", "tracking=off")
+    assert done.code == 2 and "line 4: prompt holds half of a surrogate pair" in done.err, done.err
+    assert not list((cli.outputs / "runs").glob("*/*")), "nothing began"
+    mine.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = cli("task=prompts", f"behaviour={mine}", "tracking=off")
+    assert done.code == 0, done.err
+    (made,) = cli.artifacts("prompts")
+    (page,) = (cli.outputs / "runs").glob("*/*/report.html")
+    assert made.name.startswith("my.prompts-tiny-") and "my.prompts" in page.read_text(encoding="utf-8")

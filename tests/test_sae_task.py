@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -182,6 +183,10 @@ def test_text_data_on_a_model_directory_in_bf16(warm: Cli, tmp_path: Path) -> No
     done = warm(*words, *SHORT[1:])
     assert done.code == 0, done.out + done.err
     assert len(warm.artifacts("tokens")) == 1
+    logs = "".join(path.read_text() for path in (warm.outputs / "runs").glob("*/*/run.log"))
+    assert re.search(
+        r"corpus\.jsonl: 400 documents, [\d,]+ tokens \(all of it\); [\d,]+ training and \d+ held-out", logs
+    )
     corpus.write_bytes(corpus.read_bytes().replace(b"\n", b"\r\n"))
     assert warm(*words, *SHORT[1:]).code == 0
     assert len(warm.artifacts("sae")) == 1, "a CRLF copy is the same corpus"

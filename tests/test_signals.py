@@ -43,13 +43,17 @@ def phase(cli: Cli) -> str:
     return ""
 
 
-def test_a_stop_while_an_sae_is_measured_keeps_the_training_and_what_was_measured(warm: Cli, wait_until: Wait) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_stop_while_an_sae_is_measured_keeps_the_training_and_what_was_measured(
+    warm: Cli, wait_until: Wait, how: signal.Signals
+) -> None:
     words = ["layer=1", "sae.steps=40", *SHORT, "sae.heldout_sequences=1000"]
     running = warm.start(*words)
     wait_until(lambda: phase(warm) == "measuring" or running.poll() is not None, what="the measurement")
-    running.send_signal(signal.SIGTERM)
+    (worker,) = elements(warm)
+    worker.send_signal(how) if how is signal.SIGUSR2 else running.send_signal(how)  # Slurm's goes to the element
     out, _ = running.communicate(timeout=120)
-    assert running.returncode == 130 and "stopped (SIGTERM)" in out, out
+    assert running.returncode in (1, 130) and f"stopped ({how.name})" in out, out
     (partial,) = (warm.outputs / "artifacts" / "sae").glob("*.partial")
     assert (partial / "step-000000040.safetensors").exists() and (partial / "measured.safetensors").exists()
     done = warm(*words)

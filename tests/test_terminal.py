@@ -203,6 +203,11 @@ def test_a_poor_encoding_loses_signs_and_nothing_else(cli: Cli, encoding: str) -
         cli.command("task=status"), cwd=cli.folder, env=cli.environment(**extra), capture_output=True, check=True
     ).stdout.decode(encoding)
     assert "\\u5b57" in shown and "->" in shown and ("ünï" in shown) == (encoding == "latin-1")
+    for words in (["--help"], ["task=sae", "--help"], ["task=sae", "--cfg", "job"]):
+        shown = subprocess.run(
+            cli.command(*words), cwd=cli.folder, env=cli.environment(**extra), capture_output=True, check=False
+        )
+        assert shown.returncode == 0 and not shown.stderr and "sae" in shown.stdout.decode(encoding), shown.stderr
 
 
 def test_bytes_that_are_no_text_are_one_line(cli: Cli) -> None:
