@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuits.launch.sweep import Sweep
 from circuits.state import State, counts, state_of
+from circuits.store.layers import ranges
 from circuits.words import duration
 
 FEW = 40  # elements of which each gets a line
@@ -23,14 +24,27 @@ def members(sweep: Sweep) -> dict[str, list[int]]:
 
 
 def rows(sweep: Sweep, known: Facts) -> list[tuple[str, str, str, str]]:
-    """For each stage: its name, how many elements, how they fare, the time that those took which have ended."""
+    """For each stage: its name, how many elements, how they fare (of a sweep over layers which), the time that those took which
+    have ended."""
     found = []
+    layers = {item["index"]: tuple(item.get("layers") or ()) for item in sweep.record["elements"]}
     for stage, indices in members(sweep).items():
         states = [state_of(known[index]) for index in indices]
-        counted = "  ".join(f"{count} {state}" for state, count in counts(states).items())
+        told = counts(states)
+        over_layers = len(told) > 1 and len({layers[index] for index in indices}) > 1
+        counted = "  ".join(
+            f"{count} {state}" + (_where(state, indices, states, layers) if over_layers else "")
+            for state, count in told.items()
+        )
         wall = sum(known[index].get("wall_s") or 0.0 for index in indices if state_of(known[index]) is not State.cached)
         found.append((stage, str(len(indices)), counted, duration(wall) if wall else ""))
     return found
+
+
+def _where(state: State, indices: Sequence[int], states: Sequence[State], layers: Mapping[int, tuple[int, ...]]) -> str:
+    """``(L10-12,17)``."""
+    mine = {layer for index, one in zip(indices, states, strict=True) if one is state for layer in layers[index]}
+    return f" (L{ranges(sorted(mine))})" if mine else ""
 
 
 def telling(sweep: Sweep, known: Facts) -> list[dict[str, Any]]:
