@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ def test_a_study_runs_its_stages_in_order_answers_again_and_goes_on_where_it_fai
     assert "features" in shown.out and "2 done" in shown.out
     why = warm("task=why", f"of={second.name}")
     assert "no interpret was in the store before" in why.out and "cached: sae/" in why.out, why.out
+    first, other = (path.name for path in warm.artifacts("sae"))
+    layers = [re.findall(r"-L(\d)-", name)[0] for name in (other, first)]
+    one = warm("task=why", f"of=sae/{first}").out
+    assert f"made by {sweep.name}/" in one and f"nearest sae/{other}: layer: {' → '.join(layers)}\n" in one, one
     plan = warm("task=plan", word, *SMALL, "sae.k=16")
     assert plan.code == 0 and "measured on sae/" in plan.out and "features" in plan.out, plan.err + plan.out
     assert not list((warm.outputs / "artifacts" / "sae").glob("*.claim")), "a plan claims nothing"
