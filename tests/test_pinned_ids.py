@@ -1,6 +1,9 @@
 """Ids of artifacts that people's stores hold: a change of the code that moves one of them makes everybody's results anew.
 
-Whoever changes an id on purpose (a kind's VERSION, a generator, the embedded model's mixture) changes it here and says why.
+Whoever changes an id on purpose (a kind's VERSION, a generator, the embedded model's mixture) changes it here and says why:
+
+* All SAEs, and what reads them, when the presets' rates, warm-ups and falling k became those that find the features of known worlds
+  at equal L0 (docs/sae.md, "What makes them find features"): an SAE made before was another one.
 """
 
 from __future__ import annotations
