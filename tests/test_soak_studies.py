@@ -44,6 +44,12 @@ stages:
   circuit: {task: faithfulness}
   heads: {task: interventions, overrides: [intervention=heads]}
   geometry: {task: geometry, overrides: [layer=0, "geometry.heads=[1]"]}
+  probes: {task: probing, overrides: [layer=1]}
+  drawn: {task: attribution, overrides: [layer=1-2, attribution.level=features, attribution.graphs=2,
+                                         attribution.max_features=20, attribution.min_explained=-9]}
+  steering: {task: interventions, overrides: [intervention=steer, layer=1, intervention.generate=4]}
+  across: {task: clt, overrides: [layer=1-2, sae=batchtopk, sae.site=mlp_in, sae.target_site=mlp_out, sae.expansion=2]}
+  joined: {task: crosscoder, overrides: [layer=1-2, sae=batchtopk, sae.expansion=2]}
 """
 
 
