@@ -65,6 +65,10 @@ def test_a_study_runs_its_stages_in_order_answers_again_and_goes_on_where_it_fai
     assert "features" in shown.out and "2 done" in shown.out
     why = warm("task=why", f"of={second.name}")
     assert "no interpret was in the store before" in why.out and "cached: sae/" in why.out, why.out
+    older = record(second)
+    del older["pipeline"]["after"]  # as studies of earlier versions are recorded
+    (second / "sweep.json").write_text(json.dumps(older))
+    assert warm("task=report", f"of={second.name}").code == 0
     first, other = (path.name for path in warm.artifacts("sae"))
     layers = [re.findall(r"-L(\d)-", name)[0] for name in (other, first)]
     one = warm("task=why", f"of=sae/{first}").out

@@ -76,7 +76,7 @@ def _stages(found: sweep.Sweep, facts: Mapping[int, Mapping[str, Any]]) -> list[
     if "pipeline" not in found.record:
         return []
     tasks = {item["stage"]: item["task"] for item in found.record["elements"]}
-    after = found.record["pipeline"]["after"]
+    after = found.record["pipeline"].get("after", {})  # an older version wrote none
     return [
         Stage(name, tasks[name], int(count), fared, took, after.get(name, ()))
         for name, count, fared, took in stagewise.rows(found, facts)
