@@ -48,11 +48,72 @@ def test_every_page_that_is_linked_exists() -> None:
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_a_new_task_is_one_module_and_one_yaml(warm: Cli, tmp_path: Path) -> None:
-    checkout = tmp_path / "checkout"
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the program, to be changed."""
+    made = tmp_path / "checkout"
     for name in ("circuits", "conf", "hydra_plugins"):
-        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("*.pyc.*"))  # with its bytecode
-    shutil.copy(ROOT / "launch.py", checkout)
+        shutil.copytree(ROOT / name, made / name, ignore=shutil.ignore_patterns("*.pyc.*"))  # with its bytecode
+    shutil.copy(ROOT / "launch.py", made)
+    return made
+
+
+def test_an_input_kind_is_one_schema_one_yaml_and_one_library_file(warm: Cli, checkout: Path) -> None:
+    before = _files(checkout)
+
+    def change(name: str, old: str, new: str) -> None:
+        file = checkout / name
+        assert old in file.read_text(), (name, old)
+        file.write_text(file.read_text().replace(old, new, 1))
+
+    change(
+        "circuits/schema/data.py",
+        '    jsonl = "jsonl"',
+        '    verses = "verses"  # a document a line\n    jsonl = "jsonl"',
+    )
+    corpora = "circuits/data/corpora.py"
+    change(corpora, 'KINDS = ("text",', 'KINDS = ("text", "verses",')
+    change(corpora, 'of_file = {"text": hash_text,', 'of_file = {"text": hash_text, "verses": hash_text,')
+    change(
+        corpora,
+        '    if kind == "text":\n        return text_documents(file, part)\n',
+        '    if kind == "verses":\n        return (line.text.strip() for line in lines(file, part) if line.text.strip())\n'
+        '    if kind == "text":\n        return text_documents(file, part)\n',
+    )
+    (checkout / "conf" / "data" / "verses.yaml").write_text("source: verses\ncontext: 16\nheldout: 0.1\n")
+    touched = {name for name, facts in _files(checkout).items() if before.get(name) != facts}
+    assert touched == {"circuits/schema/data.py", "conf/data/verses.yaml", corpora}
+    poem = warm.folder / "poem.txt"
+    verse = "the cat is near the dogs . {}\nthe dogs are near the cat . {}"
+    poem.write_text("\n\n".join(verse.format("suppose " * (i % 17), "suppose " * (i % 13)) for i in range(200)))
+    (model,) = warm.artifacts("tiny")
+    words = ["task=sae", "layer=1", f"model={model}", "data.path=poem.txt", "sae.steps=3", "sae.batch_size=32"]
+    words += [
+        "sae.block_rows=512",
+        "sae.heldout_sequences=4",
+        "sae.allow_small=true",
+        "data.context=16",
+        "tracking=off",
+    ]
+
+    def launch(*given: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(checkout / "launch.py"), *given], cwd=warm.folder, env=warm.environment(),
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    for kind in ("verses", "text"):
+        done = launch(*words, f"data={kind}")
+        assert done.returncode == 0, done.stdout + done.stderr
+    said = "".join(log.read_text() for log in (warm.outputs / "runs").glob("*/*/run.log"))
+    assert "400 documents" in said and "200 documents" in said, "each as it is read"
+    assert len(warm.artifacts("tokens")) == len(warm.artifacts("sae")) == 2
+    assert "cached" in launch(*words, "data=verses").stdout
+    refused = launch(*words, "data=verses", "data.field=x")
+    assert refused.returncode == 2 and "data.field" in refused.stderr, refused.stderr
+
+
+def test_a_new_task_is_one_module_and_one_yaml(warm: Cli, checkout: Path) -> None:
     page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
     (yaml,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (module,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
