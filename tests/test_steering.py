@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ import pytest
 import torch
 from conftest import QUICK, Cli
 from edited import random_prompts, reference, seen
+from pieces import in_pieces
 from small_models import VOCAB, build
 from torch import Tensor
 
+from circuits.data.keeper import Keeper
 from circuits.data.prompts import Prompt, PromptSet
 from circuits.errors import UserError
 from circuits.interventions import steering, study
@@ -25,6 +28,7 @@ from circuits.interventions.edits.steer import Steer
 from circuits.interventions.generation import adding, distinct, generate, nll
 from circuits.interventions.prompting import RIGHT, WANTED, demonstrations, prompted
 from circuits.interventions.settings import Direction, Settings, check
+from circuits.interventions.units import steer as steer_units
 from circuits.interventions.units.sites import Sites
 from circuits.models.load import LM
 
@@ -310,6 +314,33 @@ def test_text_is_written_one_token_at_a_time_under_the_edit(everywhere: bool) ->
 def test_repetition_is_the_share_of_pairs_that_were_there_before() -> None:
     assert distinct((1, 2, 3, 4)) == 1 and distinct((1, 1, 1, 1)) == pytest.approx(1 / 3)
     assert math.isnan(distinct((1,)))
+
+
+def test_what_was_written_and_prompted_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = asked(build("gpt2"), random_prompts(8), strengths=[0, 1], generate=3, controls=1)
+    lens, calls, plain, along = Sites("resid_post"), [], steer_units.generate, steered(ask)
+    monkeypatch.setattr(steer_units, "generate", lambda *a, **k: (calls.append(1), plain(*a, **k))[1])
+    whole = steer_units.written(ask, lens, along, {})
+    once = len(calls)
+
+    def work(keeper: Keeper[str]) -> pd.DataFrame:
+        return steer_units.written(replace(ask, keep=lambda name: keeper), lens, along, {})
+
+    calls.clear()
+    again = in_pieces({"effects": tmp_path / "written"}, work, (1, 1))
+    assert len(calls) == once > 2
+    pd.testing.assert_frame_equal(again, whole)
+    ask = replace(ask, settings=replace(ask.settings, shots=2))
+    shown = demonstrations(ask, 18)
+    effects = prompted(ask, lens, shown)
+    pieces = in_pieces(
+        {"effects": tmp_path / "prompted"},
+        lambda keeper: prompted(replace(ask, keep=lambda name: keeper), lens, shown),
+        (1,),
+    )
+    assert effects is not None
+    for name, values in effects.values.items():
+        np.testing.assert_array_equal(pieces.values[name], values)
 
 
 # -- wrong input -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from circuits.data.keeper import State
 from circuits.data.prompts import Prompt
 from circuits.interventions.ask import Ask
 from circuits.interventions.edits.steer import Steer
@@ -112,8 +113,21 @@ def prompted(ask: Ask, lens: Lens, given: dict[str, Before]) -> Effects | None:
     engine = Engine(ask.lm, prompts, rows, lens, batch_size=ask.settings.batch_size)
     values = {name: torch.full((len(given), len(rows)), float("nan"), dtype=torch.float64) for name in NUMBERS}
     without = {name: torch.full((len(rows),), float("nan"), dtype=torch.float64) for name in NUMBERS}
-    done = 0
+    done, keeper = 0, ask.keep("prompted")
+
+    def state(_: str) -> State:
+        return {**values, **{f"without.{name}": column for name, column in without.items()}}, {}
+
+    facts = {"given": list(given), "rows": prompts.samples, "batch": engine.batch_size}
+    for tensors, _ in keeper.begin({"effects": facts}).values():
+        for name, value in values.items():
+            value.copy_(tensors[name])
+        for name, column in without.items():
+            column.copy_(tensors[f"without.{name}"])
     for members in engine.batches():
+        done += len(members)
+        if done <= keeper.start:
+            continue
         batch = engine.prepare(members, [], Steer({}), copies=1)
         for name, column in batch.numbers.items():
             without[name][batch.rows] = column
@@ -122,7 +136,7 @@ def prompted(ask: Ask, lens: Lens, given: dict[str, Before]) -> Effects | None:
             read = forward(ask.lm, tokens, logits=batch.answers.columns + before.shift).read
             for name, column in numbers(read, batch.logp, batch.answers).items():
                 values[name][k, batch.rows] = column
-        done += len(members)
-        ask.tell("prompting", done, len(rows))
+        keeper.step(done, len(rows), state)
+    keeper.end(done, state)
     units = [Unit(name, (), control="prompting") for name in given]
     return effects_of(Readings(values, without), units, "steer", prompts, rows)

@@ -253,7 +253,12 @@ def _make(context: Context, work: Work) -> str | None:
         context.progress(what, done, total, "unit")
 
     def keep(name: str) -> Keeper[str]:
-        doing, unit = ("fitting constants", "pass") if name == "constants" else ("choosing strengths", "cell")
+        told = {
+            "constants": ("fitting constants", "pass"),
+            "prompted": ("prompting", "row"),
+            "written": ("", "text"),  # it tells its own tokens
+        }
+        doing, unit = told.get(name, ("choosing strengths", "cell"))
         return context.keeper({"effects": work}, readable(name.replace("/", "-")), doing, unit)
 
     def keeper(name: str) -> Keeper[str]:

@@ -7,11 +7,15 @@ other way. ``steering.parquet`` holds one row a studied direction, ``generations
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
+from circuits.data.journal import Journal
 from circuits.data.prompts import PromptSet
 from circuits.interventions import steering
 from circuits.interventions.ask import Ask, More, Studied
@@ -110,19 +114,31 @@ def written(ask: Ask, lens: Lens, edit: Steer, shown: dict[str, Before]) -> pd.D
     studied = [unit.name for unit in steering.units(ask)]
     first = [steering.control_name(steering.name(layer), "random", 0) for layer in ask.layers]
     names = [NONE, *studied, *(one for one in (*first, WANTED) if one in {*everything, *shown})]
-    tables = []
+    facts = {"names": names, "steps": steps, "batch": ask.settings.batch_size, "rows": prompts.samples}
+    journal, tables = Journal(ask.keep("written"), facts, len(names)), []
     for k, name in enumerate(names):
         mine = [shown[name].of(ids) for ids in starts] if name in shown else starts
         hooks: MakeHooks = no_hooks
         kept = list(range(len(starts)))
         if name in everything:
             hooks, kept = _hooks(ask, engine, edit, everything[name], first_row)
-        made = generate(
-            ask.lm, [mine[i] for i in kept], steps, hooks=hooks, batch_size=ask.settings.batch_size,
-            tell=lambda done, total, k=k: ask.tell("generating", k * total + done, len(names) * total),  # type: ignore[misc]
-        )  # fmt: skip
+
+        make = partial(_text, ask, [mine[i] for i in kept], steps, hooks, (k, len(names)))
+        made = [tuple(token for token in ids if token >= 0) for ids in journal.step(name, make).tolist()]
         tables.append(_table(ask, name, prompts, kept, [starts[i] for i in kept], made))
+    journal.end()
     return pd.concat(tables, ignore_index=True)
+
+
+def _text(ask: Ask, starts: Sequence[tuple[int, ...]], steps: int, hooks: MakeHooks, turn: tuple[int, int]) -> Tensor:
+    """What is written after `starts`, ``[starts, steps]``, -1 after its end; `turn`: the how manieth text of how many it is."""
+    k, of = turn
+
+    def tell(done: int, total: int) -> None:
+        ask.tell("generating", k * total + done, of * total)
+
+    made = generate(ask.lm, starts, steps, hooks=hooks, batch_size=ask.settings.batch_size, tell=tell)
+    return torch.tensor([[*ids, *[-1] * (steps - len(ids))] for ids in made], dtype=torch.int64)
 
 
 def _hooks(
