@@ -400,3 +400,19 @@ def test_a_sweep_that_is_being_written_or_damaged_does_not_hide_the_others(
     good, bad = made(tmp_path, "layer=0"), made(tmp_path, "layer=0")
     (bad.path / sweep.FILE).write_text('{"id": "x')
     assert good.id in shown(tmp_path, capsys)
+
+
+def test_time_in_which_a_run_waited_for_others_is_no_cost_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    run = status.Status(tmp_path, "sae")
+    clock[0] += 5
+    with status.waiting():
+        clock[0] += 90
+    clock[0] += 2
+    (tmp_path / "later").mkdir()
+    later = status.Status(tmp_path / "later", "sae")
+    clock[0] += 1
+    assert run.cost()["run_s"] == 8 and later.cost()["run_s"] == 1

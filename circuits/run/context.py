@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.errors import Damaged, GateError, UserError
 from circuits.files import disk_errors, read_json
-from circuits.run import provenance, stripes, threads, tracked
+from circuits.run import provenance, status, stripes, threads, tracked
 from circuits.run.parts import Run
 from circuits.run.status import entry, now
 from circuits.schema import DataSource, Reuse
@@ -35,7 +35,7 @@ class Work:
 
     def __init__(self, context: Context, key: Key) -> None:
         self._context, self.key = context, key
-        self._began = time.monotonic()
+        self._began = status.worked()
         forced = context.run.cfg.reuse is Reuse.force and not context.kind.inline
         self._resumed = context.run.store.beside(key, "partial").exists()
         self.partial = context.run.store.partial(key, owner="reuse=force" if forced else None)
@@ -78,7 +78,7 @@ class Work:
                 "version": context.kind.version,
                 "created": now(),
                 "by": context.run.name,
-                "made_in_s": round(time.monotonic() - self._began, 3),
+                "made_in_s": round(status.worked() - self._began, 3),
                 "cost": {**context.run.status.cost(), "resumed": self._resumed},
                 "inputs": context.input_facts(self.key),
                 "payload": self.key.payload,
@@ -206,10 +206,11 @@ class Context:
         taken = [layer for layer in layers if leases[layer].acquire()]
         if not taken and layers and wait:
             first = layers[0]
-            if leases[first].wait(
-                lambda holder: self._waiting(self.key(first), holder), lambda: not self._wanted(first)
-            ):
-                taken = [first]
+            with status.waiting():
+                free = leases[first].wait(
+                    lambda holder: self._waiting(self.key(first), holder), lambda: not self._wanted(first)
+                )
+            taken = [first] if free else []
         try:
             yield {layer: Work(self, self.key(layer)) for layer in taken if self._wanted(layer)}
         finally:
@@ -335,7 +336,9 @@ class Context:
                     continue
                 raise self._absent(self._missing_beside(given))
             lease = store.lease(key, by=self.run.name)
-            if not lease.wait(lambda holder: self._waiting(key, holder), lambda: store.find(key) is not None):
+            with status.waiting():
+                mine = lease.wait(lambda holder: self._waiting(key, holder), lambda: store.find(key) is not None)
+            if not mine:
                 continue
             try:
                 if store.find(key) is None:
@@ -349,9 +352,10 @@ class Context:
         """Wait for an input that somebody is making; whether there was somebody."""
         if self.run.cfg.reuse is Reuse.readonly or (holder := self.run.store.holder(key)) is None:
             return False
-        while (holder := self.run.store.holder(key)) is not None and self.run.store.find(key) is None:
-            self._waiting(key, holder)
-            time.sleep(POLL_S)
+        with status.waiting():
+            while (holder := self.run.store.holder(key)) is not None and self.run.store.find(key) is None:
+                self._waiting(key, holder)
+                time.sleep(POLL_S)
         return True
 
     def _absent(self, missing: Sequence[Input]) -> UserError:

@@ -6,12 +6,13 @@ until its heartbeat is silent, see :mod:`circuits.store.pulse`); else the run wa
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +50,32 @@ def peak_gpu() -> int | None:
     return max((int(torch.cuda.max_memory_allocated(i)) for i in range(torch.cuda.device_count())), default=0) or None
 
 
+_waited = 0.0
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Others make what this process needs: the time counts for none of the runs in it (:meth:`Status.cost`)."""
+    global _waited
+    begin = time.monotonic()
+    try:
+        yield
+    finally:
+        _waited += time.monotonic() - begin
+
+
+def worked() -> float:
+    """A clock that stands while this process waits for others, seconds."""
+    return time.monotonic() - _waited
+
+
 class Status:
     """The writer's side, for one run directory."""
 
     def __init__(self, run_dir: Path, task: str) -> None:
         self.path = run_dir / FILE
         before = read(run_dir)
-        self._began, self._written = time.monotonic(), 0.0
+        self._began, self._written = worked(), 0.0
         self._pace: Pace | None = None
         self._phase: str | None = None
         who = owner()
@@ -84,8 +104,8 @@ class Status:
         pulse.PULSE.add(self.beat)
 
     def cost(self) -> dict[str, Any]:
-        """What the run has taken so far: seconds, and peaks of memory in bytes."""
-        seconds = round(time.monotonic() - self._began, 3)
+        """What the run has taken so far: seconds, less those in which it waited for others' work, and peaks of memory in bytes."""
+        seconds = round(worked() - self._began, 3)
         return {"run_s": seconds, "peak_rss_bytes": peak_rss(), "peak_gpu_bytes": peak_gpu()}
 
     def beat(self) -> None:
