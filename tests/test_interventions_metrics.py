@@ -14,6 +14,7 @@ from test_interventions import HEADS, LAYERS, every_head, measured, put, random_
 
 from circuits.data.keeper import Keeper
 from circuits.interventions.ask import Ask
+from circuits.interventions.ask import edit as make_edit
 from circuits.interventions.choice import _near, random_sets, signature
 from circuits.interventions.edits.zero import Zero
 from circuits.interventions.engine import Engine
@@ -121,3 +122,19 @@ def test_matched_features_are_of_like_size_and_not_studied() -> None:
     few = {_near(sizes.repeat(40), 3, 0, {(0, 3)}, rng) for _ in range(200)}
     assert max(abs(float(sizes.repeat(40)[i]) - 5.0) for i in few) < 1, "among many only those of like size"
     assert _near(torch.tensor([1.0, 0.0]), 0, 0, {(0, 0)}, rng) == -1
+
+
+@pytest.mark.parametrize("edit", ["mean", "optimal"])
+def test_a_stop_is_heard_while_an_edit_is_prepared(edit: str) -> None:
+    lm, prompts, told = build("llama"), random_prompts(6), []
+
+    def tell(what: str, done: int, total: int) -> None:
+        told.append((what, done, total))
+        raise Stop
+
+    settings = Settings(units="heads", edit=edit, batch_size=2)
+    ask = Ask(lm, prompts, random_prompts(7, seed=9), tuple(range(LAYERS)), settings, tell=tell)
+    engine = Engine(lm, prompts, rows_of(prompts), Heads(), batch_size=2)
+    with pytest.raises(Stop):
+        engine.measure(every_head(), make_edit(edit, ask))
+    assert told == [("taking means", 2, 7)], "between two passes"

@@ -7,7 +7,7 @@ unbiased estimate matters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +30,7 @@ class Mean(Edit):
     Args:
         prompts: whose mean it is.
         over: ``all``, ``position`` or ``factor:<name>``.
+        tell: told (prompts done, all), and may end the work.
 
     Raises:
         UserError: a factor that a prompt does not have, or of a level that `prompts` do not have.
@@ -37,11 +38,13 @@ class Mean(Edit):
 
     name = "mean"
 
-    def __init__(self, prompts: PromptSet, over: str = "all") -> None:
+    def __init__(
+        self, prompts: PromptSet, over: str = "all", tell: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
         kind, _, factor = over.partition(":")
         if kind not in ("all", "position", "factor") or (kind == "factor") != bool(factor):
             raise UserError(f"mean={over}: choices: all position factor:<name>")
-        self.prompts, self.over, self.factor = prompts, kind, factor
+        self.prompts, self.over, self.factor, self.tell = prompts, kind, factor, tell
 
     def fit(self, engine: Engine, units: Sequence[Unit]) -> None:
         """One pass over the prompts."""
@@ -79,7 +82,7 @@ class Mean(Edit):
         cells = len(self._names) * (longest if self.over == "position" else 1)
         sums: dict[int, Tensor] = {}
         counts = torch.zeros(cells, dtype=torch.float64)
-        taps = {layer: engine.tap(layer) for layer in self._items}
+        taps, done = {layer: engine.tap(layer) for layer in self._items}, 0
         for tokens in batches(self.prompts.sequences(), engine.batch_size):
             found = forward(engine.lm, tokens, capture=list(taps.values()))
             mask = tokens.mask
@@ -92,6 +95,8 @@ class Mean(Edit):
                 seen = engine.lens.values(found.sites[taps[layer]], layer, items).cpu()[mask].double()
                 total = sums.setdefault(layer, torch.zeros(cells, *seen.shape[1:], dtype=torch.float64))
                 total.index_add_(0, cell, seen)
+            done += len(tokens)
+            self.tell(done, len(self.prompts))
         grid = (len(self._names), -1)
         by_level = counts.view(*grid)
         self._means = {}
@@ -120,4 +125,4 @@ class Mean(Edit):
 
 def make(ask: Ask) -> Edit:
     """Over the prompts that are not measured."""
-    return Mean(ask.others, ask.settings.mean)
+    return Mean(ask.others, ask.settings.mean, lambda done, total: ask.tell("taking means", done, total))
