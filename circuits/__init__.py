@@ -24,11 +24,11 @@ def open(what: str | Path, **options: Any) -> Any:
             store (default: ``outputs`` in the current directory).
 
     Returns:
-        What the kind is in memory (all in docs/python.md): ``sae``: a
-            :class:`circuits.sae.modules.base.SAE` on the CPU; ``activations``: an
-        :class:`~circuits.activations.store.ActivationStore`; ``interpret``: an :class:`~circuits.features.saved.Interpretation`;
-        ``prompts``: a :class:`~circuits.data.prompts.PromptSet`; ``baseline``: a :class:`~circuits.stats.saved.Measurement`;
-        ``tokens``: a :class:`~circuits.data.textstore.TextStore`; ``tiny``: an :class:`~circuits.models.load.LM`.
+        What the kind is in memory (docs/python.md has all kinds): ``sae``: a :class:`circuits.sae.modules.base.SAE` on the CPU;
+        ``activations``: an :class:`~circuits.activations.store.ActivationStore`; ``interpret``: an
+        :class:`~circuits.features.saved.Interpretation`; ``prompts``: a :class:`~circuits.data.prompts.PromptSet`; ``baseline``: a
+        :class:`~circuits.stats.saved.Measurement`; ``tokens``: a :class:`~circuits.data.textstore.TextStore`; ``tiny``: an
+        :class:`~circuits.models.load.LM`.
 
     Raises:
         UserError: the options are wrong, or the artifact does not exist (the message is the command that makes it).

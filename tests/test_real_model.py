@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Cli
+from conftest import Cli
+from loudly import left_out_loudly
 
 from circuits.data.behaviours import BEHAVIOURS
 from circuits.model_input import ModelInput
@@ -112,15 +110,12 @@ def test_the_recommended_configuration_reconstructs_english(real_model: Path, re
 
 def test_without_the_model_tests_are_left_out_loudly_or_fail_where_it_is_needed(tmp_path: Path) -> None:
     (tmp_path / "test_one.py").write_text("def test_one(real_model): pass\ndef test_two(real_model): pass\n")
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "real_fixtures", "-p", "no:cacheprovider", str(tmp_path)]
-    here = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-    here |= {"PYTHONPATH": str(ROOT / "tests"), "CIRCUITS_REAL_MODEL": str(tmp_path / "none")}
-    for need, code, said in (
-        ("", 0, "2 tests on a real language model were NOT RUN: no real model here"),
-        ("1", 1, "2 errors"),
-    ):
-        done = subprocess.run(
-            words, cwd=tmp_path, env={**here, "CIRCUITS_NEED_REAL": need}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == code and said in done.stdout, done.stdout + done.stderr
-        assert "no model.safetensors and config.json there" in done.stdout
+    absent = {"CIRCUITS_REAL_MODEL": str(tmp_path / "none")}
+    left_out_loudly(
+        tmp_path,
+        "real_fixtures",
+        "CIRCUITS_NEED_REAL",
+        "2 tests on a real language model were NOT RUN: no real model here",
+        "no model.safetensors and config.json there",
+        absent,
+    )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from loudly import left_out_loudly
 from slurm import config, processes
 from slurm.cluster import LONGEST, Cluster
 from slurm.config import Options, Ports
@@ -129,16 +130,11 @@ def test_changes_replace_lines_of_the_same_key_and_add_others() -> None:
 def test_without_slurm_tests_are_skipped_loudly_or_fail_where_it_is_needed(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text("from slurm import debian\ndebian.find = lambda name: None\n")
     (tmp_path / "test_one.py").write_text("def test_one(slurm): pass\ndef test_two(own_slurm): pass\n")
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "slurm.fixtures", "-p", "no:cacheprovider", str(tmp_path)]
-    here = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-    here = {**here, "PYTHONPATH": str(ROOT / "tests")}
-    for need, code, said in (
-        ("", 0, "2 tests of launching on Slurm were NOT RUN: no Slurm here"),
-        ("1", 1, "2 errors"),
-    ):
-        done = subprocess.run(
-            words, cwd=tmp_path, env={**here, "CIRCUITS_NEED_SLURM": need}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == code and said in done.stdout, done.stdout + done.stderr
-        assert "not installed" in done.stdout
+    left_out_loudly(
+        tmp_path,
+        "slurm.fixtures",
+        "CIRCUITS_NEED_SLURM",
+        "2 tests of launching on Slurm were NOT RUN: no Slurm here",
+        "not installed",
+    )
     assert shutil.which("sbatch"), "and the real one is still here"

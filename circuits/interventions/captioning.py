@@ -21,7 +21,7 @@ from torch import Tensor
 from circuits.activations.pictures import PictureRows
 from circuits.data.journal import Journal
 from circuits.data.pictures import lexicon
-from circuits.interventions.generation import Ids
+from circuits.interventions.generation import Ids, as_rows, as_texts
 from circuits.model_input import ModelInput
 from circuits.models.hooks import Edit, Prefix, forward, make_prefix
 from circuits.models.load import LM
@@ -134,7 +134,7 @@ def captions(
     journal = journal or Journal()
 
     def batch(first: int) -> Tensor:
-        """The captions of a batch, ``[n, steps]``, -1 after each one's end."""
+        """The captions of a batch."""
         found: dict[int, list[int]] = {i: [] for i in range(first, min(first + batch_size, len(starts)))}
         active = list(found)
         seen = rows.of_ids([starts[i] for i in active], [pictures[i] for i in active])
@@ -152,10 +152,10 @@ def captions(
             active = [i for i, token in zip(active, top, strict=True) if token != end]
             if not active:
                 break
-        return torch.tensor([ids + [-1] * (steps - len(ids)) for ids in found.values()], dtype=torch.int64)
+        return as_rows(list(found.values()), steps)
 
     parts = [journal.step(f"{name}/said/{first}", partial(batch, first)) for first in range(0, len(starts), batch_size)]
-    return [tuple(token for token in ids if token >= 0) for part in parts for ids in part.tolist()]
+    return [ids for part in parts for ids in as_texts(part)]
 
 
 def preferences(

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from circuits.interventions.units.base import Lens
@@ -27,6 +28,16 @@ from circuits.models.load import LM
 Ids = tuple[int, ...]
 MakeHooks = Callable[[Sequence[int], Sequence[int], int], list[Hook]]
 """(numbers of the rows, their lengths now, columns) → what is done in the pass."""
+
+
+def as_rows(texts: Sequence[Sequence[int]], steps: int) -> Int[Tensor, "texts steps"]:
+    """Texts of up to `steps` tokens as one tensor, -1 after each one's end."""
+    return torch.tensor([[*ids, *[-1] * (steps - len(ids))] for ids in texts], dtype=torch.int64)
+
+
+def as_texts(rows: Int[Tensor, "texts steps"]) -> list[Ids]:
+    """Back from :func:`as_rows`."""
+    return [tuple(token for token in ids if token >= 0) for ids in rows.tolist()]
 
 
 MakeInputs = Callable[[Sequence[int], Sequence[Ids]], ModelInput]

@@ -18,13 +18,8 @@ from circuits.store.kinds import Input, Kind, Layers
 from circuits.store.layers import ranges
 
 SHOWN = 3  # ids that a message names
-PLACE = {
-    "outputs",
-    "multirun",
-    "user",
-    "cluster",
-    "tracking",
-}  # where a run goes and what it tells: for its inputs, too
+PLACE = {"outputs", "multirun", "user", "cluster", "tracking"}
+"""Where a run goes and what it tells: its inputs are made there, too."""
 
 
 @dataclass(frozen=True)

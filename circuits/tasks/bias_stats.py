@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,10 +189,11 @@ def _make(context: Context, work: Work) -> None:
     )
     tested, summaries, quality, pooled = [], {}, {}, {}
     total, done = len(context.layers) * len(asked), 0
+    loaded = lru_cache(maxsize=1)(partial(_sae, context))  # for all languages of a layer
 
     def one(layer: int, language: str) -> kept_tables.Found:
         """A layer and language: its table, what is known of it, and the matrices of features and of shuffles."""
-        found = _pooled(context, _sae(context, layer), layer, language, len(pictures))
+        found = _pooled(context, loaded(layer), layer, language, len(pictures))
         explained = {name: q.explained_variance for name, q in found.quality.items()}
         try:
             bias.check_groups(labelled, found.present)

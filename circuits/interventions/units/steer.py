@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from circuits.data.journal import Journal
@@ -21,7 +20,7 @@ from circuits.interventions import steering
 from circuits.interventions.ask import Ask, More, Studied
 from circuits.interventions.edits.steer import Steer
 from circuits.interventions.engine import Engine
-from circuits.interventions.generation import MakeHooks, adding, distinct, generate, nll, no_hooks
+from circuits.interventions.generation import MakeHooks, adding, as_rows, as_texts, distinct, generate, nll, no_hooks
 from circuits.interventions.prompting import WANTED, Before, demonstrations, prompted, room
 from circuits.interventions.rows import rows_of
 from circuits.interventions.units.base import Lens, Unit
@@ -124,21 +123,21 @@ def written(ask: Ask, lens: Lens, edit: Steer, shown: dict[str, Before]) -> pd.D
             hooks, kept = _hooks(ask, engine, edit, everything[name], first_row)
 
         make = partial(_text, ask, [mine[i] for i in kept], steps, hooks, (k, len(names)))
-        made = [tuple(token for token in ids if token >= 0) for ids in journal.step(name, make).tolist()]
+        made = as_texts(journal.step(name, make))
         tables.append(_table(ask, name, prompts, kept, [starts[i] for i in kept], made))
     journal.end()
     return pd.concat(tables, ignore_index=True)
 
 
 def _text(ask: Ask, starts: Sequence[tuple[int, ...]], steps: int, hooks: MakeHooks, turn: tuple[int, int]) -> Tensor:
-    """What is written after `starts`, ``[starts, steps]``, -1 after its end; `turn`: the how manieth text of how many it is."""
+    """What is written after `starts`, as :func:`as_rows` has it; `turn`: its number among how many."""
     k, of = turn
 
     def tell(done: int, total: int) -> None:
         ask.tell("generating", k * total + done, of * total)
 
     made = generate(ask.lm, starts, steps, hooks=hooks, batch_size=ask.settings.batch_size, tell=tell)
-    return torch.tensor([[*ids, *[-1] * (steps - len(ids))] for ids in made], dtype=torch.int64)
+    return as_rows(made, steps)
 
 
 def _hooks(
