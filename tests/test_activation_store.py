@@ -6,8 +6,10 @@ import dataclasses
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -371,6 +373,28 @@ def test_a_saved_position_continues_with_the_very_next_batch(after: int, tmp_pat
     assert taken(second, 10) == whole[after : after + 10]
     with pytest.raises(UserError, match=r"seed 0 \(now 5\)"):
         Reservoir(store, batch_size=50, ram_bytes=20_000, seed=5).load_state_dict(state)
+
+
+def test_a_stop_is_heard_while_a_block_is_read_and_costs_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, slow, fill = written(tmp_path / "s", 1000), threading.Event(), Reservoir._fill
+    whole = taken(Reservoir(store, batch_size=50, ram_bytes=20_000), 12)
+
+    def held(self: Reservoir, *given: Any) -> Any:
+        if given[2] == 1 and not slow.wait(30):  # the second block comes from a slow disk
+            raise TimeoutError
+        return fill(self, *given)
+
+    monkeypatch.setattr(Reservoir, "_fill", held)
+    reservoir, got = Reservoir(store, batch_size=50, ram_bytes=20_000), []
+    for batch in reservoir.batches(stopping=lambda: (slow.set() if len(got) > 3 else None, len(got) > 3)[1]):
+        got.append(batch.rows[0][:, 0].int().tolist())
+    assert 3 < len(got) < 12 and got == whole[: len(got)]
+    monkeypatch.undo()
+    again = Reservoir(store, batch_size=50, ram_bytes=20_000)
+    again.load_state_dict(reservoir.state_dict())
+    assert taken(again, 3) == whole[len(got) : len(got) + 3]
 
 
 def test_layers_are_read_beside_one_another(tmp_path: Path) -> None:

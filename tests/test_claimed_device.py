@@ -179,6 +179,7 @@ def test_the_whole_way_of_six_architectures(kind: str) -> None:
         trained = train(stream, specs, {}, hooks, dict.fromkeys(specs, 10))
         assert trained is not None and set(trained) == set(EVERY)
         assert not {"sae/optimiser.py"} & places(device.waits)
+        assert ("transfer.py" in places(device.waits)) == (kind == "mps"), "ids go to CUDA while the host goes on"
         saes, controls = hand_over(trained)
 
         device.waits.clear()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from configs import plan
 from conftest import ROOT, Cli
 
@@ -16,7 +17,7 @@ from circuits.host import free_memory
 from circuits.launch import sweep as sweeps
 from circuits.launch.local import pool_size
 from circuits.launch.memory import Room, here, problems
-from circuits.run import machine
+from circuits.run import machine, status
 from circuits.sae.memory import training
 
 
@@ -30,6 +31,18 @@ def test_the_figures_are_those_of_the_largest_tensors() -> None:
     assert both.parameters == (8 + 6) * 32 + 32 + 6 and both.each == 16 * both.parameters + 100 * 14 * 4
     stored = training(8, 32, 4, architecture="relu", ram=1e9)
     assert (stored.beside, stored.beside_each) == (24 * stored.parameters, 1_000_000_000)
+
+
+def test_the_peak_is_of_the_device_that_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``model.device=cuda:1``: the first device has seen nothing."""
+    assert status.peak_gpu() is None or torch.cuda.is_available()
+    for name, answer in (
+        ("is_available", lambda: True),
+        ("device_count", lambda: 2),
+        ("max_memory_allocated", lambda i=None: {None: 0, 0: 0, 1: 7 << 30}[i]),
+    ):
+        monkeypatch.setattr(torch.cuda, name, answer)
+    assert status.peak_gpu() == 7 << 30
 
 
 @pytest.mark.parametrize("version", [1, 2])

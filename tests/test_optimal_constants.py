@@ -12,7 +12,7 @@ from small_models import build
 from torch import Tensor
 
 from circuits.data.keeper import Keeper
-from circuits.interventions.edits import curvature
+from circuits.interventions.edits import curvature, mean
 from circuits.interventions.edits.optimal import Optimal
 from circuits.interventions.engine import Engine
 from circuits.interventions.rows import rows_of
@@ -74,7 +74,7 @@ def test_fitted_constants_are_the_same_in_one_go_and_in_pieces(tmp_path: Path, m
     assert len(losses) == once > 2, "the same units are fitted once"
 
     def work(keeper: Keeper[str]) -> Optimal:
-        found = Optimal(prompts, keep=lambda name: keeper)
+        found = Optimal(prompts, keep=lambda name: keeper if name == "constants" else Keeper())
         found.fit(engine, units)
         return found
 
@@ -84,3 +84,26 @@ def test_fitted_constants_are_the_same_in_one_go_and_in_pieces(tmp_path: Path, m
     assert again.loss == whole.loss
     for mine, theirs in zip(again._constant, whole._constant, strict=True):
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("over", ["all", "position"])
+def test_means_are_the_same_in_one_go_and_in_pieces(over: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, prompts, units, passes = build("llama"), random_prompts(9), every_head(), []
+    engines = [
+        Engine(lm, some, rows_of(some), Heads(), batch_size=4) for some in (random_prompts(4, seed=s) for s in (3, 4))
+    ]
+    forward = mean.forward
+    monkeypatch.setattr(mean, "forward", lambda *given, **more: (passes.append(1), forward(*given, **more))[1])
+
+    def work(keeper: Keeper[str]) -> mean.Mean:
+        found = mean.Mean(prompts, over, keep=lambda name: keeper)
+        found.fit(engines[0], units)
+        return found
+
+    whole, once = work(Keeper()), len(passes)
+    whole.fit(engines[1], units)
+    assert len(passes) == once == 3, "other prompts are measured under the same means"
+    passes.clear()
+    again = in_pieces({"effects": tmp_path / "means"}, work, (1, 2))
+    assert len(passes) == once, "no pass is made twice"
+    assert all(torch.equal(again._means[layer], whole._means[layer]) for layer in whole._means)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import QUICK, Cli
+from pieces import Stop
 
-from circuits.features import probing
+from circuits.data import kept_tables
+from circuits.features import absorption, probing
 from circuits.features.association import Factor
 from circuits.features.probing import Settings
 from circuits.sae.modules import SAEConfig, architecture
@@ -72,6 +77,36 @@ def test_levels_without_enough_prompts_are_named() -> None:
     codes[np.flatnonzero(train)[:9]] = 1
     table, left = probing.probe(values, [Factor("lone", ("0", "1"), codes)], train, groups, Settings())
     assert len(table) == 0 and left == {"lone=0": "0 test prompts without it; 2 are needed"}
+
+
+def test_a_layer_that_is_cut_goes_on_at_the_next_level(tmp_path: Path) -> None:
+    values, factors, train, groups = drawn(120)
+    rng, made = np.random.default_rng(1), []
+    both = {name: (rng.standard_normal((40, 16)), np.zeros(16)) for name in ("sae", "random")}
+
+    def keep(name: str, make: Callable[[], pd.DataFrame], most: int = 99) -> pd.DataFrame:
+        def counted() -> kept_tables.Found:
+            if len(made) == most:
+                raise Stop
+            made.append(name)
+            return {"rows": make()}, {}, {}
+
+        return kept_tables.once(tmp_path / name, counted)[0]["rows"]
+
+    def work(keep: probing.Keep) -> list[pd.DataFrame]:
+        probes, _ = probing.probe(values, factors, train, groups, Settings(), 0, keep)
+        return [probes, absorption.table(values, both, factors, train, groups, 0, keep)]
+
+    whole = work(lambda name, make: make())
+    for cut in (1, 3, 6):
+        with pytest.raises(Stop):
+            work(partial(keep, most=cut))
+    for mine, theirs in zip(work(keep), whole, strict=True):
+        pd.testing.assert_frame_equal(mine.drop(columns=["features", "main"], errors="ignore"),
+                                      theirs.drop(columns=["features", "main"], errors="ignore"))  # fmt: skip
+        for name in {"features", "main"} & set(mine):
+            assert [list(row) for row in mine[name]] == [list(row) for row in theirs[name]]
+    assert made == [f"{name}-{i}" for name in ("probes", "absorption") for i in range(4)], "no level twice"
 
 
 def test_raw_activations_come_back_from_the_identity() -> None:

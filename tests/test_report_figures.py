@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
+import pytest
 from test_report import Page, sweep, write_sae
 
+from circuits.drawing.style import Looks
 from circuits.report import Element, build
+from circuits.report.charts import Point, by_layer
 from circuits.state import State
 
 
@@ -25,6 +29,20 @@ def test_one_run_over_a_set_of_layers_has_one_unnamed_series(tmp_path: Path) -> 
     page = Page(build(report, tmp_path))
     assert "trained SAE" in page.text and "untrained SAE (control)" in page.text
     assert "Nothing: every element finished." in page.text
+
+
+@pytest.mark.parametrize("layers", [(0,), (8, 9), (3, 4, 5), tuple(range(48)), (0, 30)])
+@pytest.mark.parametrize("labels", [("trained",), ("sae.k=8", "sae.k=16")])
+def test_no_tick_of_layers_or_series_has_two_labels(layers: tuple[int, ...], labels: tuple[str, ...]) -> None:
+    points = [Point(layer, label, 0.5, (0.4, 0.6), "") for layer in layers for label in labels]
+    sheet, _ = by_layer("name", Looks(labels), points, "explained variance")
+    sheet.axes.figure.canvas.draw()
+    shown = [tick.get_text() for tick in sheet.axes.get_xticklabels() if tick.get_text()]
+    places = [tick.get_position()[0] for tick in sheet.axes.get_xticklabels() if tick.get_text()]
+    assert len(set(shown)) == len(shown) == len(set(places)), "no label twice, no two on one tick"
+    assert set(shown) <= {*labels, *map(str, layers)} or set(shown) <= {"8", "16"}
+    widths = [tick.get_window_extent() for tick in sheet.axes.get_xticklabels() if tick.get_text()]
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(widths)), "and none over another"
 
 
 def test_values_of_one_layer_stand_side_by_side(tmp_path: Path) -> None:

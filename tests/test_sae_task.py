@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import QUICK, Cli, sharing
+from conftest import QUICK, ROOT, Cli, sharing
 from safetensors.torch import load_file
 
 SHORT = [QUICK, "sae.steps=60", "sae.heldout_sequences=64", "sae.block_rows=4096", "tracking=off"]
@@ -49,6 +51,32 @@ def test_a_sweep_makes_one_sae_per_element_and_is_cached_the_second_time(warm: C
     assert "4 cached" in again.out and "to run" not in again.out
     assert {path: (path / "manifest.json").stat().st_mtime_ns for path in warm.artifacts("sae")} == before
     assert len(warm.artifacts("tiny")) == 1
+
+
+RESUMED = """
+import gc, sys
+import circuits.sae.training as training
+from circuits.launch.cli import main
+given, cut = training.hand_over, [True]
+def hand_over(trained):
+    if cut:
+        cut.clear()
+        raise MemoryError  # when the training has ended and saved
+    found = given(trained)
+    print("trainers", sum(isinstance(one, training.Trainer) for one in gc.get_objects()))
+    return found
+training.hand_over = hand_over
+print("codes", main(sys.argv[1:]), main(sys.argv[1:]))
+"""
+
+
+def test_a_training_that_is_resumed_keeps_no_trainer_while_it_is_measured(warm: Cli) -> None:
+    """Each holds 16 bytes a parameter: two SAEs of a 3B model's MLP would not fit beside them."""
+    words = ["task=sae", "layer=[0,1]", *SHORT, "cluster.workers=0"]
+    done = subprocess.run([sys.executable, "-c", RESUMED, *words], cwd=warm.folder, env=warm.environment(PYTHONPATH=str(ROOT)),
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert "codes 1 0" in done.stdout and "resumed at step 60" in done.stdout, done.stdout + done.stderr
+    assert "trainers 0" in done.stdout
 
 
 def test_a_set_of_layers_in_one_run_equals_single_runs_bit_by_bit(

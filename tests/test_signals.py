@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from configs import plan
 from conftest import ROOT, Cli
@@ -41,6 +42,24 @@ def phase(cli: Cli) -> str:
     for path in (cli.outputs / "runs").glob("*/*/status.json"):
         return (json.loads(path.read_text())["progress"] or {}).get("phase", "")
     return ""
+
+
+def test_under_nohup_tests_hear_signals_and_leave_no_process(warm: Cli, wait_until: Wait) -> None:
+    """Whoever runs the tests may ignore signals, and hand that on; what a test leaves running is ended with it."""
+    numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR2)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        running = warm.start("layer=1", "sae.steps=100000", *SHORT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    wait_until(lambda: elements(warm) or running.poll() is not None, what="a worker")
+    for process in (psutil.Process(running.pid), *elements(warm)):
+        (line,) = (x for x in Path(f"/proc/{process.pid}/status").read_text().splitlines() if x.startswith("SigIgn"))
+        assert not [n for n in (signal.SIGHUP, signal.SIGTERM) if int(line.split()[1], 16) >> (n - 1) & 1], process
+    warm.end()
+    wait_until(lambda: not elements(warm), 10, "their end")
+    assert running.poll() is not None
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR2])

@@ -159,6 +159,18 @@ def test_markup_in_a_prompt_id_fails_one_element_in_one_line(cli: Cli) -> None:
     )
 
 
+def test_the_live_table_shows_markup_as_it_was_written(cli: Cli) -> None:
+    """A folder called ``[`` and in it ``x].jsonl``: rich would end a style that was never begun."""
+    (cli.folder / "[").mkdir()
+    (cli.folder / "[" / "x].jsonl").write_text(
+        json.dumps({"id": "[/x]", "prompt": "The cat", "target": " sits", "foil": " sits"}) + "\n"
+    )
+    code, text = terminal(cli, "task=prompts", 'behaviour="[/x].jsonl"', "seed=0,1,2", "tracking=off", COLUMNS="160")
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert code == 1 and "Traceback" not in plain and "3 of 3 failed" in plain
+    assert "[/x].jsonl, line 1: target and foil are the same" in plain.replace("\r\n", "")
+
+
 # -- terminals ---------------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,8 @@ from circuits.command import overrides
 from circuits.data.corpora import check_corpus, content_hash, documents
 from circuits.data.textstore import TextStore, tokenise
 from circuits.errors import UserError
+from circuits.schema import DataConfig
+from circuits.tasks import tokens
 
 DOCS = [f"document {i} of the corpus, «é» and 猫" for i in range(60)]
 LINES = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(DOCS)).encode()
@@ -31,6 +33,14 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
     "lzma": lambda raw: lzma.compress(raw, format=lzma.FORMAT_ALONE),
     "zst": lambda raw: pa.compress(raw, codec="zstd", asbytes=True),
 }
+
+
+def test_a_total_of_tokens_is_told_only_where_the_text_can_reach_it(tmp_path: Path) -> None:
+    """A file of half a million characters is no "5e+07 tokens"."""
+    (tmp_path / "c.txt").write_text("a word " * 1000)
+    for place in (tmp_path / "c.txt", tmp_path):
+        of = {most: tokens._total(DataConfig(path=str(place), max_tokens=most)) for most in (None, 1000, 50_000_000)}
+        assert of == {None: None, 1000: 1000, 50_000_000: None}
 
 
 @pytest.mark.parametrize("packing", sorted(PACK))

@@ -17,12 +17,14 @@ from typing import Any
 import psutil
 import pytest
 import wandb
+from configs import compose
 from conftest import QUICK, ROOT, Cli
 from prompt_sets import animals, bpe, save_model, write_jsonl
 
-from circuits.run import tracking, wandb_runs
+from circuits.run import tracked, tracking, wandb_runs
 from circuits.run.tracking import Tracker
 from circuits.schema import TrackingConfig, TrackingMode
+from circuits.store import inputs, registry
 
 KEY = "0123456789" * 4
 SCRIPT = """
@@ -282,6 +284,25 @@ def test_every_task_tells_its_whole_config_so_that_runs_are_found_by_what_was_ty
     (prompts,) = (one for one in runs if one["run"].job_type == "prompts")
     assert prompts["config"]["behaviour"]["name"] == "grammar_agreement" and prompts["config"]["model"]["id"] == "tiny"
     assert prompts["summary"]["n_train"] > 0
+
+
+@pytest.mark.parametrize("name", sorted(registry.kinds()))
+def test_every_kind_tells_all_that_it_reads(name: str) -> None:
+    """Two runs of any task are told apart by whatever makes their results differ."""
+    kind, cfg = registry.kind(name), compose()
+    typed = ["seed=3", "model.dtype=fp32", "sae=relu", "cluster.mail=me@here", "user.name=x"]
+    told = tracked.settings(kind, cfg, "sweep", typed, ["seed=3"], artifact="a", cached=False)
+    for section in inputs.sections(kind, cfg):
+        at: Any = told
+        for part in section.split("."):
+            at = at[part.rstrip("_")]
+    assert (
+        told["task"] == {"name": cfg.task.name}
+        and told["swept"] == {"seed": cfg.seed}
+        and told["choices"] == {"sae": "relu"}
+    )
+    assert "user" not in told and "mail" not in str(told) and tracked.tags(kind, cfg, 3)[0] == name
+    json.dumps(told)
 
 
 def closed_port() -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from circuits.features.association import Factor
-from circuits.features.probing import best_penalty, labelled
+from circuits.features.probing import Keep, Labelled, best_penalty, labelled
 from circuits.stats.bootstrap import ratio_interval
 from circuits.stats.probes import Probe, fit
 
@@ -123,6 +124,7 @@ def table(
     train: NDArray[np.bool_],
     groups: Sequence[str],
     seed: int = 0,
+    keep: Keep = lambda name, make: make(),
 ) -> pd.DataFrame:
     """A row for each level and dictionary.
 
@@ -132,39 +134,42 @@ def table(
         factors: the labellings.
         train: which prompts are fitted on; the others count.
         groups: whole groups stand on one side.
+        keep: gives a level's rows: those that were kept under this name, or those that are made.
     """
     values = {name: np.asarray(x, np.float64) for name, x in pooled.items()}
-    rows: list[dict[str, Any]] = []
-    for one in labelled(factors, train):
+
+    def level(one: Labelled) -> pd.DataFrame:
         x, mine = values["raw"][one.known], [g for g, kept in zip(groups, one.known, strict=True) if kept]
         of_train = [group for group, kept in zip(mine, one.train, strict=True) if kept]
         penalty = best_penalty(x[one.train], one.y[one.train], of_train, seed)
         y = one.y[one.train]
         probe = fit(x[one.train], y, penalty, np.where(y, 0.5 / y.mean(), 0.5 / (~y).mean()))
         counted = ~one.train & one.y & (probe.p(x) > 0.5)
+        rows = []
         for name, (decoder, offset) in dictionaries.items():
             f = values[name][one.known]
             main = main_features(f[one.train], y)
             found = absorbed(f[counted], x[counted], decoder, offset, direction(probe), main)
-            interval = ratio_interval(found.fraction, np.ones(len(found.fraction)), seed=seed, resamples=1000)
-            low, high = (np.nan, np.nan) if interval is None else interval[:2]
-            rows.append(
-                {
-                    "factor": one.factor,
-                    "level": one.level,
-                    "dictionary": name,
-                    "main": found.main,
-                    "n": len(found.fraction),
-                    "full": float(found.full.mean()) if len(found.full) else np.nan,
-                    "fraction": float(found.fraction.mean()) if len(found.fraction) else np.nan,
-                    "low": float(low),
-                    "high": float(high),
-                    "by": -1 if found.by is None else found.by,
-                }
-            )
-    return pd.DataFrame(
-        rows, columns=["factor", "level", "dictionary", "main", "n", "full", "fraction", "low", "high", "by"]
-    )
+            rows.append({"factor": one.factor, "level": one.level, "dictionary": name, **_row(found, seed)})
+        return pd.DataFrame(rows)
+
+    found = [keep(f"absorption-{i}", partial(level, one)) for i, one in enumerate(labelled(factors, train))]
+    columns = ["factor", "level", "dictionary", "main", "n", "full", "fraction", "low", "high", "by"]
+    return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
+
+
+def _row(found: Absorbed, seed: int) -> dict[str, Any]:
+    interval = ratio_interval(found.fraction, np.ones(len(found.fraction)), seed=seed, resamples=1000)
+    low, high = (np.nan, np.nan) if interval is None else interval[:2]
+    return {
+        "main": found.main,
+        "n": len(found.fraction),
+        "full": float(found.full.mean()) if len(found.full) else np.nan,
+        "fraction": float(found.fraction.mean()) if len(found.fraction) else np.nan,
+        "low": float(low),
+        "high": float(high),
+        "by": -1 if found.by is None else found.by,
+    }
 
 
 def summary(found: pd.DataFrame) -> dict[str, float | None]:

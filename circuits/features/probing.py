@@ -14,8 +14,9 @@ The unit is the prompt. Accuracies are balanced: the mean of the two classes' sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from circuits.stats.bootstrap import ratio_interval
 from circuits.stats.probes import fit, folds
 
 Array = NDArray[np.float64]
+Keep = Callable[[str, Callable[[], pd.DataFrame]], pd.DataFrame]
 PENALTIES = (0.1, 1.0, 10.0, 100.0)
 """Of a regression on many columns; chosen on training prompts, by whole groups."""
 FOLDS = 3
@@ -112,6 +114,7 @@ def probe(
     groups: Sequence[str],
     s: Settings,
     seed: int = 0,
+    keep: Keep = lambda name, make: make(),
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """A row for each factor, level, probe and k; and why levels are left out.
 
@@ -120,17 +123,20 @@ def probe(
         factors: the labellings.
         train: which prompts are fitted on; the others test.
         groups: whole groups stand on one side.
+        keep: gives a level's rows: those that were kept under this name, or those that are made.
     """
-    rows: list[dict[str, Any]] = []
     left: dict[str, str] = {}
     values = {name: np.asarray(x, np.float64) for name, x in pooled.items()}
-    for one in labelled(factors, train, left):
+
+    def level(one: Labelled) -> pd.DataFrame:
         own = {name: x[one.known] for name, x in values.items()}
         mine = [group for group, kept in zip(groups, one.known, strict=True) if kept]
         found = _level(own, one.y, one.train, mine, s, seed)
-        rows += [{"factor": one.factor, "level": one.level, **row} for row in found]
-    columns = ("factor", "level", "probe", "k", "accuracy", "low", "high", "features", "n_test")
-    return pd.DataFrame(rows, columns=columns), left
+        return pd.DataFrame([{"factor": one.factor, "level": one.level, **row} for row in found])
+
+    found = [keep(f"probes-{i}", partial(level, one)) for i, one in enumerate(labelled(factors, train, left))]
+    columns = ["factor", "level", "probe", "k", "accuracy", "low", "high", "features", "n_test"]
+    return (pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)), left
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ def mean_differences(ask: Ask, lens: Lens) -> dict[int, Float[Tensor, " width"]]
     """
     check_site(lens.site, ask.lm.dims)
     layers = [check_layer(layer, ask.lm.dims) for layer in ask.layers]
-    clean, corrupt = (means(ask, lens, layers, ask.others.sequences(which)) for which in ("prompt", "corrupt"))  # type: ignore[arg-type]
+    clean, corrupt = (means(ask, lens, layers, which) for which in ("prompt", "corrupt"))
     found = {}
     for layer in layers:
         v = clean[layer] - corrupt[layer]
@@ -190,18 +190,27 @@ def mean_differences(ask: Ask, lens: Lens) -> dict[int, Float[Tensor, " width"]]
     return found
 
 
-def means(ask: Ask, lens: Lens, layers: Sequence[int], sequences: Sequence[tuple[int, ...]]) -> dict[int, Tensor]:
-    """The mean of the site's vector at the sequences' last tokens, float64 in main memory."""
-    total: dict[int, Tensor] = {}
-    done = 0
+def means(ask: Ask, lens: Lens, layers: Sequence[int], which: str) -> dict[int, Tensor]:
+    """The mean of the site's vector at the last tokens of the prompts that are not measured, float64 in main memory.
+
+    Args:
+        which: ``prompt`` or ``corrupt``.
+    """
+    total: dict[str, Tensor] = {}
+    sequences, done, keeper = ask.others.sequences(which), 0, ask.keep(f"directions {which}")  # type: ignore[arg-type]
+    facts = {"site": lens.site, "layers": list(layers), "rows": ask.others.samples, "batch": ask.settings.batch_size}
+    for tensors, _ in keeper.begin({"effects": facts}).values():
+        total = tensors
     for tokens in batches(sequences, ask.settings.batch_size):
-        sites = forward(ask.lm, tokens, capture={lens.site: layers}, positions=1).sites
-        for layer in layers:
-            h = lens.values(sites[lens.site, layer], layer, (0,))[:, 0, 0].double().cpu()
-            total[layer] = total.get(layer, torch.zeros_like(h[0])) + h.sum(0)
         done += len(tokens)
-        ask.tell("reading directions", done, len(sequences))
-    return {layer: h / len(sequences) for layer, h in total.items()}
+        if done > keeper.start:
+            sites = forward(ask.lm, tokens, capture={lens.site: layers}, positions=1).sites
+            for layer in layers:
+                h = lens.values(sites[lens.site, layer], layer, (0,))[:, 0, 0].double().cpu().sum(0)
+                total[str(layer)] = total.get(str(layer), torch.zeros_like(h)) + h
+            keeper.step(done, len(sequences), lambda _: (total, {}))
+    keeper.end(done, lambda _: (total, {}))
+    return {int(layer): h / len(sequences) for layer, h in total.items()}
 
 
 def draw(like: Float[Tensor, " width"], n: int, seed: int, *, orthogonal: bool = False) -> Float[Tensor, "n width"]:

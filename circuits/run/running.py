@@ -169,7 +169,8 @@ class Opened:
             state, code, error, self.trace = State.gate, failure.exit_code, str(failure), None
         elif isinstance(failure, CircuitsError):
             state, code, error = State.failed, 1, str(failure)
-            status.facts["wrong_input"] = isinstance(failure, UserError)
+            if isinstance(failure, UserError):
+                status.facts["wrong_input"], self.trace = True, None  # the line says it all
         elif isinstance(failure, Exception):
             state, code, error = State.failed, 1, _explain(failure, self.cfg)
         if self.trace:

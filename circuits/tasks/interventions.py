@@ -254,6 +254,9 @@ def _make(context: Context, work: Work) -> str | None:
 
     def keep(name: str) -> Keeper[str]:
         told = {
+            "means": ("taking means", "prompt"),
+            "directions prompt": ("reading directions", "prompt"),
+            "directions corrupt": ("reading directions of corrupt prompts", "prompt"),
             "constants": ("fitting constants", "pass"),
             "prompted": ("prompting", "row"),
             "written": ("", "text"),  # it tells its own tokens

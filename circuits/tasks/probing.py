@@ -7,7 +7,7 @@ their means.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from circuits.tasks._shared import layer_name, model_input, prompt_labels
 if TYPE_CHECKING:
     import pandas as pd
 
+    from circuits.features.probing import Keep
     from circuits.run.context import Context, Work
 
 SECTION = "probing"
@@ -142,12 +143,13 @@ def _make(context: Context, works: Mapping[int, Work]) -> None:
     s = probing.Settings(tuple(sorted(given.sizes)), given.shuffles, given.penalty)
     groups = [str(group) for group in found.table()["group"]]
     for layer, work in works.items():
+        keep = _keeping(work)
         with context.phase(f"probing layer {layer}"), context.run.stop.cutting():
             values = {name: some[layer] for name, some in pooled.items()}
             values["raw"] = probing.raw_of(values["raw"])
-            table, lost = probing.probe(values, factors, train, groups, s, seed)
+            table, lost = probing.probe(values, factors, train, groups, s, seed, keep)
             swallowed = _absorption(
-                saes[layer], dictionaries["random"][layer], values, factors, train, groups, seed, given
+                saes[layer], dictionaries["random"][layer], values, factors, train, groups, seed, given, keep
             )
         means = probing.summary(table, s.k)
         metrics = {
@@ -182,9 +184,20 @@ def _make(context: Context, works: Mapping[int, Work]) -> None:
         context.say(f"layer {layer}: {metrics['n_levels']} levels of {len(factors)} factors: {artifact.id}")
 
 
+def _keeping(work: Work) -> Keep:
+    """The rows of each level are kept as they are found: a layer that is cut goes on at the next one."""
+    from circuits.data import kept_tables
+
+    def keep(name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        return kept_tables.once(work.partial / name, lambda: ({"rows": make()}, {}, {}))[0]["rows"]
+
+    return keep
+
+
 def _absorption(
-    sae: Any, random: Any, values: Mapping[str, Any], factors: Any, train: Any, groups: list[str], seed: int, given: Any
-) -> pd.DataFrame | None:
+    sae: Any, random: Any, values: Mapping[str, Any], factors: Any, train: Any, groups: list[str], seed: int, given: Any,
+    keep: Keep,
+) -> pd.DataFrame | None:  # fmt: skip
     """Absorption of the levels; None where contributions do not add up: a transcoder's, the maximum over tokens."""
     from circuits.features import absorption
 
@@ -194,7 +207,7 @@ def _absorption(
         name: (one.W_dec.double().cpu().numpy(), one.b_dec.double().cpu().numpy())
         for name, one in (("sae", sae), ("random", random))
     }
-    return absorption.table(values, both, factors, train, groups, seed)
+    return absorption.table(values, both, factors, train, groups, seed, keep)
 
 
 def _pooled(

@@ -7,14 +7,17 @@ unbiased estimate matters.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from circuits.data.keeper import Keeper, State
 from circuits.data.prompts import PromptSet, batches
 from circuits.errors import UserError
+from circuits.files import sha256_text
 from circuits.interventions.ask import Ask
 from circuits.interventions.edits.base import Edit, Here
 from circuits.models.hooks import forward
@@ -30,7 +33,7 @@ class Mean(Edit):
     Args:
         prompts: whose mean it is.
         over: ``all``, ``position`` or ``factor:<name>``.
-        tell: told (prompts done, all), and may end the work.
+        keep: where the sums so far are kept, by a name; may end the work.
 
     Raises:
         UserError: a factor that a prompt does not have, or of a level that `prompts` do not have.
@@ -39,15 +42,16 @@ class Mean(Edit):
     name = "mean"
 
     def __init__(
-        self, prompts: PromptSet, over: str = "all", tell: Callable[[int, int], None] = lambda done, total: None
+        self, prompts: PromptSet, over: str = "all", keep: Callable[[str], Keeper[str]] = lambda name: Keeper()
     ) -> None:
         kind, _, factor = over.partition(":")
         if kind not in ("all", "position", "factor") or (kind == "factor") != bool(factor):
             raise UserError(f"mean={over}: choices: all position factor:<name>")
-        self.prompts, self.over, self.factor, self.tell = prompts, kind, factor, tell
+        self.prompts, self.over, self.factor, self.keep = prompts, kind, factor, keep
+        self._taken: dict[str, Any] | None = None
 
     def fit(self, engine: Engine, units: Sequence[Unit]) -> None:
-        """One pass over the prompts."""
+        """One pass over the prompts; none where the same means were taken for another part of the prompts that are measured."""
         if not len(self.prompts):
             raise UserError("a mean over no prompt")
         items: dict[int, set[int]] = {}
@@ -80,10 +84,29 @@ class Mean(Edit):
     def _sums(self, engine: Engine, codes: Tensor) -> None:
         longest = max(len(p.ids) for p in (*self.prompts, *engine.prompts))
         cells = len(self._names) * (longest if self.over == "position" else 1)
+        facts = {
+            "of": [engine.lm.name, type(engine.lens).__name__, self.over, self._names, cells],
+            "items": sha256_text(json.dumps(self._items)),
+            "rows": self.prompts.samples,
+            "batch": [engine.batch_size, str(engine.lm.device), str(engine.lm.dtype)],
+        }
+        if facts == self._taken:
+            return
+        keeper = self.keep("means")
         sums: dict[int, Tensor] = {}
         counts = torch.zeros(cells, dtype=torch.float64)
+
+        def state(_: str) -> State:
+            return {"counts": counts, **{str(layer): total for layer, total in sums.items()}}, {}
+
+        for tensors, _ in keeper.begin({"effects": facts}).values():
+            counts.copy_(tensors.pop("counts"))
+            sums = {int(layer): total for layer, total in tensors.items()}
         taps, done = {layer: engine.tap(layer) for layer in self._items}, 0
         for tokens in batches(self.prompts.sequences(), engine.batch_size):
+            done += len(tokens)
+            if done <= keeper.start:
+                continue
             found = forward(engine.lm, tokens, capture=list(taps.values()))
             mask = tokens.mask
             cell = codes[tokens.samples][:, None].expand(mask.shape)
@@ -95,8 +118,9 @@ class Mean(Edit):
                 seen = engine.lens.values(found.sites[taps[layer]], layer, items).cpu()[mask].double()
                 total = sums.setdefault(layer, torch.zeros(cells, *seen.shape[1:], dtype=torch.float64))
                 total.index_add_(0, cell, seen)
-            done += len(tokens)
-            self.tell(done, len(self.prompts))
+            keeper.step(done, len(self.prompts), state)
+        keeper.end(done, state)
+        self._taken = facts
         grid = (len(self._names), -1)
         by_level = counts.view(*grid)
         self._means = {}
@@ -125,4 +149,4 @@ class Mean(Edit):
 
 def make(ask: Ask) -> Edit:
     """Over the prompts that are not measured."""
-    return Mean(ask.others, ask.settings.mean, lambda done, total: ask.tell("taking means", done, total))
+    return Mean(ask.others, ask.settings.mean, ask.keep)

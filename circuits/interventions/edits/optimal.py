@@ -42,8 +42,7 @@ class Optimal(Edit):
         steps: gradient steps of each unit, each over `rows` prompts.
         rows: prompts of one step.
         rate: of Adam, in units of the mean absolute value of the unit's mean (at least 1e-3).
-        keep: where the constants found so far are kept, by a name.
-        tell: told (prompts done, all) while means are taken, and may end the work.
+        keep: where the means and the constants found so far are kept, by a name; may end the work.
     """
 
     name = "optimal"
@@ -56,9 +55,7 @@ class Optimal(Edit):
         rows: int = 4,
         rate: float = 0.1,
         keep: Callable[[str], Keeper[str]] = lambda name: Keeper(),
-        tell: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        self.tell = tell
         self.prompts, self.steps, self.size, self.rate, self.keep = prompts, steps, rows, rate, keep
         self._fitted: dict[str, Any] | None = None
         self.loss: dict[str, tuple[float, float]] = {}
@@ -73,7 +70,7 @@ class Optimal(Edit):
         facts |= {"device": str(engine.lm.device), "dtype": str(engine.lm.dtype)}
         if facts == self._fitted:
             return
-        mean = Mean(self.prompts, tell=self.tell)
+        mean = Mean(self.prompts, keep=self.keep)
         mean.fit(engine, units)
         self._constant: list[dict[tuple[int, int], Tensor]] = [
             {(layer, item): mean.mean(layer, item).clone() for layer, item in unit.items()} for unit in units
@@ -182,7 +179,4 @@ def _like(flat: Tensor, constants: Sequence[Constant]) -> list[Constant]:
 
 def make(ask: Ask) -> Edit:
     """Fitted on the prompts that are not measured."""
-    tell = ask.tell
-    return Optimal(
-        ask.others, steps=ask.settings.steps, keep=ask.keep, tell=lambda done, total: tell("taking means", done, total)
-    )
+    return Optimal(ask.others, steps=ask.settings.steps, keep=ask.keep)
