@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from scipy import sparse, stats
 
 from circuits.features import bias, cross_lingual
-from circuits.interventions import bias_study, directions, feature_edits
-from circuits.interventions.bias_study import matched
+from circuits.interventions import directions, feature_edits
+from circuits.interventions.bias_choice import Condition, matched
+from circuits.interventions.bias_effects import cross_layer
 from circuits.model_input import padded
 from circuits.sae.modules import SAE, SAEConfig, architectures
 from circuits.stats import probes
 from circuits.stats.groups import GroupTest, detectable_d, difference_intervals, paired, tails
-from circuits.tasks._captions import cross_layer
 
 F = 120
 
@@ -368,8 +368,5 @@ def test_the_source_documents_code_reads_the_results_as_they_are(
 
 
 def test_a_condition_names_itself() -> None:
-    one = bias_study.Condition((2, 3), "both", "scale", 1.5, {2: (1,), 3: (2,)})
-    assert (
-        one.name == "L2-3 both ×1.5"
-        and bias_study.Condition((2,), "male", "project", 0, {}).name == "L2 male projected"
-    )
+    one = Condition((2, 3), "both", "scale", 1.5, {2: (1,), 3: (2,)})
+    assert one.name == "L2-3 both ×1.5" and Condition((2,), "male", "project", 0, {}).name == "L2 male projected"

@@ -24,6 +24,7 @@ from circuits.data import kept_tables
 from circuits.data.journal import Journal
 from circuits.data.keeper import Keeper
 from circuits.interventions import bias_study
+from circuits.interventions.bias_choice import Condition
 
 MODEL = [
     "model=tiny_vlm",
@@ -113,7 +114,7 @@ def test_captions_under_edits_are_the_same_in_one_go_and_in_pieces(study: Cli, t
     (lm,), (pictures,) = ([circuits.open(path) for path in study.artifacts(kind)] for kind in ("tiny", "prompts"))
     found = study.artifacts("sae")[0]
     layer = json.loads((found / "manifest.json").read_text())["layers"][0]
-    once = bias_study.Condition((layer,), "both", "scale", 0.0, {layer: (0, 1, 2)})
+    once = Condition((layer,), "both", "scale", 0.0, {layer: (0, 1, 2)})
     wanted = [once, dataclasses.replace(once, features={layer: (5, 6, 7)}, control=1)]
 
     def work(keeper: Keeper[str]) -> pd.DataFrame:
@@ -223,7 +224,7 @@ def test_soak_the_study_runs_on_slurm(slurm: Queue, cli: Cli) -> None:
     assert done.code == 0, done.err + done.out
     (sweep,) = (cli.folder / "multirun").glob("*/gb-*")
     closing = int(json.loads((sweep / "jobs.json").read_text())["closing"])
-    assert slurm.wait_ended(closing)[str(closing)] == ("COMPLETED", "0:0")
+    assert slurm.wait_ended(closing, 1500)[str(closing)] == ("COMPLETED", "0:0")
     shown = cli("task=status", f"of={sweep.name}")
     assert shown.code == 0 and "failed" not in shown.out, shown.out
     assert len(cli.artifacts("activations")) == 8 and len(cli.artifacts("interventions")) == 3

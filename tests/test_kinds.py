@@ -13,8 +13,9 @@ import pytest
 from configs import compose, plan
 from conftest import QUICK, ROOT, Cli
 
+from circuits.errors import UserError
 from circuits.schema import BaseConfig
-from circuits.store import inputs, registry
+from circuits.store import inputs, places, registry
 from circuits.store.contents import Contents
 from circuits.store.keys import key_of
 from circuits.store.kinds import Input, Kind, Layers, one_a_layer
@@ -120,6 +121,21 @@ def test_unknown_needs_and_circles_are_refused_when_the_program_starts(
             registry.kinds()
     finally:
         registry.kinds.cache_clear()
+
+
+def test_two_sections_of_reports_with_one_name_are_refused_when_the_program_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "circuits" / "report" / "sections"
+    shutil.copytree(ROOT / "circuits" / "report" / "sections", place)
+    monkeypatch.setattr(places, "CODE", tmp_path)
+    registry.kinds.cache_clear()
+    registry.kinds()
+    (place / "sae_mine.py").write_text('@section("sae", order=1)\ndef show(view):\n    ...\n')
+    registry.kinds.cache_clear()
+    with pytest.raises(UserError, match=r"two sections of sae: in sae\.py and sae_mine\.py of "):
+        registry.kinds()
+    registry.kinds.cache_clear()
 
 
 def test_the_checks_of_inputs_are_asked_with_those_of_who_needs_them() -> None:

@@ -38,9 +38,7 @@ UNREAD = ["*.py", ".git*"]
 
 def split_files(path: Path, split: str | None) -> list[Path]:
     """The data files of one split, in order: `split`, else ``train``, else the only one there is."""
-    by_split = _saved_splits(path) if is_saved(path) else _loose_splits(path)
-    if not by_split:
-        raise UserError(f"{path}: no data in it; expected a directory made by save_to_disk, or parquet or arrow files")
+    by_split = files_by_split(path)
     wanted = split or ("train" if "train" in by_split or len(by_split) > 1 else next(iter(by_split)))
     if wanted not in by_split:
         raise UserError(
@@ -51,17 +49,23 @@ def split_files(path: Path, split: str | None) -> list[Path]:
     return by_split[wanted]
 
 
+def files_by_split(path: Path) -> dict[str, list[Path]]:
+    """The data files of every split, in order.
+
+    Raises:
+        UserError: there are none, or ``save_to_disk`` was cut.
+    """
+    by_split = _saved_splits(path) if is_saved(path) else _loose_splits(path)
+    if not by_split:
+        raise UserError(f"{path}: no data in it; expected a directory made by save_to_disk, or parquet or arrow files")
+    return by_split
+
+
 def check_field(file: Path, field: str) -> None:
     """Raise unless the file is readable and has a column of strings named `field`."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    try:
-        schema = pq.read_schema(file) if file.suffix == ".parquet" else _arrow_schema(file)
-    except (pa.ArrowInvalid, pa.ArrowException) as e:
-        raise UserError(
-            f"{file}: not readable as {'parquet' if file.suffix == '.parquet' else 'arrow'} (truncated or another format)"
-        ) from e
+    schema = schema_of(file)
     if field not in schema.names:
         fields = suggest(field, schema.names, "fields")
         raise UserError(f"{file}: no field {field!r}{fields}; name the one with the text by data.field=NAME")
@@ -71,13 +75,30 @@ def check_field(file: Path, field: str) -> None:
         raise UserError(f"{file}: field {field!r} holds {kind}, expected strings")
 
 
+def schema_of(file: Path) -> pa.Schema:
+    """The columns of a parquet or arrow file.
+
+    Raises:
+        UserError: it is neither, or cut.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(file) if file.suffix == ".parquet" else _arrow_schema(file)
+    except (pa.ArrowInvalid, pa.ArrowException) as e:
+        raise UserError(
+            f"{file}: not readable as {'parquet' if file.suffix == '.parquet' else 'arrow'} (truncated or another format)"
+        ) from e
+
+
 def file_documents(file: Path, field: str) -> Iterator[str]:
     """The strings of one parquet or arrow file in order; nulls and those without a visible character are left out."""
     import pyarrow as pa
 
     check_field(file, field)
     try:
-        for batch in _batches(file, field):
+        for batch in batches(file, field):
             yield from (text for text in batch.column(field).to_pylist() if text and text.strip())
     except (pa.ArrowInvalid, pa.ArrowException, OSError) as e:
         raise UserError(f"{file}: damaged ({_first_line(e)}); save or download it again") from e
@@ -214,14 +235,15 @@ def _arrow_schema(file: Path) -> pa.Schema:
         return pa.ipc.open_stream(source).schema
 
 
-def _batches(file: Path, field: str) -> Iterator[pa.RecordBatch]:
+def batches(file: Path, field: str | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a parquet or arrow file, with at least the column `field` (None: all)."""
     import pyarrow as pa
     import pyarrow.ipc
     import pyarrow.parquet as pq
 
     if file.suffix == ".parquet":
         with pq.ParquetFile(file) as parquet:
-            yield from parquet.iter_batches(batch_size=1024, columns=[field])
+            yield from parquet.iter_batches(batch_size=1024, columns=None if field is None else [field])
         return
     with pa.memory_map(str(file)) as source:
         yield from pa.ipc.open_stream(source)

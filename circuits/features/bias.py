@@ -248,3 +248,21 @@ def results(
             "by_language": {language: layer_results(table, int(layer), language) for language in languages},
         }
     return {"model": model, "layers": layers}
+
+
+def by_layer(table: pd.DataFrame, layers: Sequence[int], languages: Sequence[str]) -> list[dict[str, Any]]:
+    """How many features were tested and are significant, and the largest |d|, of each layer and language."""
+    found = []
+    for layer in layers:
+        for language in languages:
+            mine = table[(table["layer"] == layer) & (table["language"] == language)]
+            found.append(
+                {
+                    "layer": layer,
+                    "language": language,
+                    "tested": int(mine["p_value"].notna().sum()),
+                    "significant": int(mine["significant"].sum()),
+                    "largest_d": float(mine["cohens_d"].abs().max()) if len(mine) else None,
+                }
+            )
+    return found

@@ -16,7 +16,7 @@ An index-wise overlap has a meaning only where both languages share one dictiona
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,4 +196,24 @@ def compare(
         )
         if both.any()
         else None,
+    }
+
+
+def summary(by_layer: Sequence[Mapping[str, Any]], first: str, second: str) -> dict[str, Any]:
+    """Means over layers: shared features, the lists of both sides, and what probes of the first language tell of the second."""
+
+    def mean(values: list[Any]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else None
+
+    lists = [one["lists"][side] for one in by_layer for side in ("male", "female")]
+    moved = [p for one in by_layer for p in one["probes"] if (p["fitted"], p["tested"]) == (first, second)]
+    return {
+        "shared_share": mean([one["shared_share"] for one in by_layer]),
+        "shared_by_chance": mean([one["shared_by_chance"] for one in by_layer]),
+        "jaccard": mean([one["jaccard"] for one in lists]),
+        "jaccard_random": mean([one["jaccard_random"] for one in lists]),
+        "transfer": mean([p["accuracy"] for p in moved]),
+        "majority": mean([p["majority"] for p in moved]),
+        "by_layer": list(by_layer),
     }

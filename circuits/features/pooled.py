@@ -65,6 +65,16 @@ class Pooled:
     l0: float
     """Mean number of active features a row."""
 
+    @property
+    def dead(self) -> int:
+        """Features that no sample has."""
+        return int((np.diff(self.values.indptr) == 0).sum())
+
+    @property
+    def mean_activation(self) -> float:
+        """Over samples and features where it is not zero."""
+        return float(self.values.data.mean()) if self.values.nnz else 0.0
+
 
 def pool(
     store: ActivationStore,

@@ -150,6 +150,12 @@ class Contents:
             UserError: there is no such file, or a line of it is no JSON object.
         """
         from circuits.data.fielded import hash_records
+        from circuits.data.pictures import dataset
+
+        if dataset.is_dataset(path):  # of pictures; a table of prompts is none
+            by_split = dataset.files(path)
+            told = [f"{split} {self.one_file(file)}" for split, some in sorted(by_split.items()) for file in some]
+            return sha256_text("\n".join(told))
 
         if not path.is_file():
             raise UserError(f"{path}: no such file")

@@ -12,8 +12,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import re
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 
 from circuits import schema
@@ -39,7 +41,7 @@ def kinds() -> dict[str, Kind]:
     """All artifact kinds by name.
 
     Raises:
-        UserError: one needs a kind that does not exist, or, over others, itself.
+        UserError: one needs a kind that does not exist, or, over others, itself; two sections of reports are of one kind.
     """
     every = [getattr(module, "KIND", None) for module in modules().values()]
     found: dict[str, Kind] = {kind.name: kind for kind in every if kind is not None}
@@ -47,7 +49,18 @@ def kinds() -> dict[str, Kind]:
         if unknown := sorted(set(one.needed) - set(found)):
             raise UserError(f"kind {one.name} needs {unknown[0]}" + suggest(unknown[0], found, "kinds"))
         _refuse_circle(one.name, found, ())
+    _refuse_two_sections(places.CODE / "circuits" / "report" / "sections")
     return found
+
+
+def _refuse_two_sections(directory: Path) -> None:
+    """Seen in the files' text: pages are made when all the work is done, and drawing takes a second to import."""
+    found: dict[str, str] = {}
+    for file in sorted(directory.glob("*.py")):
+        for kind in re.findall(r"^@section\(\s*[\"'](\w+)[\"']", file.read_text(encoding="utf-8"), re.MULTILINE):
+            if kind in found:
+                raise UserError(f"two sections of {kind}: in {found[kind]} and {file.name} of {directory}")
+            found[kind] = file.name
 
 
 def _refuse_circle(name: str, known: dict[str, Kind], trail: tuple[str, ...]) -> None:

@@ -15,7 +15,8 @@ from circuits.store.kinds import Input, Layers, one_a_layer
 from circuits.tasks._shared import bias_input, model_input
 
 if TYPE_CHECKING:
-    from circuits.interventions.bias_study import Condition, Study
+    from circuits.features.bias_saved import BiasStatistics
+    from circuits.interventions.bias_choice import Condition
     from circuits.run.context import Context, Work
 
 UNITS = "captions"
@@ -43,47 +44,33 @@ def problems(cfg: BaseConfig, s: Settings, layers: Layers) -> list[str]:
     return found
 
 
-def _conditions(context: Context, s: Settings, statistics: Any) -> list[Condition]:
+def _conditions(context: Context, s: Settings, statistics: BiasStatistics) -> list[Condition]:
     """What is done, beside which controls."""
-    import numpy as np
+    from circuits.features.bias import SIDES
+    from circuits.interventions import bias_choice
 
-    from circuits.interventions import bias_study
-
-    chosen: dict[int, dict[str, list[int]]] = {}
-    activation, barred = {}, {}
-    for layer in context.layers:
-        tops: dict[str, list[int]] = {"male": [], "female": []}
-        for language in statistics.languages:  # the first of each side in any language, alternating, each once
-            for side in tops:
-                tops[side] += statistics.top(layer, language, side, s.group_size)
-        chosen[layer] = {side: _merged(found, len(statistics.languages), s.group_size) for side, found in tops.items()}
-        pooled = [statistics.pooled(layer, language) for language in statistics.languages]
-        activation[layer] = np.mean([np.asarray(one.mean(0)).ravel() for one in pooled], axis=0)
-        mine = statistics.table.query("layer == @layer and significant")
-        barred[layer] = {int(feature) for feature in mine["feature"]}
-        if activation[layer].astype(bool).sum() - len(barred[layer]) < 4 * s.group_size:
-            barred[layer] = set()  # nearly every feature tells the groups apart: controls are drawn among all others
     layers = tuple(context.layers)
     ways: dict[Across, list[tuple[int, ...]]] = {
         Across.each: [(layer,) for layer in layers],
         Across.all: [layers],
         Across.adjacent: list(pairwise(layers)),
     }
-    sets = ways[s.across]
     edits = [("scale", factor) for factor in s.factor_list if "scale" in s.edits]
     edits += [("project", 0.0)] if "project" in s.edits else []
+    of = {}
+    for layer in layers:
+        tops = {
+            side: [statistics.top(layer, one, side, s.group_size) for one in statistics.languages] for side in SIDES
+        }
+        pooled = [statistics.pooled(layer, one) for one in statistics.languages]
+        mine = statistics.table.query("layer == @layer and significant")
+        of[layer] = bias_choice.candidates(tops, pooled, {int(f) for f in mine["feature"]}, s.group_size)
     try:
-        return bias_study.conditions(sets, chosen, activation, barred, edits, s.controls, context.cfg.seed)
+        return bias_choice.conditions(ways[s.across], of, edits, s.controls, context.cfg.seed)
     except ValueError as e:
         raise UserError(
             f"intervention.controls: {e}; train a larger SAE (sae.expansion), or intervention.controls=0"
         ) from e
-
-
-def _merged(found: list[int], languages: int, n: int) -> list[int]:
-    """The first n of several lists of n, taking turns."""
-    turns = [found[i * n + k] for k in range(n) for i in range(languages) if i * n + k < len(found)]
-    return list(dict.fromkeys(turns))[:n]
 
 
 def make(context: Context, work: Work, s: Settings) -> None:
@@ -92,7 +79,7 @@ def make(context: Context, work: Work, s: Settings) -> None:
     from circuits.data.journal import Journal
     from circuits.data.pictures.saved import read
     from circuits.features.bias_saved import BiasStatistics
-    from circuits.interventions import bias_study, captioning
+    from circuits.interventions import bias_effects, bias_study, captioning
     from circuits.sae import formats
 
     pictures = read(context.require("prompts").path)
@@ -122,27 +109,10 @@ def make(context: Context, work: Work, s: Settings) -> None:
     )
     effects, texts = bias_study.run(study, pictures.languages, wanted)
     with context.phase("intervals"):
-        summary = bias_study.summarise(
+        summary = bias_effects.summarise(
             effects, texts, pictures, alpha=s.alpha, resamples=s.resamples, seed=context.cfg.seed
         )
-    metrics = _metrics(summary, study, wanted, s)
-
-    def write(out: Any) -> None:
-        effects.to_parquet(out / "effects.parquet", index=False)
-        texts.to_parquet(out / "captions.parquet", index=False)
-        summary.to_parquet(out / "summary.parquet", index=False)
-        write_json(out / "cross_layer.json", known(cross_layer(summary)))
-        write_json(out / "metrics.json", known(metrics))
-
-    artifact = work.commit(write)
-    context.say(
-        f"{metrics['units']} edits beside {s.controls} controls each on {metrics['n']} pictures; strongest {metrics['strongest']}: "
-        f"distance to parity {metrics['base_parity']:.3f} -> {metrics['parity']:.3f}: {artifact.id}"
-    )
-
-
-def _metrics(summary: Any, study: Study, wanted: list[Condition], s: Settings) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    metrics = {
         "metric": "preference",
         "what": UNITS,
         "edits": s.edits,
@@ -155,46 +125,21 @@ def _metrics(summary: Any, study: Study, wanted: list[Condition], s: Settings) -
             if not one.control
             for layer in one.layers
         },
-        "strongest": None,
-        "significant": 0,
-        "base_parity": float("nan"),
-        "parity": float("nan"),
-    }
-    some = summary[summary["reduction"].notna()] if len(summary) else summary
-    if not len(some):
-        return found
-    best = some.loc[some["reduction"].abs().idxmax()]
-    return found | {
-        "strongest": best["condition"],
-        "significant": int(summary["significant"].sum()),
-        "effect": float(best["parity_change"]),
-        "effect_ci": [float(best["parity_low"]), float(best["parity_high"])],
-        **{
-            name: float(best[name])
-            for name in ("base_parity", "parity", "reduction", "control_reduction", "agreement", "base_agreement")
-        },
+        **bias_effects.strongest(summary),
     }
 
+    def write(out: Any) -> None:
+        effects.to_parquet(out / "effects.parquet", index=False)
+        texts.to_parquet(out / "captions.parquet", index=False)
+        summary.to_parquet(out / "summary.parquet", index=False)
+        write_json(out / "cross_layer.json", known(bias_effects.cross_layer(summary)))
+        write_json(out / "metrics.json", known(metrics))
 
-def cross_layer(summary: Any) -> dict[str, Any]:
-    """Ablations layer by layer in the words of the source documents: changes of the reconstruction by what is seen."""
-    found: dict[str, Any] = {"layers": [], "male_biased_ablation": {}, "female_biased_ablation": {}}
-    for _, row in summary.iterrows():
-        if row["kind"] != "scale" or row["factor"] != 0 or "+" in row["layers"] or row["which"] == "both":
-            continue
-        layer = row["layers"]
-        if int(layer) not in found["layers"]:
-            found["layers"].append(int(layer))
-        found[f"{row['which']}_biased_ablation"][layer] = {
-            **{
-                f"{side}_{what}": float(row[f"recon_{side}_{what}"])
-                for side in ("male", "female")
-                for what in ("mean", "std")
-            },
-            "differential": float(row["recon_male_mean"] - row["recon_female_mean"]),
-            "relative_change": float(row["recon_share"]),
-        }
-    return found
+    artifact = work.commit(write)
+    context.say(
+        f"{metrics['units']} edits beside {s.controls} controls each on {metrics['n']} pictures; strongest {metrics['strongest']}: "
+        f"distance to parity {metrics['base_parity']:.3f} -> {metrics['parity']:.3f}: {artifact.id}"
+    )
 
 
 def normal(given: Any, s: Settings) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from circuits.schema.model import scenes_of
 from circuits.store.contents import Contents
 
 if TYPE_CHECKING:
+    from circuits.data.fielded import Row
     from circuits.data.pictures.table import Built
     from circuits.run.context import Context, Work
 
@@ -52,11 +53,11 @@ def problems(cfg: BaseConfig) -> list[str]:
         if scenes_of(cfg.model) is None:
             return [
                 f"behaviour={cfg.behaviour.name}: model={cfg.model.id} needs pictures: behaviour.path=FILE.csv (with "
-                "image_path, en_caption, ar_caption; behaviour.images=DIR); model=tiny_vlm draws its own"
+                "image_path, en_caption, ar_caption; behaviour.images=DIR) or a dataset's directory; model=tiny_vlm draws its own"
             ]
         return []
     try:
-        if not _files(cfg):
+        if next(iter(_rows(cfg)), None) is None:
             return [f"{cfg.behaviour.path}: no row in it"]
     except UserError as e:
         return list(e.messages)
@@ -66,20 +67,26 @@ def problems(cfg: BaseConfig) -> list[str]:
 def _images(cfg: BaseConfig) -> Path:
     """The directory that a table's image_path is relative to."""
     given = cfg.behaviour.images
-    return Path(given) if given is not None else Path(str(cfg.behaviour.path)).parent
+    path = Path(str(cfg.behaviour.path))
+    return Path(given) if given is not None else path if path.is_dir() else path.parent
 
 
-def _files(cfg: BaseConfig) -> list[tuple[str, Path]]:
-    """What a table calls each picture, and its file."""
-    from circuits.data.fielded import rows
+def _rows(cfg: BaseConfig) -> Iterator[Row]:
+    from circuits.data.pictures.table import rows
 
-    root, path = _images(cfg), Path(str(cfg.behaviour.path))
-    found = []
+    path = Path(str(cfg.behaviour.path))
     for row in rows(path):
         if "image_path" not in row.fields:
             raise UserError(f"{path}: no column image_path; it names each row's picture")
-        found.append((str(row.fields["image_path"]), root / str(row.fields["image_path"])))
-    return found
+        yield row
+
+
+def _files(cfg: BaseConfig) -> list[tuple[str, Path]]:
+    """What a table calls each picture, and its file; those that a dataset holds are part of it."""
+    from circuits.data.pictures.dataset import STORED
+
+    names = [str(row.fields["image_path"]) for row in _rows(cfg) if STORED not in row.fields]
+    return [(name, _images(cfg) / name) for name in names]
 
 
 def make(context: Context, work: Work) -> None:

@@ -203,8 +203,8 @@ def _make(context: Context, work: Work) -> None:
             made = bias.test(found.values, labelled, found.present, layer, language, s, context.cfg.seed)
         facts = {
             "l0_per_sample": found.l0,
-            "dead_features": _dead(found),
-            "mean_activation": float(found.values.data.mean()) if found.values.nnz else 0.0,
+            "dead_features": found.dead,
+            "mean_activation": found.mean_activation,
             "explained_variance": explained,
             **made.facts,
         }
@@ -232,7 +232,7 @@ def _make(context: Context, work: Work) -> None:
         **summary,
         "n_pictures": len(pictures),
         "explained_variance": least,
-        "by_layer": _by_layer(table, context.layers, asked),
+        "by_layer": bias.by_layer(table, context.layers, asked),
         "quality": {f"L{layer}/{language}": value for (layer, language), value in quality.items()},
     }
 
@@ -259,12 +259,6 @@ def _make(context: Context, work: Work) -> None:
         f"{summary['significant']:,} of {summary['tested']:,} features × layers × languages are significant "
         f"(labels shuffled: {summary['shuffled_hits'] or 0:.1f}): {artifact.id}"
     )
-
-
-def _dead(found: Pooled) -> int:
-    import numpy as np
-
-    return int((np.diff(found.values.indptr) == 0).sum())
 
 
 def _sae(context: Context, layer: int) -> SAE:
@@ -300,20 +294,3 @@ def _refuse_badly_read(context: Context, layer: int, language: str, found: Mappi
             f"layer {layer}, {language}: the SAE explains {value:.3f} of the variance of {name} tokens, less than "
             f"bias_stats.min_explained_variance={bound:g}; train it on pictures (data=pictures), or go on with force=true"
         )
-
-
-def _by_layer(table: Any, layers: Layers, asked: list[str]) -> list[dict[str, Any]]:
-    found = []
-    for layer in layers:
-        for language in asked:
-            mine = table[(table["layer"] == layer) & (table["language"] == language)]
-            found.append(
-                {
-                    "layer": layer,
-                    "language": language,
-                    "tested": int(mine["p_value"].notna().sum()),
-                    "significant": int(mine["significant"].sum()),
-                    "largest_d": float(mine["cohens_d"].abs().max()) if len(mine) else None,
-                }
-            )
-    return found

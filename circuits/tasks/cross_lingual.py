@@ -128,7 +128,8 @@ def _make(context: Context, work: Work) -> None:
         found, facts, _ = kept_tables.once(work.partial / f"L{layer}", make)
         tables.append(found["features"].assign(layer=layer))
         by_layer.append({"layer": layer, **facts})
-    metrics = _metrics(by_layer, statistics, len(pictures))
+    languages = statistics.languages[:2]
+    metrics = {"n_pictures": len(pictures), "languages": languages, **cross_lingual.summary(by_layer, *languages)}
 
     def write(out: Path) -> None:
         pd.concat(tables, ignore_index=True).to_parquet(out / "features.parquet", index=False)
@@ -161,26 +162,3 @@ def _layer(context: Context, statistics: BiasStatistics, pictures: Any, layer: i
         chosen = {name: one[told].tocsc() for name, one in pooled.items()}
         facts["probes"] = cross_lingual.probe(chosen, gender[told] == "male", groups, s, seed)
     return {"features": table}, known(facts), {}
-
-
-def _metrics(by_layer: list[dict[str, Any]], statistics: BiasStatistics, n: int) -> dict[str, Any]:
-    import numpy as np
-
-    def mean(values: list[Any]) -> float | None:
-        known = [value for value in values if value is not None]
-        return float(np.mean(known)) if known else None
-
-    first, second = statistics.languages[:2]
-    lists = [one["lists"][side] for one in by_layer for side in ("male", "female")]
-    moved = [p for one in by_layer for p in one["probes"] if (p["fitted"], p["tested"]) == (first, second)]
-    return {
-        "n_pictures": n,
-        "languages": [first, second],
-        "shared_share": mean([one["shared_share"] for one in by_layer]),
-        "shared_by_chance": mean([one["shared_by_chance"] for one in by_layer]),
-        "jaccard": mean([one["jaccard"] for one in lists]),
-        "jaccard_random": mean([one["jaccard_random"] for one in lists]),
-        "transfer": mean([p["accuracy"] for p in moved]),
-        "majority": mean([p["majority"] for p in moved]),
-        "by_layer": by_layer,
-    }

@@ -6,6 +6,7 @@ streams as file descriptors beside it; the answers are the process's id, then it
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -25,6 +26,7 @@ LIBRARIES = (
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "transformers.tokenization_utils_fast",
     "safetensors.torch", "hydra.main", "hydra._internal.utils", "hydra._internal.hydra", "pandas", "pyarrow.parquet", "scipy.stats",
     "scipy.optimize", "jinja2", "rich.live", "rich.table",
+    "wandb", "wandb.sdk.launch.inputs.internal",  # the first wandb.init imports it: two seconds of a process
 )  # fmt: skip
 
 
@@ -65,6 +67,10 @@ def run(asked: dict[str, Any], fds: list[int]) -> None:
     code = 1
     try:
         os.setsid()
+        from wandb.sdk.data_types._private import MEDIA_TMP
+
+        MEDIA_TMP._finalizer.detach()  # the template's: the first to end would delete it for all that are forked
+        atexit.unregister(MEDIA_TMP.cleanup)
         for number, fd in enumerate(fds):
             os.dup2(fd, number)
         os.closerange(3, 64)
@@ -85,7 +91,6 @@ def run(asked: dict[str, Any], fds: list[int]) -> None:
         traceback.print_exc()
     finally:
         try:
-            import atexit
             import threading
 
             threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter does at its end

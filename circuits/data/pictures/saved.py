@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from circuits.data.fielded import absent
 from circuits.data.npy import open_npy
+from circuits.data.pictures.dataset import encoded
 from circuits.errors import Damaged, UserError, suggest
 from circuits.files import read_json, write_json
 
@@ -47,6 +49,8 @@ class Picture:
     """What else is known of it (place, whether the person's gender is seen)."""
     file: str | None = None
     sha256: str = ""
+    row: int | None = None
+    """Of a dataset's file, which has its bytes."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class PictureSet:
         if one.file is None:
             return Image.fromarray(np.asarray(self._drawn[control or ""][index]))
         try:
-            content = Path(one.file).read_bytes()
+            content = Path(one.file).read_bytes() if one.row is None else encoded(Path(one.file), one.row) or b""
         except OSError as e:
             raise UserError(f"{one.file}: the picture of {one.id} cannot be read ({e.strerror})") from e
         if hashlib.sha256(content).hexdigest() != one.sha256:
@@ -197,7 +201,7 @@ def read(directory: Path) -> PictureSet:
     except (OSError, ValueError) as e:
         raise Damaged(f"{directory}: no whole set of pictures ({str(e).splitlines()[0]})") from e
     found = [
-        Picture(**{str(k): json.loads(v) if k in _JSON else v for k, v in row.items()})  # type: ignore[arg-type]
+        Picture(**{str(k): json.loads(v) if k in _JSON else v for k, v in row.items() if not absent(v)})  # type: ignore[arg-type]
         for row in rows
     ]
     return PictureSet(tuple(found), meta, directory)

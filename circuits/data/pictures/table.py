@@ -1,5 +1,7 @@
 """Pictures from a table of captions: CSV, TSV or JSON lines with a picture's file in every row (one row a caption, or a picture).
 
+Or from a dataset that holds them (:mod:`circuits.data.pictures.dataset`).
+
 Columns: ``image_path`` and ``en_caption`` (``ar_caption`` for Arabic) are needed; ``image_id``, ``english_prompt``,
 ``arabic_prompt``, ``group``, ``split`` and any further column (a factor, where it is equal in all rows of a picture) are read too.
 Rows of one picture are one sample with several captions, and so are files with equal bytes: a picture that stands in the table
@@ -10,15 +12,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from circuits.data.fielded import Row, rows
-from circuits.data.pictures import lexicon
+from circuits.data import fielded
+from circuits.data.fielded import Row
+from circuits.data.pictures import dataset, lexicon
 from circuits.data.pictures.saved import LANGUAGES, Picture
 from circuits.data.seeds import derive_seed
 from circuits.errors import UserError, suggest
@@ -51,6 +54,8 @@ class _One:
 
     path: str
     place: str
+    stored: tuple[Path, int] | None = None
+    """File and row of a dataset that has its bytes."""
     captions: dict[str, list[str]] = field(default_factory=lambda: {language: [] for language in LANGUAGES})
     prompts: dict[str, str] = field(default_factory=dict)
     fields: dict[str, set[str]] = field(default_factory=dict)
@@ -103,19 +108,29 @@ def read(
     return Built(pictures, left, findings)
 
 
+def rows(path: Path) -> Iterator[Row]:
+    """The rows of a table or a dataset.
+
+    Raises:
+        UserError: naming file and place.
+    """
+    return dataset.rows(path) if dataset.is_dataset(path) else fielded.rows(path)
+
+
 def _gather(path: Path, languages: Sequence[str]) -> dict[str, _One]:
     found: dict[str, _One] = {}
     for row in rows(path):
+        stored = row.fields.pop(dataset.STORED, None)
         _check_columns(row, path, languages)
         name = str(row.fields.get("image_id") or row.fields["image_path"])
-        one = found.setdefault(name, _One(str(row.fields["image_path"]), row.place))
+        one = found.setdefault(name, _One(str(row.fields["image_path"]), row.place, stored))
         if one.path != str(row.fields["image_path"]):
             raise UserError(
                 f"{row.place}: image_id {name} has {row.fields['image_path']} here and {one.path} at {one.place}"
             )
         for language in languages:
-            if caption := row.fields.get(CAPTION[language]):
-                one.captions[language].append(str(caption))
+            told = row.fields.get(CAPTION[language])
+            one.captions[language] += [str(text) for text in (told if isinstance(told, list) else [told]) if text]
             if prompt := row.fields.get(PROMPT[language]):
                 one.prompts[language] = str(prompt)
         for key, value in row.fields.items():
@@ -144,10 +159,10 @@ def _opened(found: Mapping[str, _One], images: Path, languages: Sequence[str]) -
     """The pictures whose files can be decoded, and what is wrong with the others."""
     pictures, broken = [], []
     for name, one in found.items():
-        file = images / one.path
-        content, fault = _decoded(file)
+        file = images / one.path if one.stored is None else one.stored[0]
+        content, fault = _decoded(file, one.stored)
         if fault:
-            broken.append(f"{file} ({one.place}): {fault}")
+            broken.append(f"{images / one.path} ({one.place}): {fault}")
             continue
         labels = {
             language: lexicon.vote(lexicon.label(text, language) for text in one.captions[language])
@@ -165,20 +180,21 @@ def _opened(found: Mapping[str, _One], images: Path, languages: Sequence[str]) -
                 prompts={language: one.prompts.get(language, DEFAULT_PROMPT[language]) for language in languages},
                 factors=single,
                 file=str(file.absolute()),
+                row=None if one.stored is None else one.stored[1],
                 sha256=hashlib.sha256(content).hexdigest(),
             )
         )
     return pictures, broken
 
 
-def _decoded(file: Path) -> tuple[bytes, str]:
+def _decoded(file: Path, stored: tuple[Path, int] | None = None) -> tuple[bytes, str]:
     """The bytes of a picture, and why it is none."""
     import io
 
     from PIL import Image, UnidentifiedImageError
 
     try:
-        content = file.read_bytes()
+        content = file.read_bytes() if stored is None else dataset.encoded(*stored) or b""
         with Image.open(io.BytesIO(content)) as image:
             image.convert("RGB")
     except FileNotFoundError:
