@@ -1,7 +1,7 @@
 """What can go wrong, as one line: the value, the limit, the choices or the command that mends it.
 
 Every error a person is meant to act on is a :class:`CircuitsError`. It is shown as ``error: <message>`` without a
-traceback (that goes to the log) and its class decides the exit code:
+traceback (that goes to the log, but for wrong input whose line says it all) and its class decides the exit code:
 
 ====  =====================================================
 0     done

@@ -14,7 +14,7 @@ from scipy import sparse, stats
 
 from circuits.features import bias, cross_lingual
 from circuits.interventions import directions, feature_edits
-from circuits.interventions.bias_choice import Condition, matched
+from circuits.interventions.bias_choice import Condition, candidates, matched
 from circuits.interventions.bias_effects import cross_layer
 from circuits.model_input import padded
 from circuits.sae.modules import SAE, SAEConfig, architectures
@@ -33,6 +33,14 @@ def values(n: int, seed: int, features: int = F) -> NDArray[np.float32]:
 
 
 # -- tests -------------------------------------------------------------------------------------------------------
+
+
+def test_features_of_both_languages_take_turns_also_where_one_has_fewer() -> None:
+    tops = {"male": [[1, 2], [7, 8, 9, 1]], "female": [[], [4]]}
+    pooled = [sparse.csc_matrix(np.eye(40)), sparse.csc_matrix(np.eye(40))]
+    found = candidates(tops, pooled, {1, 7}, 4)
+    assert found.sides == {"male": [1, 7, 2, 8], "female": [4]} and found.barred == {1, 7}
+    assert candidates(tops, pooled, set(range(30)), 4).barred == set(), "nearly all: controls among all others"
 
 
 def test_group_tests_are_scipy_s() -> None:

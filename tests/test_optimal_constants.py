@@ -88,9 +88,9 @@ def test_fitted_constants_are_the_same_in_one_go_and_in_pieces(tmp_path: Path, m
 
 @pytest.mark.parametrize("over", ["all", "position"])
 def test_means_are_the_same_in_one_go_and_in_pieces(over: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, prompts, units, passes = build("llama"), random_prompts(9), every_head(), []
+    lm, prompts, units, passes, lens = build("llama"), random_prompts(9), every_head(), [], Heads()
     engines = [
-        Engine(lm, some, rows_of(some), Heads(), batch_size=4) for some in (random_prompts(4, seed=s) for s in (3, 4))
+        Engine(lm, some, rows_of(some), lens, batch_size=4) for some in (random_prompts(4, seed=s) for s in (3, 4))
     ]
     forward = mean.forward
     monkeypatch.setattr(mean, "forward", lambda *given, **more: (passes.append(1), forward(*given, **more))[1])
@@ -103,6 +103,10 @@ def test_means_are_the_same_in_one_go_and_in_pieces(over: str, tmp_path: Path, m
     whole, once = work(Keeper()), len(passes)
     whole.fit(engines[1], units)
     assert len(passes) == once == 3, "other prompts are measured under the same means"
+    other = Engine(build("gpt2"), random_prompts(4), rows_of(random_prompts(4)), Heads(), batch_size=4)
+    whole.fit(other, units)
+    assert len(passes) == 2 * once, "another model has means of its own"
+    whole.fit(engines[0], units)
     passes.clear()
     again = in_pieces({"effects": tmp_path / "means"}, work, (1, 2))
     assert len(passes) == once, "no pass is made twice"

@@ -103,6 +103,96 @@ def test_a_dataset_is_read_in_every_form_and_its_pictures_stay_where_they_are(
     assert not [path for path in (tmp_path / "set").iterdir() if path.suffix in (".png", ".npy")], "no copies"
 
 
+def unnamed(rows: range) -> datasets.Dataset:
+    """As a dataset of PIL images is saved: bytes without a name."""
+    return made(rows, image=[{"bytes": picture(i), "path": None} for i in rows])
+
+
+def colours(built: table.Built, folder: Path) -> list[int]:
+    """Which pictures a set shows, in its order, as they are opened again."""
+    folder.mkdir()
+    saved.write(folder, built.pictures, {"languages": list(BOTH)})
+    found = saved.read(folder)
+    return [np.asarray(found.image(i))[0, 0, 0] // 20 for i in range(len(found))]
+
+
+def test_pictures_are_told_apart_by_their_bytes_and_not_by_names_that_repeat(tmp_path: Path) -> None:
+    quietly(tmp_path, lambda _: tmp_path)
+    both = {"train": unnamed(range(6)), "test": unnamed(range(6, N))}  # both splits' files have one name
+    datasets.DatasetDict(both).save_to_disk(tmp_path / "pil")
+    built = read(tmp_path / "pil")
+    assert sorted(colours(built, tmp_path / "a")) == list(range(N))
+    assert [p.split for p in built.pictures] == ["train"] * 6 + ["test"] * 3
+    for i, name in enumerate(("a", "b")):  # an image folder: names begin anew in each class
+        rows = range(4 * i, 4 * i + 4)
+        some = made(rows, image=[{"bytes": picture(r), "path": f"{r % 4}.png"} for r in rows])
+        some.to_parquet(tmp_path / "folder" / name / "0000.parquet")
+    assert sorted(colours(read(tmp_path / "folder"), tmp_path / "b")) == list(range(8))
+    twice = [0, 1, 2, 2, 3, 3]
+    one_a_caption = {"image": [{"bytes": picture(i), "path": None} for i in twice], "image_id": twice}
+    captions = {"en_caption": [f"a man {n}" for n in range(6)], "ar_caption": ["رجل"] * 6}
+    made(range(6), **one_a_caption, **captions).to_parquet(tmp_path / "rows" / "all.parquet")
+    found = {p.id: p for p in read(tmp_path / "rows").pictures}
+    assert {name: len(p.captions["english"]) for name, p in found.items()} == {"0": 1, "1": 1, "2": 2, "3": 2}
+    one_a_caption["image"][3] = {"bytes": picture(8), "path": None}
+    made(range(6), **one_a_caption, **captions).to_parquet(tmp_path / "rows" / "all.parquet")
+    with pytest.raises(UserError, match=r"row 3: image_id 2 has another picture here than at .*row 2"):
+        read(tmp_path / "rows")
+
+
+def test_of_the_columns_only_words_and_numbers_become_factors(tmp_path: Path) -> None:
+    quietly(tmp_path, lambda _: tmp_path)
+    more = {"mask": [{"bytes": picture(0), "path": None}] * N, "vector": [[0.5] * 8] * N, "shot": [1] * N}
+    whole = made(**more).cast_column("mask", datasets.Image())
+    labels = pa.array([-1, 7, *[0] * (N - 2)])
+    whole.to_parquet(tmp_path / "d" / "all.parquet")
+    kept = pq.read_table(tmp_path / "d" / "all.parquet")
+    at = kept.column_names.index("place")
+    pq.write_table(kept.set_column(at, kept.field(at), [labels]), tmp_path / "d" / "all.parquet")
+    found = {p.id: p.factors for p in read(tmp_path / "d").pictures}
+    assert found["0.png"] == found["1.png"] == {"shot": "1"}, "-1 is no label, and neither is what has no name"
+    assert found["2.png"] == {"shot": "1", "place": "kitchen"}
+
+
+def test_rows_with_and_without_bytes_stand_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "d" / "images").mkdir(parents=True)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for i in range(N):
+        (tmp_path / "d" / "images" / f"{i}.png").write_bytes(picture(i))
+    mixed = [{"bytes": picture(i) if i % 2 else None, "path": f"images/{i}.png"} for i in range(N)]
+    captions = {"en_caption": ["a man"] * N, "ar_caption": ["رجل"] * N}
+    pq.write_table(
+        pa.table({"image": pa.array(mixed, kind), **captions}), tmp_path / "d" / "a.parquet", row_group_size=4
+    )
+    built = read(tmp_path / "d")
+    assert [p.row for p in built.pictures] == [i if i % 2 else None for i in range(N)]
+    assert colours(built, tmp_path / "set") == list(range(N))
+    pq.write_table(
+        pa.table({"image": pa.array([], kind), "en_caption": [], "ar_caption": []}), tmp_path / "d" / "a.parquet"
+    )
+    with pytest.raises(UserError, match="no row in it"):
+        read(tmp_path / "d")
+    assert dataset.encoded(tmp_path / "d" / "a.parquet", 3) is None
+
+
+def test_planning_reads_no_bytes_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for make in (on_disk, parquet):
+        path = quietly(tmp_path, make)
+        with monkeypatch.context() as m:
+            m.setattr(dataset, "encoded", lambda *_: pytest.fail("a picture was read"))
+            assert len(list(table.rows(path))) == N
+
+
+def test_hidden_folders_and_where_a_dataset_lies_are_no_part_of_it(tmp_path: Path) -> None:
+    path = quietly(tmp_path, parquet)
+    shutil.copytree(path, tmp_path / "test" / "data")
+    (path / ".ipynb_checkpoints").mkdir()
+    shutil.copy(next(path.glob("*.parquet")), path / ".ipynb_checkpoints" / "train-checkpoint.parquet")
+    assert len(list(table.rows(path))) == N and Contents().records(path) == Contents().records(
+        tmp_path / "test" / "data"
+    )
+
+
 def test_pictures_that_a_dataset_only_names_are_files(tmp_path: Path) -> None:
     (tmp_path / "saved" / "images").mkdir(parents=True)
     for i in range(N):

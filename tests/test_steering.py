@@ -326,14 +326,15 @@ def test_what_was_written_and_prompted_is_not_done_again(tmp_path: Path, monkeyp
     def work(keeper: Keeper[str]) -> pd.DataFrame:
         return steer_units.written(replace(ask, keep=lambda name: keeper), lens, along, {})
 
-    made = steering.mean_differences(ask, lens)
+    more = replace(ask, others=random_prompts(16))
+    made = steering.mean_differences(more, lens)
     for which in ("prompt", "corrupt"):
 
         def read(keeper: Keeper[str], which: str = which) -> dict[int, Tensor]:
-            kept = replace(ask, keep=lambda name: keeper if name == f"directions {which}" else Keeper())
+            kept = replace(more, keep=lambda name: keeper if name == f"directions {which}" else Keeper())
             return steering.mean_differences(kept, lens)
 
-        found = in_pieces({"effects": tmp_path / which}, read, (1,))
+        found = in_pieces({"effects": tmp_path / which}, read, (1, 2))
         assert all(torch.equal(found[layer], made[layer]) for layer in made)
     calls.clear()
     again = in_pieces({"effects": tmp_path / "written"}, work, (1, 1))

@@ -31,6 +31,7 @@ _SPLITS = {
     "val": "validation",
 }
 _SPLITS |= {"dev": "validation", "test": "test", "testing": "test", "eval": "test"}
+_ENDINGS = (".parquet", ".arrow")
 _TIMEOUT = 8.0
 UNREAD = ["*.py", ".git*"]
 """Not fetched with a dataset: code that comes with it is never run."""
@@ -85,7 +86,7 @@ def schema_of(file: Path) -> pa.Schema:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_schema(file) if file.suffix == ".parquet" else _arrow_schema(file)
+        return pq.read_schema(file) if file.suffix.lower() == ".parquet" else _arrow_schema(file)
     except (pa.ArrowInvalid, pa.ArrowException) as e:
         raise UserError(
             f"{file}: not readable as {'parquet' if file.suffix == '.parquet' else 'arrow'} (truncated or another format)"
@@ -215,14 +216,16 @@ def _state_files(path: Path) -> list[Path]:
 
 def _loose_splits(path: Path) -> dict[str, list[Path]]:
     """Parquet and arrow files by the split that their name or folder begins with (``train-00000-of-00002.parquet``)."""
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("[!.]*") if f.suffix in {".parquet", ".arrow"})
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix.lower() in _ENDINGS)
     found: dict[str, list[Path]] = {}
     for file in files:
-        found.setdefault("train" if path.is_file() else _split_name(file), []).append(file)
+        if not any(part.startswith(".") for part in file.relative_to(path).parts):
+            found.setdefault("train" if path.is_file() else _split_name(file.relative_to(path)), []).append(file)
     return found
 
 
 def _split_name(file: Path) -> str:
+    """By the first word of its name, or by its folder (a directory is one dataset, wherever it lies)."""
     words = itertools.chain(re.split(r"[-_.]", file.stem)[:1], [file.parent.name])
     return next((_SPLITS[word.lower()] for word in words if word.lower() in _SPLITS), "train")
 
@@ -241,7 +244,7 @@ def batches(file: Path, field: str | None = None) -> Iterator[pa.RecordBatch]:
     import pyarrow.ipc
     import pyarrow.parquet as pq
 
-    if file.suffix == ".parquet":
+    if file.suffix.lower() == ".parquet":
         with pq.ParquetFile(file) as parquet:
             yield from parquet.iter_batches(batch_size=1024, columns=None if field is None else [field])
         return

@@ -198,7 +198,11 @@ def means(ask: Ask, lens: Lens, layers: Sequence[int], which: str) -> dict[int, 
     """
     total: dict[str, Tensor] = {}
     sequences, done, keeper = ask.others.sequences(which), 0, ask.keep(f"directions {which}")  # type: ignore[arg-type]
-    facts = {"site": lens.site, "layers": list(layers), "rows": ask.others.samples, "batch": ask.settings.batch_size}
+    facts = {
+        "of": [ask.lm.name, lens.site, list(layers)],
+        "rows": ask.others.samples,
+        "batch": [ask.settings.batch_size, str(ask.lm.device), str(ask.lm.dtype)],
+    }
     for tensors, _ in keeper.begin({"effects": facts}).values():
         total = tensors
     for tokens in batches(sequences, ask.settings.batch_size):

@@ -175,7 +175,8 @@ def _verified(
     """The first prompts once more under the first edit, with another copy of the model."""
     lm, where = again()
     prompts = PromptSet(main.prompts.prompts[: ask.settings.verify_samples], main.prompts.meta)
-    other = replace(ask, lm=lm, measured=prompts, saes={layer: sae.to(lm.device) for layer, sae in ask.saes.items()})
+    saes = {layer: sae.to(lm.device) for layer, sae in ask.saes.items()}
+    other = replace(ask, lm=lm, measured=prompts, saes=saes, keep=lambda name: Keeper())  # nothing of the first model's
     lens = studied(ask.settings.units).lens(other)
     studied_ = [unit for unit in units if not unit.control]
     chosen = edit(main.edit, other)

@@ -170,7 +170,8 @@ class Opened:
         elif isinstance(failure, CircuitsError):
             state, code, error = State.failed, 1, str(failure)
             if isinstance(failure, UserError):
-                status.facts["wrong_input"], self.trace = True, None  # the line says it all
+                status.facts["wrong_input"] = True
+                self.trace = self.trace if failure.__cause__ is not None else None  # else the line says it all
         elif isinstance(failure, Exception):
             state, code, error = State.failed, 1, _explain(failure, self.cfg)
         if self.trace:

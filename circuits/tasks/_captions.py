@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from circuits.errors import UserError
-from circuits.files import known, write_json
+from circuits.files import known, sha256_text, write_json
 from circuits.interventions.settings import Across, Settings
 from circuits.schema import BaseConfig
 from circuits.schema.behaviour import of_pictures
@@ -94,7 +94,8 @@ def make(context: Context, work: Work, s: Settings) -> None:
     batches, studied = -(-len(measured) // int(s.batch_size)), sum(not one.control for one in wanted)
     total = len(pictures.languages) * batches * (3 + -(-len(wanted) // captioning.AT_ONCE) + 3 * studied)
     keeper = context.keeper({"effects": work}, "captions", "writing captions under edits", "pass")
-    facts = {"device": str(lm.device), "batch_size": s.batch_size}
+    chosen = sha256_text(repr([(one.name, one.control, sorted(one.features.items())) for one in wanted]))
+    facts = {"device": str(lm.device), "batch_size": s.batch_size, "conditions": chosen}
     study = bias_study.Study(
         lm=lm,
         rows=PictureRows(pictures, lm),

@@ -28,9 +28,14 @@ def identity(cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
         scenes = scenes_of(cfg.model)
         biases = {} if scenes is None else {"context_bias": scenes.context_bias, "word_bias": scenes.word_bias}
         return {"scenes": contents.once("scenes", spec.fingerprint), **biases}
-    files = sorted(set(_files(cfg)))
-    told = [f"{name} {contents.one_file(path) if path.is_file() else 'missing'}" for name, path in files]
-    return {"images": sha256_text("\n".join(told))}
+
+    def told() -> str:
+        files = sorted(set(_files(cfg)))
+        return "\n".join(f"{name} {contents.one_file(path) if path.is_file() else 'missing'}" for name, path in files)
+
+    return {
+        "images": contents.once(f"pictures {cfg.behaviour.path} {cfg.behaviour.images}", lambda: sha256_text(told()))
+    }
 
 
 DRAWN = (600, 300)

@@ -200,8 +200,10 @@ def read(directory: Path) -> PictureSet:
         meta = read_json(directory / META)
     except (OSError, ValueError) as e:
         raise Damaged(f"{directory}: no whole set of pictures ({str(e).splitlines()[0]})") from e
-    found = [
-        Picture(**{str(k): json.loads(v) if k in _JSON else v for k, v in row.items() if not absent(v)})  # type: ignore[arg-type]
-        for row in rows
-    ]
-    return PictureSet(tuple(found), meta, directory)
+    return PictureSet(tuple(_picture(row) for row in rows), meta, directory)
+
+
+def _picture(row: Mapping[Any, Any]) -> Picture:
+    """Of a row as pandas gives it: numbers beside nulls are floats there."""
+    found = {name: json.loads(value) if name in _JSON else value for name, value in row.items() if not absent(value)}
+    return Picture(**(found | {"row": int(found["row"])} if "row" in found else found))

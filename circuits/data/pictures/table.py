@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from circuits.data import fielded
-from circuits.data.fielded import Row
+from circuits.data.fielded import Row, absent
 from circuits.data.pictures import dataset, lexicon
 from circuits.data.pictures.saved import LANGUAGES, Picture
 from circuits.data.seeds import derive_seed
@@ -56,6 +56,8 @@ class _One:
     place: str
     stored: tuple[Path, int] | None = None
     """File and row of a dataset that has its bytes."""
+    again: list[tuple[str, tuple[Path, int]]] = field(default_factory=list)
+    """Further rows with the same ``image_id``."""
     captions: dict[str, list[str]] = field(default_factory=lambda: {language: [] for language in LANGUAGES})
     prompts: dict[str, str] = field(default_factory=dict)
     fields: dict[str, set[str]] = field(default_factory=dict)
@@ -122,9 +124,14 @@ def _gather(path: Path, languages: Sequence[str]) -> dict[str, _One]:
     for row in rows(path):
         stored = row.fields.pop(dataset.STORED, None)
         _check_columns(row, path, languages)
-        name = str(row.fields.get("image_id") or row.fields["image_path"])
+        given = row.fields.get("image_id")
+        name = str(row.fields["image_path"] if absent(given) or given == "" else given)
+        if stored and absent(given) and name in found:  # names in a dataset need not differ: only bytes tell
+            name = row.place
         one = found.setdefault(name, _One(str(row.fields["image_path"]), row.place, stored))
-        if one.path != str(row.fields["image_path"]):
+        if stored and one.stored != stored:
+            one.again.append((row.place, stored))
+        elif one.path != str(row.fields["image_path"]):
             raise UserError(
                 f"{row.place}: image_id {name} has {row.fields['image_path']} here and {one.path} at {one.place}"
             )
@@ -164,6 +171,9 @@ def _opened(found: Mapping[str, _One], images: Path, languages: Sequence[str]) -
         if fault:
             broken.append(f"{images / one.path} ({one.place}): {fault}")
             continue
+        for place, also in one.again:
+            if dataset.encoded(*also) != content:
+                raise UserError(f"{place}: image_id {name} has another picture here than at {one.place}")
         labels = {
             language: lexicon.vote(lexicon.label(text, language) for text in one.captions[language])
             for language in languages
@@ -247,7 +257,7 @@ def split(
             held += sizes[groups[i]] if held < wanted else 0
         pictures = [replace(one, split=side[one.group]) for one in pictures]
     elif unknown := set(given) - {"train", "test"}:
-        raise UserError(f"{where}: split {sorted(unknown)[0]!r}; splits: train test")
+        raise UserError(f"{where}: split {sorted(unknown)[0]!r}; splits: train test; leave the others out")
     found = []
     for name, most in (("train", n), ("test", n_test)):
         mine = [one for one in pictures if one.split == name]

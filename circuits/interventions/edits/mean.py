@@ -48,7 +48,7 @@ class Mean(Edit):
         if kind not in ("all", "position", "factor") or (kind == "factor") != bool(factor):
             raise UserError(f"mean={over}: choices: all position factor:<name>")
         self.prompts, self.over, self.factor, self.keep = prompts, kind, factor, keep
-        self._taken: dict[str, Any] | None = None
+        self._taken: Any = None
 
     def fit(self, engine: Engine, units: Sequence[Unit]) -> None:
         """One pass over the prompts; none where the same means were taken for another part of the prompts that are measured."""
@@ -85,12 +85,12 @@ class Mean(Edit):
         longest = max(len(p.ids) for p in (*self.prompts, *engine.prompts))
         cells = len(self._names) * (longest if self.over == "position" else 1)
         facts = {
-            "of": [engine.lm.name, type(engine.lens).__name__, self.over, self._names, cells],
+            "of": [engine.lm.name, engine.lens.site, self.over, self.factor, self._names, cells],
             "items": sha256_text(json.dumps(self._items)),
             "rows": self.prompts.samples,
             "batch": [engine.batch_size, str(engine.lm.device), str(engine.lm.dtype)],
         }
-        if facts == self._taken:
+        if self._taken == (facts, engine.lm, engine.lens):
             return
         keeper = self.keep("means")
         sums: dict[int, Tensor] = {}
@@ -120,7 +120,7 @@ class Mean(Edit):
                 total.index_add_(0, cell, seen)
             keeper.step(done, len(self.prompts), state)
         keeper.end(done, state)
-        self._taken = facts
+        self._taken = (facts, engine.lm, engine.lens)
         grid = (len(self._names), -1)
         by_level = counts.view(*grid)
         self._means = {}
