@@ -94,6 +94,11 @@ class ModelInput:
                 raise UserError(f"{name} {tuple(found.shape)}: as ids, {tuple(self.ids.shape)}")
 
     @property
+    def beside(self) -> tuple[int, ...] | None:
+        """The number of what stands beside each row's tokens and is made when a pass needs it (its picture); None of text alone."""
+        return next((one.which for one in self.extra.values() if isinstance(one, Later)), None)
+
+    @property
     def predicted(self) -> Bool[Tensor, "batch pos"]:
         """Valid tokens that a language model is asked to predict: those of text, without a question's."""
         found = self.mask if self.shown is None else self.mask & ~self.shown

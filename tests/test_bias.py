@@ -19,7 +19,7 @@ from circuits.interventions.bias_effects import cross_layer
 from circuits.model_input import padded
 from circuits.sae.modules import SAE, SAEConfig, architectures
 from circuits.stats import probes
-from circuits.stats.groups import GroupTest, detectable_d, difference_intervals, paired, tails
+from circuits.stats.groups import GroupTest, PairTest, detectable_d, difference_intervals, paired, tails
 
 F = 120
 
@@ -81,6 +81,20 @@ def test_pairs_are_tested_by_wilcoxon_and_few_of_them_by_their_signs() -> None:
     few = paired(sparse.csc_matrix(np.ones((6, 1), np.float32)), sparse.csc_matrix(np.zeros((6, 1), np.float32)))
     assert few.p[0] == pytest.approx(2 / 64) and few.difference[0] == 1 and few.n == 6
     assert np.isnan(paired(sparse.csc_matrix(x[:, :1]), sparse.csc_matrix(x[:, :1])).p[0])
+
+
+def test_under_swapped_sides_pairs_give_what_chance_gives() -> None:
+    x, y = values(60, 3), values(60, 4)
+    x[:, :40] += np.abs(y[:, :40]) + 1  # far apart, in every pair
+    test = PairTest(sparse.csc_matrix(x), sparse.csc_matrix(y))
+    assert np.array_equal(test.p(np.zeros((60, 2), bool))[:, 1], test.p(), equal_nan=True)
+    assert np.allclose(test.p(np.ones((60, 1), bool))[:, 0], test.p(), equal_nan=True), "both sides are alike"
+    swapped = np.random.default_rng(1).random(60) < 0.5
+    a, b = np.where(swapped[:, None], y, x), np.where(swapped[:, None], x, y)
+    by_hand = paired(sparse.csc_matrix(a), sparse.csc_matrix(b)).p
+    assert np.allclose(test.p(swapped[:, None])[:, 0], by_hand, equal_nan=True)
+    drawn = test.shuffled(500, 0)[:40]
+    assert (test.p()[:40] < 1e-6).all() and (drawn < 0.05).mean() == pytest.approx(0.05, abs=0.015)
 
 
 def test_the_smallest_detectable_effect_is_found_four_times_in_five() -> None:
@@ -146,8 +160,11 @@ def test_planted_features_are_found_in_both_languages_and_confirmed_on_other_pic
     assert summary["confirmed"] > 0.9 and summary["primary"] == ("twins" if twins else "groups")  # type: ignore[operator]
 
 
-def test_without_a_bias_and_under_shuffled_labels_nothing_is_found_beyond_the_fdr_level() -> None:
-    table, summary = found_at(0.0, bias.Settings(shuffles=200, permutations=50, resamples=50), twins=False)
+@pytest.mark.parametrize("twins", [True, False])
+def test_without_a_bias_and_under_shuffled_labels_nothing_is_found_beyond_the_fdr_level(twins: bool) -> None:
+    table, summary = found_at(0.0, bias.Settings(shuffles=200, permutations=50, resamples=50), twins)
+    biased = found_at(0.8, bias.Settings(shuffles=200, permutations=50, resamples=50), twins)[1]
+    assert biased["shuffled_any"] <= 0.1 < biased["significant"], "the primary test's, where there is something to find"  # type: ignore[operator]
     assert summary["shuffled_any"] <= 0.1, "at a level of 0.05, over 200 shuffles"  # type: ignore[operator]
     assert int(table["significant"].sum()) <= 1
     lists = bias.layer_results(table, 0, "english")

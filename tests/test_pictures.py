@@ -12,9 +12,11 @@ import torch
 from conftest import Cli
 from PIL import Image
 
+from circuits.activations.heldout import HeldoutPass
 from circuits.activations.pictures import PictureRows, PictureSamples, PictureSource
 from circuits.data.pictures import lexicon, saved, table
 from circuits.errors import UserError
+from circuits.features.collect import Fresh
 from circuits.model_input import Later, joined, made
 from circuits.models.hooks import forward
 from circuits.models.load import LM, wrap
@@ -105,13 +107,20 @@ def test_rows_of_one_picture_are_one_sample_with_several_captions(write: Write) 
     ) == 2
 
 
+def test_a_caption_that_stands_twice_has_one_vote(write: Write) -> None:
+    rows = [(f"{i}.png", "a man", "رجل") for i in range(4)]
+    more = [("0.png", "a woman", "امرأة"), ("0.png", "a woman", "امرأة"), ("0.png", "a woman", "امرأة")]
+    once, twice = read(write([*rows, more[0]])).pictures, read(write([*rows, *more])).pictures
+    assert [(p.label, p.labels, p.captions) for p in once] == [(p.label, p.labels, p.captions) for p in twice]
+
+
 def test_equal_files_are_one_picture_and_duplicated_rows_change_nothing(write: Write) -> None:
     rows = [(f"{i}.png", "a man", "رجل") for i in range(8)]
     once, twice = read(write(rows)).pictures, read(write(rows + rows)).pictures
     assert [(p.id, p.split, p.label) for p in once] == [(p.id, p.split, p.label) for p in twice]
     content = (write(rows).parent / "images" / "0.png").read_bytes()
     copies = read(write([*rows, ("copy.png", "a woman", "امرأة")], **{"copy.png": content}))
-    assert len(copies.pictures) == 8 and copies.left_out["copies"] == 1 and "byte by byte" in copies.findings[0]
+    assert len(copies.pictures) == 8 and copies.left_out["copies"] == 1 and "(copy.png of 0.png)" in copies.findings[0]
     assert next(p for p in copies.pictures if p.id == "0.png").label == "mixed", "its captions count as that picture's"
 
 
@@ -282,6 +291,19 @@ def test_the_stream_of_pictures_is_a_function_of_the_block_and_holds_no_test_pic
     )
     assert not set(seen) & set(source.heldout(100).samples.tolist()) and len(source.heldout(100)) == 24
     assert source.passes(1, 60) == 1.0 and source.context == max(int(source.block(0, 60).lengths.max()), source.context)
+
+
+def test_pictures_with_one_caption_are_examples_each(seeing: tuple[LM, saved.PictureSet]) -> None:
+    """A caption says only a part of a picture; the same picture with the same caption is no further example."""
+    lm, pictures = seeing
+    found = HeldoutPass(lm, PictureSource(PictureRows(pictures, lm), seed=1), site="resid_post", layers=[0])
+    fresh, told, chunks = Fresh(), [], list(found.heldout(24, chunk=10))
+    for chunk in chunks:
+        told += fresh(chunk.tokens.ids, chunk.tokens.mask, chunk.tokens.beside).tolist()
+    assert told == [True] * 24, "every picture, in each language"
+    assert not any(fresh(one.tokens.ids, one.tokens.mask, one.tokens.beside).any() for one in chunks)
+    texts = Fresh()
+    assert sum(int(texts(one.tokens.ids, one.tokens.mask).sum()) for one in chunks) < 24, "captions repeat"
 
 
 def test_samples_know_their_language_and_factors(seeing: tuple[LM, saved.PictureSet]) -> None:

@@ -5,7 +5,8 @@ is tested by Mann-Whitney, and where there are twins by Wilcoxon's signed ranks 
 equal between twins. q is Benjamini-Hochberg's over features × layers × languages. The `n_top` features of each side by Cohen's d
 are reported for every layer, with `significant` said (q < fdr and |d| > min_d): a list is never empty because nothing is found. Of
 those that are reported come a bootstrap interval over groups of pictures, a permutation p, and what the test pictures say.
-The same procedure on shuffled labels shows how much is found where there is nothing.
+The same procedure on shuffled labels (the primary test's: within twins the sides change places) shows how much is found where there
+is nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from circuits.data.seeds import derive_seed
-from circuits.stats.groups import GroupTest, detectable_d, difference_intervals, paired
+from circuits.stats.groups import GroupTest, PairTest, detectable_d, difference_intervals
 from circuits.stats.many import corrected
 
 SIDES = ("male", "female")
@@ -73,7 +74,7 @@ class Tested:
     language: str
     table: pd.DataFrame
     shuffled: NDArray[np.float64]
-    """``[features, shuffles]``: p under shuffled labels."""
+    """``[features, shuffles]``: p of the primary test under shuffled labels (within twins, where there are such)."""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -123,12 +124,15 @@ def test(
             "p_value": tests.p(),
         }
     )
+    own = derive_seed(seed, "bias", layer, language)
     a, b = labelled.twins("train", present)
     if len(a) >= LEAST:
-        twins = paired(values[a][:, features].tocsc(), values[b][:, features].tocsc())
+        twins = PairTest(values[a][:, features].tocsc(), values[b][:, features].tocsc())
         # Where no pair differs the pairs say that there is no difference, whatever the groups say.
-        table["twin_differential"], table["twin_p"] = twins.difference, np.where(np.isnan(twins.p), 1.0, twins.p)
+        table["twin_differential"], table["twin_p"] = twins.difference, _no_difference(twins.p())
+        shuffled = _no_difference(twins.shuffled(s.shuffles, own)) if s.shuffles else np.zeros((len(features), 0))
     else:
+        shuffled = tests.shuffled(s.shuffles, own) if s.shuffles else np.zeros((len(features), 0))
         table["twin_differential"], table["twin_p"] = np.nan, np.nan
     again, confirmed = labelled.side("test", present)
     if min(confirmed.sum(), (~confirmed).sum()) >= LEAST:
@@ -136,8 +140,6 @@ def test(
         table["test_d"], table["test_p"] = held.moments()["cohens_d"], held.p()
     else:
         table["test_d"], table["test_p"] = np.nan, np.nan
-    own = derive_seed(seed, "bias", layer, language)
-    shuffled = tests.shuffled(s.shuffles, own) if s.shuffles else np.zeros((len(features), 0))
     _reported(table, mine, labelled, chosen, male, tests, s, own)
     facts = {
         "n_male": tests.n_a,
@@ -148,6 +150,10 @@ def test(
         "detectable_d": detectable_d(tests.n_a, tests.n_b),
     }
     return Tested(layer, language, table, shuffled, facts)
+
+
+def _no_difference(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.isnan(p), 1.0, p)
 
 
 def _reported(
@@ -211,6 +217,7 @@ def together(tested: Sequence[Tested], s: Settings) -> tuple[pd.DataFrame, dict[
         "shuffled_hits": float(np.mean(hits)) if hits else None,
         "shuffled_any": float(np.mean(np.array(hits) > 0)) if hits else None,
         "detectable_d": max((one.facts["detectable_d"] for one in tested), default=None),
+        **{name: max((one.facts[name] for one in tested), default=0) for name in ("n_male", "n_female", "n_twins")},
     }
 
 

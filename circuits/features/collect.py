@@ -10,7 +10,7 @@ Histograms count active tokens in half-octave bins of the activation, since acti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -181,16 +181,20 @@ def feature_activations(
 
 
 class Fresh:
-    """Tells sequences that were not seen before, by a digest of their tokens: 16 bytes a sequence are kept."""
+    """Tells sequences that were not seen before, by a digest of their tokens (and picture): 16 bytes a sequence are kept."""
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
 
-    def __call__(self, ids: Int[Tensor, "n pos"], mask: Bool[Tensor, "n pos"]) -> Bool[Tensor, " n"]:
-        """For each sequence whether it is the first of its kind."""
+    def __call__(
+        self, ids: Int[Tensor, "n pos"], mask: Bool[Tensor, "n pos"], beside: Sequence[int] | None = None
+    ) -> Bool[Tensor, " n"]:
+        """For each sequence whether it is the first of its kind; `beside`: the picture of each."""
         found = []
-        for row, valid in zip(ids.cpu(), mask.cpu(), strict=True):
-            tokens = blake2b(row[valid].long().numpy().tobytes(), digest_size=16).digest()
-            found.append(tokens not in self._seen)
-            self._seen.add(tokens)
+        for i, (row, valid) in enumerate(zip(ids.cpu(), mask.cpu(), strict=True)):
+            digest = blake2b(row[valid].long().numpy().tobytes(), digest_size=16)
+            if beside is not None:
+                digest.update(f"picture {beside[i]}".encode())
+            found.append(digest.digest() not in self._seen)
+            self._seen.add(digest.digest())
         return torch.tensor(found, dtype=torch.bool)

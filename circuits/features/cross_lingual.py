@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.stats import hypergeom, spearmanr, t
+from scipy.stats import hypergeom, rankdata, spearmanr, t
 
 from circuits.data.seeds import derive_seed
 from circuits.stats import probes
@@ -102,8 +102,10 @@ def profiles(a: Array, b: Array, draws: int, seed: int) -> dict[str, Any]:
         "cosine": cosine(a, b),
     }
     drawn = [rng.permutation(b) for _ in range(draws)]
-    for name, how in (("pearson", pearson), ("cosine", cosine)):
-        null = np.array([how(a, other) for other in drawn])
+    ranks = rankdata(a), [rankdata(other) for other in drawn]
+    for name, how in (("pearson", pearson), ("cosine", cosine), ("spearman", pearson)):
+        mine, others = ranks if name == "spearman" else (a, drawn)
+        null = np.array([how(mine, other) for other in others])
         found |= {f"{name}_random": float(null.mean()), f"{name}_random_95": float(np.quantile(null, 0.95))}
     return found
 
@@ -191,6 +193,9 @@ def compare(
         "differential": profiles(differentials[0], differentials[1], s.draws, seed + 1),
         "lists": lists,
         "significant_in_both": int(both.sum()),
+        "significant_in_both_random": float(
+            np.prod([table[f"significant.{name}"].mean() for name in names]) * len(both)
+        ),
         "same_sign_in_both": float(
             (np.sign(table.loc[both, f"d.{names[0]}"]) == np.sign(table.loc[both, f"d.{names[1]}"])).mean()
         )

@@ -9,7 +9,7 @@ twice. Per feature, between the groups a and b of n_a and n_b samples:
   active samples are counted instead, by the hypergeometric test, both tails;
 * of pairs (twins): Wilcoxon's signed ranks of the differences that are not zero (1945), with fewer than ten by the exact sign test.
 
-Labels are shuffled for all features in one sparse product.
+Labels are shuffled for all features in one sparse product, of pairs within each.
 """
 
 from __future__ import annotations
@@ -168,25 +168,54 @@ class Pairs:
     n: int
 
 
+class PairTest:
+    """Every feature compared within pairs, for the sides as they are or swapped: row i of `a` is the twin of row i of `b`."""
+
+    def __init__(self, a: sparse.csc_matrix, b: sparse.csc_matrix) -> None:
+        self.n = int(a.shape[0])
+        difference = sparse.csc_matrix(a - b, dtype=np.float64)
+        difference.eliminate_zeros()
+        self._difference = difference
+        places = (difference.indices, difference.indptr)
+        ranks = ranked(sparse.csc_matrix((np.abs(difference.data), *places), shape=difference.shape), zeros_count=False)
+        up = sparse.csc_matrix(((difference.data > 0).astype(np.float64), *places), shape=difference.shape)
+        down = sparse.csc_matrix(((difference.data < 0).astype(np.float64), *places), shape=difference.shape)
+        self._sides = [(one, sparse.csc_matrix(ranks.values.multiply(one))) for one in (up, down)]
+        self._active = np.diff(difference.indptr).astype(np.float64)[:, None]
+        self._ties = ranks.ties[:, None]
+
+    @property
+    def difference(self) -> Array:
+        """Mean of a − b."""
+        return np.asarray(self._difference.sum(0)).ravel() / max(1, self.n)
+
+    def p(self, swapped: NDArray[np.bool_] | None = None) -> Array:
+        """Two-sided p of every feature; NaN where no pair differs.
+
+        Args:
+            swapped: ``[pairs, draws]``, pairs whose sides change places; then p is ``[features, draws]``.
+        """
+        other = np.zeros((self.n, 1)) if swapped is None else swapped.astype(np.float64)
+        n, few = self._active, self._active[:, 0] < FEW_PAIRS
+        (up, up_ranks), (down, down_ranks) = self._sides
+        plus: Array = np.asarray(up_ranks.T @ (1 - other)) + np.asarray(down_ranks.T @ other)
+        ups: Array = np.asarray(up.T @ (1 - other)) + np.asarray(down.T @ other)
+        variance = n * (n + 1) * (2 * n + 1) / 24 - self._ties / 48
+        with np.errstate(divide="ignore", invalid="ignore"):
+            p = 2 * norm.sf(np.abs(plus - n * (n + 1) / 4) / np.sqrt(variance))
+        p[few] = np.minimum(1.0, 2 * binom.cdf(np.minimum(ups, n - ups)[few], n[few], 0.5))
+        p[n[:, 0] == 0] = np.nan
+        return np.asarray(p[:, 0] if swapped is None else p)
+
+    def shuffled(self, draws: int, seed: int) -> Array:
+        """p of every feature when the sides of each pair change places by chance: ``[features, draws]``."""
+        return self.p(np.random.default_rng(seed).random((self.n, draws)) < 0.5)
+
+
 def paired(a: sparse.csc_matrix, b: sparse.csc_matrix) -> Pairs:
     """Row i of `a` is the twin of row i of `b`; p is NaN where no pair differs."""
-    difference = sparse.csc_matrix(a - b, dtype=np.float64)
-    difference.eliminate_zeros()
-    size = sparse.csc_matrix((np.abs(difference.data), difference.indices, difference.indptr), shape=difference.shape)
-    ranks = ranked(size, zeros_count=False)
-    up = sparse.csc_matrix(
-        ((difference.data > 0).astype(np.float64), difference.indices, difference.indptr), shape=difference.shape
-    )
-    n = np.diff(difference.indptr).astype(np.float64)
-    plus = np.asarray(ranks.values.multiply(up).sum(0)).ravel()
-    variance = n * (n + 1) * (2 * n + 1) / 24 - ranks.ties / 48
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * norm.sf(np.abs(plus - n * (n + 1) / 4) / np.sqrt(variance))
-    few = n < FEW_PAIRS
-    ups = np.asarray(up.sum(0)).ravel()
-    p[few] = np.minimum(1.0, 2 * binom.cdf(np.minimum(ups, n - ups)[few], n[few], 0.5))
-    p[n == 0] = np.nan
-    return Pairs(np.asarray(difference.sum(0)).ravel() / max(1, a.shape[0]), p, int(a.shape[0]))
+    test = PairTest(a, b)
+    return Pairs(test.difference, test.p(), test.n)
 
 
 def detectable_d(n_a: int, n_b: int, power: float = 0.8, level: float = 0.05) -> float:

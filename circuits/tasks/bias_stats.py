@@ -62,6 +62,7 @@ class BiasStats(Kind):
     """Group statistics of pictures, over a set of layers."""
 
     name = "bias_stats"
+    version = 2  # shuffled labels are those of the primary test
     sections = ("model", SECTION, "seed", "sae.site", "sae.skip_first")
     work = ("behaviour.n_samples",)
     layers = "set"

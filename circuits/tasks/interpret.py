@@ -16,6 +16,7 @@ from circuits.errors import UserError
 from circuits.files import write_json
 from circuits.schema import BaseConfig, DataSource, InterpretConfig
 from circuits.schema.interpret import OF_ASSOCIATION, chosen
+from circuits.store.contents import Contents
 from circuits.store.kinds import Column, Input, Kind, Layers, ModelDims
 from circuits.store.labels import behaviour_name, readable
 from circuits.tasks._shared import layer_name, model_input, prompt_labels, text_input
@@ -74,6 +75,10 @@ class Interpret(Kind):
         """The SAE of the layer, the model and its text; the prompts where features are tested on them."""
         tested = [Input("prompts", (), cfg)] if cfg.interpret.associate else []
         return [*model_input(cfg), *text_input(cfg), Input("sae", layers, cfg), *tested]
+
+    def extra(self, cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
+        """Which sequences may be examples, where they are not all that differ in their text."""
+        return {"examples": "pictures"} if cfg.data.source is DataSource.pictures else {}
 
     def label(self, cfg: BaseConfig, layers: Layers) -> str:
         """``tiny-L2-topk-grammar_agreement``."""
@@ -276,10 +281,10 @@ def _collect(
     fresh, parts, done = Fresh(), [], keeper.start
     if done:  # what was read before: its tokens are shown with the examples, and tell what is new
         before = stream.source.heldout(given.n_sequences).take(slice(0, done))
-        fresh(before.ids, before.mask)
+        fresh(before.ids, before.mask, before.beside)
         parts.append(before)
     for chunk in stream.heldout(given.n_sequences, first=done):
-        new = fresh(chunk.tokens.ids, chunk.tokens.mask)
+        new = fresh(chunk.tokens.ids, chunk.tokens.mask, chunk.tokens.beside)
         for layer in keeper.behind(done):
             collectors[layer].add(chunk.sites[layer], chunk.keep, new)
         parts.append(chunk.tokens.to(new.device))

@@ -4,8 +4,8 @@ Or from a dataset that holds them (:mod:`circuits.data.pictures.dataset`).
 
 Columns: ``image_path`` and ``en_caption`` (``ar_caption`` for Arabic) are needed; ``image_id``, ``english_prompt``,
 ``arabic_prompt``, ``group``, ``split`` and any further column (a factor, where it is equal in all rows of a picture) are read too.
-Rows of one picture are one sample with several captions, and so are files with equal bytes: a picture that stands in the table
-twice counts once. Every file is opened and decoded.
+Rows of one picture are one sample with several captions, and so are files with equal bytes: a picture, or a caption of it, that
+stands in the table twice counts once. Every file is opened and decoded.
 """
 
 from __future__ import annotations
@@ -100,10 +100,11 @@ def read(
     pictures, copies = _once(pictures)
     if copies:
         findings.append(
-            f"{copies} files are equal to another one, byte by byte: their captions count as that picture's"
+            f"{len(copies)} files are equal to another one, byte by byte: their captions count as that picture's "
+            f"({', '.join(copies[:NAMED])}{' …' if len(copies) > NAMED else ''})"
         )
     pictures = split(pictures, n, n_test, seed, allow_small, str(path))
-    left = {"broken": len(broken), "copies": copies, "not drawn": whole - copies - len(pictures)}
+    left = {"broken": len(broken), "copies": len(copies), "not drawn": whole - len(copies) - len(pictures)}
     unknown = sum(p.label == "unknown" for p in pictures)
     if unknown:
         findings.append(f"{unknown} of {len(pictures)} pictures have captions without a word of gender (label unknown)")
@@ -137,7 +138,8 @@ def _gather(path: Path, languages: Sequence[str]) -> dict[str, _One]:
             )
         for language in languages:
             told = row.fields.get(CAPTION[language])
-            one.captions[language] += [str(text) for text in (told if isinstance(told, list) else [told]) if text]
+            texts = [str(text) for text in (told if isinstance(told, list) else [told]) if text]
+            one.captions[language] += [text for text in texts if text not in one.captions[language]]
             if prompt := row.fields.get(PROMPT[language]):
                 one.prompts[language] = str(prompt)
         for key, value in row.fields.items():
@@ -216,13 +218,15 @@ def _decoded(file: Path, stored: tuple[Path, int] | None = None) -> tuple[bytes,
     return content, ""
 
 
-def _once(pictures: Sequence[Picture]) -> tuple[list[Picture], int]:
-    """Pictures with equal bytes are one, with all their captions."""
+def _once(pictures: Sequence[Picture]) -> tuple[list[Picture], list[str]]:
+    """Pictures with equal bytes are one, with all their captions; which are copies of which."""
     found: dict[str, Picture] = {}
+    copies: list[str] = []
     for one in pictures:
         if (known := found.get(one.sha256)) is None:
             found[one.sha256] = one
             continue
+        copies.append(f"{one.id} of {known.id}")
         captions = {
             language: [*known.captions[language], *(c for c in texts if c not in known.captions[language])]
             for language, texts in one.captions.items()
@@ -232,7 +236,7 @@ def _once(pictures: Sequence[Picture]) -> tuple[list[Picture], int]:
             for language, texts in captions.items()
         }
         found[one.sha256] = replace(known, captions=captions, labels=labels, label=lexicon.together(labels))
-    return list(found.values()), len(pictures) - len(found)
+    return list(found.values()), copies
 
 
 def split(
