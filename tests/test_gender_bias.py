@@ -197,6 +197,8 @@ def test_the_source_layout_is_read_by_torch_alone(study: Cli, tmp_path: Path) ->
         (tmp_path / "out/visualizations/comprehensive_all_layers/comprehensive_analysis_results.json").read_text()
     )
     assert results["layers"]["1"]["male_biased_features"][0]["rank"] == 1
+    whole = [one for one in study.artifacts("bias_stats") if "unseen" not in one.name]
+    assert results["layers"] == json.loads((whole[0] / "results.json").read_text())["layers"], "of all pictures"
 
 
 def test_an_sae_that_reads_pictures_badly_is_refused(mine: Cli) -> None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from circuits.errors import UserError
 from circuits.files import read_json, write_json
+
+
+def _of_a_part(one: Any) -> tuple[bool, str]:
+    """Statistics of all pictures come before those of some, which have the same name there."""
+    if one.kind != "bias_stats":
+        return False, one.id
+    return json.loads(one.manifest["payload"])["config"]["bias_stats"]["where"] is not None, one.id
 
 
 def write(found: Any, out: Path) -> int:
@@ -20,7 +28,7 @@ def write(found: Any, out: Path) -> int:
     from circuits.data.pictures.saved import read
     from circuits.features import source_layout
 
-    every = {one.id: one for one in (*found.made, *found.below)}.values()
+    every = sorted({one.id: one for one in (*found.made, *found.below)}.values(), key=_of_a_part)
     sets = [one for one in every if one.kind == "prompts" and (one.path / "pictures.parquet").exists()]
     if not sets:
         raise UserError(

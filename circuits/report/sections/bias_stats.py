@@ -55,9 +55,17 @@ def _sentence(m: dict[str, Any]) -> str:
     null = "" if m.get("shuffled_hits") is None else f"; with shuffled labels {m['shuffled_hits']:.1f}"
     return (
         f"{m['significant']:,} of {m['tested']:,} features × layers × languages tell male from female pictures (n = "
-        f"{m['n_pictures']:,} pictures, q < 0.05 by {m.get('primary', 'groups')}{again}{null}); effects from d = "
-        f"{decimal(m.get('detectable_d'), 2)} would be found."
+        f"{_compared(m)}, q < 0.05 by {m.get('primary', 'groups')}{again}{null}); a single test of groups of this size finds "
+        f"effects from d = {decimal(m.get('detectable_d'), 2)}."
     )
+
+
+def _compared(m: dict[str, Any]) -> str:
+    """How many pictures were compared, of all."""
+    if "n_male" not in m:
+        return f"{m['n_pictures']:,} pictures"
+    twins = f", {m['n_twins']:,} twins" if m["n_twins"] else ""
+    return f"{m['n_male']:,} male and {m['n_female']:,} female training pictures{twins}"
 
 
 def _figure(name: str, entry: Entry, metrics: dict[str, Any], looks: Looks) -> Figure:
