@@ -6,7 +6,10 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,8 +26,12 @@ from circuits.activations.pictures import PictureRows
 from circuits.data import kept_tables
 from circuits.data.journal import Journal
 from circuits.data.keeper import Keeper
+from circuits.data.pictures.saved import read
+from circuits.features import cross_lingual
+from circuits.features.bias_saved import BiasStatistics
 from circuits.interventions import bias_study
 from circuits.interventions.bias_choice import Condition
+from circuits.tasks.cross_lingual import _layer as layer_of
 
 MODEL = [
     "model=tiny_vlm",
@@ -84,6 +91,21 @@ def test_the_study_finds_what_was_planted(study: Cli) -> None:
     both = metrics(study, "cross_lingual")
     assert both["shared_share"] > 5 * both["shared_by_chance"] and both["transfer"] > 0.8  # type: ignore[operator]
     assert len(study.artifacts("activations")) == 4 * 2 and len(study.artifacts("sae")) == 4
+
+
+def test_a_picture_that_one_language_dropped_is_compared_in_none(study: Cli) -> None:
+    place = next(path for path in study.artifacts("bias_stats") if "unseen" not in path.name)
+    statistics, pictures = BiasStatistics(place), read(study.artifacts("prompts")[0])
+    assert statistics.absent(1, "arabic") == []
+    context: Any = SimpleNamespace(
+        cfg=SimpleNamespace(seed=0), run=SimpleNamespace(stop=SimpleNamespace(cutting=nullcontext))
+    )
+    s = cross_lingual.Settings(draws=20)
+    whole = layer_of(context, statistics, pictures, 1, s)[1]
+    seen = [i for i, p in enumerate(pictures) if p.factors["seen"] in ("male", "female")]
+    statistics.meta["absent"] = {"L1/arabic": seen[:7], "L1/english": seen[5:9]}
+    less = layer_of(context, statistics, pictures, 1, s)[1]
+    assert whole["probes"][0]["n"] == len(seen) and less["probes"][0]["n"] == len(seen) - 9
 
 
 def test_edits_are_measured_beside_controls_and_leave_seen_pictures_mostly_alone(study: Cli) -> None:

@@ -128,13 +128,15 @@ def test_matched_features_are_of_like_size_and_not_studied() -> None:
 def test_a_stop_is_heard_while_an_edit_is_prepared(edit: str) -> None:
     lm, prompts, told = build("llama"), random_prompts(6), []
 
-    def tell(what: str, done: int, total: int) -> None:
-        told.append((what, done, total))
+    def stop() -> None:
         raise Stop
 
+    def keep(name: str) -> Keeper[str]:
+        return Keeper(stopping=lambda: True, stop=stop, tell=lambda done, total: told.append((name, done, total)))
+
     settings = Settings(units="heads", edit=edit, batch_size=2)
-    ask = Ask(lm, prompts, random_prompts(7, seed=9), tuple(range(LAYERS)), settings, tell=tell)
+    ask = Ask(lm, prompts, random_prompts(7, seed=9), tuple(range(LAYERS)), settings, keep=keep)
     engine = Engine(lm, prompts, rows_of(prompts), Heads(), batch_size=2)
     with pytest.raises(Stop):
         engine.measure(every_head(), make_edit(edit, ask))
-    assert told == [("taking means", 2, 7)], "between two passes"
+    assert told == [("means", 2, 7)], "between two passes"

@@ -181,6 +181,38 @@ def test_all_of_a_table_is_taken_where_nobody_says_how_many(cli: Cli, write: Wri
     assert done.code == 1 and "6 train pictures of 9, behaviour.n_samples=8 asks for more" in done.err, done.err
 
 
+def test_the_words_that_are_compared_are_named_for_pictures_of_one_s_own(cli: Cli, write: Write) -> None:
+    path = write([(f"{i}.png", "a man", "رجل") for i in range(9)])
+    asked = [
+        "task=prompts",
+        "behaviour=gender_bias",
+        f"behaviour.path={path}",
+        f"behaviour.images={path.parent / 'images'}",
+    ]
+    done = cli(
+        *asked,
+        "behaviour.words={english: [strong, [gentle, gentler]], arabic: [['قوي', 'قوية'], 'لطيف']}",
+        "tracking=off",
+    )
+    assert done.code == 0, done.err
+    (made,) = cli.artifacts("prompts")
+    assert saved.read(made).meta["words"] == {
+        "english": [["strong"], ["gentle", "gentler"]],
+        "arabic": [["قوي", "قوية"], ["لطيف"]],
+    }
+    for value, told in (
+        ("{english: strong}", "english: two words, each one form or a list of forms, not strong"),
+        ("{french: [fort, doux]}", "behaviour.words: french: languages: english arabic"),
+        ("strong", "{english: [strong, gentle]} is wanted"),
+    ):
+        refused = cli(*asked, f"behaviour.words={value}", "tracking=off")
+        assert refused.code == 2 and told in refused.err and len(refused.errors) == 1, refused.err
+    drawn = cli(
+        "task=prompts", "behaviour=gender_bias", "model=tiny_vlm", "behaviour.words={english: [a, b]}", "tracking=off"
+    )
+    assert drawn.code == 2 and "behaviour.path=FILE.csv does" in drawn.err, drawn.err
+
+
 def test_a_picture_that_changed_after_it_was_prepared_is_refused(write: Write, tmp_path: Path) -> None:
     built = read(write([(f"{i}.png", "a man", "رجل") for i in range(4)]))
     saved.write(tmp_path, built.pictures, {"languages": list(BOTH)})

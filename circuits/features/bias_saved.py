@@ -124,6 +124,10 @@ class BiasStatistics(Saved):
         found: dict[str, Any] = read_json(self.path / RESULTS)
         return found
 
+    def absent(self, layer: int, language: str) -> list[int]:
+        """Pictures that were dropped there: their rows of :meth:`pooled` are zeros and say nothing."""
+        return list(self.meta.get("absent", {}).get(f"L{layer}/{language}", []))
+
     def pooled(self, layer: int, language: str) -> sparse.csc_matrix:
         """``[pictures, features]``.
 

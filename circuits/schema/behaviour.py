@@ -71,6 +71,7 @@ class BehaviourConfig:
     allow_small: bool = False  # take what there is when there are fewer different prompts than asked for
     images: str | None = named_file(None)  # where image_path is relative to; null: the table's directory
     languages: Any = added(None)  # what pictures are asked in: english, arabic or both; null: both  # noqa: RUF009
+    words: Any = added(None)  # of gender → words, on your pictures: {english: [strong, gentle]}  # noqa: RUF009
     max_broken: float = added(0.01)  # the share of a table's pictures that may be missing or broken
     min_logit_diff: float = free(0.0)  # the gate: a prompt succeeds when its difference a token exceeds it …
     success_threshold: float = free(0.8)  # … and the behaviour passes when this share of all prompts succeeds
@@ -83,6 +84,10 @@ READ_WHEN = {
         When("behaviour.path", (SET,), hint="behaviour.path=FILE.csv does"),
     ),
     "behaviour.languages": (When("behaviour.name", PICTURES),),
+    "behaviour.words": (
+        When("behaviour.name", PICTURES),
+        When("behaviour.path", (SET,), hint="behaviour.path=FILE.csv does"),
+    ),
     "behaviour.max_broken": (
         When("behaviour.name", PICTURES),
         When("behaviour.path", (SET,), hint="behaviour.path=FILE.csv does"),
@@ -114,12 +119,32 @@ def languages(behaviour: BehaviourConfig) -> tuple[str, ...]:
     return LANGUAGES if given is None else tuple(given) if isinstance(given, (list, tuple)) else (str(given),)
 
 
+def words(behaviour: BehaviourConfig) -> dict[str, list[list[str]]]:
+    """Of each language the two attribute words, each in all its forms.
+
+    Raises:
+        ValueError: it is no such thing.
+    """
+    found = {}
+    for language, pair in dict(behaviour.words or {}).items():
+        forms = [[one] if isinstance(one, str) else list(one) for one in pair] if isinstance(pair, list) else []
+        if len(forms) != 2 or not all(form and all(isinstance(word, str) and word for word in form) for form in forms):
+            raise ValueError(f"{language}: two words, each one form or a list of forms, not {pair}")
+        found[str(language)] = forms
+    return found
+
+
 def check(behaviour: BehaviourConfig) -> list[str]:
     errors = []
     if unknown := [one for one in languages(behaviour) if one not in LANGUAGES]:
         errors.append(
             f"behaviour.languages={unknown[0]}: languages: {' '.join(LANGUAGES)}, or both as [english,arabic]"
         )
+    try:
+        if unknown := [one for one in words(behaviour) if one not in languages(behaviour)]:
+            errors.append(f"behaviour.words: {unknown[0]}: languages: {' '.join(languages(behaviour))}")
+    except (TypeError, ValueError) as e:
+        errors.append(f"behaviour.words={behaviour.words}: {{english: [strong, gentle]}} is wanted ({e})")
     if behaviour.name == FILE and behaviour.path is None:
         errors.append("behaviour=file needs behaviour.path=FILE.jsonl (behaviour=FILE.jsonl is short for both)")
     if behaviour.name != FILE and behaviour.multi_token is MultiToken.fail:

@@ -11,6 +11,7 @@ from circuits.errors import UserError
 from circuits.files import sha256_text, write_json
 from circuits.schema import BaseConfig
 from circuits.schema.behaviour import languages
+from circuits.schema.behaviour import words as attribute_words
 from circuits.schema.model import scenes_of
 from circuits.store.contents import Contents
 
@@ -121,6 +122,8 @@ def make(context: Context, work: Work) -> None:
         from circuits.tiny.vision.pictures import words
 
         meta["words"] = words(asked)
+    elif given := attribute_words(behaviour):
+        meta["words"] = given
 
     def write(out: Path) -> None:
         saved.write(out, built.pictures, meta, drawn)

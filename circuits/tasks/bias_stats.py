@@ -176,6 +176,7 @@ def _labelled(pictures: PictureSet, where: str | None) -> Labelled:
 
 
 def _make(context: Context, work: Work) -> None:
+    import numpy as np
     from scipy import sparse
 
     from circuits.data import kept_tables
@@ -207,6 +208,7 @@ def _make(context: Context, work: Work) -> None:
             "dead_features": found.dead,
             "mean_activation": found.mean_activation,
             "explained_variance": explained,
+            "absent": np.flatnonzero(~found.present).tolist(),  # pictures without a row: nothing is known of them
             **made.facts,
         }
         return (
@@ -251,6 +253,7 @@ def _make(context: Context, work: Work) -> None:
                 "languages": asked,
                 "pool": context.cfg.bias_stats.pool.value,
                 "skip_first": context.cfg.sae.skip_first,
+                "absent": {f"L{layer}/{language}": one["absent"] for (layer, language), one in summaries.items()},
             },
         )
         write_json(out / "metrics.json", known(metrics))

@@ -151,13 +151,14 @@ def _layer(context: Context, statistics: BiasStatistics, pictures: Any, layer: i
     names = (statistics.languages[0], statistics.languages[1])
     pooled = {name: statistics.pooled(layer, name) for name in names}
     seed = derive_seed(context.cfg.seed, "cross_lingual", layer)
-    train = np.array([p.split == "train" for p in pictures])
+    there = ~np.isin(np.arange(len(pictures)), [i for name in names for i in statistics.absent(layer, name)])
+    train = there & np.array([p.split == "train" for p in pictures])
     mine = statistics.table[statistics.table["layer"] == layer]
     a, b = (one[np.flatnonzero(train)] for one in pooled.values())
     with context.run.stop.cutting():
         table, facts = cross_lingual.compare(a.tocsc(), b.tocsc(), mine, names, s, seed)
         gender = np.array([p.factors.get("seen") or p.label for p in pictures])
-        told = np.flatnonzero(np.isin(gender, ["male", "female"]))
+        told = np.flatnonzero(there & np.isin(gender, ["male", "female"]))
         groups = [pictures[i].group for i in told]
         chosen = {name: one[told].tocsc() for name, one in pooled.items()}
         facts["probes"] = cross_lingual.probe(chosen, gender[told] == "male", groups, s, seed)
