@@ -167,14 +167,19 @@ def test_a_file_that_is_not_utf_8_says_where(write: Write) -> None:
         read(path)
 
 
-def test_all_of_a_table_is_taken_where_nobody_says_how_many(cli: Cli, write: Write) -> None:
+def nine(write: Write) -> list[str]:
+    """The words that ask for a set of nine pictures of one's own."""
     path = write([(f"{i}.png", "a man", "رجل") for i in range(9)])
-    asked = [
+    return [
         "task=prompts",
         "behaviour=gender_bias",
         f"behaviour.path={path}",
         f"behaviour.images={path.parent / 'images'}",
     ]
+
+
+def test_all_of_a_table_is_taken_where_nobody_says_how_many(cli: Cli, write: Write) -> None:
+    asked = nine(write)
     done = cli(*asked, "tracking=off")
     assert done.code == 0 and "6      3" in done.out, done.err + done.out
     done = cli(*asked, "behaviour.n_samples=8", "behaviour.n_test=3", "tracking=off")
@@ -182,13 +187,7 @@ def test_all_of_a_table_is_taken_where_nobody_says_how_many(cli: Cli, write: Wri
 
 
 def test_the_words_that_are_compared_are_named_for_pictures_of_one_s_own(cli: Cli, write: Write) -> None:
-    path = write([(f"{i}.png", "a man", "رجل") for i in range(9)])
-    asked = [
-        "task=prompts",
-        "behaviour=gender_bias",
-        f"behaviour.path={path}",
-        f"behaviour.images={path.parent / 'images'}",
-    ]
+    asked = nine(write)
     done = cli(
         *asked,
         "behaviour.words={english: [strong, [gentle, gentler]], arabic: [['قوي', 'قوية'], 'لطيف']}",

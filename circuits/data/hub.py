@@ -31,7 +31,7 @@ _SPLITS = {
     "val": "validation",
 }
 _SPLITS |= {"dev": "validation", "test": "test", "testing": "test", "eval": "test"}
-_ENDINGS = (".parquet", ".arrow")
+ENDINGS = (".parquet", ".arrow")
 _TIMEOUT = 8.0
 UNREAD = ["*.py", ".git*"]
 """Not fetched with a dataset: code that comes with it is never run."""
@@ -45,9 +45,18 @@ def split_files(path: Path, split: str | None) -> list[Path]:
         raise UserError(
             f"{path}: no split {wanted!r}{suggest(wanted, by_split, 'splits')}; choose with data.split=NAME"
         )
-    if missing := [file for file in by_split[wanted] if not file.is_file()]:
+    return whole(path, by_split[wanted])
+
+
+def whole(path: Path, files: list[Path]) -> list[Path]:
+    """The files, if all of them are there.
+
+    Raises:
+        UserError: naming one that is not.
+    """
+    if missing := [file for file in files if not file.is_file()]:
         raise UserError(f"{path}: incomplete, {missing[0].name} is missing; save or download it again")
-    return by_split[wanted]
+    return files
 
 
 def files_by_split(path: Path) -> dict[str, list[Path]]:
@@ -89,7 +98,7 @@ def schema_of(file: Path) -> pa.Schema:
         return pq.read_schema(file) if file.suffix.lower() == ".parquet" else _arrow_schema(file)
     except (pa.ArrowInvalid, pa.ArrowException) as e:
         raise UserError(
-            f"{file}: not readable as {'parquet' if file.suffix == '.parquet' else 'arrow'} (truncated or another format)"
+            f"{file}: not readable as {'parquet' if file.suffix.lower() == '.parquet' else 'arrow'} (truncated or another format)"
         ) from e
 
 
@@ -216,7 +225,7 @@ def _state_files(path: Path) -> list[Path]:
 
 def _loose_splits(path: Path) -> dict[str, list[Path]]:
     """Parquet and arrow files by the split that their name or folder begins with (``train-00000-of-00002.parquet``)."""
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix.lower() in _ENDINGS)
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix.lower() in ENDINGS)
     found: dict[str, list[Path]] = {}
     for file in files:
         if not any(part.startswith(".") for part in file.relative_to(path).parts):

@@ -189,7 +189,7 @@ def _make(context: Context, work: Work) -> None:
         _settings(context.cfg),
         list(pictures.languages),
     )
-    tested, summaries, quality, pooled = [], {}, {}, {}
+    tested, summaries, quality, pooled, absent = [], {}, {}, {}, {}
     total, done = len(context.layers) * len(asked), 0
     loaded = lru_cache(maxsize=1)(partial(_sae, context))  # for all languages of a layer
 
@@ -223,6 +223,7 @@ def _make(context: Context, work: Work) -> None:
             tables, facts, matrices = kept_tables.once(
                 work.partial / f"L{layer}-{language}", partial(one, layer, language)
             )
+            absent[f"L{layer}/{language}"] = facts.pop("absent")
             _refuse_badly_read(context, layer, language, facts["explained_variance"])
             tested.append(bias.Tested(layer, language, tables["tested"], matrices["shuffled"].toarray(), facts))
             pooled[bias_saved.pooled_name(layer, language)] = matrices["pooled"]
@@ -253,7 +254,7 @@ def _make(context: Context, work: Work) -> None:
                 "languages": asked,
                 "pool": context.cfg.bias_stats.pool.value,
                 "skip_first": context.cfg.sae.skip_first,
-                "absent": {f"L{layer}/{language}": one["absent"] for (layer, language), one in summaries.items()},
+                "absent": absent,
             },
         )
         write_json(out / "metrics.json", known(metrics))

@@ -25,14 +25,13 @@ if TYPE_CHECKING:
 
 STORED = "\0stored"
 """The field of a row under which its picture's (file, row) stands, where the file has its bytes."""
-ENDINGS = (".parquet", ".arrow")
 
 
 def is_dataset(path: Path) -> bool:
     """Whether a path names a dataset and not a table of captions."""
     if path.is_dir():
-        return hub.is_saved(path) or any(file.suffix.lower() in ENDINGS for file in path.rglob("*"))
-    return path.suffix.lower() in ENDINGS and path.exists()
+        return hub.is_saved(path) or any(file.suffix.lower() in hub.ENDINGS for file in path.rglob("*"))
+    return path.suffix.lower() in hub.ENDINGS and path.exists()
 
 
 def files(path: Path) -> dict[str, list[Path]]:
@@ -41,10 +40,7 @@ def files(path: Path) -> dict[str, list[Path]]:
     Raises:
         UserError: it is not whole.
     """
-    by_split = hub.files_by_split(path)
-    if missing := [file for some in by_split.values() for file in some if not file.is_file()]:
-        raise UserError(f"{path}: incomplete, {missing[0].name} is missing; save or download it again")
-    return by_split
+    return {split: hub.whole(path, some) for split, some in hub.files_by_split(path).items()}
 
 
 def rows(path: Path) -> Iterator[Row]:
