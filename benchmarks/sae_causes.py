@@ -23,7 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sae_quality import ALL, WORLDS, World, ours, spec
+from sae_quality import ALL, ours, spec
+from sae_worlds import WORLDS, World
 
 from circuits.sae import optimiser
 

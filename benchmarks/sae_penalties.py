@@ -24,7 +24,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sae_quality import BATCH, WORLDS, World, cell, spec
+from sae_quality import BATCH, cell, spec
+from sae_worlds import WORLDS, World
 
 from circuits.sae.modules.base import Outcome
 from circuits.sae.modules.gradients import buffer

@@ -9,7 +9,11 @@ are read off at the levels by interpolation in log L0, so that no two figures be
 95% interval over seeds (t).
 
     python benchmarks/sae_quality.py [--worlds independent] [--seeds 5] [--only topk,relu] [--processes 2] [--no-saelens]
+                                     [--keep FILE]
 
+
+A whole run takes hours: with ``--keep`` each architecture of each world and seed is written to FILE as it is done, and the same
+line goes on from there (another FILE for other code).
 MCC: mean |cos| of Hungarian-matched directions; F1: of "this feature is on in this row"; EV: explained variance on 20,480 other
 rows.
 """
@@ -17,13 +21,14 @@ rows.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import multiprocessing
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +38,10 @@ from scipy.stats import t
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from sae_worlds import WORLDS, Point, World
+
 from circuits.sae import baselines
-from circuits.sae.modules import SAE
 from circuits.sae.spec import GRADUAL, RISING, TrainSpec, rate
-from circuits.sae.synthetic import Sample, score
 from circuits.sae.training import Trainer
 
 HERE = Path(__file__).resolve().parent
@@ -51,66 +56,6 @@ PEER: dict[str, tuple[float, Sequence[float]]] = {
     "relu": (1e-2, (0.2, 0.3, 0.45, 0.7, 1.1, 1.7)),
 }  # fmt: skip
 """SAELens's best rate of .001, .004 and .01 on the first world, and its grid of penalties (or levels of k)."""
-MEASURES = ("explained_variance", "mcc", "f1")
-Point = tuple[float, tuple[float, ...]]
-"""L0, and the measures."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A kind of world."""
-
-    features: int
-    width: int
-    d_sae: int
-    rows: int
-    max_rate: float
-    min_rate: float
-    exponent: float
-    structured: bool
-
-
-WORLDS = {
-    "independent": Shape(512, 128, 512, 393_216, 0.2, 0.01, 0.5, False),
-    "hierarchical": Shape(512, 128, 512, 393_216, 0.2, 0.01, 0.5, True),
-    "synth": Shape(2048, 96, 512, 393_216, 0.4, 0.0005, 0.5, True),
-}
-
-
-class World:
-    """A world of SAELens's generator, as :func:`circuits.sae.synthetic.score` reads one."""
-
-    def __init__(self, shape: Shape, seed: int) -> None:
-        from sae_lens.synthetic.firing_probabilities import ZipfianFiringProbabilityConfig
-        from sae_lens.synthetic.hierarchy import HierarchyConfig
-        from sae_lens.synthetic.synthetic_model import LowRankCorrelationConfig, SyntheticModel, SyntheticModelConfig
-
-        rates = ZipfianFiringProbabilityConfig(shape.exponent, shape.max_rate, shape.min_rate)
-        tree = HierarchyConfig(total_root_nodes=shape.features // 16, branching_factor=3, max_depth=2)
-        beside: dict[str, Any] = {"hierarchy": tree, "correlation": LowRankCorrelationConfig(rank=16)}
-        self.model = SyntheticModel(
-            SyntheticModelConfig(
-                shape.features, shape.width, rates, std_firing_magnitudes=0.5, bias=0.0, seed=1_000 + seed,
-                **(beside if shape.structured else {}),
-            )
-        )  # fmt: skip
-        self.d_sae = shape.d_sae
-        self.directions = self.model.feature_dict.feature_vectors.detach()
-        torch.manual_seed(50_000 + seed)
-        self.rows = torch.cat([sample.x for sample in self._samples(shape.rows)])
-        self.held = Sample(*(torch.cat(column) for column in zip(*self._samples(20_480), strict=True)))
-        self.l0 = float((self.held.activations > 0).sum(1).float().mean())
-
-    @torch.no_grad()
-    def _samples(self, rows: int) -> Iterator[Sample]:
-        for _ in range(rows // 4096):
-            active = self.model.activation_generator.sample(4096)
-            yield Sample(self.model.feature_dict(active), active)
-
-    def point(self, sae: SAE) -> Point:
-        """Where an SAE stands in this world."""
-        found = score(sae, self, self.held)  # type: ignore[arg-type]
-        return found.l0, tuple(float(getattr(found, name)) for name in MEASURES)
 
 
 def spec(name: str, world: World, l0: float, seed: int) -> TrainSpec:
@@ -179,30 +124,54 @@ def at(points: Sequence[Point], l0: float) -> tuple[float, ...] | None:
     return tuple((1 - w) * a + w * b for a, b in zip(below[1], above[1], strict=True))
 
 
-Found = dict[tuple[str, str], list[tuple[float, ...] | None]]
-"""By architecture and whose: the measures at each level."""
+Found = dict[str, list[tuple[float, ...] | None]]
+"""Of one architecture, by whose it is: the measures at each level."""
 
 
-def one_seed(task: tuple[str, int, tuple[str, ...], bool]) -> tuple[float, Found]:
-    """Everything in one world: the true L0, and the frontiers."""
-    title, seed, names, peers = task
+@dataclass(frozen=True)
+class Part:
+    """One architecture in one world of one seed."""
+
+    world: str
+    seed: int
+    name: str
+    peers: bool
+
+
+def one_part(part: Part) -> tuple[Part, float, Found]:
+    """The true L0, and the frontiers."""
     torch.set_num_threads(1)
-    world, found = World(WORLDS[title], seed), Found()
+    world, name, seed = World(WORLDS[part.world], part.seed), part.name, part.seed
     levels = [level * world.l0 for level in LEVELS]
-    for name in names:
-        mine = [ours(spec(name, world, l0, seed), world) for l0 in levels]
-        found[name, "ours"] = [at(mine, l0) for l0 in levels]
-        for frozen in baselines.FROZEN:
-            whole = spec(name, world, world.l0, seed)
-            still = baselines.spec_of(whole, frozen)
-            found[name, frozen.replace("_", " ")] = [None, None, ours(still, world)[1], None, None]
-        if peers:
-            settings = PEER[name][1]
-            near = settings if seed < 2 else (1.0,) if name in WITH_K else settings[2:5]
-            other = [theirs(name, world, setting, seed) for setting in near]
-            found[name, "SAELens"] = [at(other, l0) for l0 in levels]
-        print(f"{title} {seed} {name} done", file=sys.stderr, flush=True)
-    return world.l0, found
+    mine = [ours(spec(name, world, l0, seed), world) for l0 in levels]
+    found: Found = {"ours": [at(mine, l0) for l0 in levels]}
+    for frozen in baselines.FROZEN:
+        still = baselines.spec_of(spec(name, world, world.l0, seed), frozen)
+        found[frozen.replace("_", " ")] = [None, None, ours(still, world)[1], None, None]
+    if part.peers:
+        settings = PEER[name][1]
+        near = settings if seed < 2 else (1.0,) if name in WITH_K else settings[2:5]
+        other = [theirs(name, world, setting, seed) for setting in near]
+        found["SAELens"] = [at(other, l0) for l0 in levels]
+    print(f"{part.world} {seed} {name} done", file=sys.stderr, flush=True)
+    return part, world.l0, found
+
+
+def measured(parts: Sequence[Part], processes: int, keep: Path | None) -> dict[Part, tuple[float, Found]]:
+    """All parts, those that FILE holds from there."""
+    known: dict[Part, tuple[float, Found]] = {}
+    if keep is not None and keep.exists():
+        for line in keep.read_text(encoding="utf-8").splitlines():
+            part, l0, found = json.loads(line)
+            known[Part(**part)] = (l0, found)
+    missing = [part for part in parts if part not in known]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for part, l0, found in pool.imap_unordered(one_part, missing):
+            known[part] = (l0, found)
+            if keep is not None:
+                with keep.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([asdict(part), l0, found]) + "\n")
+    return {part: known[part] for part in parts}
 
 
 def cell(values: list[float]) -> str:
@@ -215,25 +184,30 @@ def cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {half:.3f}"
 
 
-def table(title: str, results: list[tuple[float, Found]]) -> None:
+def table(title: str, results: dict[Part, tuple[float, Found]]) -> None:
     """The measures at the true L0, and MCC and explained variance over the frontier."""
-    shape, l0 = WORLDS[title], statistics.mean(true for true, _ in results)
+    shape, l0 = WORLDS[title], statistics.mean(true for true, _ in results.values())
+    seeds = len({part.seed for part in results})
     print(
         f"\n**{title}**: {shape.features} features in {shape.width} dimensions, {shape.d_sae} in an SAE, {shape.rows:,} rows, "
-        f"true L0 {l0:.1f}; {len(results)} seeds\n"
+        f"true L0 {l0:.1f}; {seeds} seeds\n"
     )
     heads = [f"MCC at {level * l0:.1f}" for level in LEVELS] + [f"EV at {level * l0:.1f}" for level in LEVELS]
     print(f"| SAE | EV | MCC | F1 | {' | '.join(heads)} |\n|{'---|' * (4 + len(heads))}")
-    for key in results[0][1]:
+    for name in dict.fromkeys(part.name for part in results):
+        several = [found for part, (_, found) in results.items() if part.name == name]
+        for whose in several[0]:
 
-        def values(level: int, measure: int, key: tuple[str, str] = key) -> list[float]:
-            return [found[key][level][measure] for _, found in results if found[key][level] is not None]  # type: ignore[index]
+            def values(level: int, measure: int, some: list[Found] = several, whose: str = whose) -> list[float]:
+                return [point[measure] for found in some if (point := found[whose][level]) is not None]
 
-        true = [cell(values(2, measure)) for measure in range(3)]
-        line = [
-            f"{statistics.mean(some):.3f}" if (some := values(level, m)) else "–" for m in (1, 0) for level in range(5)
-        ]
-        print(f"| {key[0]}, {key[1]} | {' | '.join(true + line)} |", flush=True)
+            true = [cell(values(2, measure)) for measure in range(3)]
+            line = [
+                f"{statistics.mean(some):.3f}" if (some := values(level, m)) else "–"
+                for m in (1, 0)
+                for level in range(5)
+            ]
+            print(f"| {name}, {whose} | {' | '.join(true + line)} |", flush=True)
 
 
 def main() -> None:
@@ -243,12 +217,12 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(ALL), help="architectures, with commas")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--no-saelens", action="store_true")
+    parser.add_argument("--keep", type=Path, help="what is measured is kept in this file, and taken from it")
     args = parser.parse_args()
-    names = tuple(args.only.split(","))
+    names = args.only.split(",")
     for title in args.worlds.split(","):
-        tasks = [(title, seed, names, not args.no_saelens) for seed in range(args.seeds)]
-        with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
-            table(title, pool.map(one_seed, tasks, chunksize=1))
+        parts = [Part(title, seed, name, not args.no_saelens) for seed in range(args.seeds) for name in names]
+        table(title, measured(parts, args.processes, args.keep))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from configs import compose
 from conftest import QUICK, ROOT, Cli
 from prompt_sets import animals, bpe, save_model, write_jsonl
 
-from circuits.run import tracked, tracking, wandb_runs
+from circuits.run import tracked, tracking, wandb_runs, wandb_server
 from circuits.run.tracking import Tracker
 from circuits.schema import TrackingConfig, TrackingMode
 from circuits.store import inputs, registry
@@ -30,12 +30,12 @@ KEY = "0123456789" * 4
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from circuits.run import wandb_runs
+from circuits.run import wandb_runs, wandb_server
 from circuits.run.tracking import Tracker
 from circuits.schema import TrackingConfig, TrackingMode
 for setting in sys.argv[3:]:
     name, value = setting.split("=")
-    setattr(wandb_runs, name, float(value))
+    setattr(wandb_server if name in vars(wandb_server) else wandb_runs, name, float(value))
 began = time.monotonic()
 say = lambda text: print(f"{time.monotonic() - began:.1f} {text}", flush=True)
 tracker = Tracker(Path(sys.argv[1]), TrackingConfig(mode=TrackingMode[sys.argv[2]]), "group", ["tag"], say)
@@ -334,15 +334,15 @@ def test_a_server_that_accepts_and_never_answers_is_left(tmp_path: Path) -> None
     ((_, text),) = ended.warnings
     assert "did not answer within" in text
     assert ended.lines[0][1] == "logged", "the work did not wait for the answer"
-    assert max(wandb_runs.CONNECT_S, wandb_runs.PROBE_S) < 10
+    assert max(wandb_server.CONNECT_S, wandb_server.PROBE_S) < 10
 
 
 def test_a_server_that_refuses_or_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for status, says in ((401, "refuses the key (401)"), (503, "answers 503")):
         with server(status=status) as url:
-            assert says in (wandb_runs.asked(url, KEY) or "")
+            assert says in (wandb_server.asked(url, KEY) or "")
     with server(status=404) as url:
-        assert wandb_runs.asked(url, KEY) is None, "somebody answers: wandb itself decides"
+        assert wandb_server.asked(url, KEY) is None, "somebody answers: wandb itself decides"
 
 
 @pytest.mark.soak  # its two seconds are too few on a busy machine
@@ -390,7 +390,7 @@ def test_a_run_that_fails_marks_its_open_runs(tmp_path: Path, monkeypatch: pytes
 def test_nodes_without_a_network_do_not_ask_for_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(wandb_runs, "asked", lambda url, key: None)
-    assert str(wandb_runs.refusal()).startswith("WANDB_MODE=offline")
+    monkeypatch.setattr(wandb_server, "asked", lambda url, key: None)
+    assert str(wandb_server.refusal()).startswith("WANDB_MODE=offline")
     monkeypatch.delenv("WANDB_MODE")
-    assert wandb_runs.refusal() is None
+    assert wandb_server.refusal() is None

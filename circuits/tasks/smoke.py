@@ -189,7 +189,7 @@ def _store(cfg: BaseConfig) -> Line:
 
 
 def _tracking(cfg: BaseConfig) -> Line:
-    from circuits.run import wandb_runs
+    from circuits.run import wandb_server
 
     mode = cfg.tracking.mode
     if mode is TrackingMode.disabled:
@@ -199,10 +199,10 @@ def _tracking(cfg: BaseConfig) -> Line:
     if mode is TrackingMode.offline:
         return Line("tracking", "ok", "W&B offline, beside each run; wandb sync uploads it")
     address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    key = os.environ.get("WANDB_API_KEY") or wandb_runs.stored_key(address)
+    key = os.environ.get("WANDB_API_KEY") or wandb_server.stored_key(address)
     if not key:
         return Line("tracking", "absent", "tracking.mode=online needs a key: run wandb login, or set WANDB_API_KEY")
-    if why := wandb_runs.asked(address, key):
+    if why := wandb_server.asked(address, key):
         return Line("tracking", "absent", f"tracking.mode=online: {why}; leave it offline here")
     return Line("tracking", "ok", f"W&B online: {address} answers and takes the key")
 

@@ -3,8 +3,8 @@
 The header is written by submitit's own (private, therefore pinned) script writer. The body runs each element by its own
 command, ``python -m circuits.launch.element DIR``, and hands on what Slurm tells the batch shell:
 
-* USR2 (time is nearly up, or the node is wanted) is repeated every second until the element ends: while Python starts, the
-  signal is ignored, so the first ones may be lost, never all of them; it is sent only once it is ignored or heard;
+* USR2 (time is nearly up, or the node is wanted) is passed on as soon as the element has a handler for it, whenever it came:
+  during the set-up, while Python starts, or later;
 * TERM is passed on once.
 
 Module loads and the lines of ``cluster.setup`` come before it, and stop the element where one fails. The exit status is the
@@ -57,25 +57,33 @@ load_modules() {  # older versions of module complain and return 0
 trap failed ERR
 """.replace("{setup}", SETUP)
 
+#: How a child is told: a handler may be a while in coming, and what comes before it must not be lost, nor end the child.
+TELL = r"""
+listening() {  # does the child handle signal $1? A copy of this shell, forked just now, still has this shell's traps
+  [ -r /proc/$child/status ] || return 0
+  local name mask heard=0
+  while read -r name mask; do
+    if [ "$name" = SigCgt: ]; then heard=$((16#$mask >> ($1 - 1) & 1)); fi
+  done </proc/$child/status
+  [ $heard -eq 1 ] && ! [ /proc/$child/exe -ef /proc/$$/exe ]
+}
+tell() {  # signal $1, once, as soon as it is heard
+  while kill -0 $child; do
+    if listening $1; then kill -$1 $child; return; fi
+    sleep 0.1
+  done
+} 2>/dev/null
+usr2=$(kill -l USR2) term=$(kill -l TERM)
+"""
+
 BODY = r"""
 trap - ERR
 set -u
 ( trap '' USR2; exec {python} -m circuits.launch.element "${dirs[@]}" ) & child=$!
-deaf_or_listening() {  # a process that was forked just now would be ended by USR2
-  [ -r /proc/$child/status ] || return 0
-  local name mask ignored=0 heard=0
-  while read -r name mask; do
-    case $name in SigIgn:) ignored=$((16#$mask >> 11 & 1)) ;; SigCgt:) heard=$((16#$mask >> 11 & 1)) ;; esac
-  done </proc/$child/status
-  [ $ignored -eq 1 ] && return 0
-  [ $heard -eq 1 ] && ! [ /proc/$child/exe -ef /proc/$$/exe ]  # a copy of this shell still has this shell's trap
-}
+trap '[ -n "$asked" ] || tell $usr2 & asked=1' USR2
+[ -z "$asked" ] || tell $usr2 &
 trap 'kill -TERM $child 2>/dev/null' TERM
 while :; do
-  if [ -n "$asked" ]; then
-    if deaf_or_listening 2>/dev/null; then kill -USR2 $child 2>/dev/null; fi
-    sleep 1 & wait $! ; kill -0 $child 2>/dev/null && continue
-  fi
   wait $child; code=$?
   kill -0 $child 2>/dev/null || break
 done
@@ -118,7 +126,7 @@ class Array:
         lines, setup = self._exported(), self._setup()
         early = ["asked=", "trap 'asked=1' USR2  # before anything that takes time"]
         element = ELEMENT.replace("{elements}", shlex.quote(str(self.listing))).replace("{first}", str(self.offset + 1))
-        body = BODY.replace("{python}", shlex.quote(self.python))
+        body = TELL + BODY.replace("{python}", shlex.quote(self.python))
         return "\n".join([header(self), "", *early, element, CHECKED, *setup, *lines, "", "# run"]) + body
 
     def closing(self, name: str, sweep: Path, jobs: Sequence[str]) -> str:
@@ -143,7 +151,7 @@ class Array:
             "signal": f"B:USR2@{self.request.signal_s}",
             **dict(self.request.more),
         }
-        body = INSIDE.replace("{python}", shlex.quote(self.python)).replace("{sweep}", shlex.quote(str(sweep)))
+        body = TELL + INSIDE.replace("{python}", shlex.quote(self.python)).replace("{sweep}", shlex.quote(str(sweep)))
         head = options(self.request, self.folder, self.tag, more) + "\n#SBATCH --requeue"
         parts = [head, "", "asked=", "trap 'asked=1' USR2", CHECKED, *self._setup(), *self._exported(), ""]
         return "\n".join(parts) + body.replace("{times}", str(self.request.max_num_timeout))
@@ -175,11 +183,13 @@ class Array:
 INSIDE = r"""
 trap - ERR
 set -u
-{python} -m circuits.launch.slurm.inside {sweep} & child=$!
-trap 'asked=1; kill -TERM $child 2>/dev/null' USR2
-trap 'asked=; kill -TERM $child 2>/dev/null' TERM
-while kill -0 $child 2>/dev/null; do
+( trap '' TERM; exec {python} -m circuits.launch.slurm.inside {sweep} ) & child=$!
+trap 'asked=1; tell $term &' USR2
+[ -z "$asked" ] || tell $term &
+trap 'asked=; tell $term &' TERM
+while :; do
   wait $child; code=$?
+  kill -0 $child 2>/dev/null || break
 done
 wait $child 2>/dev/null; again=$?
 [ $again -eq 127 ] || code=$again
