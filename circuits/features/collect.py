@@ -1,9 +1,10 @@
 """Top-activating examples and activation histograms of an SAE's features, in one pass over sequences, in bounded memory.
 
 A feature's examples are its `top_k` largest activations, at most one a sequence, so that ten examples are ten contexts; a
-sequence that was seen before gives none. Around each peak a window of activations is kept. The state is features × top_k ×
-window numbers, and 16 bytes a sequence: of each chunk only candidates that enter the list have their window copied. Equal
-activations keep the order of the text, so the result does not depend on how the text is cut (beyond a model's rounding).
+sequence that was seen before gives none. Around each peak a window of activations is kept, of a row with a picture also the
+activations at all of its picture's tokens. The state is features × top_k × (window + those) numbers, and 16 bytes a sequence: of
+each chunk only candidates that enter the list have their window copied. Equal activations keep the order of the text, so the result
+does not depend on how the text is cut (beyond a model's rounding).
 
 Histograms count active tokens in half-octave bins of the activation, since activations span decades.
 """
@@ -58,6 +59,8 @@ class Collected:
     position: NDArray[np.int64]
     windows: NDArray[np.float32]
     """``[features, top_k, 2 × window + 1]``: activations around the peak, 0 outside of the sequence."""
+    maps: NDArray[np.float32]
+    """``[features, top_k, patches]``: activations at the tokens of the example's picture, row by row; no patches of text."""
 
 
 class Collector:
@@ -82,16 +85,32 @@ class Collector:
         self._sequence = torch.full((f, top_k), -1, dtype=torch.int64, device=device)
         self._position = torch.zeros(f, top_k, dtype=torch.int64, device=device)
         self._windows = torch.zeros(f, top_k, 2 * window + 1, device=device)
+        self._maps = torch.zeros(f, top_k, 0, device=device)  # as wide as a picture, once one comes
 
     @torch.no_grad()
-    def add(self, x: Float[Tensor, "n pos d"], keep: Bool[Tensor, "n pos"], fresh: Bool[Tensor, " n"]) -> None:
-        """Whole sequences; only positions where `keep` is True count, only `fresh` sequences give examples."""
+    def add(
+        self,
+        x: Float[Tensor, "n pos d"],
+        keep: Bool[Tensor, "n pos"],
+        fresh: Bool[Tensor, " n"],
+        shown: Bool[Tensor, "n pos"] | None = None,
+    ) -> None:
+        """Whole sequences; only positions where `keep` is True count, only `fresh` sequences give examples.
+
+        `shown`: the tokens that stand for a row's picture, as many in every row.
+
+        Raises:
+            UserError: rows have another number of them.
+        """
+        if shown is not None:
+            self._maps = _as_wide(self._maps, shown)
         at_once = max(1, FEATURES_AT_ONCE // (x.shape[1] * self.sae.cfg.d_sae))
         for start in range(0, len(x), at_once):
             part = slice(start, start + at_once)
             active = feature_activations(self.sae, self.features, x[part], keep[part])
             self._count(active, keep[part])
-            self._examples(active, sent(fresh[part], active.device))
+            where = None if shown is None else sent(shown[part], active.device)
+            self._examples(active, sent(fresh[part], active.device), where)
             self._sequences += len(active)
         self._repeated += int((~fresh).sum())
 
@@ -106,7 +125,9 @@ class Collector:
         bins = ((active[on].log2() - LOWEST) * PER_OCTAVE).floor().clamp(0, BINS - 1).long()
         self._histogram += torch.bincount(feature * BINS + bins, minlength=len(self._histogram))
 
-    def _examples(self, active: Float[Tensor, "n pos f"], fresh: Bool[Tensor, " n"]) -> None:
+    def _examples(
+        self, active: Float[Tensor, "n pos f"], fresh: Bool[Tensor, " n"], shown: Bool[Tensor, "n pos"] | None
+    ) -> None:
         """Merge each feature's best sequences of this chunk into its list."""
         best, peak = active.max(dim=1)
         best = torch.where(fresh[:, None], best, 0.0)
@@ -126,6 +147,11 @@ class Collector:
         sequence[feature, rank] = self._sequences + chosen
         position[feature, rank] = at
         windows[feature, rank] = self._around(active, chosen, at, feature)
+        if shown is not None:
+            maps = self._maps.gather(1, kept[..., None].expand_as(self._maps))
+            places = shown.nonzero()[:, 1].view(len(shown), -1)[chosen]  # [m, patches], in the order of the sequence
+            maps[feature, rank] = active[chosen[:, None], places, feature[:, None]]
+            self._maps = maps
         self._values, self._sequence, self._position, self._windows = both, sequence, position, windows
 
     def _around(self, active: Tensor, chosen: Tensor, at: Tensor, feature: Tensor) -> Float[Tensor, "m window"]:
@@ -135,17 +161,29 @@ class Collector:
         found = active[chosen[:, None], places.clamp(0, active.shape[1] - 1), feature[:, None]]
         return torch.where(inside, found, 0.0)
 
-    _KEPT = ("n_active", "n_sequences", "total", "maximum", "histogram", "values", "sequence", "position", "windows")
+    _KEPT = (
+        "n_active",
+        "n_sequences",
+        "total",
+        "maximum",
+        "histogram",
+        "values",
+        "sequence",
+        "position",
+        "windows",
+        "maps",
+    )
     _COUNTS = ("rows", "sequences", "repeated")
 
     def state(self) -> State:
         """What :meth:`load` takes: all that was found so far."""
-        tensors = {name: getattr(self, f"_{name}").cpu() for name in self._KEPT}
+        names = self._KEPT if self._maps.shape[2] else self._KEPT[:-1]  # an empty tensor says nothing
+        tensors = {name: getattr(self, f"_{name}").cpu() for name in names}
         return tensors, {name: getattr(self, f"_{name}") for name in self._COUNTS}
 
     def load(self, tensors: Mapping[str, Tensor], counts: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state`."""
-        for name in self._KEPT:
+        for name in tensors:
             setattr(self, f"_{name}", tensors[name].to(self.features.device))
         for name in self._COUNTS:
             setattr(self, f"_{name}", int(counts[name]))
@@ -167,6 +205,7 @@ class Collector:
             sequence=self._sequence.cpu().numpy(),
             position=self._position.cpu().numpy(),
             windows=self._windows.cpu().numpy(),
+            maps=self._maps.cpu().numpy(),
         )
 
 
@@ -178,6 +217,15 @@ def feature_activations(
     # `where`, not a product: what stands at a padded position may be NaN.
     x = torch.where(keep, x.to(sae.W_enc.device, torch.float32)[..., : sae.cfg.d_in], 0.0)
     return torch.where(keep, sae.encode(x)[..., features], 0.0)
+
+
+def _as_wide(maps: Float[Tensor, "f k patches"], shown: Bool[Tensor, "n pos"]) -> Float[Tensor, "f k patches"]:
+    """`maps`, as wide as a picture of these rows; the first that come decide."""
+    counts = shown.sum(1).unique().tolist()
+    width = maps.shape[2] or max(counts, default=0)
+    if wrong := [count for count in counts if count != width]:
+        raise UserError(f"a row has {wrong[0]} picture tokens, others have {width}: every row needs as many")
+    return maps if maps.shape[2] else maps.new_zeros(*maps.shape[:2], width)
 
 
 class Fresh:

@@ -127,6 +127,7 @@ def _examples(found: Collected, tokens: ModelInput, texts: Mapping[int, str]) ->
                     "tokens": words,
                     "activations": found.windows[i, rank, start : start + len(part)].tolist(),
                     **({} if shown_at is None else _patch(shown_at[sequence], position)),
+                    **({} if shown_at is None else {"map": found.maps[i, rank].tolist()}),
                 }
             )
         windows.append(Windows(shown, peaks))
@@ -141,7 +142,7 @@ def _examples(found: Collected, tokens: ModelInput, texts: Mapping[int, str]) ->
         "token_ids",
         "tokens",
         "activations",
-        *(() if shown_at is None else ("patch", "patches")),
+        *(() if shown_at is None else ("patch", "patches", "map")),
     )
     return pd.DataFrame(rows, columns=list(columns)), windows
 

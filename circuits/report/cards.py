@@ -21,6 +21,17 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Patch:
+    """A square of a picture: left, top and size as percentages, and the activation as a share of the feature's largest."""
+
+    left: float
+    top: float
+    size: float
+    share: float
+    hint: str
+
+
+@dataclass(frozen=True)
 class Example:
     """One context in which a feature is active."""
 
@@ -31,8 +42,10 @@ class Example:
     """Whether the sequence began before what is shown."""
     png: str = ""
     """The picture that it is from, base64; empty of text."""
-    patch: tuple[float, float, float] | None = None
-    """Where the peak stands in the picture: left, top and size as percentages; None where it stands in the text."""
+    patches: tuple[Patch, ...] = ()
+    """Where in the picture the feature is active."""
+    peak: Patch | None = None
+    """Where in it the peak stands; None where it stands in the text."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Interpret(Kind):
 
     def extra(self, cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
         """Which sequences may be examples, where they are not all that differ in their text."""
-        return {"examples": "pictures"} if cfg.data.source is DataSource.pictures else {}
+        return {"examples": "pictures with maps"} if cfg.data.source is DataSource.pictures else {}
 
     def label(self, cfg: BaseConfig, layers: Layers) -> str:
         """``tiny-L2-topk-grammar_agreement``."""
@@ -286,7 +286,7 @@ def _collect(
     for chunk in stream.heldout(given.n_sequences, first=done):
         new = fresh(chunk.tokens.ids, chunk.tokens.mask, chunk.tokens.beside)
         for layer in keeper.behind(done):
-            collectors[layer].add(chunk.sites[layer], chunk.keep, new)
+            collectors[layer].add(chunk.sites[layer], chunk.keep, new, chunk.tokens.shown)
         parts.append(chunk.tokens.to(new.device))
         done += len(chunk.tokens)
         keeper.step(done, given.n_sequences, lambda layer: collectors[layer].state())

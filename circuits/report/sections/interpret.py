@@ -15,7 +15,7 @@ import pyarrow as pa
 from circuits.drawing.style import Looks
 from circuits.errors import UserError
 from circuits.features import labels as label_files
-from circuits.report.cards import Card, Cards, Example, Token, Words, histogram
+from circuits.report.cards import Card, Cards, Example, Patch, Token, Words, histogram
 from circuits.report.charts import Point, by_layer
 from circuits.report.content import Answer, Block, Cell, Column, Figure, Note, Part, Table
 from circuits.report.registry import Entry, View, section
@@ -243,7 +243,8 @@ def _cards(record: Record, n: int, folded: bool, problems: list[str]) -> Cards:
     caption = (
         f"{len(cards)} of {plural(len(features), 'feature')}: labelled ones, then each factor's surest associations, then the most "
         f"often active; up to {EXAMPLES} of {record.metrics['top_k']} examples, each from another sequence. A token's background "
-        "is its activation as a share of the feature's largest (hover for the value); the peak is underlined. Promoted tokens: "
+        "is its activation as a share of the feature's largest (hover for the value); the peak is underlined, in a picture framed. "
+        "Promoted tokens: "
         "decoder row through the final norm's scale and the unembedding, less the vocabulary's mean, direct path only. "
         "Associations: the level's difference to the other training prompts, and the same on the test prompts."
         + (f" No promoted tokens here: {none}." if none else "")
@@ -302,22 +303,35 @@ def _example(row: Mapping[Any, Any], largest: float, pictures: Path) -> Example:
         for i, (text, a) in enumerate(zip(row["tokens"], row["activations"], strict=True))
     )
     hint = f"sample {row['sample']}, position {row['position']}"
-    png, patch = _picture(row, pictures)
-    return Example(decimal(float(row["activation"]), 2), hint, tokens, int(row["first"]) > 0, png, patch)
+    png, patches, peak = _picture(row, largest, pictures)
+    cut = int(row["first"]) > 0
+    return Example(decimal(float(row["activation"]), 2), hint, tokens, cut, png, patches, peak)
 
 
-def _picture(row: Mapping[Any, Any], folder: Path) -> tuple[str, tuple[float, float, float] | None]:
-    """The picture that an example is from, and the square of it at which the feature peaks; nothing of text."""
+def _picture(row: Mapping[Any, Any], largest: float, folder: Path) -> tuple[str, tuple[Patch, ...], Patch | None]:
+    """The picture that an example is from, where in it the feature is active, and where it peaks; nothing of text."""
     path = folder / f"{row['sample']}.png"
     if not path.exists():
-        return "", None
+        return "", (), None
     png = base64.b64encode(path.read_bytes()).decode()
-    side = math.isqrt(int(row.get("patches", 0) or 0))
-    at = int(row.get("patch", -1))
-    if at < 0 or not side:
-        return png, None
+    values = [float(value) for value in row.get("map", ())]  # artifacts that were made before maps were have none
+    side = math.isqrt(len(values))
+    if side == 0 or side * side != len(values):  # no square of tokens: nobody can tell where each stands
+        return png, (), None
     size = 100 / side
-    return png, (round(at % side * size, 2), round(at // side * size, 2), round(size, 2))
+    squares = [
+        Patch(
+            round(i % side * size, 2),
+            round(i // side * size, 2),
+            round(size, 2),
+            round(min(1.0, value / largest), 2),
+            f"{value:.3g}",
+        )
+        for i, value in enumerate(values)
+    ]
+    at = int(row["patch"])
+    active = tuple(square for square, value in zip(squares, values, strict=True) if value > 0)
+    return png, active, squares[at] if at >= 0 else None
 
 
 def _associations(record: Record) -> Table:
