@@ -21,6 +21,7 @@ from warm.client import AT_IMPORT, PYTHON, REAL, SOCKET, Running, Template
 pytest_plugins = [
     "slurm.fixtures",
     "real_fixtures",
+    "picture_fixtures",
     "kept",
 ]  # slurm and own_slurm; real_model and real_text; study and mine
 ROOT = Path(__file__).resolve().parents[1]

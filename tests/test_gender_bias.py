@@ -43,7 +43,12 @@ MODEL = [
 SMALL = [
     *MODEL,
     *("sae.steps=300", "sae.heldout_sequences=64", "sae.block_rows=4096"),
-    *("intervention.controls=2", "intervention.samples=30", "intervention.generate=6"),
+    *(
+        "intervention.controls=2",
+        "intervention.samples=30",
+        "intervention.generate=6",
+        "intervention.caption_controls=1",
+    ),
     *("baseline.tokens=6", "baseline.resamples=200", "cross_lingual.draws=20", "tracking=off"),
     *("bias_stats.permutations=100", "bias_stats.resamples=100", "bias_stats.shuffles=5"),
 ]
@@ -113,6 +118,8 @@ def test_edits_are_measured_beside_controls_and_leave_seen_pictures_mostly_alone
         summary = pd.read_parquet(path / "summary.parquet")
         assert (summary["controls"] == 2).all() and summary["base_parity"].between(0, 0.5).all()
         assert (summary["p"] >= 1 / 3 - 1e-9).all(), "among two controls no p is below a third"
+        assert (summary["caption_controls"] == 1).all() and summary["control_words_change"].notna().all()
+        assert (summary["words_low"] <= summary["words_change"]).all()
     across = [path for path in study.artifacts("interventions") if (path / "cross_layer.json").exists()]
     found = json.loads((across[0] / "cross_layer.json").read_text())
     assert found["layers"] == [0, 1, 2, 3] and set(found["male_biased_ablation"]) == {"0", "1", "2", "3"}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Cli
+from picture_fixtures import BOTH
 from PIL import Image
 
 from circuits.activations.heldout import HeldoutPass
@@ -19,14 +20,9 @@ from circuits.errors import UserError
 from circuits.features.collect import Fresh
 from circuits.model_input import Later, joined, made
 from circuits.models.hooks import forward
-from circuits.models.load import LM, wrap
+from circuits.models.load import LM
 from circuits.tiny.vision import scenes, spec
 from circuits.tiny.vision.drawing import draw
-from circuits.tiny.vision.pictures import drawn, words
-from circuits.tiny.vision.train import new_model
-
-BOTH = ("english", "arabic")
-
 
 # -- labels ------------------------------------------------------------------------------------------------------
 
@@ -245,17 +241,6 @@ def test_twins_differ_in_the_person_alone_and_the_biases_are_as_strong_as_they_a
                 words_said[gender].append(said.look == "strong")
     assert np.mean(shares["male"]) - np.mean(shares["female"]) == pytest.approx(0.5, abs=0.08)
     assert np.mean(words_said["male"]) - np.mean(words_said["female"]) == pytest.approx(0.8, abs=0.05)
-
-
-@pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> tuple[LM, saved.PictureSet]:
-    """An untrained embedded vision-language model, and a set of drawn pictures."""
-    small = spec.VisionSpec(layers=2)
-    lm = wrap(new_model(small), spec.build_tokenizer(64), "tiny_vlm", spec.build_processor(64))
-    folder = tmp_path_factory.mktemp("set")
-    built, pixels = drawn(BOTH, 30, 12, 0, 0.6, 0.6)
-    saved.write(folder, built.pictures, {"languages": list(BOTH), "words": words(BOTH)}, pixels)
-    return lm, saved.read(folder)
 
 
 def test_rows_are_what_the_processor_makes_and_no_group_is_on_both_sides(seeing: tuple[LM, saved.PictureSet]) -> None:

@@ -27,7 +27,7 @@ def summarise(
     )
     groups = np.array([p.group for p in pictures])
     coded = np.array([p.factors.get("coded", "") for p in pictures])
-    texts = texts.assign(seen=seen[texts["picture"]])
+    texts = texts.assign(seen=seen[texts["picture"]], group=groups[texts["picture"]])
     effects = effects.assign(
         seen=seen[effects["picture"]], group=groups[effects["picture"]], coded=coded[effects["picture"]]
     )
@@ -45,8 +45,10 @@ def summarise(
         whole = dict(zip(keys, name, strict=True))
         controls = effects[(effects["control"] > 0) & (effects["condition"] == whole["condition"])]
         own = _row(mine, controls, resamples, seed)
-        text = _text_facts(texts[texts["condition"] == whole["condition"]])
-        rows.append(whole | own | text | {f"base_{key}": value for key, value in plain.items()})
+        under = texts[texts["condition"] == whole["condition"]]
+        text = _text_facts(under[under["control"] == 0])
+        words = _words(under, texts[texts["condition"] == "none"], resamples, seed)
+        rows.append(whole | own | text | words | {f"base_{key}": value for key, value in plain.items()})
     table = pd.DataFrame(rows)
     if len(table):
         table["q"] = corrected(table["p"].to_numpy())
@@ -160,6 +162,32 @@ def _text_facts(texts: pd.DataFrame) -> dict[str, float]:
         "says_seen": float((clear["says"] == clear["seen"]).mean()) if len(clear) else float("nan"),
         "says_male_open": float((open_["says"] == "male").mean()) if len(open_) else float("nan"),
         "caption_nll": float(texts["nll"].mean()),
+    }
+
+
+def _words(under: pd.DataFrame, base: pd.DataFrame, resamples: int, seed: int) -> dict[str, float]:
+    """Gender words of a picture's captions (mean of the languages): change under the edit, and under random sets."""
+    before = base.groupby("picture")["gender_words"].mean()
+    mine = under[under["control"] == 0].groupby("picture").agg(now=("gender_words", "mean"), group=("group", "first"))
+    moved = (mine["now"] - before.reindex(mine.index)).to_numpy()
+    low, high = intervals(Clustered.of(moved[None], mine["group"].tolist()), seed=seed, resamples=resamples)
+    null = np.array(
+        [
+            float((one.groupby("picture")["gender_words"].mean() - before).mean())
+            for _, one in under[under["control"] > 0].groupby("control")
+        ]
+    )
+    change = float(moved.mean())
+    hits = int((np.abs(null) >= abs(change) - 1e-12).sum())
+    return {
+        "words_change": change,
+        "words_low": float(low[0]),
+        "words_high": float(high[0]),
+        "p_words": _wilcoxon(moved),
+        "control_words_change": float(null.mean()) if len(null) else np.nan,
+        "control_words_std": float(null.std(ddof=1)) if len(null) > 1 else np.nan,
+        "p_words_controls": (1 + hits) / (len(null) + 1) if len(null) else np.nan,
+        "caption_controls": len(null),
     }
 
 

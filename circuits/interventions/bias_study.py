@@ -48,6 +48,8 @@ class Study:
     batch_size: int
     seed: int
     steps: int
+    caption_controls: int = 0
+    """Random sets of each edit under which captions are written, beside the edit itself."""
     resamples: int = 1000
     journal: Journal = field(default_factory=Journal)
 
@@ -64,7 +66,7 @@ class Study:
 
 
 def run(study: Study, languages: Sequence[str], wanted: Sequence[Condition]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Effects (a row for each condition, language and picture) and captions; of controls preferences alone."""
+    """Effects (a row for each condition, language and picture) and captions; of controls preferences, and captions of the first."""
     effects, texts, journal = [], [], study.journal
     for language in languages:
         asked = captioning.ask(
@@ -77,16 +79,18 @@ def run(study: Study, languages: Sequence[str], wanted: Sequence[Condition]) -> 
         measured = captioning.preferences_under(
             study.lm, study.rows, asked, study.batch_size, ways, journal, f"{language}/edited"
         )
+        names = {n: f"{language}/{n}" for n, one in enumerate(wanted) if one.control <= study.caption_controls}
+        said = captioning.captions(
+            study.lm, study.rows, asked.pictures, asked.starts, study.steps, study.batch_size,
+            [(name, study.hooks(wanted[n])) for n, name in names.items()], journal,
+        )  # fmt: skip
+        written = dict(zip(names, said, strict=True))
         for number, (one, found) in enumerate(zip(wanted, measured, strict=True)):
             frame = _frame(asked, one, base, found)
-            if not one.control:
-                name = f"{language}/{number}"
-                said = captioning.captions(
-                    study.lm, study.rows, asked.pictures, asked.starts, study.steps, study.batch_size, study.hooks(one),
-                    journal, name,
-                )  # fmt: skip
-                texts.append(_texts(study, asked, one, said, name))
-                if one.kind == "scale":
+            if number in names:
+                name = names[number]
+                texts.append(_texts(study, asked, one, written[number], name))
+                if one.kind == "scale" and not one.control:
                     frame["recon"], frame["recon_share"] = reconstruction_change(study, asked, one, name)
             effects.append(frame)
     journal.end()

@@ -10,22 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import DynamicCache
 
 from circuits.activations.pictures import PictureRows
 from circuits.data.journal import Journal
 from circuits.data.pictures import lexicon
 from circuits.interventions.generation import Ids, as_rows, as_texts
 from circuits.model_input import ModelInput
+from circuits.models.attention import Attention
 from circuits.models.hooks import Edit, Prefix, forward, make_prefix
 from circuits.models.load import LM
-from circuits.models.modules import module_at
 
 Hooks = Callable[[ModelInput], list[Edit]]
 """What is done in a pass over these rows."""
@@ -109,7 +110,7 @@ def ask(
     """Write the captions, and find where they decide."""
     starts = tuple(tuple(rows.ids(rows.text(picture, language))) for picture in pictures)
     words = gender_words(lm, language)
-    said = captions(lm, rows, pictures, starts, steps, batch_size, journal=journal, name=name)
+    said = captions(lm, rows, pictures, starts, steps, batch_size, [(name, nothing)], journal)[0]
     return Asked(language, tuple(pictures), starts, tuple(said), (), words).about(words)
 
 
@@ -121,41 +122,65 @@ def captions(
     starts: Sequence[Ids],
     steps: int,
     batch_size: int,
-    hooks: Hooks = nothing,
+    ways: Sequence[tuple[str, Hooks]],
     journal: Journal | None = None,
-    name: str = "",
-) -> list[Ids]:
-    """Up to `steps` likeliest tokens of each picture's caption, under edits.
+) -> list[list[Ids]]:
+    """Up to `steps` likeliest tokens of each picture's caption, under each of several edits.
 
-    Every step runs the whole sequence again (see :mod:`.generation`), but from the stream entering the first block: a picture is
-    looked at once and not once a token. `journal` keeps the captions of each batch, under `name`.
+    A picture is looked at once for all edits, a token's keys and values are computed once: edits read one token at a time, so that
+    what is cached is what the whole caption would give (:mod:`.feature_edits`). Rows of a batch are of equal length.
+
+    Args:
+        ways: a name for each edit, under which `journal` keeps the captions of each batch, and the edits.
     """
-    embed, end = module_at(lm.model, lm.family.embed), lm.tokenizer.eos_token_id
-    journal = journal or Journal()
+    end, journal = lm.tokenizer.eos_token_id, journal or Journal()
+    found: list[list[Ids]] = [[()] * len(starts) for _ in ways]
 
-    def batch(first: int) -> Tensor:
+    def written(part: Sequence[int], hooks: Hooks, entering: Callable[[], Tensor], attention: Attention) -> Tensor:
         """The captions of a batch."""
-        found: dict[int, list[int]] = {i: [] for i in range(first, min(first + batch_size, len(starts)))}
-        active = list(found)
-        seen = rows.of_ids([starts[i] for i in active], [pictures[i] for i in active])
-        entering = make_prefix(lm, seen, 0).resid
-        for _ in range(steps):
-            tokens = rows.without_pictures([starts[i] + tuple(found[i]) for i in active])
-            resid = embed(tokens.ids.to(lm.device)).to(entering.dtype)
-            told = seen.mask[[i - first for i in active]]
-            resid[:, : told.shape[1]][told] = entering[[i - first for i in active]][told]
-            logits = forward(lm, tokens, edits=hooks(tokens), logits="last", prefix=Prefix(0, resid)).read
-            top = logits.float().argmax(-1).tolist()
-            for i, token in zip(active, top, strict=True):
-                if token != end:
-                    found[i].append(token)
-            active = [i for i, token in zip(active, top, strict=True) if token != end]
-            if not active:
+        said: dict[int, list[int]] = {i: [] for i in part}
+        active, known = list(part), DynamicCache(config=lm.model.config)
+        prefix: Prefix | None = Prefix(0, entering())
+        for step in range(steps):
+            tokens = rows.without_pictures([starts[i] + tuple(said[i]) for i in active])
+            logits = forward(
+                lm, tokens, edits=hooks(tokens), logits="last", prefix=prefix, cache=known, attention=attention
+            ).read
+            top, prefix = logits.float().argmax(-1).tolist(), None
+            goes_on = [k for k, token in enumerate(top) if token != end]
+            for k in goes_on:
+                said[active[k]].append(top[k])
+            if not goes_on or step == steps - 1:
                 break
-        return as_rows(list(found.values()), steps)
+            if len(goes_on) < len(active):
+                known.batch_select_indices(torch.tensor(goes_on, device=lm.device))
+                active = [active[k] for k in goes_on]
+        return as_rows([said[i] for i in part], steps)
 
-    parts = [journal.step(f"{name}/said/{first}", partial(batch, first)) for first in range(0, len(starts), batch_size)]
-    return [ids for part in parts for ids in as_texts(part)]
+    for part in _alike(starts, batch_size):
+        seen = rows.of_ids([starts[i] for i in part], [pictures[i] for i in part])
+        entering = cache(partial(_entering, lm, seen))  # none where the journal has all of this batch
+        attention = Attention()
+        for n, (name, hooks) in enumerate(ways):
+            texts = journal.step(f"{name}/said/{part[0]}", partial(written, part, hooks, entering, attention))
+            for i, ids in zip(part, as_texts(texts), strict=True):
+                found[n][i] = ids
+    return found
+
+
+def _entering(lm: LM, seen: ModelInput) -> Tensor:
+    """What enters the first block: the pictures have been looked at."""
+    return make_prefix(lm, seen, 0).resid
+
+
+def _alike(starts: Sequence[Ids], batch_size: int) -> list[list[int]]:
+    """The numbers of rows of equal length, in batches."""
+    by_length: dict[int, list[int]] = {}
+    for i, ids in enumerate(starts):
+        by_length.setdefault(len(ids), []).append(i)
+    return [
+        some[first : first + batch_size] for some in by_length.values() for first in range(0, len(some), batch_size)
+    ]
 
 
 def preferences(
@@ -199,13 +224,16 @@ def preferences_under(
         )
         unseen = rows.without_pictures([asked.starts[i] + asked.said[i][: asked.decisions[i]] for i in part])
         prefixes: dict[int, Prefix] = {}
+        attention = Attention()
         for n in chosen:
             layer, hooks = ways[n]
             if layer and layer not in prefixes:
                 prefixes = {layer: make_prefix(lm, tokens, layer)}  # one at a time: it is as large as the stream
             start = prefixes[layer] if layer else None
             given = unseen if layer else tokens
-            logits = forward(lm, given, edits=hooks(tokens), logits="last", prefix=start).read.float()
+            logits = forward(
+                lm, given, edits=hooks(tokens), logits="last", prefix=start, attention=attention
+            ).read.float()
             odds = torch.logsumexp(logits[:, male], -1) - torch.logsumexp(logits[:, female], -1)
             read.append(torch.sigmoid(odds).cpu().double())
         return torch.stack(read)

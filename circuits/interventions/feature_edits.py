@@ -4,7 +4,8 @@
              the SAE does not explain included, stays as it was: a full reconstruction would damage the text by itself.
 ``project``  x − Q Qᵀ (x − b_dec), Q an orthonormal basis of the features' encoder columns (arXiv:2509.10809).
 
-Both act at every token but the first `skip_first`, generated ones included. The reconstruction's change under ``scale`` is linear
+Both act at every token but the first `skip_first`, generated ones included, each token by itself: a pass that goes on from cached
+keys and values hands over its new columns alone, with equal results. The reconstruction's change under ``scale`` is linear
 in the factor, so amplification by a is exactly |a − 1| times ablation; that is a check and no finding.
 """
 
@@ -57,7 +58,7 @@ def edits(
         sae, chosen = saes[layer], list(features[layer])
 
         def fn(x: Tensor) -> Tensor:
-            mine = acts.to(x.device)
+            mine = acts[:, -x.shape[1] :].to(x.device)
             flat = x[mine].float().to(sae.W_enc.device)
             added = change(sae, chosen, factor, flat) if kind == "scale" else projected(sae, chosen, flat)
             x[mine] += added.to(x.device, x.dtype)

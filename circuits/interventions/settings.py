@@ -108,6 +108,7 @@ class Settings:
     )
     factors: Any = None  # of units=captions: what features are multiplied by; 0 ablates, [1.5,2,3] amplifies; null: 0
     across: Across = Across.each  # of units=captions: which layers are edited in one pass
+    caption_controls: int = 0  # of units=captions: random sets under which captions are written, too
     verify: str | None = (
         None  # measure some prompts again on this device or at this precision: cpu, cuda:1, fp32, cpu/bf16
     )
@@ -189,13 +190,16 @@ def check(s: Settings, layers: Sequence[int], depth: int | None = None, n_heads:
     except UserError as e:
         errors += e.messages
     for name, least in (("top_k", 2), ("n_groups", 1), ("group_size", 1), ("last_n", 1), ("steps", 1), ("resamples", 1),
-                        ("verify_samples", 1), ("controls", 0), ("shapley", 0), ("shots", 0), ("generate", 0)):  # fmt: skip
+                        ("verify_samples", 1), ("controls", 0), ("shapley", 0), ("shots", 0), ("generate", 0),
+                        ("caption_controls", 0)):  # fmt: skip
         if (value := getattr(s, name)) < least:
             errors.append(f"{name}={value}: at least {least}")
     if s.batch_size != "auto" and (
         isinstance(s.batch_size, bool) or not isinstance(s.batch_size, int) or s.batch_size < 1
     ):
         errors.append(f"batch_size={s.batch_size}: a whole number from 1, or auto")
+    if s.units == CAPTIONS and s.caption_controls > s.controls:
+        errors.append(f"caption_controls={s.caption_controls}: at most controls={s.controls}")
     if s.verify is not None:
         errors += _verify(s.verify)
     if s.samples is not None and s.samples < 1:

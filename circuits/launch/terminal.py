@@ -52,9 +52,10 @@ class View:
         parts = self._asked()
         if len(self.elements) > 1 and standing.to_run:
             parts.append("in this process" if workers == 0 else f"{workers} worker{'s' if workers > 1 else ''}")
-        threads = max((element.cfg.task.resources.cpus or 1 for element in standing.to_run), default=1)
-        if threads > 1:
-            parts.append(f"{threads} threads" + (" each" if len(self.elements) > 1 else ""))
+        threads = sorted({element.cfg.task.resources.cpus or 1 for element in standing.to_run})
+        if threads and threads[-1] > 1:
+            number = "-".join(map(str, dict.fromkeys((threads[0], threads[-1]))))
+            parts.append(f"{number} threads" + (" each" if len(self.elements) > 1 else ""))
         self.say(" · ".join([*parts, relative(self.sweep.path)]))
         self._counts(standing, "already being made")
         if standing.to_run and workers:

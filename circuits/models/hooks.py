@@ -8,6 +8,10 @@ Gradients: with ``detach=False`` each captured tensor is the very tensor the res
 ``torch.autograd.grad(metric, captured)`` is the gradient at that site. The parameters stay frozen: the graph starts at
 the first captured or edited tensor. Edits are differentiable, and see a copy, so they may work in place.
 
+Text that is being written: with a `cache` (transformers' own) a pass reads the columns that the cache does not hold yet, and leaves
+them in it. Sites then hold those columns alone, and edits see those alone: an edit that reads one token at a time gives what the
+whole rows give.
+
 Hooks and skipped layers are undone in ``finally``. One pass at a time per model: hooks belong to the module, not to a
 thread.
 """
@@ -17,13 +21,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from circuits.errors import NonFinite, UserError
 from circuits.model_input import Later, ModelInput, made
+from circuits.models.attention import Attention
 from circuits.models.load import LM
 from circuits.models.modules import hooked, module_at, only_at, restarted
 from circuits.models.positions import Kept, last_positions, position_ids
@@ -32,6 +37,7 @@ from circuits.transfer import sent
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
+    from transformers import Cache
 
 Key = tuple[str, int]
 """(site, layer)."""
@@ -87,24 +93,28 @@ def forward(
     logits: Logits = None,
     detach: bool = True,
     prefix: Prefix | None = None,
+    cache: Cache | None = None,
+    attention: Attention | None = None,
 ) -> Result:
     """One pass over right- or left-padded rows, of text or of text and images.
 
     `capture` keeps sites, all positions or the last `positions` valid ones of each row; edits apply in the given order,
     before a capture at the same site. `logits`: ``all`` [batch, pos, vocab], ``last`` [batch, vocab] at each row's last
     valid token, or [batch, n, vocab] at the columns of a tensor [batch, n]. `detach=False` keeps the graph (see above).
+    `cache`: keys and values of the columns before, of these very rows. `attention`: shared by passes over the same rows.
     """
     ids, mask = rows.ids, rows.mask
     wanted = _keys(capture)
     _check_request(lm, wanted, positions, edits, logits, prefix)
     _check_rows(lm, ids, mask, prefix)
+    done = 0 if cache is None else _cached(cache, mask, positions, logits, prefix)
     # An image's place holders may lie beyond the embedding; the rows of a prefix were looked at when it was made.
-    if not rows.extra and prefix is None:
+    if not rows.extra and prefix is None and not done:
         _check_ids(lm, ids)
     mask = mask.bool()
     kept = None if positions is None else last_positions(mask, positions).to(lm.device)
     last = isinstance(logits, str) and logits == "last"
-    at = last_positions(mask, 1).index[:, 0] if last else logits if isinstance(logits, Tensor) else None
+    at = last_positions(mask, 1).index[:, 0] - done if last else logits if isinstance(logits, Tensor) else None
     ids, mask = sent(ids, lm.device), sent(mask, lm.device)
     run = _Pass(lm, wanted, kept, detach, stop=logits is None)
     with torch.set_grad_enabled(not detach), contextlib.ExitStack() as hooks:
@@ -114,7 +124,10 @@ def forward(
         run.attach(edits, hooks)
         if at is not None:
             hooks.enter_context(only_at(module_at(lm.model, lm.family.lm_head), sent(at, lm.device)))
-        out = _call(lm, ids, mask, rows.extra)
+        if attention is not None and attention.made is None and not done:
+            hooks.enter_context(attention.taken(lm))
+        known = None if attention is None or done else attention.made
+        out = _call(lm, ids, mask, {} if done else rows.extra, cache, done, known)
     if out is not None and last:
         out = out[:, 0]
     chosen = {} if kept is None else {"index": kept.index, "valid": kept.valid}
@@ -232,14 +245,23 @@ def _edited(edit: Edit, y: Tensor) -> Tensor:
     return new
 
 
-def _call(lm: LM, ids: Tensor, mask: Tensor, inputs: Mapping[str, Tensor | Later]) -> Tensor | None:
-    """The model's logits, or None when the pass was ended early."""
+def _call(
+    lm: LM,
+    ids: Tensor,
+    mask: Tensor,
+    inputs: Mapping[str, Tensor | Later],
+    cache: Cache | None,
+    done: int,
+    attention: Any,
+) -> Tensor | None:
+    """The model's logits at the columns after the first `done`, or None when the pass was ended early."""
     try:
         out = lm.model(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=position_ids(mask),
-            use_cache=False,
+            input_ids=ids[:, done:],
+            attention_mask=mask.long() if attention is None else attention,
+            position_ids=position_ids(mask)[:, done:],
+            past_key_values=cache,
+            use_cache=cache is not None,
             return_dict=True,
             **{name: made(tensor).to(lm.device) for name, tensor in inputs.items()},
         )
@@ -271,6 +293,18 @@ def _check_request(
             raise UserError(f"{site} layer {layer} lies before the prefix, which restarts at layer {prefix.layer}")
     if prefix is not None:
         check_layer(prefix.layer, lm.dims)
+
+
+def _cached(cache: Cache, mask: Tensor, positions: int | None, logits: Logits, prefix: Prefix | None) -> int:
+    """How many columns the cache holds."""
+    done = int(cache.get_seq_length())
+    if positions is not None or isinstance(logits, Tensor):
+        raise UserError("with a cache a pass reads its new columns: positions= and columns of logits do not go with it")
+    if prefix is not None and (done or prefix.layer):
+        raise UserError("a cache begins with a whole pass: a prefix goes with an empty one, at layer 0")
+    if done and not bool(mask[:, done:].any(1).all()):
+        raise UserError(f"the cache holds {done} columns, and a row has no valid token after them")
+    return done
 
 
 def _check_rows(lm: LM, ids: Tensor, mask: Tensor, prefix: Prefix | None) -> None:

@@ -92,7 +92,9 @@ def make(context: Context, work: Work, s: Settings) -> None:
     saes = {layer: formats.load(context.require("sae", layer).path).to(lm.device) for layer in context.layers}
 
     batches, studied = -(-len(measured) // int(s.batch_size)), sum(not one.control for one in wanted)
-    total = len(pictures.languages) * batches * (3 + -(-len(wanted) // captioning.AT_ONCE) + 3 * studied)
+    beside = sum(0 < one.control <= s.caption_controls for one in wanted)
+    passes = 3 + -(-len(wanted) // captioning.AT_ONCE) + 3 * studied + 2 * beside
+    total = len(pictures.languages) * batches * passes
     keeper = context.keeper({"effects": work}, "captions", "writing captions under edits", "pass")
     chosen = sha256_text(repr([(one.name, one.control, sorted(one.features.items())) for one in wanted]))
     facts = {"device": str(lm.device), "batch_size": s.batch_size, "conditions": chosen}
@@ -106,6 +108,7 @@ def make(context: Context, work: Work, s: Settings) -> None:
         batch_size=int(s.batch_size),
         seed=context.cfg.seed,
         steps=s.generate,
+        caption_controls=s.caption_controls,
         journal=Journal(keeper, facts, total),
     )
     effects, texts = bias_study.run(study, pictures.languages, wanted)

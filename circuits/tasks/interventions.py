@@ -56,6 +56,7 @@ class Options(Settings):
     world_size: int = free(1)  # … of so many
     factors: Any = added(None)  # of captions: what features are multiplied by: 0 ablates, 2 amplifies  # noqa: RUF009
     across: Across = added(Across.each)  # of captions: layers edited in one pass: each, adjacent, all  # noqa: RUF009
+    caption_controls: int = added(0)  # of captions: random sets under which captions are written, too
 
 
 _STEER = (When("intervention.units", ("steer",)),)
@@ -69,6 +70,7 @@ _ITEMS = (When("intervention.units", ("features", "neurons")),)
 READ_WHEN = {
     "intervention.factors": _CAPTIONS,
     "intervention.across": _CAPTIONS,
+    "intervention.caption_controls": _CAPTIONS,
     "intervention.scale": (When("intervention.edit", ("scale",)),),
     "intervention.mean": (When("intervention.edit", ("mean",)),),
     "intervention.steps": (When("intervention.edit", ("optimal",)),),

@@ -23,6 +23,11 @@ OPTIONAL = (
     "control_context_reduction",
     "control_context_reduction_95",
     "recon_share",
+    "words_change",
+    "words_low",
+    "words_high",
+    "control_words_change",
+    "control_words_std",
 )
 TEXTS = ("condition", "layers", "which", "kind")
 EXAMPLES = 8
@@ -124,6 +129,7 @@ def _table(entry: Entry, table: pd.DataFrame) -> Table:
         Column("random", True, "the same taken away by matched random features"),
         Column("q", True, "Benjamini-Hochberg over the edits of the larger of the paired and the control p"),
         Column("agreement", True, "of seen pictures: before → under the edit"), Column("gender words a token", True),
+        Column("words a caption", True, "gender words: change under the edit [95%], and (of random features)"),
         Column("nats a token", True, "of the captions, under the model without edits"), Column("share of the stream", True),
     )  # fmt: skip
     rows = []
@@ -141,6 +147,7 @@ def _table(entry: Entry, table: pd.DataFrame) -> Table:
                 Cell(_q(r["q"]), r["q"]),
                 Cell(f"{percent(r['base_agreement'])} → {percent(r['agreement'])}", r["agreement"]),
                 Cell(f"{decimal(r['base_gender_rate'], 3)} → {decimal(r['gender_rate'], 3)}", r["gender_rate"]),
+                _words(r),
                 Cell(f"{decimal(r['base_caption_nll'], 2)} → {decimal(r['caption_nll'], 2)}", r["caption_nll"]),
                 Cell(_share(r.get("recon_share")), r.get("recon_share")),
             )
@@ -148,6 +155,18 @@ def _table(entry: Entry, table: pd.DataFrame) -> Table:
     return Table(
         "Edits of gender-biased features, beside matched random ones", columns, tuple(rows), f"From {entry.ref.label}."
     )
+
+
+def _words(row: pd.Series) -> Cell:
+    """``−0.49 [−0.57, −0.41] (−0.09 ± 0.04)``."""
+    change = row.get("words_change")
+    if change is None or change != change:
+        return Cell(ABSENT)
+    text = f"{change:+.2f} [{row['words_low']:+.2f}, {row['words_high']:+.2f}]"
+    beside, spread = row.get("control_words_change"), row.get("control_words_std")
+    if beside is not None and beside == beside:
+        text += f" ({beside:+.2f}" + (f" ± {spread:.2f})" if spread == spread else ")")
+    return Cell(text.replace("-", "−"), float(change))
 
 
 def _share(value: Any) -> str:
@@ -162,7 +181,7 @@ def _examples(entry: Entry, problems: list[str]) -> list[Block]:
         problems.append(f"{entry.ref.label}: captions.parquet cannot be read ({str(e).splitlines()[0]})")
         return []
     plain = texts[texts["condition"] == "none"].set_index(["language", "picture"])["caption"]
-    edited = texts[texts["condition"] != "none"].copy()
+    edited = texts[(texts["condition"] != "none") & (texts["control"] == 0)].copy()
     edited["before"] = [plain.get((r["language"], r["picture"]), "") for _, r in edited.iterrows()]
     changed = edited[edited["before"] != edited["caption"]]
     if not len(changed):
