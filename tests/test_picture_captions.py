@@ -172,3 +172,28 @@ def test_words_of_gender_are_counted_beside_those_under_random_sets(seeing: tupl
     assert row["control_words_change"] == pytest.approx(-0.5 / len(which)) and row["caption_controls"] == 9
     assert row["p_words"] < 1e-3 and row["p_words_controls"] == 0.1
     assert row["gender_rate"] < row["base_gender_rate"], "of the edit itself, not of the random sets"
+
+
+def test_an_edit_is_significant_where_pictures_and_random_sets_say_so(seeing: tuple[LM, PictureSet]) -> None:
+    """Of twelve edits beside 25 random sets each: those that move every picture, and farther than random sets do."""
+    pictures, rng = seeing[1], np.random.default_rng(1)
+    which = range(len(pictures))
+    effects = []
+    for number in range(12):
+        for control in range(26):
+            # The first four move all pictures toward parity, the next four as much as random sets do, the rest move none.
+            size = 0.1 if control == 0 and number < 4 else 0.05 if 4 <= number < 8 else 0.0
+            for i in which:
+                named = {"condition": f"L{number} both ×0", "layers": str(number), "which": "both", "kind": "scale"}
+                moved = size + rng.normal(0, 0.01)
+                row = {**named, "factor": 0.0, "control": control, "language": "english", "picture": i}
+                effects.append({**row, "base": 0.9, "preference": 0.9 - moved})
+    texts = [
+        {"condition": name, "control": 0, "picture": i, "gender_words": 1, "tokens": 5, "says": "male", "nll": 1.0}
+        for name in ["none", *(f"L{number} both ×0" for number in range(12))]
+        for i in which
+    ]
+    table = summarise(pd.DataFrame(effects), pd.DataFrame(texts), pictures, alpha=0.05, resamples=100, seed=0)
+    assert table["significant"].tolist() == [True] * 4 + [False] * 8
+    assert (table["q"][:8] < 0.05).all() and (table["p_controls"][:4] == 1 / 26).all()
+    assert (table["p_controls"][4:8] > 0.05).all()

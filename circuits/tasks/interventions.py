@@ -169,8 +169,10 @@ class Interventions(Kind):
         return replace(cfg, **{SECTION: given})
 
     def extra(self, cfg: BaseConfig, contents: Contents) -> Mapping[str, Any]:
-        """How optimal constants are found: since then from their second-order ones."""
-        return {"optimal": 2} if "optimal" in _settings(cfg).edits else {}
+        """How optimal constants are found (since then from their second-order ones); what makes an edit of captions significant."""
+        s = _settings(cfg)
+        found: dict[str, Any] = {"optimal": 2} if "optimal" in s.edits else {}
+        return found | ({"significant": "paired q and controls"} if s.units == CAPTIONS else {})
 
     def check(self, cfg: BaseConfig, dims: ModelDims, layers: Layers) -> list[str]:
         """What is wrong with the study for this model and these layers."""

@@ -13,7 +13,7 @@ from circuits.report.registry import Entry, View
 from circuits.report.saved import load_metrics, load_table
 from circuits.report.words import ABSENT, decimal, percent
 
-NUMBERS = ("factor", "base_parity", "parity", "reduction", "control_reduction", "control_reduction_95", "q", "p_paired",
+NUMBERS = ("factor", "base_parity", "parity", "reduction", "control_reduction", "control_reduction_95", "q", "p",
            "p_controls", "agreement", "base_agreement", "control_agreement", "says_seen", "gender_rate", "base_gender_rate",
            "caption_nll", "base_caption_nll", "n_open", "controls", "parity_change", "parity_low", "parity_high")  # fmt: skip
 OPTIONAL = (
@@ -81,7 +81,8 @@ def _sentence(entry: Entry, m: dict[str, Any], table: pd.DataFrame) -> str:
     agreement = f"{percent(row['base_agreement'])} → {percent(row['agreement'])}"
     return (
         f"{row['condition']}: {place}distance to parity of open pictures {parity} (random features "
-        f"{percent(row['control_reduction'])} less, q = {_q(row['q'])}), agreement with seen pictures {agreement} "
+        f"{percent(row['control_reduction'])} less, q = {_q(row['q'])}, p among them = {_q(row['p_controls'])}), agreement with "
+        f"seen pictures {agreement} "
         f"(n = {m['n']} test pictures, {m['controls']} controls; {entry.ref.label})."
     )
 
@@ -127,7 +128,8 @@ def _table(entry: Entry, table: pd.DataFrame) -> Table:
         Column("less [change, 95%]", True), Column("random less (95%)", True, "matched random features: mean (95th percentile)"),
         Column("place decides", True, "P(male) at places coded male − female: before → under the edit"),
         Column("random", True, "the same taken away by matched random features"),
-        Column("q", True, "Benjamini-Hochberg over the edits of the larger of the paired and the control p"),
+        Column("q", True, "of a change over pictures (Wilcoxon, paired), Benjamini-Hochberg over the edits"),
+        Column("p among random", True, "share of random sets that do as much: (1 + hits) / (R + 1)"),
         Column("agreement", True, "of seen pictures: before → under the edit"), Column("gender words a token", True),
         Column("words a caption", True, "gender words: change under the edit [95%], and (of random features)"),
         Column("nats a token", True, "of the captions, under the model without edits"), Column("share of the stream", True),
@@ -145,6 +147,7 @@ def _table(entry: Entry, table: pd.DataFrame) -> Table:
                 Cell(context, r.get("context_reduction")),
                 Cell(_share(r.get("control_context_reduction"))),
                 Cell(_q(r["q"]), r["q"]),
+                Cell(_q(r["p_controls"]), r["p_controls"]),
                 Cell(f"{percent(r['base_agreement'])} → {percent(r['agreement'])}", r["agreement"]),
                 Cell(f"{decimal(r['base_gender_rate'], 3)} → {decimal(r['gender_rate'], 3)}", r["gender_rate"]),
                 _words(r),
