@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -26,6 +27,7 @@ from circuits.activations.pictures import PictureRows
 from circuits.data import kept_tables
 from circuits.data.journal import Journal
 from circuits.data.keeper import Keeper
+from circuits.data.pictures import table
 from circuits.data.pictures.saved import read
 from circuits.features import cross_lingual
 from circuits.features.bias_saved import BiasStatistics
@@ -211,6 +213,11 @@ def test_the_source_layout_is_read_by_torch_alone(study: Cli, tmp_path: Path) ->
     (sweep,) = (study.folder / "multirun").glob("*/gb-*")
     done = study("task=export", "export.format=source_layout", f"of={sweep.name}", f"export.path={tmp_path / 'out'}")
     assert done.code == 0, done.err
+    (report,) = (tmp_path / "out/visualizations/FINAL_REPORT").glob("COMPLETE_ANALYSIS_REPORT_*.md")
+    text = report.read_text()
+    figures = re.findall(r"\]\((figures/[^)]+)\)", text)
+    assert figures and all((report.parent / name).exists() for name in figures), "it stands by itself"
+    _read_back(tmp_path / "out/data/processed/samples.csv", study)
     place = tmp_path / "out" / "checkpoints"
     assert len(list((place / "full_layers_ncc" / "layer_checkpoints").glob("*.pt"))) == 8
     one = torch.load(place / "full_layers_ncc" / "layer_checkpoints" / "layer_2_arabic.pt", weights_only=True)
@@ -229,6 +236,26 @@ def test_the_source_layout_is_read_by_torch_alone(study: Cli, tmp_path: Path) ->
     assert results["layers"]["1"]["male_biased_features"][0]["rank"] == 1
     whole = [one for one in study.artifacts("bias_stats") if "unseen" not in one.name]
     assert results["layers"] == json.loads((whole[0] / "results.json").read_text())["layers"], "of all pictures"
+
+
+def _read_back(samples: Path, study: Cli) -> None:
+    """What was exported is the same set of pictures to whoever reads it; a caption that stands twice has one vote there."""
+    (path,) = study.artifacts("prompts")
+    before = read(path)
+    built = table.read(
+        samples, samples.parent, ["english", "arabic"], n=None, n_test=None, seed=0, max_broken=0, allow_small=True
+    )
+    after = {p.id: p for p in built.pictures}
+    assert len(after) == len(before)
+    for one in before:
+        again = after[one.id]
+        assert (again.split, again.group) == (one.split, one.group)
+        if all(len(set(said)) == len(said) for said in one.captions.values()):
+            assert (again.label, again.labels) == (one.label, one.labels)
+        assert {name: sorted(set(said)) for name, said in again.captions.items()} == {
+            name: sorted(set(said)) for name, said in one.captions.items()
+        }
+        assert again.prompts == one.prompts and again.factors == one.factors
 
 
 def test_an_sae_that_reads_pictures_badly_is_refused(mine: Cli) -> None:

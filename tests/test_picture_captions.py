@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 from picture_fixtures import BOTH
 from pieces import in_pieces
 from small_models import MODELS, build
@@ -29,6 +31,7 @@ from circuits.model_input import ModelInput, padded
 from circuits.models.hooks import Edit, forward, make_prefix
 from circuits.models.load import LM
 from circuits.sae.modules import SAE, SAEConfig, architectures
+from circuits.store.layers import parse_layers
 
 STEPS = 7
 Ids = tuple[int, ...]
@@ -197,3 +200,11 @@ def test_an_edit_is_significant_where_pictures_and_random_sets_say_so(seeing: tu
     assert table["significant"].tolist() == [True] * 4 + [False] * 8
     assert (table["q"][:8] < 0.05).all() and (table["p_controls"][:4] == 1 / 26).all()
     assert (table["p_controls"][4:8] > 0.05).all()
+
+
+@pytest.mark.parametrize("ways", [4, 8])
+def test_the_presets_of_extraction_cover_every_layer_once(ways: int) -> None:
+    given = yaml.safe_load((ROOT / "conf" / "experiment" / f"extract_{ways}.yaml").read_text())
+    parts = str(given["hydra"]["sweeper"]["params"]["layer"]).split(",")
+    layers = [layer for part in parts for layer in parse_layers(part, 34)]
+    assert len(parts) == ways and layers == list(range(34))

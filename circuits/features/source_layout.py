@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import shutil
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from circuits.activations.store import ActivationStore
@@ -18,7 +21,9 @@ from circuits.sae import formats
 
 EXTRACTION = Path("checkpoints/full_layers_ncc")
 SAES = Path("checkpoints/saes")
+DATA = Path("data/processed")
 FIGURES = Path("visualizations")
+REPORT = FIGURES / "FINAL_REPORT"
 RESULTS = FIGURES / "comprehensive_all_layers" / "comprehensive_analysis_results.json"
 CROSS_LAYER = FIGURES / "cross_layer_analysis_full" / "cross_layer_results.json"
 
@@ -65,6 +70,51 @@ def write_sae(directory: Path, layer: int, out: Path) -> Path:
         for name, given in (("config.json", "cfg.json"), ("metrics.json", "metrics.json")):
             (place / name).write_bytes((directory / given).read_bytes())
     return place / "sae_final.pt"
+
+
+def write_pictures(pictures: PictureSet, out: Path) -> Path:
+    """``samples.csv``, a row a caption, and ``images/``; ``behaviour.path=`` reads it (a caption that stands twice counts once)."""
+    place = out / DATA
+    with disk_errors(place):
+        (place / "images").mkdir(parents=True, exist_ok=True)
+        files = [_image(pictures, i, place / "images") for i in range(len(pictures))]
+    rows: list[dict[str, Any]] = []
+    for one, file in zip(pictures, files, strict=True):
+        known = {"image_id": one.id, "image_path": f"images/{file}", "split": one.split, "group": one.group}
+        known |= {f"{name}_prompt": one.prompts[name] for name in pictures.languages} | dict(one.factors)
+        captions = [one.captions[name] for name in pictures.languages]
+        for said in zip_longest(*captions, fillvalue=""):
+            named = {f"{name[:2]}_caption": text for name, text in zip(pictures.languages, said, strict=True)}
+            rows.append({"sample_id": len(rows), **known, **named, "gender": one.label})
+    with disk_errors(place):
+        pd.DataFrame(rows).to_csv(place / "samples.csv", index=False)
+    return place / "samples.csv"
+
+
+def _image(pictures: PictureSet, i: int, folder: Path) -> str:
+    """A picture's file: the bytes that it came as, and a PNG of one that was drawn here."""
+    content, file = pictures.content(i), pictures[i].file
+    if content is None:
+        pictures.image(i).save(folder / f"{i:06d}.png")
+        return f"{i:06d}.png"
+    suffix = Path(file or "").suffix if pictures[i].row is None else ""
+    name = f"{i:06d}{suffix or '.img'}"
+    (folder / name).write_bytes(content)
+    return name
+
+
+def write_report(sweep: Path, out: Path) -> Path | None:
+    """The study's page as Markdown, with the figures that it shows; None where none has been written."""
+    page = sweep / "report.md"
+    if not page.exists():
+        return None
+    place = out / REPORT / f"COMPLETE_ANALYSIS_REPORT_{sweep.name}.md"
+    with disk_errors(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(page, place)
+        if (sweep / "figures").is_dir():
+            shutil.copytree(sweep / "figures", place.parent / "figures", dirs_exist_ok=True)
+    return place
 
 
 def write_result(found: dict[str, Any], path: Path) -> None:

@@ -1,7 +1,7 @@
 """What edits of captions did, condition by condition: effects with intervals, beside what the random sets did.
 
-The unit is the picture, both languages together. Two questions, two tests. Is there an effect? Paired over pictures (Wilcoxon,
-two-sided); q is Benjamini-Hochberg's over the edits. Is it more than random sets have? (1 + hits) / (R + 1) among R of them, of each
+The unit is the picture, both languages together. Two questions, two tests. Is there an effect? Paired over pictures (Wilcoxon, two-
+sided); q is Benjamini-Hochberg's over the edits. Is it more than random sets have? (1 + hits) / (R + 1) among R of them, of each
 edit by itself: so few sets give no p that would survive a correction over many edits. An edit is significant where both say so.
 """
 

@@ -35,6 +35,8 @@ def write(found: Any, out: Path) -> int:
             f"of={found.sweep.id}: no set of pictures among its artifacts; source_layout is of pipeline=gender_bias"
         )
     pictures, written = read(sets[0].path), []
+    source_layout.write_pictures(pictures, out)
+    source_layout.write_report(found.sweep.path, out)
     for one in every:
         if one.kind == "activations" and "language" in (store := ActivationStore(one.path)).facts:
             written.append(source_layout.write_activations(store, pictures, out))

@@ -95,15 +95,28 @@ class PictureSet:
         Raises:
             UserError: its file is gone or another one; no such control.
         """
+        import io
+
         from PIL import Image
 
-        one = self.pictures[index]
         if control is not None and control not in self.controls:
             raise UserError(f"control {control}: these pictures have {' '.join(self.controls)}")
         if control == "blank":
             return Image.new("RGB", self.image(index).size, (128, 128, 128))
-        if one.file is None:
+        content = self.content(index)
+        if content is None:
             return Image.fromarray(np.asarray(self._drawn[control or ""][index]))
+        return Image.open(io.BytesIO(content)).convert("RGB")
+
+    def content(self, index: int) -> bytes | None:
+        """The bytes of its file, as it was prepared; None where it was drawn here.
+
+        Raises:
+            UserError: its file is gone or another one.
+        """
+        one = self.pictures[index]
+        if one.file is None:
+            return None
         try:
             content = Path(one.file).read_bytes() if one.row is None else encoded(Path(one.file), one.row) or b""
         except OSError as e:
@@ -112,9 +125,7 @@ class PictureSet:
             raise UserError(
                 f"{one.file}: the picture of {one.id} has changed since it was prepared; run task=prompts again"
             )
-        import io
-
-        return Image.open(io.BytesIO(content)).convert("RGB")
+        return content
 
     def where(self, split: str | None = None, **factors: str) -> list[int]:
         """The places of the pictures of a split, and with these factors."""
