@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from circuits.activations.pictures import PictureRows
 from circuits.data.journal import Journal
 from circuits.data.pictures import lexicon
-from circuits.interventions.generation import Ids, as_rows, as_texts
+from circuits.interventions.generation import Ids, alike, as_rows, as_texts
 from circuits.model_input import ModelInput
 from circuits.models.attention import Attention
 from circuits.models.hooks import Edit, Prefix, forward, make_prefix
@@ -157,7 +157,7 @@ def captions(
                 active = [active[k] for k in goes_on]
         return as_rows([said[i] for i in part], steps)
 
-    for part in _alike(starts, batch_size):
+    for part in alike(starts, batch_size):
         seen = rows.of_ids([starts[i] for i in part], [pictures[i] for i in part])
         entering = cache(partial(_entering, lm, seen))  # none where the journal has all of this batch
         attention = Attention()
@@ -171,16 +171,6 @@ def captions(
 def _entering(lm: LM, seen: ModelInput) -> Tensor:
     """What enters the first block: the pictures have been looked at."""
     return make_prefix(lm, seen, 0).resid
-
-
-def _alike(starts: Sequence[Ids], batch_size: int) -> list[list[int]]:
-    """The numbers of rows of equal length, in batches."""
-    by_length: dict[int, list[int]] = {}
-    for i, ids in enumerate(starts):
-        by_length.setdefault(len(ids), []).append(i)
-    return [
-        some[first : first + batch_size] for some in by_length.values() for first in range(0, len(some), batch_size)
-    ]
 
 
 def preferences(

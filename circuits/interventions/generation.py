@@ -1,8 +1,8 @@
 """Greedy continuation under edits, and how fluent it is.
 
-Every step runs the whole sequence again, without a cache of keys and values: a token's activations are then edited exactly as they
-were when the prompt was measured, and nothing that an edit changes can be stale. Rows are padded on the right and end at the
-tokenizer's end-of-text token, which is not counted. Fluency is what the model without edits makes of the text:
+Keys and values are computed once a token. Edits read one token at a time, so that what is cached is what the whole sequence would
+give (a test holds it against whole passes). Rows of a batch are of equal length and end at the tokenizer's end-of-text token, which
+is not counted. Fluency is what the model without edits makes of the text:
 
     nll          −(1/n) Σ log p(token | what stands before it), nats; perplexity = exp(nll)
     distinct_2   different pairs of neighbouring tokens / all of them (Li et al. 2016, arXiv:1510.03055)
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers import DynamicCache
 
 from circuits.interventions.units.base import Lens
 from circuits.model_input import ModelInput, padded
@@ -27,7 +28,7 @@ from circuits.models.load import LM
 
 Ids = tuple[int, ...]
 MakeHooks = Callable[[Sequence[int], Sequence[int], int], list[Hook]]
-"""(numbers of the rows, their lengths now, columns) → what is done in the pass."""
+"""(numbers of the rows, their lengths now, columns) → what is done in a pass over all columns, or over the last of them."""
 
 
 def as_rows(texts: Sequence[Sequence[int]], steps: int) -> Int[Tensor, "texts steps"]:
@@ -74,7 +75,8 @@ def adding(
 
         def fn(x: Tensor) -> Tensor:
             old = lens.values(x, layer, (0,))
-            return lens.put(x, layer, (0,), old, torch.where(mask, (old + change).to(old.dtype), old))
+            here = mask[:, -x.shape[1] :]
+            return lens.put(x, layer, (0,), old, torch.where(here, (old + change).to(old.dtype), old))
 
         return [Hook(*key, fn)]
 
@@ -92,23 +94,36 @@ def generate(
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Ids]:
     """Up to `steps` likeliest tokens after each start."""
-    end = lm.tokenizer.eos_token_id
+    end, done = lm.tokenizer.eos_token_id, 0
     found: list[list[int]] = [[] for _ in starts]
-    for first in range(0, len(starts), batch_size):
-        active = list(range(first, min(first + batch_size, len(starts))))
+    for part in alike(starts, batch_size):
+        active, known = list(part), DynamicCache(config=lm.model.config)
         for step in range(steps):
-            if not active:
+            tokens = padded([starts[i] + tuple(found[i]) for i in active])
+            width = tokens.ids.shape[1]
+            edits = hooks(active, [width] * len(active), width)
+            top = forward(lm, tokens, edits=edits, logits="last", cache=known).read.float().argmax(-1).tolist()
+            goes_on = [k for k, token in enumerate(top) if token != end]
+            for k in goes_on:
+                found[active[k]].append(top[k])
+            tell(done + (step + 1) * len(part), len(starts) * steps)
+            if not goes_on:
                 break
-            rows = [starts[i] + tuple(found[i]) for i in active]
-            tokens = padded(rows)
-            edits = hooks(active, [len(row) for row in rows], tokens.ids.shape[1])
-            top = forward(lm, tokens, edits=edits, logits="last").read.float().argmax(-1).tolist()
-            for i, token in zip(active, top, strict=True):
-                if token != end:
-                    found[i].append(token)
-            active = [i for i, token in zip(active, top, strict=True) if token != end]
-            tell(first * steps + (step + 1) * min(batch_size, len(starts) - first), len(starts) * steps)
+            if len(goes_on) < len(active):
+                known.batch_select_indices(torch.tensor(goes_on, device=lm.device))
+                active = [active[k] for k in goes_on]
+        done += steps * len(part)
     return [tuple(ids) for ids in found]
+
+
+def alike(starts: Sequence[Ids], batch_size: int) -> list[list[int]]:
+    """The numbers of rows of equal length, in batches."""
+    by_length: dict[int, list[int]] = {}
+    for i, ids in enumerate(starts):
+        by_length.setdefault(len(ids), []).append(i)
+    return [
+        some[first : first + batch_size] for some in by_length.values() for first in range(0, len(some), batch_size)
+    ]
 
 
 @torch.inference_mode()
