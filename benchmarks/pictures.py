@@ -4,8 +4,8 @@
 
 * statistics: layers × features × pictures, one feature in eight active, twins, 20 shuffles, tests on held-out pictures. Goal: under
   3 minutes and 4 GB on 2 cores. Making the numbers is not counted.
-* capture: all layers, both languages, of the embedded vision-language model (untrained) beside the plain forward passes of the same
-  batches. Goal: at most 1.05 times.
+* capture: all layers, both languages, of the embedded vision-language model (untrained) beside calls of the transformers model
+  over the same batches, without the unembedding. Goal: at most 1.05 times.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from circuits.activations.capture import WINDOW, Plan, capture
 from circuits.activations.pictures import PictureRows, PictureSamples
 from circuits.data.pictures import saved
 from circuits.features import bias
-from circuits.models.hooks import forward
+from circuits.model_input import made
 from circuits.models.load import wrap
 from circuits.tiny.vision import spec
 from circuits.tiny.vision.pictures import drawn, words
@@ -68,6 +68,7 @@ def captured(n: int, rounds: int) -> list[float]:
         samples = {language: PictureSamples(rows, language) for language in LANGUAGES}
         for one in samples.values():
             one.window(0, len(one))
+        inner = lm.model.model
         keys = [("resid_post", layer) for layer in range(lm.dims.layers)]
         for number in range(rounds):
             took = {}
@@ -82,8 +83,10 @@ def captured(n: int, rounds: int) -> list[float]:
                     for start in range(0, len(one), size):
                         tokens = one.window(start, min(start + size, len(one)))
                         for batch in range(0, len(tokens), plan.batch_size):
+                            rows = tokens.take(slice(batch, batch + plan.batch_size))
+                            given = {name: made(tensor) for name, tensor in rows.extra.items()}
                             with torch.no_grad():
-                                forward(lm, tokens.take(slice(batch, batch + plan.batch_size)), capture=[keys[-1]])
+                                inner(input_ids=rows.ids, attention_mask=rows.mask.long(), use_cache=False, **given)
                 took[what] = time.perf_counter() - begun
             ratios.append(took["capture"] / took["plain"])
     return ratios
@@ -98,7 +101,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     seconds, peak = group_statistics(given.layers, given.features, given.pictures)
-    ratios = captured(300, given.rounds)
+    ratios = captured(1_000, given.rounds)
     size = f"{given.layers} layers × {given.features:,} features × {given.pictures:,} pictures"
     met = "met" if seconds < 180 and peak < 4 else "missed"
     print("| | measured | goal |\n|---|---|---|")

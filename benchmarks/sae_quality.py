@@ -13,7 +13,7 @@ are read off at the levels by interpolation in log L0, so that no two figures be
 
 
 A whole run takes hours: with ``--keep`` each architecture of each world and seed is written to FILE as it is done, and the same
-line goes on from there (another FILE for other code).
+line goes on from there. What other code has measured (SAEs, presets, worlds, the peers' versions) is not taken.
 MCC: mean |cos| of Hungarian-matched directions; F1: of "this feature is on in this row"; EV: explained variance on 20,480 other
 rows.
 """
@@ -21,6 +21,7 @@ rows.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import multiprocessing
@@ -29,6 +30,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,19 @@ class Part:
     seed: int
     name: str
     peers: bool
+    code: str
+
+
+def code() -> str:
+    """What the results are a function of, beside the seed."""
+    root = HERE.parent
+    files = [*(root / "circuits" / "sae").rglob("*.py"), *(root / "conf" / "sae").glob("*.yaml")]
+    files.append(HERE / "sae_worlds.py")
+    facts = [*(version(name) for name in ("torch", "sae-lens")), BATCH, LEVELS, RISE, PEER, WITH_K]
+    found = hashlib.sha256(repr(facts).encode())
+    for file in sorted(files):
+        found.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def one_part(part: Part) -> tuple[Part, float, Found]:
@@ -219,9 +234,9 @@ def main() -> None:
     parser.add_argument("--no-saelens", action="store_true")
     parser.add_argument("--keep", type=Path, help="what is measured is kept in this file, and taken from it")
     args = parser.parse_args()
-    names = args.only.split(",")
+    names, now = args.only.split(","), code()
     for title in args.worlds.split(","):
-        parts = [Part(title, seed, name, not args.no_saelens) for seed in range(args.seeds) for name in names]
+        parts = [Part(title, seed, name, not args.no_saelens, now) for seed in range(args.seeds) for name in names]
         table(title, measured(parts, args.processes, args.keep))
 
 

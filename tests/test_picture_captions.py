@@ -28,6 +28,7 @@ from circuits.interventions import feature_edits
 from circuits.interventions.bias_effects import summarise
 from circuits.interventions.captioning import Hooks, captions, nothing
 from circuits.model_input import ModelInput, padded
+from circuits.models.attention import _last
 from circuits.models.hooks import Edit, forward, make_prefix
 from circuits.models.load import LM
 from circuits.sae.modules import SAE, SAEConfig, architectures
@@ -151,6 +152,23 @@ def test_what_does_not_go_with_a_cache_is_refused() -> None:
     forward(lm, rows, logits="last", cache=cache)
     with pytest.raises(UserError, match="the cache holds 4 columns, and a row has no valid token after them"):
         forward(lm, padded([[5, 6, 7, 8, 1], [9, 10, 11, 12]]), logits="last", cache=cache)
+
+
+def test_what_tokens_see_is_that_of_their_own_rows(seeing: tuple[LM, PictureSet]) -> None:
+    """Masks are handed from pass to pass: other lengths, other places of the picture, a cache between them change nothing."""
+    lm, pictures = seeing
+    rows = PictureRows(pictures, lm)
+    pair = [rows.rows([rows.text(i, language) for i in (0, 1)], [0, 1]) for language in BOTH]
+    short, (ids, token) = pair[0].take(slice(0, 1)), (pair[0].ids, image_token(lm))
+    start = int((ids[0] == token).nonzero()[0, 0])
+    moved = rows.of_ids([[*ids[0, :start].tolist(), 5, *ids[0, start:].tolist()]] * 2, [0, 1])
+    inputs = [*pair, short, moved, pair[0], moved, pair[1]]
+    for given in inputs:
+        found = forward(lm, given, logits="last").read
+        _last.clear()
+        assert torch.equal(found, forward(lm, given, logits="last").read)
+        prefilled = forward(lm, given, logits="last", cache=DynamicCache(config=lm.model.config)).read
+        assert torch.allclose(prefilled, found, atol=1e-5)
 
 
 def test_words_of_gender_are_counted_beside_those_under_random_sets(seeing: tuple[LM, PictureSet]) -> None:

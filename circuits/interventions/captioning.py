@@ -24,7 +24,6 @@ from circuits.data.journal import Journal
 from circuits.data.pictures import lexicon
 from circuits.interventions.generation import Ids, alike, as_rows, as_texts
 from circuits.model_input import ModelInput
-from circuits.models.attention import Attention
 from circuits.models.hooks import Edit, Prefix, forward, make_prefix
 from circuits.models.load import LM
 
@@ -136,16 +135,14 @@ def captions(
     end, journal = lm.tokenizer.eos_token_id, journal or Journal()
     found: list[list[Ids]] = [[()] * len(starts) for _ in ways]
 
-    def written(part: Sequence[int], hooks: Hooks, entering: Callable[[], Tensor], attention: Attention) -> Tensor:
+    def written(part: Sequence[int], hooks: Hooks, entering: Callable[[], Tensor]) -> Tensor:
         """The captions of a batch."""
         said: dict[int, list[int]] = {i: [] for i in part}
         active, known = list(part), DynamicCache(config=lm.model.config)
         prefix: Prefix | None = Prefix(0, entering())
         for step in range(steps):
             tokens = rows.without_pictures([starts[i] + tuple(said[i]) for i in active])
-            logits = forward(
-                lm, tokens, edits=hooks(tokens), logits="last", prefix=prefix, cache=known, attention=attention
-            ).read
+            logits = forward(lm, tokens, edits=hooks(tokens), logits="last", prefix=prefix, cache=known).read
             top, prefix = logits.float().argmax(-1).tolist(), None
             goes_on = [k for k, token in enumerate(top) if token != end]
             for k in goes_on:
@@ -160,9 +157,8 @@ def captions(
     for part in alike(starts, batch_size):
         seen = rows.of_ids([starts[i] for i in part], [pictures[i] for i in part])
         entering = cache(partial(_entering, lm, seen))  # none where the journal has all of this batch
-        attention = Attention()
         for n, (name, hooks) in enumerate(ways):
-            texts = journal.step(f"{name}/said/{part[0]}", partial(written, part, hooks, entering, attention))
+            texts = journal.step(f"{name}/said/{part[0]}", partial(written, part, hooks, entering))
             for i, ids in zip(part, as_texts(texts), strict=True):
                 found[n][i] = ids
     return found
@@ -214,16 +210,13 @@ def preferences_under(
         )
         unseen = rows.without_pictures([asked.starts[i] + asked.said[i][: asked.decisions[i]] for i in part])
         prefixes: dict[int, Prefix] = {}
-        attention = Attention()
         for n in chosen:
             layer, hooks = ways[n]
             if layer and layer not in prefixes:
                 prefixes = {layer: make_prefix(lm, tokens, layer)}  # one at a time: it is as large as the stream
             start = prefixes[layer] if layer else None
             given = unseen if layer else tokens
-            logits = forward(
-                lm, given, edits=hooks(tokens), logits="last", prefix=start, attention=attention
-            ).read.float()
+            logits = forward(lm, given, edits=hooks(tokens), logits="last", prefix=start).read.float()
             odds = torch.logsumexp(logits[:, male], -1) - torch.logsumexp(logits[:, female], -1)
             read.append(torch.sigmoid(odds).cpu().double())
         return torch.stack(read)

@@ -21,14 +21,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from circuits.errors import NonFinite, UserError
 from circuits.model_input import Later, ModelInput, made
-from circuits.models.attention import Attention
+from circuits.models import attention as masks
 from circuits.models.load import LM
 from circuits.models.modules import hooked, module_at, only_at, restarted
 from circuits.models.positions import Kept, last_positions, position_ids
@@ -94,14 +94,13 @@ def forward(
     detach: bool = True,
     prefix: Prefix | None = None,
     cache: Cache | None = None,
-    attention: Attention | None = None,
 ) -> Result:
     """One pass over right- or left-padded rows, of text or of text and images.
 
     `capture` keeps sites, all positions or the last `positions` valid ones of each row; edits apply in the given order,
     before a capture at the same site. `logits`: ``all`` [batch, pos, vocab], ``last`` [batch, vocab] at each row's last
     valid token, or [batch, n, vocab] at the columns of a tensor [batch, n]. `detach=False` keeps the graph (see above).
-    `cache`: keys and values of the columns before, of these very rows. `attention`: shared by passes over the same rows.
+    `cache`: keys and values of the columns before, of these very rows.
     """
     ids, mask = rows.ids, rows.mask
     wanted = _keys(capture)
@@ -124,10 +123,7 @@ def forward(
         run.attach(edits, hooks)
         if at is not None:
             hooks.enter_context(only_at(module_at(lm.model, lm.family.lm_head), sent(at, lm.device)))
-        if attention is not None and attention.made is None and not done:
-            hooks.enter_context(attention.taken(lm))
-        known = None if attention is None or done else attention.made
-        out = _call(lm, ids, mask, {} if done else rows.extra, cache, done, known)
+        out = _call(lm, ids, mask, {} if done else rows.extra, cache, done)
     if out is not None and last:
         out = out[:, 0]
     chosen = {} if kept is None else {"index": kept.index, "valid": kept.valid}
@@ -252,19 +248,20 @@ def _call(
     inputs: Mapping[str, Tensor | Later],
     cache: Cache | None,
     done: int,
-    attention: Any,
 ) -> Tensor | None:
     """The model's logits at the columns after the first `done`, or None when the pass was ended early."""
+    given = {name: made(tensor).to(lm.device) for name, tensor in inputs.items()}
     try:
-        out = lm.model(
-            input_ids=ids[:, done:],
-            attention_mask=mask.long() if attention is None else attention,
-            position_ids=position_ids(mask)[:, done:],
-            past_key_values=cache,
-            use_cache=cache is not None,
-            return_dict=True,
-            **{name: made(tensor).to(lm.device) for name, tensor in inputs.items()},
-        )
+        with masks.shared(lm, mask, given.get(masks.TYPES), cache is not None) as attention:
+            out = lm.model(
+                input_ids=ids[:, done:],
+                attention_mask=attention,
+                position_ids=position_ids(mask)[:, done:],
+                past_key_values=cache,
+                use_cache=cache is not None,
+                return_dict=True,
+                **given,
+            )
     except _StopPassError:
         return None
     return out.logits
