@@ -128,3 +128,16 @@ def reason(error: BaseException, most: int = 120) -> str:
 def one_line(text: str) -> str:
     """A message of several lines as one: ``; `` between them."""
     return visible("; ".join(line.strip() for line in text.splitlines() if line.strip()))
+
+
+def markdown(text: str) -> str:
+    """`text` on one line, with nothing in it that Markdown or HTML would read."""
+    return re.sub(r"([\\`*<>|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+
+
+def markdown_code(text: str) -> str:
+    """`text` on one line as code, whatever backticks it has."""
+    plain = " ".join(text.split())
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
+    pad = " " if "`" in plain else ""
+    return f"{fence}{pad}{plain}{pad}{fence}"

@@ -178,6 +178,24 @@ def test_unequal_terms_are_told_with_their_values(tmp_path: Path) -> None:
     assert warnings([difference(mine, far)]) == said
 
 
+@pytest.mark.parametrize("said_by", ["how many", "the prompts' keys"])
+def test_other_prompts_are_told_in_the_headline(said_by: str, tmp_path: Path) -> None:
+    facts = {"score": 0.5, "score_ci": [0.4, 0.6]}
+    many = {"n_prompts": 40} if said_by == "how many" else {}
+    mine, its = one(tmp_path, "A", facts), one(tmp_path, "B", {**facts, "score": 0.9, "score_ci": [0.8, 1.0]})
+    mine, its = (dataclasses.replace(o, metrics={**o.metrics, **many}) for o in (mine, its))
+    assert difference(mine, its).verdict == "higher"
+    if many:
+        its = dataclasses.replace(its, metrics={**its.metrics, "n_prompts": 30})
+    for each, key in ((mine, "a" * 12), (its, "b" * 12 if not many else "a" * 12)):
+        (each.ref.path / "manifest.json").write_text(json.dumps({"inputs": {"prompts": {"key": key}}}))
+    found = difference(mine, its)
+    assert found.verdict == "higher (on other prompts)"
+    told = "prompts: 40 in A and 30 in B" if many else "prompts"
+    (warning,) = warnings([found])
+    assert warning.startswith("Not like for like: ") and told in warning and "(layer 0)" in warning
+
+
 # -- the command ---------------------------------------------------------------------------------------------------
 
 

@@ -97,6 +97,13 @@ REFUSED = [
 ]  # fmt: skip
 
 
+def test_a_corpus_is_refused_where_prompts_are_captured() -> None:
+    said = refused("task=activations", "data=text", "data.path=/etc/hostname")
+    ends = " does not read it; activations.source=data does"
+    assert {message.partition(":")[0] for message in said} == {"data=text", "data.path=/etc/hostname"}
+    assert all(message.endswith(f"activations.source=behaviour{ends}") for message in said)
+
+
 @pytest.mark.parametrize(("line", "says"), REFUSED)
 def test_what_this_config_does_not_read_is_refused_and_what_would_read_it_is_named(line: str, says: str) -> None:
     (message,) = refused(*line.split())

@@ -28,7 +28,7 @@ from circuits.launch.slurm.request import Request
 from circuits.launch.slurm.script import Array
 from circuits.launch.states import facts_of as facts_of_sweep
 from circuits.run import status
-from circuits.run.signals import Stopped
+from circuits.run.signals import StopFlag, Stopped
 
 
 def facts_of(cli: Cli) -> dict:
@@ -196,6 +196,34 @@ def test_usr2_at_the_first_and_at_the_last_moment_of_a_run_is_told_truly(tmp_pat
     assert told(*at_a_moment(tmp_path / "first", begun)) == "stopped"
     assert told(*at_a_moment(tmp_path / "begun", lambda at: until(at, "running"))) in ("stopped", "done")
     assert told(*at_a_moment(tmp_path / "last", lambda at: until(at, "done"))) == "done"
+
+
+def test_what_is_not_worth_saving_ends_where_it_stands_and_what_is_whole_does_not() -> None:
+    """A model is loaded, a file is hashed: one long call without a safe point."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        for number in before:
+            flag, done = StopFlag().install(numbers=[number], watch=False), []
+            with pytest.raises(Stopped, match=number.name), flag.cutting():
+                os.kill(os.getpid(), number)
+                time.sleep(5)
+                done.append("long")
+            assert not done
+            flag = StopFlag().install(numbers=[number], watch=False)
+            with pytest.raises(Stopped), flag.cutting():
+                with flag.whole():
+                    os.kill(os.getpid(), number)
+                    time.sleep(0.01)
+                    done.append("whole")
+                flag.check()
+                done.append("after")
+            assert done == ["whole"]
+            with pytest.raises(Stopped), flag.cutting():
+                done.append("begun although asked to stop")
+            assert done == ["whole"]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_usr2_after_the_last_word_does_not_end_the_interpreter_otherwise() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
+from configs import compose
 from prompt_sets import bpe
 
 from circuits.command import overrides
@@ -143,6 +144,8 @@ def test_what_was_read_is_said_and_a_stray_blank_line_is_remarked_on(tmp_path: P
         "2 documents of 60 lines together, since blank lines separate documents; where each line is a document"
         in remark
     )
+    (cfg,) = (compose("task=sae", "layer=0", "data=text", f"data.path={tmp_path / 't.txt'}"),)
+    assert remark in tokens.KIND.remarks(cfg, ()), "the launcher says it"
     (tmp_path / "t.txt").write_text("\n".join(DOCS))
     assert check_corpus("text", tmp_path / "t.txt").remarks == ()
     (tmp_path / "page.txt").write_text("\n<!DOCTYPE html>\n<p>" + "\n<p>".join(DOCS))

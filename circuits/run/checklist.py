@@ -6,13 +6,13 @@ failed. Nothing is hashed anew here: ``task=status status.verify=true`` does tha
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from circuits.run.checks import QUESTIONS, canonical
 from circuits.run.evidence import Sweep
+from circuits.words import markdown
 
 FILE, PAGE = "checklist.json", "checklist.md"
 
@@ -44,12 +44,8 @@ def as_json(found: Sequence[Item], sweep: str) -> dict[str, Any]:
 def as_markdown(found: Sequence[Item], sweep: str) -> str:
     """The checklist as a list for a paper's appendix or an issue."""
     signs = {True: "- [x]", False: "- [ ]", None: "- n/a"}
-    lines = [f"{signs[item.passed]} **{item.title}**: {_escaped(item.reason)}" for item in found]
-    return f"# Reproducibility of {_escaped(sweep)}\n\n" + "\n".join(lines) + "\n"
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
+    lines = [f"{signs[item.passed]} **{item.title}**: {markdown(item.reason)}" for item in found]
+    return f"# Reproducibility of {markdown(sweep)}\n\n" + "\n".join(lines) + "\n"
 
 
 def locked(text: str) -> dict[str, str]:

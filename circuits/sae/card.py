@@ -7,6 +7,7 @@ from typing import Any
 
 from circuits.sae.massive import sentence
 from circuits.sae.modules import SAE
+from circuits.words import markdown, markdown_code
 
 LOADING = {
     "saelens": 'from sae_lens import SAE\n\nsae = SAE.load_from_disk("DIR")',
@@ -29,19 +30,18 @@ MEASURES = (
 def text(sae: SAE, metrics: Mapping[str, Any], metadata: Mapping[str, Any], form: str, artifact: str) -> str:
     """Markdown with the front matter that the Hugging Face hub reads."""
     what = "skip transcoder" if sae.cfg.skip else "transcoder" if sae.cfg.d_out is not None else "sparse autoencoder"
-    where = f"`{metadata.get('hook_name')}`"
+    where = markdown_code(str(metadata.get("hook_name")))
     if sae.cfg.d_out is not None:
-        where = f"from {where} to `{metadata.get('hook_name_out')}`"
-    trained = (
-        f"for {metrics['steps']:,} steps on `{metadata.get('dataset_path')}`" if metrics.get("steps") else "elsewhere"
-    )
+        where = f"from {where} to {markdown_code(str(metadata.get('hook_name_out')))}"
+    corpus = markdown_code(str(metadata.get("dataset_path")))
+    trained = f"for {metrics['steps']:,} steps on {corpus}" if metrics.get("steps") else "elsewhere"
     lines = [
         "---",
         f"library_name: {form}",
         "tags: [sparse-autoencoder, mechanistic-interpretability]",
         "---",
         "",
-        f"# {metrics['architecture']} {what}, {metadata.get('model_name')}, layer {metrics['layer']}",
+        f"# {metrics['architecture']} {what}, {markdown(str(metadata.get('model_name')))}, layer {metrics['layer']}",
         "",
         f"A {what} with {sae.cfg.d_sae:,} features, {where} (width {sae.cfg.d_in}), "
         f"trained {trained}. Artifact `{artifact}`.",

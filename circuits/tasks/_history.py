@@ -21,7 +21,7 @@ from circuits.store import inputs, registry
 from circuits.store.kinds import Column
 from circuits.store.labels import behaviour_name
 from circuits.store.layers import ranges
-from circuits.words import ABSENT, duration, number, visible
+from circuits.words import ABSENT, duration, markdown, number, visible
 
 VALUES = 6  # of a swept key, before it is told how many there are
 
@@ -205,5 +205,4 @@ def as_markdown(found: Sequence[Line]) -> str:
 
 def _escaped(text: str) -> str:
     """`text` as one cell, with nothing in it that Markdown would read."""
-    plain = re.sub(r"\s+", " ", text.replace("  ", ", "))
-    return re.sub(r"([\\`*<|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", visible(plain))
+    return markdown(visible(re.sub(r"\s+", " ", text.replace("  ", ", "))))
