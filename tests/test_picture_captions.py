@@ -167,6 +167,10 @@ def test_what_tokens_see_is_that_of_their_own_rows(seeing: tuple[LM, PictureSet]
         found = forward(lm, given, logits="last").read
         _last.clear()
         assert torch.equal(found, forward(lm, given, logits="last").read)
+        with torch.inference_mode():
+            forward(lm, given, logits="last")
+        (site,) = forward(lm, given, capture=[("resid_post", 1)], logits="last", detach=False).sites.values()
+        assert site.requires_grad, "what an inference pass made is in no graph"
         prefilled = forward(lm, given, logits="last", cache=DynamicCache(config=lm.model.config)).read
         assert torch.allclose(prefilled, found, atol=1e-5)
 

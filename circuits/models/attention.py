@@ -28,7 +28,7 @@ class _Made:
     mask: Tensor
     types: Tensor
     how: tuple[Any, ...]
-    """The attention's implementation, and whether there was a cache."""
+    """The attention's implementation, whether there was a cache, and whether its tensors can be part of a graph."""
     attention: dict[str, Any]
 
     def is_of(self, mask: Tensor, types: Tensor, how: tuple[Any, ...]) -> bool:
@@ -51,7 +51,7 @@ def shared(lm: LM, mask: Tensor, types: Tensor | None, cached: bool) -> Iterator
     if types is None:
         yield plain
         return
-    how = (getattr(lm.model.config, "_attn_implementation", None), cached)
+    how = (getattr(lm.model.config, "_attn_implementation", None), cached, torch.is_inference_mode_enabled())
     before = _last.get(lm.model)
     if before is not None and before.is_of(mask, types, how):
         yield before.attention
