@@ -144,8 +144,8 @@ class Part:
 def code() -> str:
     """What the results are a function of, beside the seed."""
     root = HERE.parent
-    files = [*(root / "circuits" / "sae").rglob("*.py"), *(root / "conf" / "sae").glob("*.yaml")]
-    files.append(HERE / "sae_worlds.py")
+    used = [Path(str(m.__file__)) for name, m in sys.modules.items() if name.startswith("circuits.sae.")]
+    files = [*used, *(root / "conf" / "sae").glob("*.yaml"), HERE / "sae_worlds.py"]
     facts = [*(version(name) for name in ("torch", "sae-lens")), BATCH, LEVELS, RISE, PEER, WITH_K]
     found = hashlib.sha256(repr(facts).encode())
     for file in sorted(files):
