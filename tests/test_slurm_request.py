@@ -17,7 +17,7 @@ from circuits.errors import UserError
 from circuits.launch.plan import Element
 from circuits.launch.slurm import preflight
 from circuits.launch.slurm.request import clock, minutes, missing_personal, placeholder, request_of
-from circuits.launch.slurm.script import BODY
+from circuits.launch.slurm.script import BODY, TELL
 from circuits.slurm_commands import numbers
 from circuits.store.layers import ranges as written
 
@@ -225,7 +225,9 @@ def test_the_script_ends_as_the_element_ended(tmp_path: Path, how: str, code: in
     (tmp_path / "elements.txt").write_text(f"{tmp_path}\n")
     (tmp_path / "python").write_text(f"#!/bin/bash\n{how}\n")
     (tmp_path / "python").chmod(0o755)
-    body = BODY.replace("{elements}", str(tmp_path / "elements.txt")).replace("{python}", str(tmp_path / "python"))
+    body = TELL + BODY.replace("{elements}", str(tmp_path / "elements.txt")).replace(
+        "{python}", str(tmp_path / "python")
+    )
     script = "asked=\ntrap 'asked=1' USR2\n" + body
     done = subprocess.run(
         ["bash", "-c", script], env={"SLURM_ARRAY_TASK_ID": "0", "PATH": "/usr/bin:/bin"}, check=False, timeout=60
@@ -234,13 +236,15 @@ def test_the_script_ends_as_the_element_ended(tmp_path: Path, how: str, code: in
 
 
 def test_a_signal_during_start_up_reaches_the_element_once_it_listens(tmp_path: Path) -> None:
-    """USR2 comes while "Python starts" (it is ignored then); it is repeated until the element has heard it."""
+    """USR2 comes while "Python starts" (it is ignored then): it is passed on once the element hears it."""
     (tmp_path / "elements.txt").write_text(f"{tmp_path}\n")
     listening = "#!/usr/bin/env python3\nimport signal, time, sys\ntime.sleep(1.5)\n"
     listening += "signal.signal(signal.SIGUSR2, lambda *a: sys.exit(7))\n"
     (tmp_path / "python").write_text(listening + "time.sleep(60)\n")
     (tmp_path / "python").chmod(0o755)
-    body = BODY.replace("{elements}", str(tmp_path / "elements.txt")).replace("{python}", str(tmp_path / "python"))
+    body = TELL + BODY.replace("{elements}", str(tmp_path / "elements.txt")).replace(
+        "{python}", str(tmp_path / "python")
+    )
     script = "asked=\ntrap 'asked=1' USR2\nkill -USR2 $$\n" + body  # as early as can be
     done = subprocess.run(
         ["bash", "-c", script], env={"SLURM_ARRAY_TASK_ID": "0", "PATH": "/usr/bin:/bin"}, check=False, timeout=60

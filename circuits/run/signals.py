@@ -25,6 +25,8 @@ from types import FrameType
 
 #: Set by a launcher that holds the other end of our standard input.
 PARENT_PIPE = "CIRCUITS_PARENT_PIPE"
+#: Set by a script that was sent USR2 before it began us.
+ASKED = "CIRCUITS_ASKED"
 SAME_SIGNAL_S = 1.0  # a TERM that comes within this is the first one again
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
@@ -49,6 +51,8 @@ class StopFlag:
         """Install the handlers; `watch` the launcher when it holds our standard input."""
         for number in numbers:
             signal.signal(number, self._handle)
+        if os.environ.pop(ASKED, "") and signal.SIGUSR2 in numbers:
+            self.reason = self.reason or signal.SIGUSR2.name
         if watch and os.environ.get(PARENT_PIPE):
             threading.Thread(target=self._watch_parent, args=(grace_s,), name="parent-watch", daemon=True).start()
         return self

@@ -4,7 +4,7 @@ The header is written by submitit's own (private, therefore pinned) script write
 command, ``python -m circuits.launch.element DIR``, and hands on what Slurm tells the batch shell:
 
 * USR2 (time is nearly up, or the node is wanted) is passed on as soon as the element has a handler for it, whenever it came:
-  during the set-up, while Python starts, or later;
+  while Python starts, or later; one that came before, during the set-up, the element finds in its environment;
 * TERM is passed on once.
 
 Module loads and the lines of ``cluster.setup`` come before it, and stop the element where one fails. The exit status is the
@@ -79,7 +79,7 @@ usr2=$(kill -l USR2) term=$(kill -l TERM)
 BODY = r"""
 trap - ERR
 set -u
-( trap '' USR2; exec {python} -m circuits.launch.element "${dirs[@]}" ) & child=$!
+( trap '' USR2; CIRCUITS_ASKED=$asked exec {python} -m circuits.launch.element "${dirs[@]}" ) & child=$!
 trap '[ -n "$asked" ] || tell $usr2 & asked=1' USR2
 [ -z "$asked" ] || tell $usr2 &
 trap 'kill -TERM $child 2>/dev/null' TERM
