@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
 
 from circuits.activations.pictures import PictureRows
 from circuits.data.journal import Journal
 from circuits.data.pictures import lexicon
-from circuits.interventions.generation import Ids, alike, as_rows, as_texts
+from circuits.interventions.generation import Ids, alike, as_rows, as_texts, greedy
 from circuits.model_input import ModelInput
 from circuits.models.hooks import Edit, Prefix, forward, make_prefix
 from circuits.models.load import LM
@@ -132,27 +131,14 @@ def captions(
     Args:
         ways: a name for each edit, under which `journal` keeps the captions of each batch, and the edits.
     """
-    end, journal = lm.tokenizer.eos_token_id, journal or Journal()
+    journal = journal or Journal()
     found: list[list[Ids]] = [[()] * len(starts) for _ in ways]
 
     def written(part: Sequence[int], hooks: Hooks, entering: Callable[[], Tensor]) -> Tensor:
         """The captions of a batch."""
-        said: dict[int, list[int]] = {i: [] for i in part}
-        active, known = list(part), DynamicCache(config=lm.model.config)
-        prefix: Prefix | None = Prefix(0, entering())
-        for step in range(steps):
-            tokens = rows.without_pictures([starts[i] + tuple(said[i]) for i in active])
-            logits = forward(lm, tokens, edits=hooks(tokens), logits="last", prefix=prefix, cache=known).read
-            top, prefix = logits.float().argmax(-1).tolist(), None
-            goes_on = [k for k, token in enumerate(top) if token != end]
-            for k in goes_on:
-                said[active[k]].append(top[k])
-            if not goes_on or step == steps - 1:
-                break
-            if len(goes_on) < len(active):
-                known.batch_select_indices(torch.tensor(goes_on, device=lm.device))
-                active = [active[k] for k in goes_on]
-        return as_rows([said[i] for i in part], steps)
+        given = [starts[i] for i in part]
+        said = greedy(lm, given, steps, lambda _, tokens: hooks(tokens), rows.without_pictures, Prefix(0, entering()))
+        return as_rows(said, steps)
 
     for part in alike(starts, batch_size):
         seen = rows.of_ids([starts[i] for i in part], [pictures[i] for i in part])

@@ -23,7 +23,7 @@ from transformers import DynamicCache
 from circuits.interventions.units.base import Lens
 from circuits.model_input import ModelInput, padded
 from circuits.models.hooks import Edit as Hook
-from circuits.models.hooks import forward
+from circuits.models.hooks import Prefix, forward
 from circuits.models.load import LM
 
 Ids = tuple[int, ...]
@@ -94,26 +94,58 @@ def generate(
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Ids]:
     """Up to `steps` likeliest tokens after each start."""
-    end, done = lm.tokenizer.eos_token_id, 0
-    found: list[list[int]] = [[] for _ in starts]
+    found: list[Ids] = [()] * len(starts)
+    done, total = 0, len(starts) * steps
     for part in alike(starts, batch_size):
-        active, known = list(part), DynamicCache(config=lm.model.config)
-        for step in range(steps):
-            tokens = padded([starts[i] + tuple(found[i]) for i in active])
+
+        def edits(active: Sequence[int], tokens: ModelInput, part: Sequence[int] = part) -> list[Hook]:
             width = tokens.ids.shape[1]
-            edits = hooks(active, [width] * len(active), width)
-            top = forward(lm, tokens, edits=edits, logits="last", cache=known).read.float().argmax(-1).tolist()
-            goes_on = [k for k, token in enumerate(top) if token != end]
-            for k in goes_on:
-                found[active[k]].append(top[k])
-            tell(done + (step + 1) * len(part), len(starts) * steps)
-            if not goes_on:
-                break
-            if len(goes_on) < len(active):
-                known.batch_select_indices(torch.tensor(goes_on, device=lm.device))
-                active = [active[k] for k in goes_on]
+            return hooks([part[k] for k in active], [width] * len(active), width)
+
+        def told(step: int, done: int = done, n: int = len(part)) -> None:
+            tell(done + step * n, total)
+
+        texts = greedy(lm, [starts[i] for i in part], steps, edits, padded, tell=told)
+        for i, ids in zip(part, texts, strict=True):
+            found[i] = ids
         done += steps * len(part)
-    return [tuple(ids) for ids in found]
+    return found
+
+
+def greedy(
+    lm: LM,
+    starts: Sequence[Ids],
+    steps: int,
+    edits: Callable[[Sequence[int], ModelInput], list[Hook]],
+    inputs: Callable[[Sequence[Ids]], ModelInput],
+    prefix: Prefix | None = None,
+    tell: Callable[[int], None] = lambda step: None,
+) -> list[Ids]:
+    """Up to `steps` likeliest tokens after each start of one batch, all of equal length.
+
+    Args:
+        edits: (numbers of the rows that go on, their tokens so far) → what is done in the pass.
+        inputs: what goes into the model for these tokens.
+        prefix: where the first pass starts, at layer 0.
+        tell: gets the number of steps done.
+    """
+    end, known = lm.tokenizer.eos_token_id, DynamicCache(config=lm.model.config)
+    said: list[list[int]] = [[] for _ in starts]
+    active = list(range(len(starts)))
+    for step in range(1, steps + 1):
+        tokens = inputs([starts[k] + tuple(said[k]) for k in active])
+        read = forward(lm, tokens, edits=edits(active, tokens), logits="last", prefix=prefix, cache=known).read
+        top, prefix = read.float().argmax(-1).tolist(), None
+        goes_on = [place for place, token in enumerate(top) if token != end]
+        for place in goes_on:
+            said[active[place]].append(top[place])
+        tell(step)
+        if not goes_on:
+            break
+        if len(goes_on) < len(active):
+            known.batch_select_indices(torch.tensor(goes_on, device=lm.device))
+            active = [active[place] for place in goes_on]
+    return [tuple(ids) for ids in said]
 
 
 def alike(starts: Sequence[Ids], batch_size: int) -> list[list[int]]:
