@@ -177,8 +177,7 @@ class Collector:
 
     def state(self) -> State:
         """What :meth:`load` takes: all that was found so far."""
-        names = self._KEPT if self._maps.shape[2] else self._KEPT[:-1]  # an empty tensor says nothing
-        tensors = {name: getattr(self, f"_{name}").cpu() for name in names}
+        tensors = {name: getattr(self, f"_{name}").cpu() for name in self._KEPT}
         return tensors, {name: getattr(self, f"_{name}") for name in self._COUNTS}
 
     def load(self, tensors: Mapping[str, Tensor], counts: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from itertools import zip_longest
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 from circuits.activations.store import ActivationStore
 from circuits.data.pictures.saved import PictureSet
+from circuits.data.pictures.table import CAPTION, PROMPT
 from circuits.files import disk_errors, write_json
 from circuits.sae import formats
 
@@ -81,10 +84,10 @@ def write_pictures(pictures: PictureSet, out: Path) -> Path:
     rows: list[dict[str, Any]] = []
     for one, file in zip(pictures, files, strict=True):
         known = {"image_id": one.id, "image_path": f"images/{file}", "split": one.split, "group": one.group}
-        known |= {f"{name}_prompt": one.prompts[name] for name in pictures.languages} | dict(one.factors)
+        known |= {PROMPT[name]: one.prompts[name] for name in pictures.languages} | dict(one.factors)
         captions = [one.captions[name] for name in pictures.languages]
         for said in zip_longest(*captions, fillvalue=""):
-            named = {f"{name[:2]}_caption": text for name, text in zip(pictures.languages, said, strict=True)}
+            named = {CAPTION[name]: text for name, text in zip(pictures.languages, said, strict=True)}
             rows.append({"sample_id": len(rows), **known, **named, "gender": one.label})
     with disk_errors(place):
         pd.DataFrame(rows).to_csv(place / "samples.csv", index=False)
@@ -92,13 +95,14 @@ def write_pictures(pictures: PictureSet, out: Path) -> Path:
 
 
 def _image(pictures: PictureSet, i: int, folder: Path) -> str:
-    """A picture's file: the bytes that it came as, and a PNG of one that was drawn here."""
-    content, file = pictures.content(i), pictures[i].file
+    """A picture's file, called by its place: the bytes that it came as, and a PNG of one that was drawn here."""
+    content = pictures.content(i)
     if content is None:
         pictures.image(i).save(folder / f"{i:06d}.png")
         return f"{i:06d}.png"
-    suffix = Path(file or "").suffix if pictures[i].row is None else ""
-    name = f"{i:06d}{suffix or '.img'}"
+    name = (
+        f"{i:06d}.{str(Image.open(io.BytesIO(content)).format).lower()}"  # as its bytes say: a dataset's have no name
+    )
     (folder / name).write_bytes(content)
     return name
 
