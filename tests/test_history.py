@@ -56,7 +56,7 @@ def test_markdown_is_a_table_that_its_cells_cannot_break(lab: Cli) -> None:
     lines = done.out.splitlines()
     assert done.code == 0 and len(lines) == 6 and lines[1] == "|" + " --- |" * 11
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {12}
-    assert r"with \| a" in done.out and r"\*stars\*" in done.out and r"\<b>" in done.out and "a_b" in done.out
+    assert r"with \| a" in done.out and r"\*stars\*" in done.out and r"\<b\>" in done.out and "a_b" in done.out
 
 
 def test_what_the_history_does_not_read_is_refused(lab: Cli) -> None:
