@@ -112,16 +112,8 @@ def publish(run: Run, kind: Kind, key: Key, artifact: Artifact, layer: int | Non
     name = run.name.partition("/")[2]
     given = _of(run, kind, artifact.id, cached=not made)
     own = tags(kind, run.cfg, layer) if made else [*tags(kind, run.cfg, layer), "cached"]
-    tell(
-        run.tracker,
-        run.name,
-        key.hash if made else stored(artifact.id, name),
-        layer,
-        metrics,
-        given,
-        own,
-        artifact.path,
-    )
+    told = key.hash if made else stored(artifact.id, name)
+    tell(run.tracker, run.name, told, layer, metrics, given, own, artifact.path)
 
 
 def _of(run: Run, kind: Kind, artifact: str, cached: bool = False) -> dict[str, Any]:
@@ -140,15 +132,9 @@ def stored(artifact: str, element: str) -> str:
 
 
 def tell(
-    tracker: Tracker,
-    name: str,
-    key: str,
-    layer: int | None,
-    metrics: Mapping[str, Any],
-    given: Mapping[str, Any],
-    own_tags: Sequence[str],
-    artifact: Path,
-) -> None:
+    tracker: Tracker, name: str, key: str, layer: int | None, metrics: Mapping[str, Any], given: Mapping[str, Any],
+    own_tags: Sequence[str], artifact: Path,
+) -> None:  # fmt: skip
     """A run from its beginning to its end: config, a row with the numbers, the per-prompt table where there is one, the summary."""
     place = {} if layer is None else {"layer": layer}
     site = {"site": metrics["site"]} if "site" in metrics else {}

@@ -28,15 +28,9 @@ class Tracker:
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        config: TrackingConfig,
-        group: str,
-        tags: list[str],
-        say: Callable[[str], None] = lambda text: None,
-        job: str | None = None,
-        stored: bool = False,
-    ) -> None:
+        self, run_dir: Path, config: TrackingConfig, group: str, tags: list[str],
+        say: Callable[[str], None] = lambda text: None, job: str | None = None, stored: bool = False,
+    ) -> None:  # fmt: skip
         self.run_dir = run_dir
         off = config.mode is TrackingMode.disabled
         self._wandb = None if off else Runs(run_dir, config, group, tags, say, job, stored)
@@ -44,12 +38,15 @@ class Tracker:
             _drop_torn(run_dir / FILE)
             self._file = (run_dir / FILE).open("a", encoding="utf-8")
 
+    def _tell(self, act: Callable[[Runs], None]) -> None:
+        if self._wandb is not None:
+            self._wandb.tell(act)
+
     def start(
         self, layer: int | None, key: str, name: str, config: Mapping[str, Any], tags: Sequence[str] = ()
     ) -> None:
         """Open the W&B run of one layer; `tags` are its own, beside the element's."""
-        if self._wandb is not None:
-            self._wandb.start(layer, key, name, config, tags)
+        self._tell(lambda runs: runs.start(layer, key, name, config, tags))
 
     def log(self, step: int, metrics: Mapping[str, float | str], layer: int | None = None) -> None:
         """One row: at `step` of `layer`."""
@@ -57,18 +54,17 @@ class Tracker:
         with disk_errors(self.run_dir):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-        if self._wandb is not None:
-            self._wandb.log(layer, {**metrics, "global_step": step})
+        told = {**metrics, "global_step": step}
+        self._tell(lambda runs: runs.log(layer, told))
 
     def table(self, name: str, file: Path, layer: int | None = None, at_most: int = 1000) -> None:
         """The first `at_most` rows of a parquet file as a W&B table; the name says so where there are more."""
-        if self._wandb is not None:
-            self._wandb.table(layer, name, file, at_most)
+        self._tell(lambda runs: runs.table(layer, name, file, at_most))
 
     def summary(self, metrics: Mapping[str, Any], layer: int | None = None) -> None:
         """The final metrics of `layer`; ends its W&B run."""
-        if self._wandb is not None:
-            self._wandb.summary(layer, metrics)
+        told = dict(metrics)
+        self._tell(lambda runs: runs.summary(layer, told))
 
     def close(self, budget_s: float | None = None) -> None:
         """End what is open (after a failure the W&B runs are marked as failed), waiting for W&B at most `budget_s`."""

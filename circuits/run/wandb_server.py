@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import netrc
 import os
 import threading
 import urllib.error
-import urllib.parse
 import urllib.request
-from pathlib import Path
 
 CONNECT_S = 5.0  # for each step of asking the server: connecting, reading
 PROBE_S = 8.0  # for all of it, name lookup included
@@ -37,12 +34,10 @@ def refusal() -> str | None:
 
 def stored_key(url: str) -> str | None:
     """The key that ``wandb login`` has put into the netrc file."""
-    place = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
-    try:
-        found = netrc.netrc(place).authenticators(urllib.parse.urlsplit(url).hostname or "")
-    except (OSError, netrc.NetrcParseError):
-        return None
-    return found[2] if found else None
+    from requests.utils import get_netrc_auth
+
+    found = get_netrc_auth(url)
+    return found[1] if found else None
 
 
 def asked(url: str, key: str) -> str | None:
@@ -68,11 +63,7 @@ def _ask(url: str, key: str) -> str | None:
         if e.code in (401, 403):
             return f"{url} refuses the key ({e.code}): run `wandb login` or set WANDB_API_KEY"
         return None if e.code < 500 else f"{url} answers {e.code} {e.reason}"
-    except TimeoutError:
-        return f"{url} did not answer within {CONNECT_S:.0f} s"
-    except OSError as e:  # also URLError: refused, no such host, no route, a bad certificate
+    except (OSError, ValueError) as e:  # also URLError: refused, no such host, no route, a bad certificate, no address
         why = getattr(e, "reason", e)
         late = isinstance(why, TimeoutError)
         return f"{url} did not answer within {CONNECT_S:.0f} s" if late else f"{url} cannot be reached ({why})"
-    except ValueError as e:
-        return f"{url} is no address ({e})"
