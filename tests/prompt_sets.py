@@ -58,11 +58,13 @@ def digit_bpe() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=END, pad_token=END)
 
 
-def save_model(folder: Path, tokenizer: Any, vocabulary: int | None = None, seed: int = 5) -> Path:
+def save_model(
+    folder: Path, tokenizer: Any, vocabulary: int | None = None, seed: int = 5, layers: int = 2, positions: int = 64
+) -> Path:
     """A small random GPT-2 with `tokenizer` in `folder`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        sizes = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 64}
+        sizes = {"n_layer": layers, "n_embd": 32, "n_head": 4, "n_positions": positions}
         vocab = len(tokenizer) if vocabulary is None else vocabulary
         model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab, bos_token_id=0, eos_token_id=0, **sizes))
     model.save_pretrained(folder)

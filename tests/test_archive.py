@@ -7,6 +7,7 @@ import io
 import json
 import random
 import shutil
+import signal
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -285,3 +286,21 @@ def test_a_moved_store_answers_and_its_pages_are_whole(study: Cli, tmp_path: Pat
 
 def sweep_id(folder: Path, number: int) -> str:
     return sorted(folder.glob("sweeps/*/study-*"), key=lambda path: path.stat().st_mtime)[number].name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_archive_that_is_ended_leaves_nothing_behind_and_can_be_made_again(
+    mine: Cli, number: signal.Signals, wait_until: Callable[..., None]
+) -> None:
+    with (sweep_of(mine) / "000-layer=0" / "large.bin").open("wb") as file:
+        file.truncate(3 << 30)  # sparse: seconds of reading, and nothing on the disk
+    away = mine.folder / "away"
+    running = mine.start("task=archive", "of=study", "archive.path=away")
+    wait_until(lambda: away.is_dir() and any(away.iterdir()), what="the archive to be begun")
+    running.send_signal(number)
+    said, _ = running.communicate(timeout=60)
+    assert running.returncode == 130 and f"interrupted ({number.name})" in said, said
+    assert not list(away.iterdir()), "nothing half-written"
+    (sweep_of(mine) / "000-layer=0" / "large.bin").unlink()
+    done = mine("task=archive", "of=study", "archive.path=away")
+    assert done.code == 0, done.err

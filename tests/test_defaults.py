@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from configs import compose, copy_conf
+from prompt_sets import bpe, save_model
 from test_overrides import fresh_choices, refused
 
 from circuits.command import overrides
@@ -50,6 +51,22 @@ def test_the_literal_command_of_the_cluster_works_with_a_person_s_defaults(mine:
     overrides.check(words)
     assert words.overrides[0] == "model=gemma-3-4b-it" and words.overrides[-1] == "cluster=csd3"
     assert "cluster=csd3" not in words.overrides[:-1]
+
+
+def test_the_literal_command_asks_slurm_for_fifteen_elements(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With one word more, which prints what sbatch would be given."""
+    mine.write_text("\n\n".join(f"{i} one two three four five six seven eight nine ten" for i in range(5000)))
+    model = save_model(tmp_path / "mine-26", bpe(), layers=26, positions=128)
+    own = places.CONF / "user" / "me.yaml"
+    own.write_text(own.read_text().replace("gemma-3-4b-it", str(model)))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["task=sae", "layer=range(10,25)", "-m", "cluster=csd3", "cluster.dry_run=true"]) == 0
+    asked = capsys.readouterr().out
+    for line in ("--array=0-14", "--account=P-SL3-GPU", "--partition=ampere", "--gres=gpu:1", "--time="):
+        assert f"#SBATCH {line}" in asked, asked
+    assert not (tmp_path / "multirun").exists()
 
 
 def test_a_default_gives_way_to_what_a_study_sets(mine: Path) -> None:

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -288,3 +289,30 @@ def test_soak_the_study_runs_on_slurm(slurm: Queue, cli: Cli) -> None:
     assert shown.code == 0 and "failed" not in shown.out, shown.out
     assert len(cli.artifacts("activations")) == 8 and len(cli.artifacts("interventions")) == 3
     assert "Edits of gender-biased" in (sweep / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_comparison_of_languages_that_is_cut_goes_on_with_the_layers_it_has(
+    mine: Cli, study: Cli, tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    records = [json.loads(path.read_text()) for path in study.folder.glob("multirun/*/gb-*/*/element.json")]
+    (words,) = [one["overrides"] for one in records if one["task"] == "cross_lingual"]
+    words = [word for word in words if not word.startswith(("cross_lingual.draws", "name"))] + [
+        "cross_lingual.draws=1500"
+    ]
+    place = mine.outputs / "artifacts" / "cross_lingual"
+    there = {path.name for path in mine.artifacts("cross_lingual")}
+    assert (done := mine(*words)).code == 0, done.err
+    (made,) = [path for path in mine.artifacts("cross_lingual") if path.name not in there]
+    made.rename(tmp_path / "whole")
+    running = mine.start(*words)
+    wait_until(lambda: any(place.glob("*.partial/L[0-9]")), what="the first layer")
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 130
+    kept = {path.name: path.stat().st_ino for path in place.glob("*.partial/L[0-9]")}
+    assert 1 <= len(kept) < 4, "cut in the middle"
+    again = mine.start(*words)
+    wait_until(lambda: len(list(place.glob("*.partial/L[0-9]"))) > len(kept), what="another layer")
+    assert kept.items() <= {path.name: path.stat().st_ino for path in place.glob("*.partial/L[0-9]")}.items()
+    assert again.wait(120) == 0
+    assert (made / "features.parquet").read_bytes() == (tmp_path / "whole" / "features.parquet").read_bytes()
+    assert (made / "metrics.json").read_bytes() == (tmp_path / "whole" / "metrics.json").read_bytes()

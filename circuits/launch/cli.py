@@ -38,8 +38,8 @@ def main(argv: list[str]) -> int:
         return _shown(arguments) if arguments.shows_job else _hydra(arguments)
     except CircuitsError as e:
         return _fail(e)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as e:
+        print(f"interrupted{f' ({e})' if str(e) else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # … | head: nobody reads any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere

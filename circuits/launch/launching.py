@@ -5,10 +5,13 @@ No torch. A plan holds the elements of one task, or of several, each waiting for
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from circuits.errors import UserError
@@ -53,8 +56,25 @@ def launch(compose: Compose, lists: Sequence[Sequence[str]], launcher: Mapping[s
     if first.task.where is Where.here:
         module, _, name = first.task._target_.rpartition(".")
         function = getattr(importlib.import_module(module), name)
-        return max(function(element.cfg) for element in elements)
+        with _heard_as_ctrl_c():
+            return max(function(element.cfg) for element in elements)
     return start(elements, base, launcher or {})
+
+
+@contextlib.contextmanager
+def _heard_as_ctrl_c() -> Iterator[None]:
+    """TERM and a closed terminal raise KeyboardInterrupt with their name: a task that runs here puts away what it had begun."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    wanted = (signal.SIGTERM, signal.SIGHUP)  # what we were started to ignore stays ignored: nohup
+    before = {one: signal.signal(one, end) for one in wanted if signal.getsignal(one) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _taking_over(lists: Sequence[Sequence[str]]) -> Callable[..., int] | None:
