@@ -2,27 +2,22 @@
 
     python benchmarks/attribution.py [--quick] [--rounds 3] [--cpu-time]
 
-Needs torch and transformers; TransformerLens is measured beside us where it can be imported. Random weights: cost does not
-depend on them. GPT-2 at 6 layers of 384 (16 pairs of 32 tokens), SmolLM2-135M's shape (24 pairs of 16 tokens). The plain pass is
-the library's own over the same clean prompts, all logits. TransformerLens's EAP is written as its users write it:
-``use_attn_result``, ``use_split_qkv_input``, ``use_hook_mlp_in``, gradients by backward hooks, one product for each pair of
-sublayers. Goals: EAP, GIM, RelP ≤ 5 ×, EAP-IG with 5 steps ≤ 13 × (SmolLM2's shape ≤ 6 × for one backward pass, under 4 GB), an
-edge-ablated forward ≤ 3 ×, 80 × 64 tokens at 12 × 768 under 2 GB beyond the model, 1,000 bootstraps of 100 prompts × 300,000
-edges under 20 s and 2 GB.
+Needs torch and transformers; TransformerLens and auto-circuit are measured beside us where they can be imported
+(attribution_peers.py). Random weights: cost does not depend on them. GPT-2 at 6 layers of 384 (16 pairs of 32 tokens),
+SmolLM2-135M's shape (24 pairs of 16 tokens). The plain pass is the library's own over the same clean prompts, all logits. Goals:
+EAP, GIM, RelP ≤ 5 ×, EAP-IG with 5 steps ≤ 13 × (SmolLM2's shape ≤ 6 × for one backward pass, under 4 GB), an edge-ablated forward
+≤ 3 ×, 80 × 64 tokens at 12 × 768 under 2 GB beyond the model, 1,000 bootstraps of 100 prompts × 300,000 edges under 20 s and 2 GB.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import statistics
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -33,6 +28,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from attribution_peers import auto_circuit, transformer_lens
 from interventions import Clock, median_ratio, prompts, smollm2, timed
 
 from circuits.attribution.ablated import ablated
@@ -81,62 +77,6 @@ def ours(lm: LM, given: PromptSet, name: str, batch: int) -> Callable[[], object
     return scores
 
 
-def transformer_lens(lm: LM, given: PromptSet) -> Callable[[], object] | None:
-    """EAP over all edges with TransformerLens's hooks."""
-    if importlib.util.find_spec("transformer_lens") is None:
-        return None
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    d = lm.dims
-    config = HookedTransformerConfig(
-        n_layers=d.layers, d_model=d.width, n_heads=d.heads, d_head=d.head_dim, d_mlp=d.mlp_width, d_vocab=d.vocab, n_ctx=128,
-        device="cpu", act_fn="gelu_new", normalization_type="LN",
-    )  # fmt: skip
-    model = HookedTransformer(config).eval()
-    model.set_use_attn_result(True)
-    model.set_use_split_qkv_input(True)
-    model.set_use_hook_mlp_in(True)
-    clean, corrupt = (torch.tensor(list(given.sequences(which))) for which in ("prompt", "corrupt"))
-    outs = ["hook_embed", *(f"blocks.{i}.{n}" for i in range(d.layers) for n in ("attn.hook_result", "hook_mlp_out"))]
-    ins = [
-        f"blocks.{i}.{n}"
-        for i in range(d.layers)
-        for n in ("hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in")
-    ]
-    ins.append(f"blocks.{d.layers - 1}.hook_resid_post")
-
-    def scores() -> list[Tensor]:
-        delta: dict[str, Tensor] = {}
-        grads: dict[str, Tensor] = {}
-
-        def minus(x: Tensor, hook: Any) -> None:
-            delta[hook.name] = -x.detach()
-
-        def plus(x: Tensor, hook: Any) -> None:
-            delta[hook.name] = delta[hook.name] + x.detach()
-
-        def kept(x: Tensor, hook: Any) -> None:
-            grads[hook.name] = x.detach()
-
-        with model.hooks(fwd_hooks=[(n, minus) for n in outs], bwd_hooks=[(n, kept) for n in ins]):
-            logits = model(clean)[:, -1]
-            (logits[:, 3] - logits[:, 4]).sum().backward()
-        model.zero_grad()
-        with torch.no_grad(), model.hooks(fwd_hooks=[(n, plus) for n in outs]):
-            model(corrupt)
-        heads = {n: x if x.dim() == 4 else x[:, :, None] for n, x in (delta | grads).items()}
-        found = []
-        for a, out in enumerate(outs):
-            for into in ins:
-                layer = int(into.split(".")[1])
-                if a <= (2 * layer if "_input" in into else 2 * layer + 1 if "mlp_in" in into else len(outs)):
-                    found.append(torch.einsum("npud,npvd->nuv", heads[out], heads[into]))
-        return found
-
-    return scores
-
-
 class Peak:
     """The most resident memory while something runs, beyond what there was."""
 
@@ -168,21 +108,21 @@ def row(name: str, seconds: float, share: float, goal: float | None = None, more
 
 
 def methods(
-    title: str, lm: LM, given: PromptSet, batch: int, rounds: int, clock: Clock, goals: tuple[float, float], tl: bool
+    title: str, lm: LM, given: PromptSet, batch: int, rounds: int, clock: Clock, goals: tuple[float, float], peers: bool
 ) -> None:
     """Every method beside a plain pass."""
     variants: dict[str, Callable[[], object]] = {"plain": plain(lm, given)}
     variants |= {name: ours(lm, given, name, batch) for name in (*ONE, "eap_ig_inputs")}
-    peer = transformer_lens(lm, given) if tl else None
-    if peer is not None:
-        variants["TransformerLens, EAP"] = peer
+    found = {"TransformerLens, EAP": transformer_lens, "auto-circuit, EAP": auto_circuit} if peers else {}
+    theirs = {name: run for name, make in found.items() if (run := make(lm, given)) is not None}
+    variants |= theirs
     seconds = timed(variants, rounds, clock)
     print(f"| {title} | s | ÷ plain pass | goal |\n|---|---|---|---|")
     row("plain pass", statistics.median(seconds["plain"]) / 2, 1.0)
     for name in variants:
         if name != "plain":
             share = 2 * median_ratio(seconds, name, "plain")
-            goal = None if name.startswith("Trans") else goals[name == "eap_ig_inputs"]
+            goal = None if name in theirs else goals[name == "eap_ig_inputs"]
             row(name, statistics.median(seconds[name]), share, goal)
     print(flush=True)
 
