@@ -28,6 +28,7 @@ PARTS = {
     "Many SAEs from stores": ["sae_layers.py"],
     "Interventions": ["interventions.py", "--rounds", "1"],
     "Circuits": ["attribution.py"],
+    "Graphs of features": ["feature_graphs.py"],
     "Pictures": ["pictures.py"],
     "SAEs on a known world": ["sae_quality.py"],
     "Fifteen SAEs of a 7B model on an accelerator": ["sae_accelerator.py", "--tf32"],

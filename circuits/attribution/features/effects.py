@@ -131,7 +131,7 @@ def _along(
                 near = b.position < len(ids)
                 there[b.position[near], b.feature[near]] = b.value[near].cpu()
                 change = change - there[a.position.cpu(), a.feature.cpu()].to(change.device)
-            alpha[layer] = change * along(d, layer, a, at)[0]
+            alpha[layer] = change * along(d, layer, a, at, 1)[0]
             errors[layer] = (a.error * at[layer][0]).sum(1)
     return alpha, errors
 

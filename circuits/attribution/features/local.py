@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -44,6 +45,11 @@ class Active:
     value: Float[Tensor, " n"]
     error: Float[Tensor, "pos width"]
     out: Float[Tensor, "pos width"]
+
+    @cached_property
+    def places(self) -> list[tuple[int, Int[Tensor, " some"]]]:
+        """Of each position with active features: which of the n they are."""
+        return [(p, (self.position == p).nonzero()[:, 0]) for p in self.position.unique().tolist()]
 
 
 @dataclass
@@ -122,17 +128,22 @@ class Local:
 
     def feature_rows(self, layers: Sequence[int], positions: Sequence[int], features: Sequence[int]) -> Tensor:
         """Direct effects of all sources on the activation of each target feature, ``[targets, sources]``."""
-        parts = []
-        for start in range(0, len(layers), self.copies):
-            some = range(start, min(start + self.copies, len(layers)))
+        if not layers:
+            return torch.zeros(0, self.sources)
+        order = sorted(
+            range(len(layers)), key=lambda i: layers[i]
+        )  # a pass backward goes no further than its latest layer
+        found = torch.zeros(len(layers), self.sources)
+        for start in range(0, len(order), self.copies):
+            some = order[start : start + self.copies]
             total = torch.zeros(())
             for layer in sorted({layers[i] for i in some}):
-                rows = [i - start for i in some if layers[i] == layer]
-                x = self._inputs[layer][rows, [positions[start + r] for r in rows]]
+                rows = [row for row, i in enumerate(some) if layers[i] == layer]
+                x = self._inputs[layer][rows, [positions[some[row]] for row in rows]]
                 f = self.dictionaries.encode(layer, x)
-                total = total + f[range(len(rows)), [features[start + r] for r in rows]].sum()
-            parts.append(self._row(total)[: len(some)])
-        return torch.cat(parts) if parts else torch.zeros(0, self.sources)
+                total = total + f[range(len(rows)), [features[some[row]] for row in rows]].sum()
+            found[some] = self._row(total)[: len(some)].to(found.device)
+        return found
 
     def logit_rows(self, directions: Float[Tensor, "targets width"]) -> Tensor:
         """Direct effects of all sources on each direction of the final norm's answer at the last token."""
@@ -145,30 +156,42 @@ class Local:
 
     def _row(self, total: Tensor) -> Float[Tensor, "copies sources"]:
         leaves = [*(self._leaves[layer] for layer in self.dictionaries.layers), self._embedding]
-        grads = torch.autograd.grad(total, leaves, retain_graph=True, materialize_grads=True)
+        grads = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
         with torch.no_grad():
-            return self.spread([g.float() for g in grads])
+            return self.spread([None if g is None else g.float() for g in grads])
 
-    def spread(self, grads: Sequence[Float[Tensor, "rows pos width"]]) -> Float[Tensor, "rows sources"]:
-        """What each source adds times the gradient where it adds it; `grads` are at the layers' outputs and the embedding."""
+    def spread(self, grads: Sequence[Float[Tensor, "rows pos width"] | None]) -> Float[Tensor, "rows sources"]:
+        """What each source adds times the gradient where it adds it.
+
+        Args:
+            grads: at the layers' outputs and the embedding; None where nothing leads from there to the target.
+        """
         d, columns, errors = self.dictionaries, [], []
-        at = dict(zip(d.layers, grads, strict=False))
-        for layer, g in at.items():
-            columns.append(along(d, layer, self.active[layer], at) * self.active[layer].value)
-            errors.append(torch.einsum("rpd,pd->rp", g, self.active[layer].error))
-        embedding = torch.einsum("rpd,pd->rp", grads[-1], self._embedding[0].detach().float())
+        n = next(len(g) for g in grads if g is not None)
+        at = {layer: g for layer, g in zip(d.layers, grads, strict=False) if g is not None}
+        for layer in d.layers:
+            active, g = self.active[layer], at.get(layer)
+            columns.append(along(d, layer, active, at, n) * active.value)
+            nothing = active.error.new_zeros(n, len(self.ids))
+            errors.append(nothing if g is None else torch.einsum("rpd,pd->rp", g, active.error))
+        start, g = self._embedding[0].detach().float(), grads[-1]
+        embedding = start.new_zeros(n, len(self.ids)) if g is None else torch.einsum("rpd,pd->rp", g, start)
         return torch.cat([*columns, *errors, embedding], 1)
 
 
 def along(
-    d: Dictionaries, layer: int, a: Active, grads: Mapping[int, Float[Tensor, "rows pos width"]]
+    d: Dictionaries, layer: int, a: Active, grads: Mapping[int, Float[Tensor, "rows pos width"]], rows: int
 ) -> Float[Tensor, "rows n"]:
-    """For each active feature of a layer, what it writes times the gradients where it writes it, at all layers that it reaches."""
-    total = torch.zeros(())
+    """For each active feature of a layer, what it writes times the gradients where it writes it, at all layers that it reaches.
+
+    One product for each position: features of a position share its gradient, and none is copied for each of them.
+    """
+    found = a.value.new_zeros(rows, len(a.value))
     for target, g in grads.items():
         if (written := d.rows(layer, target, a.feature)) is not None:
-            total = total + torch.einsum("rnd,nd->rn", g[:, a.position], written.float())
-    return total
+            for position, which in a.places:
+                found[:, which] += g[:, position] @ written[which].float().T
+    return found
 
 
 def explained(active: Sequence[Mapping[int, Active]], layer: int, skip_first: bool = True) -> float:
