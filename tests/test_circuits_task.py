@@ -106,6 +106,18 @@ def test_features_of_saes_and_of_skip_transcoders(lab: Cli) -> None:
         assert set(nodes["kind"]) >= {"embedding", "logit"} and np.isfinite(links["weight"]).all()
         assert metrics["transcoders"] == bool(words) and metrics["n"] == 16 and metrics["slope"] is not None
         assert 0 <= metrics["replacement"] <= 1 and len(metrics["checks"]) >= 12
+    before = {path.name for path in lab.artifacts("attribution")}
+    words = ("layer=[1,2]", *SMALL, *sae[:3], *features, "attribution.max_features=20", "attribution.graphs=3")
+    whole, said = made(lab, "attribution", *words)
+    assert whole.name not in before
+    kept = whole.rename(lab.folder / "whole")
+    shards = lab("-m", "task=attribution", *words, "attribution.world_size=3", "attribution.shard=range(0,3)")
+    assert shards.code == 0, shards.out + shards.err
+    assert whole.is_dir() and json.loads((whole / "metrics.json").read_text())["checks"] == said["checks"]
+    for table in ("features", "nodes", "links"):
+        pd.testing.assert_frame_equal(
+            pd.read_parquet(whole / f"{table}.parquet"), pd.read_parquet(kept / f"{table}.parquet")
+        )
     low = lab("task=attribution", "layer=[1,2]", *SMALL, *sae[:3], *features[:4], "attribution.min_explained=0.9999")
     assert low.code != 0 and "explain too little of these prompts" in low.err + low.out
 

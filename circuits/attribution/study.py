@@ -133,9 +133,14 @@ def parts(n: int, world_size: int) -> list[range]:
     return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def part_name(part: range) -> str:
-    """What the scores of a part are called."""
-    return f"scores-{part.start:06d}"
+def part_name(part: range, what: str = "scores") -> str:
+    """What the scores (or something else) of a part are called."""
+    return f"{what}-{part.start:06d}"
+
+
+def share(n: int, shard: int, world_size: int) -> list[range]:
+    """The parts of `n` prompts that one of `world_size` processes makes."""
+    return parts(n, world_size)[shard::world_size]
 
 
 def check_whole(ask: Ask) -> None:
@@ -158,8 +163,11 @@ def check_whole(ask: Ask) -> None:
 def score(ask: Ask, keeper: MakeKeeper, *, shard: int = 0, world_size: int = 1, whole: bool = True) -> Found | None:
     """Every edge on every prompt; with `whole` false only this shard's parts, and None."""
     check_whole(ask)
-    mine = [p for i, p in enumerate(parts(len(ask.prompts), world_size)) if whole or i % world_size == shard]
-    found = [_part(ask, part, keeper(part_name(part))) for part in mine]
+    n = len(ask.prompts)
+    found = [
+        _part(ask, part, keeper(part_name(part)))
+        for part in (parts(n, world_size) if whole else share(n, shard, world_size))
+    ]
     if not whole:
         return None
     names = found[0].pieces
@@ -173,9 +181,9 @@ def score(ask: Ask, keeper: MakeKeeper, *, shard: int = 0, world_size: int = 1, 
     )
 
 
-def unfinished(ask: Ask, kept: Path, world_size: int) -> int:
+def unfinished(ask: Ask, kept: Path, world_size: int, what: str = "scores") -> int:
     """How many parts of all shards are not there yet, of what is kept in directory `kept`."""
-    return sum(not _complete(kept / f"{part_name(p)}.safetensors") for p in parts(len(ask.prompts), world_size))
+    return sum(not _complete(kept / f"{part_name(p, what)}.safetensors") for p in parts(len(ask.prompts), world_size))
 
 
 def _complete(path: Path) -> bool:

@@ -46,7 +46,7 @@ _SAES = (*_FEATURES, When(f"{SECTION}.features", ("sae",)))
 _CLT = (*_FEATURES, When(f"{SECTION}.features", ("clt",)))
 _ONLY_FEATURES = ("features", "logits", "reference", "graphs", "max_features", "node_share", "edge_share", "top_k",
                   "min_weight", "last_n", "min_explained", "labels")  # fmt: skip
-_ONLY_COMPONENTS = ("direction", "positions", "choose", "verify", "verify_random", "bootstraps", "shard", "world_size")
+_ONLY_COMPONENTS = ("direction", "positions", "choose", "verify", "verify_random", "bootstraps")
 READ_WHEN = {
     **{f"{SECTION}.{name}": _FEATURES for name in _ONLY_FEATURES},
     **{f"{SECTION}.{name}": _COMPONENTS for name in _ONLY_COMPONENTS},
@@ -174,8 +174,7 @@ def _make(context: Context, work: Work) -> str | None:
 
     settings, given = _settings(context.cfg), getattr(context.cfg, SECTION)
     if settings.level is Level.features:
-        _features(context, work, settings)
-        return None
+        return _features(context, work, settings)
     prompts = study.measured(prompt_sets.read(context.require("prompts").path), settings)
     ask = study.Ask(context.open_model(), prompts, settings, context.cfg.seed)
     context.say(f"{len(ask.nodes.edges):,} edges on {len(prompts)} prompts by {settings.method}")
@@ -193,9 +192,7 @@ def _make(context: Context, work: Work) -> str | None:
         if not needed:
             return None
         if given.world_size > 1 and (left := study.unfinished(ask, work.partial, given.world_size)):
-            note = f"shard {given.shard + 1}/{given.world_size} done, waiting for the rest ({left} parts)"
-            context.say(note)
-            return note
+            return _waiting(context, given, f"{left} parts")
         found = study.score(ask, keeper, world_size=given.world_size)
         if found is not None:
             chosen, random = study.to_verify(ask, found.scores.mean(0, dtype="float64"))
@@ -214,8 +211,14 @@ def _make(context: Context, work: Work) -> str | None:
     return None
 
 
-def _features(context: Context, work: Work, settings: Settings) -> None:
-    """The features of the layers' SAEs or transcoders: contributions on all prompts, graphs of some."""
+def _waiting(context: Context, given: Options, left: str) -> str:
+    note = f"shard {given.shard + 1}/{given.world_size} done, waiting for the rest ({left})"
+    context.say(note)
+    return note
+
+
+def _features(context: Context, work: Work, settings: Settings) -> str | None:
+    """The features of the layers' SAEs or transcoders: contributions on all prompts, graphs of some; or why not yet."""
     from circuits.attribution import study
     from circuits.attribution.features import study as features
     from circuits.attribution.features.dictionaries import CrossLayer, Dictionaries
@@ -241,20 +244,29 @@ def _features(context: Context, work: Work, settings: Settings) -> None:
     context.say(f"features of {where} on {len(prompts)} prompts")
 
     def keeper(name: str) -> Keeper[str]:
-        doing = "measuring contributions" if name == "contributions" else "taking features out"
-        return context.keeper({"effects": work}, name, doing, "prompt")
+        worth = {"worth_s": 0.0} if given.world_size > 1 else {}
+        doing = "measuring contributions" if name.startswith(features.WHAT) else "taking features out"
+        return context.keeper({"effects": work}, name, doing, "prompt", **worth)
 
     def tell(done: int, total: int) -> None:
         context.progress("tracing graphs", done, total, "graph")
 
-    found = features.run(ask, d, keeper, labels, context.say, tell, work.partial)
-    artifact = work.commit(found.write)
+    if given.world_size > 1:
+        features.share(ask, d, keeper, work.partial, given.shard, given.world_size, labels, context.say, tell)
+    with alone(context, work) as needed:
+        if not needed:
+            return None
+        if given.world_size > 1 and (left := features.unfinished(ask, work.partial, given.world_size, labels)):
+            return _waiting(context, given, f"{left} parts and graphs")
+        found = features.run(ask, d, keeper, labels, context.say, tell, work.partial, given.world_size)
+        artifact = work.commit(found.write)
     m = found.metrics
     best = m["strongest"][0] if m["strongest"] else {"layer": "-", "feature": "-", "effect_mean": float("nan")}
     context.say(
         f"{m['features']:,} features; strongest L{best['layer']}.F{best['feature']} {best['effect_mean']:+.3f}; taken out "
         f"for real: slope {m['slope'] if m['slope'] is not None else float('nan'):.2f}: {artifact.id}"
     )
+    return None
 
 
 KIND = Attribution()

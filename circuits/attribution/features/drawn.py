@@ -50,17 +50,40 @@ def drawn(
     place: Path | None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, dict[str, Any]]]:
     """Nodes and links of all graphs, and each one's facts by its prompt's id; kept one by one in `place`."""
-    nodes, links, facts = [], [], {}
-    named = hashlib.sha256(repr(labels).encode()).hexdigest()[:12]  # labels enter no key, and stand in the tables
-    for i, p in enumerate(ask.prompts.prompts[: ask.settings.graphs]):
-        make = partial(_graph, ask, d, p, labels)
-        tables, mine, _ = make() if place is None else kept_tables.once(place / f"graph-{i}-{named}", make)
-        nodes.append(tables["nodes"])
-        links.append(tables["links"])
-        facts[p.id] = mine
-        tell(i + 1, ask.settings.graphs)
     empty = pd.DataFrame({"sample": []})
-    return pd.concat(nodes or [empty], ignore_index=True), pd.concat(links or [empty], ignore_index=True), facts
+    found = draw(ask, d, tell, labels, place, range(graphs_of(ask)))
+    nodes, links = (
+        pd.concat([made[0][name] for made in found] or [empty], ignore_index=True) for name in ("nodes", "links")
+    )
+    return nodes, links, {p.id: made[1] for p, made in zip(ask.prompts.prompts, found, strict=False)}
+
+
+def draw(
+    ask: Ask, d: Dictionaries, tell: Callable[[int, int], None], labels: Mapping[int, Mapping[int, str]], place: Path | None,
+    which: range,
+) -> list[kept_tables.Found]:  # fmt: skip
+    """Some graphs; those that `place` has are read there."""
+    found = []
+    for done, i in enumerate(which):
+        make = partial(_graph, ask, d, ask.prompts[i], labels)
+        found.append(make() if place is None else kept_tables.once(_place(place, labels, i), make))
+        tell(done + 1, len(which))
+    return found
+
+
+def graphs_of(ask: Ask) -> int:
+    """Of how many prompts a graph is drawn."""
+    return min(ask.settings.graphs, len(ask.prompts))
+
+
+def undrawn(ask: Ask, place: Path, labels: Mapping[int, Mapping[int, str]]) -> int:
+    """How many graphs `place` has not."""
+    return sum(not _place(place, labels, i).is_dir() for i in range(graphs_of(ask)))
+
+
+def _place(place: Path, labels: Mapping[int, Mapping[int, str]], i: int) -> Path:
+    named = hashlib.sha256(repr(labels).encode()).hexdigest()[:12]  # labels enter no key, and stand in the tables
+    return place / f"graph-{i}-{named}"
 
 
 def _graph(ask: Ask, d: Dictionaries, p: Prompt, labels: Mapping[int, Mapping[int, str]]) -> kept_tables.Found:

@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from circuits.attribution import study
 from circuits.attribution.features.dictionaries import CrossLayer, Dictionaries
-from circuits.attribution.features.drawn import drawn
+from circuits.attribution.features.drawn import draw, drawn, graphs_of, undrawn
 from circuits.attribution.features.effects import Key, contributions, line, observe, removed
 from circuits.attribution.features.local import Active, explained
 from circuits.attribution.settings import Reference
@@ -29,6 +30,7 @@ from circuits.errors import UserError
 from circuits.files import write_json
 
 MakeKeeper = Callable[[str], Keeper[str]]
+WHAT = "contributions"
 CHECKED = 12
 """Strongest features that are taken out one by one; beside them the 2, 4 and 8 strongest together."""
 
@@ -57,8 +59,54 @@ def run(
     say: Callable[[str], None] = lambda text: None,
     tell: Callable[[int, int], None] = lambda done, total: None,
     place: Path | None = None,
+    world_size: int = 1,
 ) -> Features:
     """The whole study; `tell` is told (graphs done, all), and may end the work; in `place` each graph is kept until all are there.
+
+    What `world_size` processes have made of it by :func:`share` is taken as it is.
+
+    Raises:
+        UserError: SAEs that explain too little of these prompts; a site that cannot be cut.
+    """
+    check(ask, dictionaries, say)
+    parts = study.parts(len(ask.prompts), world_size)
+    found = [_contributions(ask, dictionaries, part, keeper(study.part_name(part, WHAT))) for part in parts]
+    rows, facts = (pd.concat(tables, ignore_index=True) for tables in zip(*found, strict=True))
+    table = _features(ask, rows, labels or {})
+    checks = _checks(ask, dictionaries, rows, table, keeper("checks"))
+    nodes, links, graphs = drawn(ask, dictionaries, tell, labels or {}, place)
+    return Features(table, nodes, links, _metrics(ask, dictionaries, table, rows, facts, checks, graphs))
+
+
+def share(
+    ask: Ask,
+    dictionaries: Dictionaries,
+    keeper: MakeKeeper,
+    place: Path,
+    shard: int,
+    world_size: int,
+    labels: Mapping[int, Mapping[int, str]] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """What one of `world_size` processes makes of the study: contributions on its prompts, and its graphs.
+
+    Raises:
+        UserError: as :func:`run`.
+    """
+    check(ask, dictionaries, say)
+    for part in study.share(len(ask.prompts), shard, world_size):
+        _contributions(ask, dictionaries, part, keeper(study.part_name(part, WHAT)))
+    draw(ask, dictionaries, tell, labels or {}, place, range(shard, graphs_of(ask), world_size))
+
+
+def unfinished(ask: Ask, place: Path, world_size: int, labels: Mapping[int, Mapping[int, str]] | None = None) -> int:
+    """How many parts and graphs of all shares are not there yet."""
+    return study.unfinished(ask, place, world_size, WHAT) + undrawn(ask, place, labels or {})
+
+
+def check(ask: Ask, dictionaries: Dictionaries, say: Callable[[str], None]) -> None:
+    """Refuse what cannot be taken apart.
 
     Raises:
         UserError: SAEs that explain too little of these prompts; a site that cannot be cut.
@@ -68,11 +116,6 @@ def run(
             "site=head_z: heads write through their own projection; take attn_out, or another site of the stream"
         )
     check_explained(ask, dictionaries, say)
-    rows, facts = _contributions(ask, dictionaries, keeper("contributions"))
-    table = _features(ask, rows, labels or {})
-    checks = _checks(ask, dictionaries, rows, table, keeper("checks"))
-    nodes, links, graphs = drawn(ask, dictionaries, tell, labels or {}, place)
-    return Features(table, nodes, links, _metrics(ask, dictionaries, table, rows, facts, checks, graphs))
 
 
 def check_explained(ask: Ask, d: Dictionaries, say: Callable[[str], None]) -> None:
@@ -92,22 +135,27 @@ def check_explained(ask: Ask, d: Dictionaries, say: Callable[[str], None]) -> No
         )
 
 
-def _contributions(ask: Ask, d: Dictionaries, keeper: Keeper[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row a (prompt, layer, feature), summed over positions; and one a (prompt, layer) with errors."""
+def _contributions(ask: Ask, d: Dictionaries, part: range, keeper: Keeper[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Of some prompts one row a (prompt, layer, feature), summed over positions; and one a (prompt, layer) with errors."""
     s = ask.settings
     steps = s.steps if s.method == "eap_ig_inputs" else 1
     found: list[list[float]] = []
     facts: list[list[float]] = []
-    known = {"rows": ask.prompts.samples, "method": s.method, "steps": steps, "reference": s.reference.value}
+    known = {
+        "rows": ask.prompts.samples[part.start : part.stop],
+        "method": s.method,
+        "steps": steps,
+        "reference": s.reference.value,
+    }
 
     def state(_: str) -> State:
         tensors = {"found": torch.tensor(found, dtype=torch.float64), "facts": torch.tensor(facts, dtype=torch.float64)}
-        return tensors, {"total": len(ask.prompts)}
+        return tensors, {"total": len(part)}
 
     for tensors, _ in keeper.begin({"effects": known}).values():
         found += tensors["found"].tolist()
         facts += tensors["facts"].tolist()
-    for i in range(keeper.start, len(ask.prompts)):
+    for done, i in enumerate(part[keeper.start :], keeper.start):
         p = ask.prompts[i]
         c = contributions(ask.anatomy, d, p, steps, s.reference is Reference.corrupt)
         for layer, a in c.active.items():
@@ -124,8 +172,8 @@ def _contributions(ask: Ask, d: Dictionaries, keeper: Keeper[str]) -> tuple[pd.D
             frozen, whole = c.frozen[layer], c.alpha[layer]
             facts.append([i, layer, float(whole.sum()), float(c.errors[layer].sum()), float(whole.abs().sum()),
                           float(c.errors[layer].abs().sum()), float((whole - frozen).abs().sum()), c.metric])  # fmt: skip
-        keeper.step(i + 1, len(ask.prompts), state)
-    keeper.end(len(ask.prompts), state)
+        keeper.step(done + 1, len(part), state)
+    keeper.end(len(part), state)
     columns = ["prompt", "layer", "alpha", "error", "size", "error_size", "through_patterns", "metric"]
     return (
         pd.DataFrame(found, columns=["prompt", "layer", "feature", "alpha", "activation"]).astype({"prompt": int, "layer": int,
