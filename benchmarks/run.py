@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 PARTS = {
     "The command line": ["launch.py"],
-    "Launching on Slurm": ["slurm.py"],
+    "Launching on Slurm": ["submitting.py"],
     "Whole studies": ["studies.py"],
     "Capture": ["capture.py", "--rounds", "9"],
     "Activations on disk": ["activations.py", "--rounds", "3"],

@@ -1,6 +1,6 @@
 """What launching on Slurm costs, on the tests' own Slurm: started in /tmp, taken down at the end (tests/slurm/README.md).
 
-    python benchmarks/slurm.py [--rounds 5]
+    python benchmarks/submitting.py [--rounds 5]
 
 * submitting: from the command to the prompt, with preflight, sbatch, claims and release. The jobs begin next year, so that no
   element runs meanwhile. Goal: 15 elements in under 4 s.
