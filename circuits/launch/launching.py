@@ -63,13 +63,12 @@ def launch(compose: Compose, lists: Sequence[Sequence[str]], launcher: Mapping[s
 
 @contextlib.contextmanager
 def _heard_as_ctrl_c() -> Iterator[None]:
-    """TERM and a closed terminal raise KeyboardInterrupt with their name: a task that runs here puts away what it had begun."""
+    """What ends a launcher raises KeyboardInterrupt with its name: a task that runs here puts away what it had begun."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    wanted = (signal.SIGTERM, signal.SIGHUP)  # what we were started to ignore stays ignored: nohup
-    before = {one: signal.signal(one, end) for one in wanted if signal.getsignal(one) is not signal.SIG_IGN}
+    before = {number: signal.signal(number, end) for number in local.heard()}
     try:
         yield
     finally:

@@ -290,7 +290,7 @@ class LocalLauncher:
 
     def _run_here(self) -> None:
         """Every element in this process, one after the other; a signal lets the running one save its checkpoint."""
-        stop = _Here().install(numbers=_heard(), watch=False)
+        stop = _Here().install(numbers=heard(), watch=False)
         while self.waiting or self.adopted:
             self._tell_why()
             if ready := self._ready():
@@ -408,7 +408,7 @@ def pool_size(cfg: BaseConfig, elements: int) -> int:
     return cores.workers(elements, cfg.pack, cfg.cluster.workers, fits)
 
 
-def _heard() -> list[signal.Signals]:
+def heard() -> list[signal.Signals]:
     """The signals that end a launcher, but for what it was started to ignore: nohup stays nohup."""
     wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     return [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
@@ -424,7 +424,7 @@ def _ending_signals() -> Iterator[Callable[[], bool]]:
         if len(came) == 1:
             raise Interrupted(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, end) for number in _heard()}
+    before = {number: signal.signal(number, end) for number in heard()}
     try:
         yield lambda: bool(came) and came[-1] - came[0] > SAME_SIGNAL_S
     finally:

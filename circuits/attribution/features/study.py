@@ -63,12 +63,13 @@ def run(
 ) -> Features:
     """The whole study; `tell` is told (graphs done, all), and may end the work; in `place` each graph is kept until all are there.
 
-    What `world_size` processes have made of it by :func:`share` is taken as it is.
+    What `world_size` processes have checked and made by :func:`share` is taken as it is.
 
     Raises:
         UserError: SAEs that explain too little of these prompts; a site that cannot be cut.
     """
-    check(ask, dictionaries, say)
+    if world_size == 1:
+        check(ask, dictionaries, say)
     parts = study.parts(len(ask.prompts), world_size)
     found = [_contributions(ask, dictionaries, part, keeper(study.part_name(part, WHAT))) for part in parts]
     rows, facts = (pd.concat(tables, ignore_index=True) for tables in zip(*found, strict=True))

@@ -8,14 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-    from circuits.interventions.engine import Engine
     from circuits.interventions.units.base import Unit
 
 Source = Literal["base", "other", "donor"]
@@ -43,8 +42,11 @@ class Edit(ABC):
     name: ClassVar[str]
     source: Source | None = None
 
-    def fit(self, engine: Engine, units: Sequence[Unit]) -> None:
-        """Look at the study's rows before the first pass (means, constants)."""
+    def fit(self, engine: Any, units: Sequence[Unit]) -> None:
+        """Look at the study's rows before the first pass (means, constants).
+
+        `engine` is the :class:`~circuits.interventions.engine.Engine` that measures; it reads this file.
+        """
         return
 
     @abstractmethod
