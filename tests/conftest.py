@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
-from warm.client import AT_IMPORT, PYTHON, REAL, SOCKET, Running, Template
+from warm.client import AT_IMPORT, BARE, PYTHON, REAL, SOCKET, Running, Template
 
 pytest_plugins = [
     "slurm.fixtures",
@@ -25,11 +25,14 @@ pytest_plugins = [
     "kept",
 ]  # slurm and own_slurm; real_model and real_text; study and mine
 ROOT = Path(__file__).resolve().parents[1]
+TEMPLATE = "TESTS_SHARED_TEMPLATE"
 NOBODY = os.environ["CIRCUITS_USER"] = (
     "nobody"  # whose conf/user/nobody.yaml is not there: tests read no one's own values
 )
 if os.environ.get("PYTEST_XDIST_WORKER"):  # the workers fill the cores: more threads of theirs only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+FEW = ("sae.steps=4", "sae.heldout_sequences=16", "sae.block_rows=1024")
+TRAINED = ("task=sae", "layer=0", *FEW, "tracking=off")
 QUICK = "model.embedded.steps=10"  # an embedded model that knows little, made in seconds
 
 
@@ -53,11 +56,13 @@ class Done:
 
 
 @functools.cache
-def template() -> Template:
-    """The process that command lines are forked from; one for each process that runs tests."""
+def template() -> str:
+    """The socket of the process that command lines are forked from; the workers of one session share it."""
+    if TEMPLATE in os.environ:
+        return os.environ[TEMPLATE]
     made = Template(Cli(ROOT).environment())
     atexit.register(made.close)
-    return made
+    return made.path
 
 
 def _listen() -> None:
@@ -98,13 +103,25 @@ class Cli:
         """Run it to its end, in a copy of a process that has imported everything (tests/warm)."""
         if any(name.startswith(AT_IMPORT) for name in extra):
             return self.plain(*words, timeout=timeout, **extra)
-        warm = template()
         on_slurm = any(word.startswith(("cluster=", "hydra/launcher=", "task=recover")) for word in words)
-        env = self.environment(**{SOCKET: warm.path, REAL: sys.executable, **extra})
+        env = self.environment(**{SOCKET: template(), REAL: sys.executable, **extra})
+        return self._forked(template(), "launch", words, env, sys.executable if on_slurm else str(PYTHON), timeout)
+
+    def python(self, *words: str, timeout: float = 300, **extra: str) -> Done:
+        """Run ``python FILE …`` or ``python -c TEXT …`` to its end, in a copy of a process that has imported libraries only."""
+        on_slurm = any("cluster=" in word for word in words)
+        if words[0] != "-c":
+            return self._forked(template() + BARE, "script", words, self.environment(**extra), sys.executable, timeout)
+        env = self.environment(**{SOCKET: template(), REAL: sys.executable, "PYTHONPATH": str(ROOT), **extra})
+        python = sys.executable if on_slurm else str(PYTHON)
+        return self._forked(template() + BARE, "code", words[1:], env, python, timeout)
+
+    def _forked(
+        self, socket: str, run: str, words: Sequence[str], env: Mapping[str, str], python: str, timeout: float
+    ) -> Done:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, Path(os.devnull).open() as nothing:
             fds = [nothing.fileno(), out.fileno(), err.fileno()]
-            python = sys.executable if on_slurm else str(PYTHON)
-            code = Running(warm.path, "launch", words, str(self.folder), env, python, fds).wait(timeout)
+            code = Running(socket, run, words, str(self.folder), env, python, fds).wait(timeout)
             out.seek(0)
             err.seek(0)
             return Done(code, out.read().decode(), err.read().decode())
@@ -117,10 +134,10 @@ class Cli:
         )  # fmt: skip
         return Done(done.returncode, done.stdout, done.stderr)
 
-    def start(self, *words: str, **extra: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, output: int = subprocess.PIPE, **extra: str) -> subprocess.Popen[str]:
         """Start it and leave it running."""
         process = subprocess.Popen(
-            self.command(*words), cwd=self.folder, env=self.environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            self.command(*words), cwd=self.folder, env=self.environment(**extra), stdout=output, stderr=subprocess.STDOUT,
             text=True, stdin=subprocess.DEVNULL, preexec_fn=_listen,  # noqa: PLW1509 (signals set, no lock taken)
         )  # fmt: skip
         self.started.append(process)
@@ -152,23 +169,38 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Train the embedded model before the workers start (``make test``): beside busy tests it would take thrice as long."""
-    if os.environ.get("CIRCUITS_TRAIN_FIRST") and not os.environ.get("PYTEST_XDIST_WORKER"):
+    """Start what workers share, and the training of the embedded model (``make test``): who needs it later waits for its lease."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        return
+    if session.config.getoption("numprocesses", None):
+        os.environ[TEMPLATE] = template()
+    if os.environ.get("CIRCUITS_TRAIN_FIRST"):
         factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
-        folder = factory.getbasetemp() / "trained"
-        folder.mkdir()
-        train_embedded(Cli(folder))
+        cli = Cli(factory.getbasetemp() / "trained")
+        cli.folder.mkdir()
+        borrow(cli)
+        cli.start(*TRAINED, output=subprocess.DEVNULL)
+        atexit.register(cli.end)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread the tests that wait for Slurm among those that compute, so that the cores are busy from the first to the last."""
-    waiting = [item for item in items if {"slurm", "own_slurm"} & set(getattr(item, "fixturenames", ()))]
-    others = [item for item in items if item not in set(waiting)]
-    if not waiting or not others:
-        return
-    every = len(others) / len(waiting)
-    placed = [((i + 0.5) * every, item) for i, item in enumerate(waiting)] + list(enumerate(others))
-    items[:] = [item for _, item in sorted(placed, key=lambda pair: pair[0])]
+    """An order that keeps the cores busy from the first to the last test.
+
+    Files that need the trained model come last in each worker's share, and the tests that wait for Slurm lie spread among those
+    that compute.
+    """
+    waiting = {item for item in items if {"slurm", "own_slurm"} & set(getattr(item, "fixturenames", ()))}
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if item not in waiting:
+            files.setdefault(item.path, []).append(item)
+    shares: list[list[pytest.Item]] = [[] for _ in range(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))]
+    for tests in sorted(files.values(), key=lambda tests: any("trained" in one.fixturenames for one in tests)):  # type: ignore[attr-defined]
+        min(shares, key=len).extend(tests)
+    others = [item for share in shares for item in share]
+    every = len(others) / max(1, len(waiting))
+    placed = [((i + 0.5) * every, item) for i, item in enumerate(item for item in items if item in waiting)]
+    items[:] = [item for _, item in sorted([*placed, *enumerate(others)], key=lambda pair: pair[0])]
 
 
 def borrow(cli: Cli) -> None:
@@ -183,9 +215,9 @@ def borrow(cli: Cli) -> None:
 
 
 def train_embedded(cli: Cli) -> None:
-    """One SAE for one step, for the sake of the model that it needs."""
+    """One SAE of a few steps, for the sake of the model that it needs."""
     borrow(cli)
-    done = cli("task=sae", "layer=0", "sae.steps=20", "tracking=off", timeout=1500)
+    done = cli(*TRAINED, timeout=1500)
     if done.code != 0:
         raise RuntimeError(f"the embedded model could not be made: {done.out}{done.err}")
 
@@ -227,7 +259,7 @@ def sharing(store: Path, folder: Path) -> Cli:
 def quick_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store whose embedded model was trained for a few steps only: enough wherever quality does not matter."""
     cli = shared(tmp_path_factory, "quick")
-    done = cli("task=sae", "layer=0", "sae.steps=4", QUICK, "tracking=off")
+    done = cli("task=sae", "layer=0", *FEW, QUICK, "tracking=off")
     assert done.code == 0, done.err + done.out
     return cli.outputs / "artifacts"
 

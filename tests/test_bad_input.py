@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from circuits.launch import sweep as sweeps
 
-SHORT = [QUICK, "sae.steps=60", "sae.heldout_sequences=64", "sae.block_rows=4096", "tracking=off"]
+SHORT = [QUICK, "sae.steps=30", "sae.heldout_sequences=16", "sae.block_rows=4096", "tracking=off"]
 
 BEFORE_THE_START = [
     (["layer=9"], r"layer=9: .*out of range for model=tiny, which has 4 layers \(0-3\)"),

@@ -6,8 +6,6 @@ import html
 import json
 import math
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import QUICK, ROOT, Cli
+from conftest import QUICK, ROOT, Cli, Done
 from prompt_sets import animals, bpe, save_model, write_jsonl
 from small_models import MODELS, VOCAB, build
 
@@ -188,7 +186,7 @@ def test_what_stands_on_a_failed_gate_is_refused_or_tainted(warm: Cli, tmp_path:
     (checkout / "circuits" / "tasks" / "after.py").write_text(TASK)
     (checkout / "conf" / "task" / "after.yaml").write_text("name: after\n_target_: circuits.tasks.after.run\n")
 
-    def launch(task: str, *words: str) -> subprocess.CompletedProcess[str]:
+    def launch(task: str, *words: str) -> Done:
         given = [
             "behaviour=ioi",
             "behaviour.n_samples=12",
@@ -197,22 +195,19 @@ def test_what_stands_on_a_failed_gate_is_refused_or_tainted(warm: Cli, tmp_path:
             "tracking=off",
             "cluster.workers=0",
         ]
-        command = [sys.executable, str(checkout / "launch.py"), f"task={task}", *given, *words]
-        return subprocess.run(
-            command, cwd=warm.folder, env=warm.environment(), capture_output=True, text=True, check=False
-        )
+        return warm.python(str(checkout / "launch.py"), f"task={task}", *given, *words)
 
     absent = launch("after")
-    assert absent.returncode == 2 and "make it with: python launch.py task=baseline behaviour=ioi" in absent.stderr
-    assert launch("baseline").returncode == 3
+    assert absent.code == 2 and "make it with: python launch.py task=baseline behaviour=ioi" in absent.err
+    assert launch("baseline").code == 3
     refused = launch("after")
-    assert refused.returncode == 3 and "force=true goes on" in refused.stderr and not warm.artifacts("after")
+    assert refused.code == 3 and "force=true goes on" in refused.err and not warm.artifacts("after")
     forced = launch("after", "force=true")
-    assert forced.returncode == 0, forced.stdout + forced.stderr
+    assert forced.code == 0, forced.out + forced.err
     (made,) = warm.artifacts("after")
     assert "below behaviour.success_threshold" in json.loads((made / "manifest.json").read_text())["tainted"][0]
-    assert launch("after").returncode == 3, "asked again although it is in the store"
-    assert launch("after", "behaviour.success_threshold=0").returncode == 0
+    assert launch("after").code == 3, "asked again although it is in the store"
+    assert launch("after", "behaviour.success_threshold=0").code == 0
 
 
 def test_a_file_and_a_model_directory_with_answers_of_several_tokens(cli: Cli, tmp_path: Path) -> None:

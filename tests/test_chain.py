@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from configs import plan
-from conftest import ROOT, Cli
+from conftest import Cli, Done
 from slurm.queueing import Queue
 from slurm.sweeps import SLURM, SMALL, element, status, sweep_dir
 
@@ -44,12 +42,9 @@ ASKED = [word for word in SMALL if word.startswith("task.resources.")]  # of a c
 TRAIN = [*(word for word in SMALL if word not in ASKED), "sae.steps=8", "sae.batch_size=64", "seed=5"]
 
 
-def launch(cli: Cli, stages: list[list[list[str]]]) -> subprocess.CompletedProcess[str]:
+def launch(cli: Cli, stages: list[list[list[str]]]) -> Done:
     """The stages' elements as one plan."""
-    return subprocess.run(
-        [sys.executable, "-c", STAGES, json.dumps(stages)], cwd=cli.folder, capture_output=True, text=True, check=False,
-        env=cli.environment(PYTHONPATH=str(ROOT)),
-    )  # fmt: skip
+    return cli.python("-c", STAGES, json.dumps(stages))
 
 
 def pair(*words: str, layers: tuple[int, ...] = (1, 2)) -> list[list[list[str]]]:
@@ -98,7 +93,7 @@ def test_elements_wait_here_for_what_makes_their_inputs_and_are_closed_when_it_f
     stages = pair()
     stages[0][1].append("sae.min_r2=0.9999")  # a gate that says no: kept, and not what was asked for
     done = launch(warm, stages)
-    assert done.returncode == 1 and "cancelled" in done.stdout, done.stderr + done.stdout
+    assert done.code == 1 and "cancelled" in done.out, done.err + done.out
     sweep = sweep_dir(warm)
     found = {
         facts["index"]: status(sweep / facts["name"])
@@ -107,15 +102,15 @@ def test_elements_wait_here_for_what_makes_their_inputs_and_are_closed_when_it_f
     assert [found[i]["state"] for i in range(4)] == ["done", "gate", "done", "cancelled"]
     assert "element 1, which makes an input of it, ended as gate" in found[3]["error"]
     assert found[2]["artifacts"][0]["inputs"][-1] == found[0]["artifacts"][0]["id"]
-    assert "explained variance" in done.stdout and "one token" in done.stdout, "a table for each task"
+    assert "explained variance" in done.out and "one token" in done.out, "a table for each task"
     again = launch(warm, pair())
-    assert again.returncode == 0 and "3 cached" in again.stdout, again.stderr + again.stdout
+    assert again.code == 0 and "3 cached" in again.out, again.err + again.out
 
 
 def test_on_slurm_an_element_starts_only_after_exactly_its_producers(slurm: Queue, warm: Cli) -> None:
     waiting = slurm.submit("sleep 600")
     done = launch(warm, pair(SLURM, *ASKED, f"cluster.sbatch=['--dependency=afterany:{waiting}']", "seed=6"))
-    assert done.returncode == 0, done.stderr + done.stdout
+    assert done.code == 0, done.err + done.out
     sweep = sweep_dir(warm)
     jobs = json.loads((sweep / "jobs.json").read_text())
     place = {index: f"{array['job']}_{index}" for array in jobs["arrays"] for index in array["elements"]}

@@ -93,21 +93,21 @@ def test_a_sweep_over_methods_in_one_process_and_a_report_of_it(lab: Cli) -> Non
 
 
 def test_features_of_saes_and_of_skip_transcoders(lab: Cli) -> None:
-    sae = ("sae.steps=150", "sae.k=16", "sae.expansion=4", *SMALL[3:])
+    sae = ("sae.steps=60", "sae.k=16", "sae.expansion=2", "sae.heldout_sequences=16", "sae.block_rows=2048", *SMALL[3:])
     transcoder = ("sae.site=mlp_in", "sae.target_site=mlp_out", "sae.skip=true")
     features = ("attribution.level=features", "attribution.graphs=1", "attribution.max_features=30",
                 "attribution.verify_samples=3", "attribution.min_explained=-10", "attribution.method=eap")  # fmt: skip
     for words in ((), transcoder):
         trained_ = lab("task=sae", "layer=[1,2]", *sae, *words)
         assert trained_.code == 0, trained_.out + trained_.err
-        path, metrics = made(lab, "attribution", "layer=[1,2]", *SMALL, *sae[:3], *words, *features)
+        path, metrics = made(lab, "attribution", "layer=[1,2]", *SMALL, *sae[:5], *words, *features)
         nodes, links = pd.read_parquet(path / "nodes.parquet"), pd.read_parquet(path / "links.parquet")
         assert nodes["node"].is_unique and set(links["source"]) | set(links["target"]) <= set(nodes["node"])
         assert set(nodes["kind"]) >= {"embedding", "logit"} and np.isfinite(links["weight"]).all()
         assert metrics["transcoders"] == bool(words) and metrics["n"] == 16 and metrics["slope"] is not None
         assert 0 <= metrics["replacement"] <= 1 and len(metrics["checks"]) >= 12
     before = {path.name for path in lab.artifacts("attribution")}
-    words = ("layer=[1,2]", *SMALL, *sae[:3], *features, "attribution.max_features=20", "attribution.graphs=3")
+    words = ("layer=[1,2]", *SMALL, *sae[:5], *features, "attribution.max_features=20", "attribution.graphs=3")
     whole, said = made(lab, "attribution", *words)
     assert whole.name not in before
     kept = whole.rename(lab.folder / "whole")
@@ -118,7 +118,7 @@ def test_features_of_saes_and_of_skip_transcoders(lab: Cli) -> None:
         pd.testing.assert_frame_equal(
             pd.read_parquet(whole / f"{table}.parquet"), pd.read_parquet(kept / f"{table}.parquet")
         )
-    low = lab("task=attribution", "layer=[1,2]", *SMALL, *sae[:3], *features[:4], "attribution.min_explained=0.9999")
+    low = lab("task=attribution", "layer=[1,2]", *SMALL, *sae[:5], *features[:4], "attribution.min_explained=0.9999")
     assert low.code != 0 and "explain too little of these prompts" in low.err + low.out
 
 

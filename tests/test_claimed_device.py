@@ -166,7 +166,7 @@ def on(device: Any, lm: LM) -> LM:
     return wrap(lm.model.to(device.name), lm.tokenizer, lm.name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.soak) for kind in KINDS[1:])])
 def test_the_whole_way_of_six_architectures(kind: str) -> None:
     """Stream, training, measurement, description and scoring: no mix of devices, no type that the device lacks; and the host waits
     for blocks and chunks, never for single sequences or prompts."""

@@ -203,10 +203,10 @@ CLT = [
     "sae.site=mlp_in",
     "sae.target_site=mlp_out",
     "sae.k=8",
-    "sae.steps=80",
+    "sae.steps=40",
     "sae.expansion=2",
 ]
-FEW = [QUICK, "sae.heldout_sequences=16", "tracking=off"]
+FEW = [QUICK, "sae.heldout_sequences=8", "tracking=off"]
 
 
 def test_from_the_command_line_to_a_set_that_opens_and_a_page(warm: Cli) -> None:

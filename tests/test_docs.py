@@ -6,12 +6,10 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import QUICK, ROOT, Cli
+from conftest import QUICK, ROOT, Cli, Done
 
 from circuits.command import overrides
 from circuits.errors import UserError
@@ -96,21 +94,18 @@ def test_an_input_kind_is_one_schema_one_yaml_and_one_library_file(warm: Cli, ch
         "tracking=off",
     ]
 
-    def launch(*given: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(checkout / "launch.py"), *given], cwd=warm.folder, env=warm.environment(),
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+    def launch(*given: str) -> Done:
+        return warm.python(str(checkout / "launch.py"), *given)
 
     for kind in ("verses", "text"):
         done = launch(*words, f"data={kind}")
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.code == 0, done.out + done.err
     said = "".join(log.read_text() for log in (warm.outputs / "runs").glob("*/*/run.log"))
     assert "400 documents" in said and "200 documents" in said, "each as it is read"
     assert len(warm.artifacts("tokens")) == len(warm.artifacts("sae")) == 2
-    assert "cached" in launch(*words, "data=verses").stdout
+    assert "cached" in launch(*words, "data=verses").out
     refused = launch(*words, "data=verses", "data.field=x")
-    assert refused.returncode == 2 and "data.field" in refused.stderr, refused.stderr
+    assert refused.code == 2 and "data.field" in refused.err, refused.err
 
 
 def test_a_new_task_is_one_module_and_one_yaml(warm: Cli, checkout: Path) -> None:
@@ -120,27 +115,24 @@ def test_a_new_task_is_one_module_and_one_yaml(warm: Cli, checkout: Path) -> Non
     (checkout / "conf" / "task" / "norms.yaml").write_text(yaml)
     (checkout / "circuits" / "tasks" / "norms.py").write_text(module)
 
-    def launch(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(checkout / "launch.py"), *words]
-        return subprocess.run(
-            command, cwd=warm.folder, env=warm.environment(), capture_output=True, text=True, check=False
-        )
+    def launch(*words: str) -> Done:
+        return warm.python(str(checkout / "launch.py"), *words)
 
-    done = launch("task=norms", "layer=1,2", QUICK, "tracking=off")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "mean norm" in done.stdout
+    done = launch("task=norms", "layer=1,2", QUICK, "tracking=off", "cluster.workers=0")
+    assert done.code == 0, done.out + done.err
+    assert "mean norm" in done.out
     assert len(warm.artifacts("norms")) == 2
     assert json.loads((warm.artifacts("norms")[0] / "metrics.json").read_text())["norm"] > 0
-    assert "2 cached" in launch("task=norms", "layer=1,2", QUICK, "tracking=off").stdout
-    assert "norms" in launch("--help").stdout
-    assert "  norms.order=2.0 " in launch("task=norms", "--help").stdout
+    assert "2 cached" in launch("task=norms", "layer=1,2", QUICK, "tracking=off", "cluster.workers=0").out
+    assert "norms" in launch("--help").out
+    assert "  norms.order=2.0 " in launch("task=norms", "--help").out
     wrong = launch("task=norms", "layer=1,2", "norms.order=-1", QUICK)
-    assert wrong.returncode == 2 and wrong.stderr == "error: norms.order=-1.0: more than 0\n"
+    assert wrong.code == 2 and wrong.err == "error: norms.order=-1.0: more than 0\n"
     (model,) = warm.artifacts("tiny")
     other = launch("task=norms", "layer=1", f"model={model}", "norms.order=1", "tracking=off")
-    assert other.returncode == 0 and len(warm.artifacts("norms")) == 3, other.stdout + other.stderr
+    assert other.code == 0 and len(warm.artifacts("norms")) == 3, other.out + other.err
     refused = launch("task=norms", "sae.k=3")
-    assert refused.returncode == 2 and "sae.k: task=norms does not read it; " in refused.stderr
+    assert refused.code == 2 and "sae.k: task=norms does not read it; " in refused.err
     before = _files(checkout)
     (checkout / "conf" / "norms").mkdir()
     (checkout / "conf" / "norms" / "default.yaml").write_text("order: 2.0\n")
@@ -152,28 +144,28 @@ def test_a_new_task_is_one_module_and_one_yaml(warm: Cli, checkout: Path) -> Non
     )
     (checkout / "conf" / "behaviour" / "colours.yaml").write_text("name: colours\nn_samples: 20\nn_test: 10\n")
     taxi = launch("task=norms", "layer=1", "norms=taxi", QUICK, "tracking=off")
-    assert taxi.returncode == 0, taxi.stdout + taxi.stderr
+    assert taxi.code == 0, taxi.out + taxi.err
     pages = [page.read_text() for page in warm.outputs.glob("runs/*/norms-*/report.html")]
     assert any("Norms of 1 artifact" in page for page in pages), "its own section"
-    assert "norms=default" in launch("task=norms", "--help").stdout and "norms" in launch("--help").stdout
+    assert "norms=default" in launch("task=norms", "--help").out and "norms" in launch("--help").out
     wrong = launch("task=norms", "norms=taxy", QUICK)
-    assert wrong.returncode == 2 and "norms=taxy: no such norms; did you mean taxi?" in wrong.stderr
+    assert wrong.code == 2 and "norms=taxy: no such norms; did you mean taxi?" in wrong.err
     only = launch("task=prompts", "behaviour=colours")
-    assert only.returncode == 2 and "behaviour=colours: asked of models of natural language only" in only.stderr
+    assert only.code == 2 and "behaviour=colours: asked of models of natural language only" in only.err
     schema = checkout / "circuits" / "schema" / "sae.py"
     schema.write_text(
         schema.read_text().replace(
             "    k: int | None", "    fancy: bool = added(False)  # a new option of SAEs\n    k: int | None", 1
         )
     )
-    assert "sae.fancy=false" in launch("task=sae", "--help").stdout
+    assert "sae.fancy=false" in launch("task=sae", "--help").out
     touched = {name for name, facts in _files(checkout).items() if before.get(name) != facts}
     assert touched == {
         "conf/norms/default.yaml", "conf/norms/taxi.yaml", "circuits/report/sections/norms.py",
         "circuits/data/behaviours/colours.py", "conf/behaviour/colours.yaml", "circuits/schema/sae.py",
     }  # fmt: skip
-    again = launch("task=norms", "layer=1,2", QUICK, "tracking=off")
-    assert "2 cached" in again.stdout, "what was added has re-keyed nothing"
+    again = launch("task=norms", "layer=1,2", QUICK, "tracking=off", "cluster.workers=0")
+    assert "2 cached" in again.out, "what was added has re-keyed nothing"
 
 
 SECTION = '''

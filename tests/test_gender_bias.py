@@ -45,10 +45,10 @@ MODEL = [
 ]
 SMALL = [
     *MODEL,
-    *("sae.steps=300", "sae.heldout_sequences=64", "sae.block_rows=4096"),
+    *("sae.steps=200", "sae.heldout_sequences=16", "sae.block_rows=2048", "sae.baselines=false"),
     *(
         "intervention.controls=2",
-        "intervention.samples=30",
+        "intervention.samples=16",
         "intervention.generate=6",
         "intervention.caption_controls=1",
     ),

@@ -18,7 +18,16 @@ OFF = ["tracking=off", "cluster.workers=0"]
 def lab(quick_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
     """A folder with a sweep of SAEs, one whose answer was there, a sweep of prompts and a failure."""
     cli = sharing(quick_store, tmp_path_factory.mktemp("lab"))
-    sae = ["task=sae", "layer=0,1,2", "sae.k=8", "sae.steps=4", "sae.heldout_sequences=16", QUICK, *OFF]
+    sae = [
+        "task=sae",
+        "layer=0,1,2",
+        "sae.k=8",
+        "sae.steps=4",
+        "sae.heldout_sequences=16",
+        "sae.block_rows=1024",
+        QUICK,
+        *OFF,
+    ]
     assert cli(*sae).code == 0
     assert cli(*sae[:1], "layer=1", *sae[2:], f"note='{NOTE}'").code == 0
     assert cli("task=prompts", "behaviour=ioi,facts", "behaviour.n_samples=20", "behaviour.n_test=6", *OFF).code == 0

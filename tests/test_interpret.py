@@ -32,7 +32,7 @@ from circuits.models.modules import module_at
 from circuits.report.cards import histogram
 from circuits.sae.modules import SAE, SAEConfig, architectures
 
-QUICKLY = [QUICK, "sae.steps=30", "sae.heldout_sequences=64", "tracking=off"]
+QUICKLY = [QUICK, "sae.steps=20", "sae.heldout_sequences=16", "sae.block_rows=2048", "tracking=off"]
 SHORT = [*QUICKLY, "interpret.n_sequences=128", "interpret.max_features=200", "interpret.shuffles=5"]
 
 
@@ -373,7 +373,13 @@ def test_from_the_sae_to_the_page_and_back_with_labels(warm: Cli) -> None:
     assert template.read_text().startswith("layer,feature,label,suggestion\n")
     assert (artifact / "labels.csv").read_text() == template.read_text(), "also for those who find it in the store"
 
-    options = {"model__embedded__steps": 10, "sae__steps": 30, "sae__heldout_sequences": 64, "outputs": warm.outputs}
+    options = {
+        "model__embedded__steps": 10,
+        "sae__steps": 20,
+        "sae__heldout_sequences": 16,
+        "sae__block_rows": 2048,
+        "outputs": warm.outputs,
+    }
     own = {"interpret__n_sequences": 128, "interpret__max_features": 200, "interpret__shuffles": 5}
     found = circuits.open("interpret", layer=2, **options, **own)
     assert len(found.features) == 200 and found.metrics["layer"] == 2 and found.metrics["n_rows"] > 500

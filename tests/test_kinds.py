@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from configs import compose, plan
-from conftest import QUICK, ROOT, Cli
+from conftest import QUICK, ROOT, Cli, Done
 
 from circuits.errors import UserError
 from circuits.schema import BaseConfig
@@ -154,29 +151,23 @@ def test_one_artifact_over_a_set_of_layers_from_the_command_line_to_its_manifest
     (checkout / "conf" / "task" / "shared.yaml").write_text(YAML)
     small = ["sae.steps=4", "sae.batch_size=64", "sae.block_rows=512", "sae.heldout_sequences=4", QUICK, "seed=77"]
 
-    def launch(task: str, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(checkout / "launch.py"), f"task={task}", "tracking=off", "cluster.workers=0"]
-        return subprocess.run(
-            [*command, *words], cwd=warm.folder, env={**os.environ, **warm.environment()}, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
+    def launch(task: str, *words: str) -> Done:
+        return warm.python(str(checkout / "launch.py"), f"task={task}", "tracking=off", "cluster.workers=0", *words)
 
     own = [*(word for word in small if not word.startswith(("sae.batch", "sae.block", "sae.held"))), *small[1:4]]
-    assert launch("sae", "layer=1", *small).returncode == 0
+    assert launch("sae", "layer=1", *small).code == 0
     absent = launch("shared", "layer=[2,0-1]", *own)
-    assert absent.returncode == 2, absent.stderr
-    (line,) = (line for line in absent.stderr.splitlines() if "make them with" in line)
+    assert absent.code == 2, absent.err
+    (line,) = (line for line in absent.err.splitlines() if "make them with" in line)
     assert "needs sae/tiny-L0-topk-" in line and "sae/tiny-L2-topk-" in line and "tiny-L1" not in line
     command = shlex.split(line.partition("make them with: python launch.py ")[2].partition("  log ")[0])
     made_all = launch(command[0].removeprefix("task="), *command[1:])
-    assert command[0] == "task=sae" and made_all.returncode == 0, made_all.stderr
+    assert command[0] == "task=sae" and made_all.code == 0, made_all.err
     done = launch("shared", "layer=[2,0-1]", *own)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     (made,) = warm.artifacts("shared")
     again = launch("shared", "layer=0-2", *own)
-    assert again.returncode == 0 and warm.artifacts("shared") == [made], (
-        "cached, whatever order the layers are written in"
-    )
+    assert again.code == 0 and warm.artifacts("shared") == [made], "cached, whatever order the layers are written in"
     manifest = (
         warm.manifest(made)
         if hasattr(warm, "manifest")

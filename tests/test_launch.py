@@ -24,7 +24,7 @@ from circuits.launch.plan import Plan, Standing
 from circuits.run import machine
 from circuits.store.store import Store
 
-SHORT = [QUICK, "sae.heldout_sequences=64", "sae.block_rows=4096", "tracking=off"]
+SHORT = [QUICK, "sae.heldout_sequences=16", "sae.block_rows=2048", "tracking=off"]
 Wait = Callable[..., None]
 
 
@@ -75,7 +75,9 @@ def test_a_failing_element_stops_no_other_and_is_named_with_its_log(warm: Cli) -
     assert (failed["index"], failed["state"], failed["log"]) == (1, "failed", str(log)) and "layer 1" in failed["error"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, *(pytest.param(how, marks=pytest.mark.soak) for how in (signal.SIGTERM, signal.SIGHUP))]
+)
 def test_an_ended_launcher_checkpoints_and_leaves_no_process(warm: Cli, wait_until: Wait, how: signal.Signals) -> None:
     running = warm.start("layer=0,1", "sae.steps=100000", *SHORT)
     wait_until(lambda: len(training(warm)) == 2 or running.poll() is not None, 120, "two elements in training")
@@ -270,7 +272,12 @@ def resumed_equals_undisturbed(
     return moments
 
 
-@pytest.mark.parametrize("architecture", ["topk", pytest.param("relu", marks=pytest.mark.soak)])
+def test_a_killed_and_resumed_sae_is_bit_identical(warm: Cli, wait_until: Wait) -> None:
+    resumed_equals_undisturbed(warm, 1, "topk", "[1,2]", wait_until, steps=40)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("architecture", ["topk", "relu"])
 def test_killed_and_resumed_saes_are_bit_identical(warm: Cli, wait_until: Wait, architecture: str) -> None:
     resumed_equals_undisturbed(warm, 2, architecture, "[1,2]", wait_until)
 

@@ -21,7 +21,7 @@ from circuits.launch.packs import packs
 
 BASELINE = ["task=baseline", QUICK, "behaviour.n_samples=30", "behaviour.n_test=10",
             "baseline.resamples=50", "tracking=off"]  # fmt: skip
-SAE = [QUICK, "sae.heldout_sequences=16", "sae.block_rows=4096", "tracking=off"]
+SAE = [QUICK, "sae.heldout_sequences=16", "sae.block_rows=2048", "tracking=off"]
 Wait = Callable[..., None]
 
 
@@ -65,8 +65,8 @@ def test_saes_of_a_pack_share_one_stream_and_are_what_each_would_be_alone(
     warm: Cli, quick_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Other architectures, layers and numbers of steps: bit by bit what elements of their own make, each with its W&B run."""
-    given = [QUICK, "sae.heldout_sequences=16", "sae.block_rows=4096", "sae.log_every=10", "sae.checkpoint_every=15"]
-    swept = ["sae=topk,batchtopk", "layer=0,1-2", "sae.steps=20,40", "sae.warmup=5"]
+    given = [QUICK, "sae.heldout_sequences=16", "sae.block_rows=2048", "sae.log_every=5", "sae.checkpoint_every=7"]
+    swept = ["sae=topk,batchtopk", "layer=0,1-2", "sae.steps=10,20", "sae.warmup=5"]
     done = warm(*given, *swept, "pack=8")
     assert done.code == 0, done.out + done.err
     sweep = sweep_dir(warm)
@@ -83,9 +83,9 @@ def test_saes_of_a_pack_share_one_stream_and_are_what_each_would_be_alone(
         )
         rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
         assert {row["layer"] for row in rows} == ({0}, {0}, {1, 2}, {1, 2})[number % 4]
-        assert max(row["step"] for row in rows) == (20, 40)[number % 2]
+        assert max(row["step"] for row in rows) == (10, 20)[number % 2]
     alone = sharing(quick_store, tmp_path_factory.mktemp("alone"))
-    for words in (["sae=topk", "layer=0", "sae.steps=40"], ["sae=batchtopk", "layer=2", "sae.steps=20"]):
+    for words in (["sae=topk", "layer=0", "sae.steps=20"], ["sae=batchtopk", "layer=2", "sae.steps=10"]):
         assert alone(*given, *words, "sae.warmup=5", "tracking=off").code == 0
     both = {path.name: path for path in warm.artifacts("sae")}
     for own in alone.artifacts("sae"):

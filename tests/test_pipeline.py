@@ -22,7 +22,7 @@ from circuits.store.store import Store
 SMALL = [QUICK, "tracking=off", "task.resources.cpus=1"]
 STUDY = """
 about: two SAEs and what their features stand for
-overrides: [model=tiny, sae.steps=8, sae.batch_size=64, sae.heldout_sequences=64, sae.block_rows=4096]
+overrides: [model=tiny, sae.steps=8, sae.batch_size=64, sae.heldout_sequences=16, sae.block_rows=2048]
 stages:
   prompts: {task: prompts}
   saes: {task: sae, overrides: ["layer=1,2"]}

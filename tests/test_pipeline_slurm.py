@@ -124,6 +124,7 @@ def test_more_elements_than_an_array_takes_are_several_arrays(own_slurm: Queue, 
     assert len(jobs(sweep_dir(cli))["arrays"][0]["packs"][0]) == 9, "one job"
 
 
+@pytest.mark.soak
 def test_a_node_on_which_two_jobs_died_is_left_out_and_named(slurm: Queue, warm: Cli) -> None:
     words = ["layer=1,2", "seed=14", *LONG, SLURM, "cluster.sbatch=['--nodelist=node1']"]
     job = int(submitted(warm("task=sae", *words)))

@@ -14,7 +14,7 @@ import pytest
 from conftest import QUICK, Cli
 from test_report import Page
 
-SAE = ["task=sae", "layer=1", "sae.heldout_sequences=256", "sae.log_every=5", QUICK, "tracking=off"]
+SAE = ["task=sae", "layer=1", "sae.heldout_sequences=128", "sae.log_every=5", QUICK, "tracking=off"]
 PROMPTS = ["behaviour.n_samples=120", "behaviour.n_test=40", "tracking=off", "cluster.workers=0"]
 
 
@@ -29,7 +29,7 @@ def summary(run: Path) -> dict[str, Any]:
 
 
 def test_a_training_is_profiled_phase_by_phase_and_its_key_is_as_ever(warm: Cli) -> None:
-    done = warm(*SAE, "sae.steps=200", "profile=torch", "cluster.workers=0")
+    done = warm(*SAE, "sae.steps=80", "profile=torch", "cluster.workers=0")
     assert done.code == 0, done.out + done.err
     run = run_of(warm, "sae")
     windows = {window["phase"]: window for window in summary(run)["windows"]}
@@ -45,7 +45,7 @@ def test_a_training_is_profiled_phase_by_phase_and_its_key_is_as_ever(warm: Cli)
     )
     page = Page(run / "report.html")
     assert "Profile of 000: training" in page.text and "profile/training.trace.json.gz (ui.perfetto.dev)" in page.text
-    assert "  cached  " in warm(*SAE, "sae.steps=200").out, "a profile is in no key"
+    assert "  cached  " in warm(*SAE, "sae.steps=80").out, "a profile is in no key"
     plain = warm(*SAE, "sae.steps=4", "cluster.workers=0")
     assert plain.code == 0 and not (run_of(warm, "sae") / "profile").exists()
 
@@ -102,6 +102,7 @@ def test_a_run_that_is_stopped_keeps_its_profile_and_the_next_turn_adds_its_own(
     assert (run / "profile" / "training.txt").exists() and (run / "profile" / "training-turn2.trace.json.gz").exists()
 
 
+@pytest.mark.soak
 def test_elements_of_a_pack_that_train_together_share_a_profile(warm: Cli) -> None:
     words = [
         "task=sae",

@@ -13,7 +13,7 @@ from conftest import QUICK, Cli
 
 from circuits.errors import UserError
 
-SHORT = [QUICK, "sae.steps=20", "sae.heldout_sequences=64", "sae.block_rows=4096", "tracking=off"]
+SHORT = [QUICK, "sae.steps=20", "sae.heldout_sequences=16", "sae.block_rows=2048", "tracking=off"]
 
 
 def test_an_experiment_sets_root_keys_and_the_command_line_wins(

@@ -39,7 +39,7 @@ SAE = [
     "tracking=off",
     "cluster.workers=0",
 ]
-SHORT = [*SAE, "sae.steps=150", "sae.ram=0.004"]  # four blocks of two chunks, more than one pass
+SHORT = [*SAE, "sae.steps=80", "sae.ram=0.004"]  # four blocks of two chunks, more than one pass
 
 
 def saes(cli: Cli) -> dict[int, Path]:

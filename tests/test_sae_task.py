@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import QUICK, ROOT, Cli, sharing
+from conftest import QUICK, Cli, sharing
 from safetensors.torch import load_file
 
-SHORT = [QUICK, "sae.steps=60", "sae.heldout_sequences=64", "sae.block_rows=4096", "tracking=off"]
+STEPS = 20
+SHORT = [QUICK, f"sae.steps={STEPS}", "sae.heldout_sequences=16", "sae.block_rows=2048", "tracking=off"]
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -73,20 +72,19 @@ print("codes", main(sys.argv[1:]), main(sys.argv[1:]))
 def test_a_training_that_is_resumed_keeps_no_trainer_while_it_is_measured(warm: Cli) -> None:
     """Each holds 16 bytes a parameter: two SAEs of a 3B model's MLP would not fit beside them."""
     words = ["task=sae", "layer=[0,1]", *SHORT, "cluster.workers=0"]
-    done = subprocess.run([sys.executable, "-c", RESUMED, *words], cwd=warm.folder, env=warm.environment(PYTHONPATH=str(ROOT)),
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    assert "codes 1 0" in done.stdout and "resumed at step 60" in done.stdout, done.stdout + done.stderr
-    assert "trainers 0" in done.stdout
+    done = warm.python("-c", RESUMED, *words)
+    assert "codes 1 0" in done.out and f"resumed at step {STEPS}" in done.out, done.out + done.err
+    assert "trainers 0" in done.out
 
 
 def test_a_set_of_layers_in_one_run_equals_single_runs_bit_by_bit(
     warm: Cli, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     alone = sharing(warm.outputs / "artifacts", tmp_path_factory.mktemp("alone"))
-    architectures = "sae=topk,matryoshka,jumprelu"  # all of them: test_sae_loop.py
-    assert warm("task=sae", "layer=all", architectures, *SHORT).code == 0
+    architectures = "sae=topk,jumprelu"  # all of them: test_sae_loop.py
+    assert warm("task=sae", "layer=[1,2]", architectures, *SHORT).code == 0
     assert alone("task=sae", "layer=2", architectures, *SHORT).code == 0
-    assert len(alone.artifacts("sae")) == 3
+    assert len(alone.artifacts("sae")) == 2
     for path in alone.artifacts("sae"):
         together = warm.outputs / "artifacts" / "sae" / path.name  # the same key, hence the same name
         assert same(path, together)
@@ -162,6 +160,7 @@ def test_the_gate_exits_3_each_time_and_keeps_the_measurement(warm: Cli) -> None
     assert json.loads((warm.artifacts("sae")[0] / "metrics.json").read_text())["steps"] == 2
 
 
+@pytest.mark.soak
 def test_two_processes_do_the_work_once(cli: Cli) -> None:
     words = ["task=sae", "layer=0,1", *SHORT]
     first, second = cli.start(*words), cli.start(*words)
@@ -226,7 +225,7 @@ def test_notebooks_open_an_artifact_by_its_config(warm: Cli, monkeypatch: pytest
 
     assert warm("task=sae", "layer=1", "sae.k=16", *SHORT).code == 0
     monkeypatch.chdir(warm.folder)
-    given = {"model__embedded__steps": 10, "sae__steps": 60, "sae__heldout_sequences": 64, "sae__block_rows": 4096}
+    given = {"model__embedded__steps": 10, "sae__steps": STEPS, "sae__heldout_sequences": 16, "sae__block_rows": 2048}
     sae = circuits.open("sae", layer=1, sae__k=16, **given)
     assert sae.cfg.k == 16
     with pytest.raises(UserError, match=r"python launch.py task=sae layer=1 sae.k=17"):
@@ -238,7 +237,7 @@ def test_tracking_writes_jsonl_always_and_wandb_per_layer_offline(warm: Cli) -> 
     assert done.code == 0, done.err
     (run,) = (warm.outputs / "runs").glob("*/tracked-*")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert {row["layer"] for row in rows} == {0, 1} and rows[-1]["step"] == 60
+    assert {row["layer"] for row in rows} == {0, 1} and rows[-1]["step"] == STEPS
     assert len(list(run.glob("wandb/offline-run-*"))) == 2
     assert warm("task=sae", "layer=0", *SHORT).code == 0
     assert not list((warm.outputs / "runs").glob("*/sae-*/wandb")), "tracking=off"
@@ -291,7 +290,7 @@ def test_a_transcoder_is_trained_measured_spliced_and_read_back(warm: Cli) -> No
         assert metrics["ce_zero"] != metrics["ce_spliced"]
         sae = formats.load(path)
         assert sae.cfg.d_out == 128
-    untrained = [QUICK, "sae.heldout_sequences=64", "tracking=off"]
+    untrained = [QUICK, "sae.heldout_sequences=16", "tracking=off"]
     taken = warm("task=sae", "layer=1", f"sae.from={path}", *words, *untrained)
     assert taken.code == 0, taken.err
     refused = warm("task=sae", "layer=1", f"sae.from={path}", *untrained)
@@ -299,12 +298,12 @@ def test_a_transcoder_is_trained_measured_spliced_and_read_back(warm: Cli) -> No
 
 
 def test_early_stopping_accumulation_and_units_through_the_command_line(warm: Cli) -> None:
-    words = ["sae.patience=1", "sae.min_delta=0.9", "sae.validate_every=10", "sae.accumulate=2", "sae.normalize=rms"]
+    words = ["sae.patience=1", "sae.min_delta=0.9", "sae.validate_every=5", "sae.accumulate=2", "sae.normalize=rms"]
     done = warm("task=sae", "layer=1", *words, *SHORT)
     assert done.code == 0, done.out + done.err
     metrics = json.loads((warm.artifacts("sae")[0] / "metrics.json").read_text())
-    assert (metrics["steps"], metrics["steps_trained"]) == (10, 20), (
+    assert (metrics["steps"], metrics["steps_trained"]) == (5, 10), (
         "nothing improves by nine tenths of the variance twice"
     )
     log = next((warm.outputs / "runs").glob("*/*/run.log")).read_text()
-    assert "stopped at step 20; the weights of step 10 are kept" in log
+    assert "stopped at step 10; the weights of step 5 are kept" in log

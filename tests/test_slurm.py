@@ -7,12 +7,11 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from configs import edit
-from conftest import ROOT, Cli, Done
+from conftest import ROOT, Cli
 from slurm.queueing import Queue
 from slurm.sweeps import (
     LONG,
@@ -103,6 +102,7 @@ def test_a_bad_night(slurm: Queue, warm: Cli, tmp_path: Path) -> None:
     assert weights(warm) == weights(alone), "bit-identical to an undisturbed run"
 
 
+@pytest.mark.soak
 def test_a_run_at_its_time_limit_saves_is_queued_again_and_goes_on(slurm: Queue, warm: Cli) -> None:
     # 3 minutes less 140 s: turns of 40 s, as many as a slow machine needs to come to training twice
     limits = ["task.resources.time=3", "cluster.signal_s=140", "cluster.max_num_timeout=20"]
@@ -222,11 +222,7 @@ def test_edits_while_elements_wait_config_changes_nothing_and_code_is_named(slur
 
     def launched(*words: str) -> tuple[str, Path]:
         held = f"cluster.sbatch=['--dependency=afterany:{waiting}']"
-        done = subprocess.run(
-            [sys.executable, str(copy / "launch.py"), *words, SLURM, held], cwd=warm.folder, env=warm.environment(**slurm.env),
-            capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        return submitted(Done(done.returncode, done.stdout, done.stderr)), sweep_dir(warm)
+        return submitted(warm.python(str(copy / "launch.py"), *words, SLURM, held, **slurm.env)), sweep_dir(warm)
 
     job, run = launched("task=sae", "layer=1", "sae.steps=8", *SMALL)
     other, stopped = launched(*PROMPTS, "behaviour=facts")

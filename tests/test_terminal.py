@@ -195,12 +195,12 @@ def terminal(cli: Cli, *words: str, **extra: str) -> tuple[int, str]:
     return process.wait(), found.decode()
 
 
-def test_a_dumb_terminal_gets_plain_lines(cli: Cli) -> None:
-    code, text = terminal(cli, "task=sae", "layer=0", QUICK, *SMALL, TERM="dumb")
+def test_a_dumb_terminal_gets_plain_lines(warm: Cli) -> None:
+    code, text = terminal(warm, "task=sae", "layer=0", QUICK, *SMALL, TERM="dumb")
     assert code == 0 and "\x1b" not in text and "layer=0  running  training" in text and "artifact" in text
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.soak)])
 def test_a_poor_encoding_loses_signs_and_nothing_else(cli: Cli, encoding: str) -> None:
     extra = {"PYTHONIOENCODING": encoding, "MPLBACKEND": "module://no_such.backend"}
     done = subprocess.run(

@@ -46,11 +46,11 @@ class Writer:
         (element,) = plan(*words, base=cli.folder)
         self.directory = sweep.create([element], cli.folder).directory(element)
         status.wait_again(self.directory, element.cfg.task.name)
-        env = cli.environment(**{SOCKET: template().path, REAL: sys.executable})
+        env = cli.environment(**{SOCKET: template(), REAL: sys.executable})
         with Path(os.devnull).open("r+") as nothing:
             streams = [nothing.fileno()] * 3
             argv = [str(self.directory)]
-            self._process = Running(template().path, "element", argv, str(cli.folder), env, sys.executable, streams)
+            self._process = Running(template(), "element", argv, str(cli.folder), env, sys.executable, streams)
 
     def stand(self) -> None:
         """Stand still, as on a node that hangs."""

@@ -241,6 +241,7 @@ def test_a_run_says_what_it_took_in_its_files_on_its_page_and_in_status(warm: Cl
         "layer=0,1",
         "sae.steps=700",
         "sae.log_every=20",
+        "sae.baselines=false",
         "sae.heldout_sequences=16",
         QUICK,
         "tracking=off",

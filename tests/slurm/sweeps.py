@@ -15,8 +15,8 @@ from slurm.queueing import Queue
 #: A small SAE on the quick embedded model, asking Slurm for little.
 SMALL = [
     QUICK,
-    "sae.heldout_sequences=64",
-    "sae.block_rows=4096",
+    "sae.heldout_sequences=16",
+    "sae.block_rows=2048",
     "tracking=off",
     "task.resources.gpus=0",
     "task.resources.memory=500M",

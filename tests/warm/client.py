@@ -16,6 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PYTHON = HERE / "python"
 SOCKET, REAL = "TESTS_TEMPLATE", "TESTS_PYTHON"
+BARE = ".bare"  # at the end of a socket's name: libraries only
 #: What libraries read while they are imported: a command with another value of these runs as a plain process.
 AT_IMPORT = (
     "HF_",
@@ -34,22 +35,23 @@ AT_IMPORT = (
 
 
 class Template:
-    """A running template process; ends with this one."""
+    """Running template processes; they end with this one."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self.path = tempfile.mktemp(prefix="circuits-tests-", suffix=".sock")
         words = [sys.executable, str(HERE / "template.py"), self.path]
         self.process = subprocess.Popen(words, env=dict(env), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        if self.process.stdout.readline() != "ready\n":
-            raise RuntimeError("the template process did not start")
+        if [self.process.stdout.readline() for _ in range(2)] != ["ready\n"] * 2:  # with this checkout, and without
+            raise RuntimeError("the template processes did not start")
 
     def close(self) -> None:
         """End it."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(20)
-        Path(self.path).unlink(missing_ok=True)
+        for path in (self.path, self.path + BARE):
+            Path(path).unlink(missing_ok=True)
 
 
 class Running:

@@ -1,7 +1,10 @@
 """The template: ``python tests/warm/template.py SOCKET``. Forks for each request until its standard input closes.
 
-A request is one JSON line ``{"run": "launch" | "element", "argv": […], "cwd": …, "env": {…}, "python": …}`` with the three standard
-streams as file descriptors beside it; the answers are the process's id, then its exit status (negative: a signal's number).
+It is two processes. One has imported libraries only and listens at ``SOCKET.bare``: what it forks runs the code of any checkout
+(``script``) or a program's text (``code``). The other is forked from it, has imported this checkout as well, and listens at SOCKET.
+
+A request is one JSON line with ``run`` (launch, element, script, code), ``argv``, ``cwd``, ``env`` and ``python``, and the standard
+streams as three file descriptors beside it; the answers are the process's id, then its exit status (negative: a signal's number).
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import importlib
 import json
 import os
 import pkgutil
+import runpy
 import select
 import signal
 import socket
@@ -21,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+BARE = ".bare"
 LIBRARIES = (
     "torch", "transformers.models.qwen2.modeling_qwen2", "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "transformers.tokenization_utils_fast",
@@ -30,24 +35,28 @@ LIBRARIES = (
 )  # fmt: skip
 
 
-def prepare() -> None:
-    """Import what command lines import, fill what libraries remember for good, and start nothing: no thread, no device."""
+def libraries() -> None:
+    """Import what command lines import, and start nothing: no thread, no device."""
     for name in LIBRARIES:
         try:
             importlib.import_module(name)
         except ImportError as e:
             print(f"template: {e}", file=sys.stderr)
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("qwen2")
+
+
+def house() -> None:
+    """Import this checkout, and fill what it remembers for good."""
     import circuits
 
     for info in pkgutil.walk_packages(circuits.__path__, "circuits."):
         if not info.name.startswith("circuits.launch.slurm"):  # its hydra plugin looks at the environment
             importlib.import_module(info.name)
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-
     from circuits.command import asked
     from circuits.report import page
 
-    get_checkpoint_conversion_mapping("qwen2")
     asked.composed(["task=sae", "layer=1", "sae.k=8", "sae=topk"])
     page.template()
     gc.freeze()
@@ -60,6 +69,41 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     while not text.endswith(b"\n"):
         text += connection.recv(1 << 20)
     return json.loads(text), fds
+
+
+def _launch(argv: list[str]) -> int:
+    """This checkout's command line."""
+    sys.argv = [str(ROOT / "launch.py"), *argv]
+    from circuits.launch.cli import main
+
+    return main(argv)
+
+
+def _element(argv: list[str]) -> int:
+    """``python -m circuits.launch.element``."""
+    sys.argv = ["element", *argv]
+    from circuits.launch.element import main
+
+    return main(argv)
+
+
+def _script(argv: list[str]) -> int:
+    """``python FILE WORDS``."""
+    sys.argv = argv
+    sys.path.insert(0, str(Path(argv[0]).parent))
+    runpy.run_path(argv[0], run_name="__main__")
+    return 0
+
+
+def _code(argv: list[str]) -> int:
+    """``python -c TEXT WORDS``."""
+    sys.argv = ["-c", *argv[1:]]
+    sys.path[:0] = ["", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    exec(compile(argv[0], "<string>", "exec"), vars(sys.modules["__main__"]))
+    return 0
+
+
+RUN = {"launch": _launch, "element": _element, "script": _script, "code": _code}
 
 
 def run(asked: dict[str, Any], fds: list[int]) -> None:
@@ -78,15 +122,11 @@ def run(asked: dict[str, Any], fds: list[int]) -> None:
         os.environ.clear()
         os.environ.update(asked["env"])
         sys.executable = asked["python"]
-        if asked["run"] == "launch":
-            sys.argv = [str(ROOT / "launch.py"), *asked["argv"]]
-            from circuits.launch.cli import main
-        else:
-            sys.argv = ["element", *asked["argv"]]
-            from circuits.launch.element import main
-        code = main(asked["argv"])
+        code = RUN[asked["run"]](asked["argv"])
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 0 if e.code is None else 1
+        if isinstance(e.code, str):
+            print(e.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -118,8 +158,13 @@ def serve(connection: socket.socket) -> None:
 
 def main(path: str) -> None:
     """Serve until standard input closes."""
-    sys.path.insert(0, str(ROOT))
-    prepare()
+    libraries()
+    gc.freeze()
+    if os.fork() == 0:
+        sys.path.insert(0, str(ROOT))
+        house()
+    else:
+        path += BARE
     server = socket.socket(socket.AF_UNIX)
     server.bind(path)
     server.listen(64)
