@@ -290,6 +290,6 @@ def wait_until() -> Callable[..., None]:
         while not condition():
             if time.monotonic() > end:
                 raise TimeoutError(f"waited {seconds} s for {what}")
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     return wait

@@ -434,6 +434,7 @@ def test_a_batch_is_the_consumers_own_unless_it_says_otherwise(tmp_path: Path) -
     assert sorted(row for _ in range(20) for row in next(views).rows[0][:, 0].int().tolist()) == list(range(400))
 
 
+@pytest.mark.soak
 def test_a_store_ten_times_the_budget_is_read_within_it(tmp_path: Path) -> None:
     budget = 16 << 20
     written(tmp_path / "s", 10 * budget // 4096, width=1024)

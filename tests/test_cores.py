@@ -75,6 +75,7 @@ def test_a_container_s_share_of_time_bounds_the_cores(tmp_path: Path) -> None:
     assert _cpu_quota(tmp_path) == 2.5
 
 
+@pytest.mark.soak
 def test_a_single_run_takes_the_machine_and_says_so(warm: Cli) -> None:
     done = warm("layer=2", "sae.steps=20", "model.embedded.steps=10", "tracking=off", OMP_NUM_THREADS="2")
     assert done.code == 0, done.err

@@ -291,6 +291,7 @@ def test_soak_the_study_runs_on_slurm(slurm: Queue, cli: Cli) -> None:
     assert "Edits of gender-biased" in (sweep / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.soak
 def test_a_comparison_of_languages_that_is_cut_goes_on_with_the_layers_it_has(
     mine: Cli, study: Cli, tmp_path: Path, wait_until: Callable[..., None]
 ) -> None:

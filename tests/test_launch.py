@@ -142,6 +142,7 @@ def recovered_locally(cli: Cli, killed: str) -> None:
     assert again.code == 0 and f"{sweep.name}: nothing is missing, all 2 elements are done" in again.out
 
 
+@pytest.mark.soak
 def test_a_closed_terminal_costs_no_last_checkpoint_in_this_process(warm: Cli, wait_until: Wait) -> None:
     running = warm.start("layer=0", "cluster.workers=0", "sae.steps=100000", *SHORT)
     wait_until(lambda: training(warm) or running.poll() is not None, 120, "training")

@@ -136,6 +136,7 @@ def test_a_sweep_that_does_not_fit_starts_nothing(cli: Cli) -> None:
     assert dry.code == 2 and "a GPU of csd3 has 4G; 3 fit" in dry.err, dry.err
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("told", "kept"), [({}, True), pytest.param({"MALLOC_ARENA_MAX": "2"}, False, marks=pytest.mark.soak)]
 )

@@ -169,6 +169,7 @@ def test_packs_are_of_equal_resources_and_models_and_of_at_least_one() -> None:
         plan("task=sae", "layer=0", "pack=1,2")
 
 
+@pytest.mark.soak
 def test_on_slurm_a_pack_is_one_array_element_under_its_first_number(slurm: Queue, warm: Cli) -> None:
     done = warm("task=sae", "layer=range(0,3)", "-m", SLURM, "sae.steps=8", *SMALL, "pack=2")
     job = submitted(done)

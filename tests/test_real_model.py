@@ -108,6 +108,7 @@ def test_the_recommended_configuration_reconstructs_english(real_model: Path, re
     assert metrics(made)["explained_variance"] > 0.7
 
 
+@pytest.mark.soak
 def test_without_the_model_tests_are_left_out_loudly_or_fail_where_it_is_needed(tmp_path: Path) -> None:
     (tmp_path / "test_one.py").write_text("def test_one(real_model): pass\ndef test_two(real_model): pass\n")
     absent = {"CIRCUITS_REAL_MODEL": str(tmp_path / "none")}

@@ -35,7 +35,7 @@ def trained(spec: TrainSpec, until: int | None = None, trainer: Trainer | None =
 
 
 @pytest.mark.parametrize("name", RISES)
-@pytest.mark.parametrize("target", [3.0, 8.0])
+@pytest.mark.parametrize("target", [8.0, pytest.param(3.0, marks=pytest.mark.soak)])
 def test_a_penalty_steers_itself_to_its_target(name: str, target: float) -> None:
     found = score(trained(of(name, target_l0=target)).export(), WORLD, WORLD.heldout(4000))
     assert found.l0 == pytest.approx(target, rel=0.1)
@@ -43,7 +43,7 @@ def test_a_penalty_steers_itself_to_its_target(name: str, target: float) -> None
 
 
 @pytest.mark.parametrize("name", RISES)
-@pytest.mark.parametrize("start", [0.1, 10.0])
+@pytest.mark.parametrize("start", [10.0, pytest.param(0.1, marks=pytest.mark.soak)])
 def test_where_it_sets_out_from_does_not_matter(name: str, start: float) -> None:
     """A tenth and ten times the usual coefficient."""
     usual = {"relu": 0.05, "gated": 0.1, "jumprelu": 0.006}[name]
@@ -76,7 +76,9 @@ def test_a_frozen_part_stays_as_it_was_drawn_and_the_rest_is_trained(name: str) 
             assert torch.equal(weights[matrix], drawn[matrix]) == (matrix == frozen)
 
 
-@pytest.mark.parametrize("name", [*RISES, "topk", "batchtopk", "matryoshka"])
+@pytest.mark.parametrize(
+    "name", [*RISES, "topk", *(pytest.param(name, marks=pytest.mark.soak) for name in ("batchtopk", "matryoshka"))]
+)
 def test_training_beats_its_frozen_baselines_on_a_known_world(name: str) -> None:
     extra = {"groups": 3} if name == "matryoshka" else {}
     trainer = trained(of(name, baselines=True, **extra))

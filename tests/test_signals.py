@@ -80,6 +80,7 @@ def test_a_stop_while_an_sae_is_measured_keeps_the_training_and_what_was_measure
     assert done.code == 0 and "resumed at step 40" in log and "goes on at" in log, log
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("again", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_a_deaf_worker_is_ended_by_the_launcher_which_says_so(warm: Cli, wait_until: Wait, again: bool) -> None:
     running = warm.start("layer=0", "sae.steps=100000", *SHORT, f"cluster.grace_s={60 if again else 1}")

@@ -212,6 +212,7 @@ def test_an_edited_file_stops_the_element_in_one_line(slurm: Queue, cli: Cli) ->
     assert refused.code == 2 and "has changed since it was submitted" in refused.err
 
 
+@pytest.mark.soak
 def test_edits_while_elements_wait_config_changes_nothing_and_code_is_named(slurm: Queue, warm: Cli) -> None:
     """A snapshot sees neither; another version of the kind stops an element."""
     copy = warm.folder / "checkout"
@@ -251,6 +252,7 @@ def test_edits_while_elements_wait_config_changes_nothing_and_code_is_named(slur
     ), "made by the code that was submitted"
 
 
+@pytest.mark.soak
 def test_a_sweep_of_one_is_an_array_and_can_be_waited_for(slurm: Queue, warm: Cli) -> None:
     done = warm("task=sae", "layer=3", "sae.steps=8", SLURM, "cluster.wait=true", *SMALL)
     assert done.code == 0, done.err + done.out
@@ -359,6 +361,7 @@ def test_the_stock_launcher_of_hydra_works_and_tells_the_truth(slurm: Queue, cli
     assert {state for state, _ in slurm.wait_ended(job).values()} == {"FAILED"}, "a failed run is a failed job"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("number", [signal.SIGKILL])
 def test_without_accounting_a_killed_element_is_told_and_waiting_ends(own_slurm: Queue, warm: Cli, number: int) -> None:
     waiting = warm.start("task=sae", "layer=0,1", SLURM, "cluster.wait=true", *LONG)

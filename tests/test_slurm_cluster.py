@@ -127,6 +127,7 @@ def test_changes_replace_lines_of_the_same_key_and_add_others() -> None:
     )
 
 
+@pytest.mark.soak
 def test_without_slurm_tests_are_skipped_loudly_or_fail_where_it_is_needed(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text("from slurm import debian\ndebian.find = lambda name: None\n")
     (tmp_path / "test_one.py").write_text("def test_one(slurm): pass\ndef test_two(own_slurm): pass\n")

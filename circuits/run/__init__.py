@@ -1,1 +1,1 @@
-"""What a run IS: its context, its status and signals, its log and provenance, what W&B is told. No torch, no science."""
+"""A run: its context, status, signals, log, provenance and W&B tracking. Imports no torch and no research code."""
