@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from circuits.drawing.style import Looks, natural
+from circuits.report import saved
 from circuits.report.charts import PANELS, pages
 from circuits.report.provenance import flatten, shared_and_differing
 from circuits.report.sections.sae_figures import _apart
+from circuits.report.types import ArtifactRef
 from circuits.report.words import plus_minus, ranges, seconds, short, span
 
 
@@ -65,3 +68,14 @@ def test_report_room_is_light() -> None:
     code = f"import sys, circuits.report; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_table_that_cannot_be_read_is_a_line_without_a_path_of_this_machine(tmp_path: Path) -> None:
+    ref = ArtifactRef("sae", "0123456789ab", tmp_path, 1, "sae/tiny-L1-topk-0123456789ab")
+    (tmp_path / "damaged.parquet").write_bytes(b"no table")
+    problems: list[str] = []
+    assert [saved.whole_table(ref, f"{name}.parquet", problems) for name in ("missing", "damaged")] == [None, None]
+    assert problems[0] == f"{ref.label}: missing.parquet is missing"
+    assert problems[1].startswith(f"{ref.label}: damaged.parquet is damaged (") and not any(
+        str(tmp_path) in p for p in problems
+    )

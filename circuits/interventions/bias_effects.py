@@ -133,7 +133,7 @@ def _context(open_: pd.DataFrame, controls: pd.DataFrame, resamples: int, seed: 
         "context_reduction": 1 - now / before if before else np.nan,
         "control_context_reduction": float(np.mean(null)) if null else np.nan,
         "control_context_reduction_95": float(np.quantile(null, 0.95)) if null else np.nan,
-        "p_context_controls": (1 + sum(abs(one) >= abs(1 - now / before) for one in null)) / (len(null) + 1)
+        "p_context_controls": (1 + sum(abs(one) >= abs(1 - now / before) - 1e-12 for one in null)) / (len(null) + 1)
         if null and before
         else np.nan,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -22,7 +22,7 @@ def load_json(ref: ArtifactRef, name: str, problems: list[str]) -> dict[str, Any
     except json.JSONDecodeError as e:
         problems.append(f"{ref.label}: {name} is damaged (line {e.lineno}, column {e.colno}: {e.msg})")
     except (OSError, UnicodeDecodeError) as e:
-        problems.append(f"{ref.label}: {name} cannot be read ({_reason(e)})")
+        problems.append(f"{ref.label}: {name} cannot be read ({reason_of(e)})")
     else:
         if isinstance(value, dict):
             return value
@@ -44,18 +44,24 @@ def load_metrics(
     return None if lacking else metrics
 
 
+def whole_table(ref: ArtifactRef, name: str, problems: list[str]) -> pd.DataFrame | None:
+    """The parquet table `name` as it is; None, with a line in `problems`, when it cannot be had."""
+    try:
+        return pd.read_parquet(ref.path / name)
+    except FileNotFoundError:
+        problems.append(f"{ref.label}: {name} is missing")
+    except (OSError, ValueError, pa.ArrowException) as e:
+        problems.append(f"{ref.label}: {name} is damaged ({reason_of(e)})")
+    return None
+
+
 def load_table(
     ref: ArtifactRef, name: str, columns: Sequence[str], problems: list[str], texts: Sequence[str] = ()
 ) -> pd.DataFrame | None:
     """The numeric `columns` that the parquet table `name` has, a line in `problems` where one is lacking, and those of `texts`
     that it has; None without a table."""
-    try:
-        table = pd.read_parquet(ref.path / name)
-    except FileNotFoundError:
-        problems.append(f"{ref.label}: {name} is missing")
-        return None
-    except (OSError, ValueError, pa.ArrowException) as e:
-        problems.append(f"{ref.label}: {name} is damaged ({_reason(e)})")
+    table = whole_table(ref, name, problems)
+    if table is None:
         return None
     lacking = [column for column in columns if column not in table]
     if lacking:
@@ -67,7 +73,19 @@ def load_table(
     return kept.join(table[beside]) if beside else kept
 
 
-def _reason(error: Exception) -> str:
+def part(facts: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A group of facts that may be lacking."""
+    found = facts.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def number(row: Mapping[Any, Any], key: str) -> float | None:
+    """A value that may be lacking or undefined."""
+    value = row.get(key)
+    return None if value is None or pd.isna(value) else float(value)
+
+
+def reason_of(error: Exception) -> str:
     """The first line of an error's message, without a path of this machine in it."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (text.splitlines() or [type(error).__name__])[0][:120]

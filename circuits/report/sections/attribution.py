@@ -7,12 +7,13 @@ from typing import Any
 
 from circuits.report.content import Answer, Block, Note, Part
 from circuits.report.registry import View, either, section
+from circuits.report.saved import number, part
 from circuits.report.sections import attribution_figures as figures
 from circuits.report.sections import attribution_tables as tables
 from circuits.report.sections.attribution_features import feature_graphs
 from circuits.report.sections.attribution_features_records import is_features
 from circuits.report.sections.attribution_graph import graph
-from circuits.report.sections.attribution_records import Record, number, part, read_all, signed
+from circuits.report.sections.attribution_records import Record, read_all, signed
 from circuits.report.words import percent, plural, visible
 
 SHOWN = 12  # circuits that are drawn; the comparison has all

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from circuits.report.content import Answer, Block, Note, Part
 from circuits.report.registry import View
+from circuits.report.saved import number
 from circuits.report.sections import attribution_features_tables as tables
 from circuits.report.sections.attribution_features_graph import graph
 from circuits.report.sections.attribution_features_records import FeatureRecord, read_all
-from circuits.report.sections.attribution_records import number, signed
+from circuits.report.sections.attribution_records import signed
 from circuits.report.words import decimal, percent, plural, ranges, visible
 
 SHOWN = 4  # measurements whose graphs are drawn

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from circuits.report.registry import Entry, View
-from circuits.report.saved import load_json, load_metrics, load_table
-from circuits.report.sections.attribution_records import Read, clean, number, optional, part, signed
+from circuits.report.saved import load_json, load_metrics, load_table, number, part
+from circuits.report.sections.attribution_records import Read, clean, optional, read_each, signed
 from circuits.report.sections.prompts import name
 from circuits.report.words import ABSENT, visible
 
@@ -100,12 +99,7 @@ def is_features(entry: Entry) -> bool:
 
 def read_all(view: View) -> tuple[list[FeatureRecord], list[str]]:
     """Every measurement that can be read, and a line for each file that cannot."""
-    problems: list[str] = []
-    records = [record for entry in view.entries if (record := _read(entry, problems))]
-    same = Counter(r.condition for r in records)
-    return [
-        replace(r, condition=f"{r.condition}, {r.entry.ref.key[:6]}") if same[r.condition] > 1 else r for r in records
-    ], problems
+    return read_each(view, _read)
 
 
 def _read(entry: Entry, problems: list[str]) -> FeatureRecord | None:

@@ -11,8 +11,9 @@ import pandas as pd
 
 from circuits.drawing.style import INK, MUTED, Looks
 from circuits.report.content import Cell, Column, Figure, Table
+from circuits.report.saved import number
 from circuits.report.sections.attribution_features_records import FeatureRecord
-from circuits.report.sections.attribution_records import number, signed, with_error
+from circuits.report.sections.attribution_records import signed, with_error
 from circuits.report.sheet import Sheet, drawing, label_axes, marks
 from circuits.report.words import decimal, percent, plural, ranges, visible, whole
 

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 
 from circuits.drawing.style import INK, MUTED, Look, Looks
 from circuits.report.content import Figure
-from circuits.report.sections.attribution_records import Record, number, part, signed
+from circuits.report.saved import number, part
+from circuits.report.sections.attribution_records import Record, signed
 from circuits.report.sections.interventions_maps import Axis, Panel, arrange, heatmap
 from circuits.report.sheet import LEFT, WIDTH, Sheet, drawing, label_axes, marks
 from circuits.report.words import percent, plural

@@ -21,7 +21,8 @@ from matplotlib.path import Path
 
 from circuits.drawing.style import GRID, INK, MUTED, PAPER, Looks
 from circuits.report.content import Figure
-from circuits.report.sections.attribution_records import Record, number, part, signed, with_error
+from circuits.report.saved import number, part
+from circuits.report.sections.attribution_records import Record, signed, with_error
 from circuits.report.sections.interventions_maps import ABOVE, BELOW, arrange
 from circuits.report.sheet import Sheet, drawing
 from circuits.report.words import percent, plural

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from circuits.report.registry import Entry, View
-from circuits.report.saved import load_metrics, load_table
+from circuits.report.saved import load_metrics, load_table, part
 from circuits.report.sections.prompts import name
 from circuits.report.words import ABSENT, visible
 
@@ -24,11 +24,15 @@ PIECES = ("score", "all")
 SAID = ("attribution.method", "behaviour", "model", "model.id")  # swept keys that the label says
 
 
+R = TypeVar("R", bound="Read")
+
+
 class Read:
     """What every measurement of circuits has on a page."""
 
     entry: Entry
     metrics: Mapping[str, Any]
+    condition: str
 
     @property
     def label(self) -> str:
@@ -104,11 +108,18 @@ class Record(Read):
 
 def read_all(view: View) -> tuple[list[Record], list[str]]:
     """Every circuit that can be read, and a line for each file that cannot."""
+    return read_each(view, _read, ("condition", "study"))
+
+
+def read_each(
+    view: View, read: Callable[[Entry, list[str]], R | None], named: Sequence[str] = ("condition",)
+) -> tuple[list[R], list[str]]:
+    """What `read` makes of each artifact, and its problems; the names of those with equal conditions end in their keys."""
     problems: list[str] = []
-    records = [record for entry in view.entries if (record := _read(entry, problems))]
+    records = [record for entry in view.entries if (record := read(entry, problems))]
     same = Counter(r.condition for r in records)
     return [
-        replace(r, condition=f"{r.condition}, {r.entry.ref.key[:6]}", study=f"{r.study}, {r.entry.ref.key[:6]}")
+        replace(r, **{name: f"{getattr(r, name)}, {r.entry.ref.key[:6]}" for name in named})  # type: ignore[type-var]  # each is a dataclass
         if same[r.condition] > 1
         else r
         for r in records
@@ -151,18 +162,6 @@ def clean(table: pd.DataFrame, numbers: Sequence[str], texts: Sequence[str]) -> 
     """Numbers as floats; names without anything that could not be seen."""
     found = table.astype(dict.fromkeys(numbers, float))
     return found.assign(**{text: found[text].astype(str).map(visible) for text in texts})
-
-
-def part(metrics: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """A group of numbers that may be lacking."""
-    found = metrics.get(key)
-    return found if isinstance(found, Mapping) else {}
-
-
-def number(row: Mapping[Any, Any], key: str) -> float | None:
-    """A value that may be lacking or undefined."""
-    value = row.get(key)
-    return None if value is None or pd.isna(value) else float(value)
 
 
 def signed(value: float | None) -> str:

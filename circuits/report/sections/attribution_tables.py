@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from circuits.report.content import Cell, Column, Table
-from circuits.report.sections.attribution_records import Record, number, signed, with_error
+from circuits.report.saved import number
+from circuits.report.sections.attribution_records import Record, signed, with_error
 from circuits.report.words import ABSENT, decimal, percent, whole
 
 LARGEST = 20

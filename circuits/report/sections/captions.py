@@ -10,7 +10,7 @@ from circuits.drawing.style import Looks
 from circuits.report.charts import Point, by_layer
 from circuits.report.content import Answer, Block, Cell, Column, Figure, Note, Part, Table
 from circuits.report.registry import Entry, View
-from circuits.report.saved import load_metrics, load_table
+from circuits.report.saved import load_metrics, load_table, whole_table
 from circuits.report.words import ABSENT, decimal, percent
 
 NUMBERS = ("factor", "base_parity", "parity", "reduction", "control_reduction", "control_reduction_95", "q", "p",
@@ -178,10 +178,8 @@ def _share(value: Any) -> str:
 
 def _examples(entry: Entry, problems: list[str]) -> list[Block]:
     """A few captions that an edit changed."""
-    try:
-        texts = pd.read_parquet(entry.ref.path / "captions.parquet")
-    except (OSError, ValueError) as e:
-        problems.append(f"{entry.ref.label}: captions.parquet cannot be read ({str(e).splitlines()[0]})")
+    texts = whole_table(entry.ref, "captions.parquet", problems)
+    if texts is None:
         return []
     plain = texts[texts["condition"] == "none"].set_index(["language", "picture"])["caption"]
     edited = texts[(texts["condition"] != "none") & (texts["control"] == 0)].copy()

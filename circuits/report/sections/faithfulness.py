@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from circuits.report.content import Answer, Block, Note, Part
 from circuits.report.registry import View, section
+from circuits.report.saved import part
 from circuits.report.sections import faithfulness_figures as figures
 from circuits.report.sections import faithfulness_tables as tables
-from circuits.report.sections.attribution_records import part, signed
+from circuits.report.sections.attribution_records import signed
 from circuits.report.sections.faithfulness_records import Record, between, plain, read_all, share
 from circuits.report.words import plural
 

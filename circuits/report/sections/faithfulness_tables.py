@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from circuits.report.content import Cell, Column, Table
-from circuits.report.sections.attribution_records import number, part, signed
+from circuits.report.saved import number, part
+from circuits.report.sections.attribution_records import signed
 from circuits.report.sections.faithfulness_records import Record, between, plain, share
 from circuits.report.sections.interventions_records import chance
 from circuits.report.words import ABSENT, plural, plus_minus, whole

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
 from circuits.drawing.style import Looks
 from circuits.errors import UserError
@@ -19,7 +18,7 @@ from circuits.report.cards import Card, Cards, Example, Patch, Token, Words, his
 from circuits.report.charts import Point, by_layer
 from circuits.report.content import Answer, Block, Cell, Column, Figure, Note, Part, Table
 from circuits.report.registry import Entry, View, section
-from circuits.report.saved import load_json, load_metrics
+from circuits.report.saved import load_json, load_metrics, whole_table
 from circuits.report.words import ABSENT, counts, decimal, listed, percent, plural, ranges, short, visible, whole
 
 SHOWN = 120  # features on a page, over all its layers: about 5 kB each
@@ -104,17 +103,11 @@ def _read(entry: Entry, problems: list[str]) -> Record | None:
     metrics, meta = load_metrics(entry.ref, NEEDED, problems), load_json(entry.ref, "meta.json", problems)
     if metrics is None or not meta:
         return None
-    tables = []
-    for name in ("features.parquet", "examples.parquet", "associations.parquet"):
-        try:
-            tables.append(pd.read_parquet(entry.ref.path / name))
-        except FileNotFoundError:
-            problems.append(f"{entry.ref.label}: {name} is missing")
-            return None
-        except (OSError, ValueError, pa.ArrowException):
-            problems.append(f"{entry.ref.label}: {name} is damaged")
-            return None
-    features, examples, associations = tables
+    features, examples, associations = (
+        whole_table(entry.ref, f"{name}.parquet", problems) for name in ("features", "examples", "associations")
+    )
+    if features is None or examples is None or associations is None:
+        return None
     given = _labels(entry, int(metrics["layer"]), problems)
     return Record(entry, metrics, meta, features, examples, associations, given)
 

@@ -11,6 +11,7 @@ import pandas as pd
 from circuits.drawing.style import MUTED, Looks
 from circuits.report.charts import PANELS, multiples
 from circuits.report.content import Block, Cell, Column, Figure, Table
+from circuits.report.saved import number
 from circuits.report.sections import interventions_records as say
 from circuits.report.sections.interventions_maps import Axis, Panel, heatmap
 from circuits.report.sections.interventions_records import Record
@@ -158,9 +159,9 @@ def _rank_table(records: Sequence[Record], ranks: pd.DataFrame) -> Table:
     )  # fmt: skip
     rows = []
     for t in ranks.to_dict("records"):
-        rho = say.number(t, "rho")
+        rho = number(t, "rho")
         cells = [*(Cell(str(t[key])) for key in ("a", "b", "edit")), Cell(str(t["layer"]), t["layer"])]
         cells += [Cell(ABSENT if rho is None else f"{rho:+.2f}", rho)]
-        cells += [Cell(say.chance(say.number(t, key)), say.number(t, key)) for key in ("p", "q")]
+        cells += [Cell(say.chance(number(t, key)), number(t, key)) for key in ("p", "q")]
         rows.append((*cells, Cell(str(t["n"]), t["n"])))
     return Table("Rank agreement of conditions", columns, tuple(rows), say.sources(records), folded=True)

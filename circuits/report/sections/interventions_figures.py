@@ -11,6 +11,7 @@ import pandas as pd
 from circuits.drawing.style import MUTED, Looks
 from circuits.report.charts import Point, by_layer
 from circuits.report.content import Figure
+from circuits.report.saved import number
 from circuits.report.sections import interventions_records as say
 from circuits.report.sections.interventions_forests import forest
 from circuits.report.sections.interventions_maps import Axis, Panel, heatmap
@@ -154,7 +155,7 @@ def _sites(name: str, records: Sequence[Record], key: str) -> Figure | None:
     points, seen = [], []
     for r in records:
         for row in r.studied.to_dict("records"):
-            value, layer = say.number(row, key), say.number(row, "layer")
+            value, layer = number(row, key), number(row, "layer")
             if value is None or layer is None:
                 continue
             parts = ([r.condition] if several else []) + ([str(row["edit"])] if len(edits) > 1 else [])

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from circuits.drawing.style import INK, MUTED, PAPER, Looks
 from circuits.report.content import Figure
+from circuits.report.saved import number
 from circuits.report.sections import interventions_records as say
 from circuits.report.sections.interventions_maps import arrange
 from circuits.report.sections.interventions_records import Record
@@ -80,9 +81,9 @@ def _behind(sheet: Sheet, row: Mapping[Any, Any], y: float) -> None:
 
 
 def _null(row: Mapping[Any, Any]) -> str:
-    if (mean := say.number(row, "null_mean")) is None:
+    if (mean := number(row, "null_mean")) is None:
         return ""
-    return f"\ncontrols {mean:+.2f} [{row['null_low']:+.2f}, {row['null_high']:+.2f}], p {say.chance(say.number(row, 'p_null'))}"
+    return f"\ncontrols {mean:+.2f} [{row['null_low']:+.2f}, {row['null_high']:+.2f}], p {say.chance(number(row, 'p_null'))}"
 
 
 def nulls(name: str, looks: Looks, r: Record, edit: str) -> Figure | None:
@@ -114,14 +115,14 @@ def nulls(name: str, looks: Looks, r: Record, edit: str) -> Figure | None:
                 "va": "center",
                 "fontsize": 7.5,
             }
-            axes.annotate(f"p {say.chance(say.number(row, 'p_null'))}", (1.0, y), **text, color=INK)
+            axes.annotate(f"p {say.chance(number(row, 'p_null'))}", (1.0, y), **text, color=INK)
             data += [(row["unit"], edit, "observed", row["effect"])]
             data += [(row["unit"], edit, "control", value) for value in controls]
         low, high = axes.get_xlim()
         axes.set_xlim(low, high + 0.1 * (high - low))
         label_axes(axes, f"mean effect ({r.unit})", "")
     sizes = [len(controls) for _, controls in shown]
-    least = say.number(shown[0][0], "smallest_p")
+    least = number(shown[0][0], "smallest_p")
     title = f"Units among their controls: {r.condition}" + (f", {edit}" if len(r.edits) > 1 else "")
     more = f" The {STRIPS} strongest of {len(rows)}." if len(rows) > STRIPS else ""
     caption = (

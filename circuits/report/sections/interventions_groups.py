@@ -8,6 +8,7 @@ import numpy as np
 
 from circuits.drawing.style import INK, MUTED, Looks
 from circuits.report.content import Block, Cell, Column, Figure, Table
+from circuits.report.saved import number
 from circuits.report.sections import interventions_records as say
 from circuits.report.sections.interventions_forests import rows_sheet
 from circuits.report.sections.interventions_records import Record
@@ -77,7 +78,7 @@ def synergy(name: str, r: Record) -> Figure:
 def _told(r: Record, row: Any) -> str:
     return (
         f"{row['unit']}, {row['edit']}: joint {row['joint']:+.2f}, sum {row['sum']:+.2f} {r.unit}\n"
-        f"synergy {say.effect(row, 'synergy')}, q {say.chance(say.number(row, 'q'))}"
+        f"synergy {say.effect(row, 'synergy')}, q {say.chance(number(row, 'q'))}"
     )
 
 
@@ -94,9 +95,9 @@ def synergy_table(r: Record) -> Table:
     rows = []
     for row in r.groups.loc[order].head(LISTED).to_dict("records"):
         joint, total, additivity, extra = (
-            Cell(decimal(v, 2), v) for v in (say.number(row, key) for key in ("joint", "sum", "additivity", "extra"))
+            Cell(decimal(v, 2), v) for v in (number(row, key) for key in ("joint", "sum", "additivity", "extra"))
         )
-        synergy_ = Cell(say.plus(row, "synergy"), say.number(row, "synergy"), say.effect(row, "synergy"))
+        synergy_ = Cell(say.plus(row, "synergy"), number(row, "synergy"), say.effect(row, "synergy"))
         cells = [
             Cell(str(row["unit"])),
             Cell(str(row["edit"])),
@@ -105,7 +106,7 @@ def synergy_table(r: Record) -> Table:
             total,
             synergy_,
         ]
-        cells += [Cell(say.chance(say.number(row, "q")), say.number(row, "q")), additivity, extra]
+        cells += [Cell(say.chance(number(row, "q")), number(row, "q")), additivity, extra]
         rows.append((*cells, Cell("yes" if row["super_additive"] else "no")))
     more = f" The {LISTED} largest of {len(r.groups)}; groups.parquet has all." if len(r.groups) > LISTED else ""
     caption = f"q: Benjamini-Hochberg within an edit. {say.sample([r])}{more} {say.sources([r])}"

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from circuits.report.content import Block, Cell, Column, Table
-from circuits.report.saved import load_table
+from circuits.report.saved import load_table, number
 from circuits.report.sections import interventions_records as say
 from circuits.report.sections.interventions_records import Record
 from circuits.report.sections.interventions_tables import LONG
@@ -95,10 +95,10 @@ def _rescues(r: Record, table: pd.DataFrame) -> list[list[Cell]]:
     rows = []
     for row in table.to_dict("records"):
         unit, kept = str(row["unit"]), str(row["kept"])
-        base, share = say.number(row, "base"), say.number(row, "recovered")
+        base, share = number(row, "base"), number(row, "recovered")
         cells = [Cell(unit), Cell(kept), Cell(plus_minus(base, None, 2), base)]
         for key, name in (("zeroed", unit), ("restored", f"{unit} keep {kept}")):
-            ends, value = say.interval(effects.get(name, {})), say.number(row, key)
+            ends, value = say.interval(effects.get(name, {})), number(row, key)
             around = None if ends is None or base is None else (base + ends[0], base + ends[1])
             cells.append(Cell(plus_minus(value, around, 2), value))
         passed = "no" if row["rescued"] != "True" else "yes" if share is not None else "nothing was lost"

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from circuits.report.registry import Entry, View
-from circuits.report.saved import load_metrics, load_table
+from circuits.report.saved import load_metrics, load_table, number, part
 from circuits.report.sections.prompts import name
 from circuits.report.words import ABSENT, counts, listed, plural, plus_minus, ranges, visible
 
@@ -56,13 +56,13 @@ class Record:
 
     def option(self, key: str, default: Any = None) -> Any:
         """What the run was asked for."""
-        value = _part(self.entry, "intervention").get(key)
+        value = part(self.entry.element.config, "intervention").get(key)
         return default if value is None else value
 
     @property
     def model(self) -> str:
         """Studies of one model can be compared unit by unit."""
-        return str(_part(self.entry, "model").get("id", ""))
+        return str(part(self.entry.element.config, "model").get("id", ""))
 
     @cached_property
     def studied(self) -> pd.DataFrame:
@@ -143,7 +143,7 @@ def _read(entry: Entry, problems: list[str]) -> Record | None:
     groups = _extra(entry, "groups.parquet", GROUPS, ("edit", "unit", "super_additive"), problems)
     shapley = _extra(entry, "shapley.parquet", SHAPLEY, ("edit",), problems)
     bare = name(entry)
-    units = str(_part(entry, "intervention").get("units") or "")
+    units = str(part(entry.element.config, "intervention").get("units") or "")
     kind = units or next((kind for kind in WORDS if f"-{kind}-" in bare), "")
     swept = [f"{key}={value}" for key, value in entry.element.swept.items() if key not in SAME]
     condition = visible(", ".join([bare.rpartition(f"-{kind}-")[0] or bare, *swept]))
@@ -159,11 +159,6 @@ def _extra(entry: Entry, file: str, numbers: Sequence[str], texts: Sequence[str]
     return table.astype(dict.fromkeys(numbers, float)).assign(**named)
 
 
-def _part(entry: Entry, group: str) -> Mapping[str, Any]:
-    found = entry.element.config.get(group)
-    return found if isinstance(found, Mapping) else {}
-
-
 def shape(unit: str) -> str:
     """``2 at L0, 1 at L3`` of ``L0.H2+L0.H4+L3.H1``: what random sets of heads are named after."""
     layers = Counter(int(layer) for layer in re.findall(r"(?:^|\+)L(\d+)\.H\d+", unit))
@@ -174,12 +169,6 @@ def interval(row: Mapping[Any, Any], low: str = "low", high: str = "high") -> tu
     """The ends of a row's interval."""
     ends = float(row.get(low, float("nan"))), float(row.get(high, float("nan")))
     return ends if ends[0] == ends[0] and ends[1] == ends[1] else None
-
-
-def number(row: Mapping[Any, Any], key: str) -> float | None:
-    """A value that may be lacking or undefined."""
-    value = row.get(key)
-    return None if value is None or pd.isna(value) else float(value)
 
 
 def effect(row: Mapping[Any, Any], key: str = "effect", low: str = "low", high: str = "high") -> str:

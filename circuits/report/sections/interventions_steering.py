@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from circuits.report.content import Block, Cell, Column, Table
+from circuits.report.saved import number
 from circuits.report.sections import interventions_more as more
 from circuits.report.sections import interventions_records as say
 from circuits.report.sections.interventions_records import Record
@@ -66,25 +67,25 @@ def steering(tables: Mapping[Record, pd.DataFrame], written: Mapping[Record, pd.
 
 
 def _row(r: Record, row: Mapping[Any, Any], fluency: Mapping[str, Mapping[Any, Any]]) -> list[Cell]:
-    unit, value, wrong = str(row["unit"]), say.number(row, "effect"), say.number(row, "wrong")
-    norm, strength = say.number(row, "norm"), say.number(row, "strength")
+    unit, value, wrong = str(row["unit"]), number(row, "effect"), number(row, "wrong")
+    norm, strength = number(row, "norm"), number(row, "strength")
     known = [e for e in r.studied.to_dict("records") if e["unit"] == unit]
     star = "*" if row["largest"] == "True" else ""
     cells = [Cell(unit), Cell(short(norm), norm), Cell(ABSENT if strength is None else f"{strength:g}{star}", strength)]
     cells += [Cell(plus_minus(value, say.interval(known[0]) if known else None, 3), value), Cell(percent(wrong), wrong)]
     for kind in KINDS:
-        mean, best, p = (say.number(row, key) for key in (f"{kind}_mean", f"{kind}_best", f"p_{kind}"))
+        mean, best, p = (number(row, key) for key in (f"{kind}_mean", f"{kind}_best", f"p_{kind}"))
         both = ABSENT if mean is None or best is None else f"{mean:+.3f} / {best:+.3f}"
         cells += [Cell(both, mean), Cell(say.chance(p), p)]
-    shown, against, right = (say.number(row, key) for key in (PROMPTED, "prompting_wrong", "prompting_right"))
+    shown, against, right = (number(row, key) for key in (PROMPTED, "prompting_wrong", "prompting_right"))
     hint = "" if right is None else f"with clean prompts and their right answers: {right:+.3f}"
     cells.append(Cell(ABSENT if shown is None else f"{shown:+.3f} ({percent(against)})", shown, hint))
     for key in ("perplexity", "distinct_2"):
-        three = [say.number(fluency.get(name, {}), key) for name in (PLAIN, unit, PROMPTED)]
+        three = [number(fluency.get(name, {}), key) for name in (PLAIN, unit, PROMPTED)]
         cells.append(
             Cell(" / ".join(decimal(v, 2) for v in three) if any(v is not None for v in three) else ABSENT, three[1])
         )
-    n = say.number(row, "n")
+    n = number(row, "n")
     return [*cells, Cell(ABSENT if n is None else f"{n:.0f}", n)]
 
 
@@ -100,7 +101,7 @@ def _fluency(table: pd.DataFrame | None) -> dict[str, Mapping[Any, Any]]:
 
 def _ahead(r: Record, row: Mapping[Any, Any]) -> bool:
     """Whether a direction goes farther in the wanted direction than all of its controls."""
-    value, best = say.number(row, "effect"), [say.number(row, f"{kind}_best") for kind in KINDS]
+    value, best = number(row, "effect"), [number(row, f"{kind}_best") for kind in KINDS]
     return value is not None and all(b is not None and _sign(r) * (value - b) > 0 for b in best)
 
 

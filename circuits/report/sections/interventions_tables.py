@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuits.report.content import Cell, Column, Table
+from circuits.report.saved import number
 from circuits.report.sections import interventions_records as say
 from circuits.report.sections.interventions_records import Record
 from circuits.report.words import ABSENT, decimal, percent, visible, whole
@@ -48,24 +49,24 @@ def top(records: Sequence[Record]) -> Table:
 
 def _row(r: Record, row: Mapping[Any, Any], several: bool, controlled: bool) -> tuple[Cell, ...]:
     verdict = str(row["verdict"])
-    detectable = say.number(row, "detectable") if verdict == "open" else None
+    detectable = number(row, "detectable") if verdict == "open" else None
     cells = [Cell(r.condition)] if several else []
     cells += [
         Cell(str(row["unit"])),
         Cell(str(row["edit"])),
         Cell(say.plus(row), row["effect"], say.effect(row)),
-        *(Cell(say.chance(say.number(row, key)), say.number(row, key)) for key in ("q", "q_by")),
+        *(Cell(say.chance(number(row, key)), number(row, key)) for key in ("q", "q_by")),
         Cell(verdict or ABSENT),
         Cell(ABSENT if detectable is None else f"{detectable:.2f}", detectable),
-        Cell(percent(say.number(row, "flip")), say.number(row, "flip")),
-        *(Cell(decimal(say.number(row, key)), say.number(row, key)) for key in ("kl", "p_drop")),
-        Cell(percent(say.number(row, "top1_error")), say.number(row, "top1_error")),
+        Cell(percent(number(row, "flip")), number(row, "flip")),
+        *(Cell(decimal(number(row, key)), number(row, key)) for key in ("kl", "p_drop")),
+        Cell(percent(number(row, "top1_error")), number(row, "top1_error")),
     ]
     if controlled:
-        place = say.number(row, "percentile")
+        place = number(row, "percentile")
         cells += [
             Cell(ABSENT if place is None else f"{place:.0f}", place),
-            Cell(say.chance(say.number(row, "p_null")), say.number(row, "p_null")),
+            Cell(say.chance(number(row, "p_null")), number(row, "p_null")),
         ]
     return (*cells, Cell(whole(row["n"]), row["n"]), Cell(r.label, code=True, hint=f"key {r.entry.ref.key}"))
 
@@ -91,11 +92,11 @@ def heads(r: Record, at_most: int) -> Table:
         mine: list[Mapping[Any, Any]] = [found.get((unit, edit), {}) for edit in r.edits]
         cells = [Cell(unit)]
         for row in mine:
-            star = "*" if (say.number(row, "q") or 1.0) < r.alpha or say.number(row, "q") == 0 else ""
-            value = say.number(row, "effect")
+            star = "*" if (number(row, "q") or 1.0) < r.alpha or number(row, "q") == 0 else ""
+            value = number(row, "effect")
             cells.append(Cell(ABSENT if value is None else f"{value:+.2f}{star}", _rounded(value)))
         for row in mine if direct else []:
-            total, straight, frozen = (say.number(row, key) for key in ("effect", "direct", "direct_frozen"))
+            total, straight, frozen = (number(row, key) for key in ("effect", "direct", "direct_frozen"))
             norm = None if straight is None or frozen is None else straight - frozen
             later = None if total is None or straight is None else total - straight
             cells += [Cell(ABSENT if v is None else f"{v:+.2f}", _rounded(v)) for v in (straight, norm, later)]
@@ -152,7 +153,7 @@ def without(records: Sequence[Record]) -> Table:
         left_out = r.metrics.get("left_out") or {}
         for edit, m in (r.metrics.get("base") or {}).items():
             keys = ("difference", "pair_acc", "top1_error", "ece", "ece_multiclass")
-            values = tuple(say.number(m, key) for key in keys)
+            values = tuple(number(m, key) for key in keys)
             alike.setdefault((values, tuple(left_out.get(edit) or ())), []).append(visible(edit))
         for (values, absent), edits in alike.items():
             names = " ".join(absent[:NAMED]) + (" …" if len(absent) > NAMED else "")

@@ -7,11 +7,10 @@ import io
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from circuits.report.content import Answer, Block, Cell, Column, Gallery, Note, Part, Table, Tile
 from circuits.report.registry import Entry, View
-from circuits.report.saved import load_json, load_metrics
+from circuits.report.saved import load_json, load_metrics, reason_of, whole_table
 from circuits.report.sections.pictures_planted import planted
 from circuits.report.words import ABSENT, decimal, percent, plural
 
@@ -76,11 +75,14 @@ def _gallery(entry: Entry, problems: list[str]) -> Gallery | None:
     path = entry.ref.path / "images.npy"
     if not path.exists():
         return None
+    rows = whole_table(entry.ref, "pictures.parquet", problems)
+    if rows is None:
+        return None
+    rows = rows.head(SHOWN)
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
-        rows = pd.read_parquet(entry.ref.path / "pictures.parquet").head(SHOWN)
     except (OSError, ValueError) as e:
-        problems.append(f"{entry.ref.label}: its pictures cannot be read ({str(e).splitlines()[0]})")
+        problems.append(f"{entry.ref.label}: {path.name} is damaged ({reason_of(e)})")
         return None
     import json
 

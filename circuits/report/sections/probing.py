@@ -8,7 +8,7 @@ import pandas as pd
 
 from circuits.report.content import Answer, Block, Cell, Column, Part, Table
 from circuits.report.registry import Entry, View, section
-from circuits.report.saved import load_metrics, load_table
+from circuits.report.saved import load_metrics, load_table, whole_table
 from circuits.report.words import percent, plural
 
 NEEDED = ("k", "n_prompts", "n_test", "n_levels", "all", "raw", "layer")
@@ -23,7 +23,7 @@ def probing(view: View) -> Part:
     found = [(entry, m) for entry in view.entries if (m := load_metrics(entry.ref, NEEDED, problems)) is not None]
     blocks: list[Block] = [_means(found)] if found else []
     for entry, metrics in found:
-        table = _probes(entry, problems)
+        table = whole_table(entry.ref, "probes.parquet", problems)
         if table is not None:
             blocks.append(_levels(entry, metrics, table))
         if metrics.get("absorption") is not None:
@@ -79,14 +79,6 @@ def _means(found: list[tuple[Entry, dict[str, Any]]]) -> Table:
         )
     note = "Balanced accuracy on test prompts, mean over all levels of all factors; 50% is a guess. The number: features read."
     return Table("What features say", tuple(columns), tuple(rows), note)
-
-
-def _probes(entry: Entry, problems: list[str]) -> pd.DataFrame | None:
-    try:
-        return pd.read_parquet(entry.ref.path / "probes.parquet")
-    except (OSError, ValueError) as e:
-        problems.append(f"{entry.ref.label}: probes.parquet cannot be read ({e})")
-        return None
 
 
 def _levels(entry: Entry, metrics: dict[str, Any], table: pd.DataFrame) -> Table:

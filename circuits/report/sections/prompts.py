@@ -8,7 +8,7 @@ from typing import Any
 
 from circuits.report.content import Answer, Block, Cell, Column, Listing, Note, Part, Table
 from circuits.report.registry import Entry, View, either, section
-from circuits.report.saved import load_json
+from circuits.report.saved import load_json, part
 from circuits.report.sections import pictures
 from circuits.report.sections.pictures import is_pictures
 from circuits.report.words import ABSENT, percent, plural, visible, whole
@@ -66,27 +66,22 @@ def _table(lints: list[tuple[Entry, dict[str, Any]]]) -> Table:
     )
     rows = []
     for entry, lint in lints:
-        splits, answers, lengths = (_mapping(lint, key) for key in ("splits", "answers", "lengths"))
+        splits, answers, lengths = (part(lint, key) for key in ("splits", "answers", "lengths"))
         numbers: list[tuple[str, Any]] = [
             (whole(splits.get("train", 0)), splits.get("train", 0)),
             (whole(splits.get("test", 0)), splits.get("test", 0)),
-            *((whole(v), v) for v in (sum(_mapping(lint, "groups").values()), lint.get("distinct_prompts"))),
+            *((whole(v), v) for v in (sum(part(lint, "groups").values()), lint.get("distinct_prompts"))),
             (whole(answers.get("distinct")), answers.get("distinct")),
             (percent(answers.get("largest_share")), answers.get("largest_share")),
             (percent(answers.get("bias")), answers.get("bias")),
             (f"{lengths.get('min', ABSENT)}–{lengths.get('max', ABSENT)}", lengths.get("max")),
-            (whole(_mapping(lint, "unequal_lengths").get("n")), _mapping(lint, "unequal_lengths").get("n")),
-            (whole(_mapping(lint, "left_out").get("n")), _mapping(lint, "left_out").get("n")),
+            (whole(part(lint, "unequal_lengths").get("n")), part(lint, "unequal_lengths").get("n")),
+            (whole(part(lint, "left_out").get("n")), part(lint, "left_out").get("n")),
             (whole(len(lint.get("findings", []))), len(lint.get("findings", []))),
         ]
         cells = [Cell(text, sort) for text, sort in numbers]
         rows.append((Cell(name(entry)), *cells, Cell(entry.ref.label, code=True)))
     return Table("Prompt sets", columns, tuple(rows))
-
-
-def _mapping(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = value.get(key)
-    return found if isinstance(found, Mapping) else {}
 
 
 def _examples(entry: Entry, problems: list[str]) -> Table:
@@ -104,8 +99,8 @@ def _examples(entry: Entry, problems: list[str]) -> Table:
 
 
 def _left_out(entry: Entry, lint: Mapping[str, Any]) -> Listing:
-    left = _mapping(lint, "left_out")
-    lines = [f"{reason}: {n}" for reason, n in _mapping(left, "reasons").items()]
+    left = part(lint, "left_out")
+    lines = [f"{reason}: {n}" for reason, n in part(left, "reasons").items()]
     lines += [f"answers of several tokens: {' '.join(left['answers'])}"] if left.get("answers") else []
     lines += [
         f"{row['prompt']} |{row['target']} |{row['foil']}   {', '.join(row['faults'])}" for row in left.get("rows", [])
