@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,7 +23,7 @@ def load_json(ref: ArtifactRef, name: str, problems: list[str]) -> dict[str, Any
     except json.JSONDecodeError as e:
         problems.append(f"{ref.label}: {name} is damaged (line {e.lineno}, column {e.colno}: {e.msg})")
     except (OSError, UnicodeDecodeError) as e:
-        problems.append(f"{ref.label}: {name} cannot be read ({reason_of(e)})")
+        problems.append(f"{ref.label}: {name} cannot be read ({reason_of(e, ref.path / name)})")
     else:
         if isinstance(value, dict):
             return value
@@ -51,7 +52,7 @@ def whole_table(ref: ArtifactRef, name: str, problems: list[str]) -> pd.DataFram
     except FileNotFoundError:
         problems.append(f"{ref.label}: {name} is missing")
     except (OSError, ValueError, pa.ArrowException) as e:
-        problems.append(f"{ref.label}: {name} is damaged ({reason_of(e)})")
+        problems.append(f"{ref.label}: {name} is damaged ({reason_of(e, ref.path / name)})")
     return None
 
 
@@ -85,7 +86,7 @@ def number(row: Mapping[Any, Any], key: str) -> float | None:
     return None if value is None or pd.isna(value) else float(value)
 
 
-def reason_of(error: Exception) -> str:
-    """The first line of an error's message, without a path of this machine in it."""
+def reason_of(error: Exception, file: Path) -> str:
+    """The first line of what reading `file` said, without a path of this machine in it."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return (text.splitlines() or [type(error).__name__])[0][:120]
+    return (text.replace(str(file), file.name).splitlines() or [type(error).__name__])[0][:120]

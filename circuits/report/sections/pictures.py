@@ -82,7 +82,7 @@ def _gallery(entry: Entry, problems: list[str]) -> Gallery | None:
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as e:
-        problems.append(f"{entry.ref.label}: {path.name} is damaged ({reason_of(e)})")
+        problems.append(f"{entry.ref.label}: {path.name} is damaged ({reason_of(e, path)})")
         return None
     import json
 
