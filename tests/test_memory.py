@@ -137,9 +137,7 @@ def test_a_sweep_that_does_not_fit_starts_nothing(cli: Cli) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(
-    ("told", "kept"), [({}, True), pytest.param({"MALLOC_ARENA_MAX": "2"}, False, marks=pytest.mark.soak)]
-)
+@pytest.mark.parametrize(("told", "kept"), [({}, True), ({"MALLOC_ARENA_MAX": "2"}, False)])
 def test_a_run_uses_the_memory_of_large_tensors_again(warm: Cli, told: dict[str, str], kept: bool) -> None:
     """Pages that the kernel has to find for a tensor of 64 MB that is made twenty times: those of one of them, or of all."""
     (element,) = plan("task=prompts", "behaviour=ioi", "tracking=off", base=warm.folder)

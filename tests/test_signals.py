@@ -81,7 +81,7 @@ def test_a_stop_while_an_sae_is_measured_keeps_the_training_and_what_was_measure
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("again", [True, pytest.param(False, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("again", [True, False])
 def test_a_deaf_worker_is_ended_by_the_launcher_which_says_so(warm: Cli, wait_until: Wait, again: bool) -> None:
     running = warm.start("layer=0", "sae.steps=100000", *SHORT, f"cluster.grace_s={60 if again else 1}")
     wait_until(lambda: training(warm) or running.poll() is not None, what="training")

@@ -39,7 +39,7 @@ class Template:
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self.path = tempfile.mktemp(prefix="circuits-tests-", suffix=".sock")
-        words = [sys.executable, str(HERE / "template.py"), self.path]
+        words = [sys.executable, str(HERE / "template.py"), self.path, self.path + BARE]
         self.process = subprocess.Popen(words, env=dict(env), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         if [self.process.stdout.readline() for _ in range(2)] != ["ready\n"] * 2:  # with this checkout, and without

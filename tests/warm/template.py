@@ -1,6 +1,6 @@
-"""The template: ``python tests/warm/template.py SOCKET``. Forks for each request until its standard input closes.
+"""The template: ``python tests/warm/template.py SOCKET BARE``. Forks for each request until its standard input closes.
 
-It is two processes. One has imported libraries only and listens at ``SOCKET.bare``: what it forks runs the code of any checkout
+It is two processes. One has imported libraries only and listens at BARE: what it forks runs the code of any checkout
 (``script``) or a program's text (``code``). The other is forked from it, has imported this checkout as well, and listens at SOCKET.
 
 A request is one JSON line with ``run`` (launch, element, script, code), ``argv``, ``cwd``, ``env`` and ``python``, and the standard
@@ -21,11 +21,11 @@ import signal
 import socket
 import sys
 import traceback
+import types
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-BARE = ".bare"
 LIBRARIES = (
     "torch", "transformers.models.qwen2.modeling_qwen2", "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "transformers.tokenization_utils_fast",
@@ -99,7 +99,8 @@ def _code(argv: list[str]) -> int:
     """``python -c TEXT WORDS``."""
     sys.argv = ["-c", *argv[1:]]
     sys.path[:0] = ["", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    exec(compile(argv[0], "<string>", "exec"), vars(sys.modules["__main__"]))
+    sys.modules["__main__"] = main = types.ModuleType("__main__")  # which knows no name of this file
+    exec(compile(argv[0], "<string>", "exec"), vars(main))
     return 0
 
 
@@ -156,7 +157,7 @@ def serve(connection: socket.socket) -> None:
     connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
-def main(path: str) -> None:
+def main(path: str, bare: str) -> None:
     """Serve until standard input closes."""
     libraries()
     gc.freeze()
@@ -164,7 +165,7 @@ def main(path: str) -> None:
         sys.path.insert(0, str(ROOT))
         house()
     else:
-        path += BARE
+        path = bare
     server = socket.socket(socket.AF_UNIX)
     server.bind(path)
     server.listen(64)
@@ -186,4 +187,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
