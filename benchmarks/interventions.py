@@ -31,6 +31,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from circuits.activations.answers import rows_of
 from circuits.data.prompts import Prompt, PromptSet
 from circuits.interventions.edits.base import Edit
 from circuits.interventions.edits.counterfactual import Counterfactual
@@ -39,7 +40,6 @@ from circuits.interventions.edits.optimal import Optimal
 from circuits.interventions.edits.zero import Zero
 from circuits.interventions.engine import Engine
 from circuits.interventions.positions import Positions
-from circuits.interventions.rows import rows_of
 from circuits.interventions.units.base import Lens, Place, Unit
 from circuits.interventions.units.features import Features
 from circuits.interventions.units.heads import Heads

@@ -50,6 +50,11 @@ class Later:
         return Later(self._make, [number for part in parts for number in part.which])
 
 
+def position_ids(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """0, 1, 2 … over each row's valid tokens. GPT-2's learned positions are wrong under left padding without them."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
 def made(tensor: Tensor | Later) -> Tensor:
     """The tensor itself."""
     return tensor.make() if isinstance(tensor, Later) else tensor
@@ -115,7 +120,11 @@ class ModelInput:
     @property
     def positions(self) -> Int[Tensor, "batch pos"]:
         """Position ids: 0, 1, 2 … over each row's valid tokens."""
-        return (self.mask.long().cumsum(-1) - 1).clamp(min=0)
+        return position_ids(self.mask)
+
+    def after(self, n: int) -> Bool[Tensor, "batch pos"]:
+        """Valid tokens but the first `n` of each row."""
+        return self.mask & (self.positions >= n)
 
     @property
     def last(self) -> Int[Tensor, " batch"]:

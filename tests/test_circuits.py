@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from trained_models import NULL, prompts, trained
 
+from circuits.activations.answers import Answers, Row, rows_of
 from circuits.attribution import faithful
 from circuits.attribution.ablated import ablated
 from circuits.attribution.agreement import agreement, stability, wordings
@@ -35,8 +36,6 @@ from circuits.errors import UserError
 from circuits.interventions.edits.counterfactual import Counterfactual
 from circuits.interventions.effects import effects_of
 from circuits.interventions.engine import Engine
-from circuits.interventions.readout import Answers
-from circuits.interventions.rows import Row, rows_of
 from circuits.interventions.units.base import Place, Unit
 from circuits.interventions.units.heads import Heads
 from circuits.model_input import padded

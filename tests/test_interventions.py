@@ -12,6 +12,7 @@ from edited import HEADS, LAYERS, every_head, random_prompts, reference, seen
 from small_models import MODELS, build
 from torch import Tensor, nn
 
+from circuits.activations.answers import rows_of
 from circuits.data.keeper import Keeper
 from circuits.data.prompts import PromptSet
 from circuits.errors import UserError
@@ -26,8 +27,8 @@ from circuits.interventions.edits.scale import Scale
 from circuits.interventions.edits.zero import Zero
 from circuits.interventions.effects import Effects, effects_of
 from circuits.interventions.engine import Engine, Readings
+from circuits.interventions.pairing import check_pairs, donors
 from circuits.interventions.positions import ALL, DIFFERING, LAST, Positions, columns, parse
-from circuits.interventions.rows import check_pairs, donors, rows_of
 from circuits.interventions.units.base import Lens, Place, Unit
 from circuits.interventions.units.features import Features
 from circuits.interventions.units.heads import Heads

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from circuits.activations.answers import rows_of
 from circuits.data.behaviours import BEHAVIOURS
 from circuits.data.prompts import Prompt, PromptSet
 from circuits.interventions.edits.zero import Zero
 from circuits.interventions.effects import Effects, effects_of
 from circuits.interventions.engine import Engine
 from circuits.interventions.groups import synergies
-from circuits.interventions.rows import rows_of
 from circuits.interventions.units.base import Place, Unit
 from circuits.interventions.units.heads import Heads
 from circuits.models.load import LM, load_model

@@ -12,13 +12,13 @@ from pieces import Stop, stopping_after
 from small_models import build
 from test_interventions import HEADS, LAYERS, every_head, measured, put, random_prompts, reference
 
+from circuits.activations.answers import rows_of
 from circuits.data.keeper import Keeper
 from circuits.interventions.ask import Ask
 from circuits.interventions.ask import edit as make_edit
 from circuits.interventions.choice import _near, random_sets, signature
 from circuits.interventions.edits.zero import Zero
 from circuits.interventions.engine import Engine
-from circuits.interventions.rows import rows_of
 from circuits.interventions.settings import Settings
 from circuits.interventions.units.base import Place, Unit
 from circuits.interventions.units.heads import Heads

@@ -12,12 +12,12 @@ import torch
 from edited import reference, seen
 from torch import Tensor
 
+from circuits.activations.answers import rows_of
 from circuits.data.prompts import Prompt, PromptSet
 from circuits.interventions.edits.counterfactual import Counterfactual
 from circuits.interventions.edits.zero import Zero
 from circuits.interventions.effects import effects_of
 from circuits.interventions.engine import Engine
-from circuits.interventions.rows import rows_of
 from circuits.interventions.units.base import Place, Unit
 from circuits.interventions.units.heads import Heads
 from circuits.models.load import LM, load_model

@@ -35,12 +35,19 @@ def study(cli: Cli, *words: str) -> tuple[Path, dict, pd.DataFrame]:  # type: ig
     return path, json.loads((path / "metrics.json").read_text()), pd.read_parquet(path / "summary.parquet")
 
 
+def test_an_optimal_constant_is_the_cheapest_on_prompts_that_it_was_not_fitted_on(lab: Cli) -> None:
+    many = ["behaviour=ioi", "behaviour.n_samples=112", "behaviour.n_test=64", "tracking=off"]
+    assert lab("task=baseline", *many).code == 0
+    edits = "intervention.edit=[zero,mean,resample,optimal]"
+    _, metrics, table = study(lab, "intervention=heads", *many, edits, "intervention.steps=30")
+    kl = table.pivot_table(index="unit", columns="edit", values="kl")
+    assert metrics["n"] == 64 and kl["optimal"].mean() < kl[["zero", "mean", "resample"]].mean().min()
+
+
 def test_every_head_under_every_edit_with_direct_effects_and_agreement(lab: Cli) -> None:
     path, metrics, table = study(lab, "intervention=heads")
     assert metrics["edits"] == ["zero", "mean", "resample", "counterfactual", "optimal"] and metrics["n"] == 12
     assert len(table) == 5 * 16 and set(table["unit"]) == {f"L{la}.H{h}" for la in range(4) for h in range(4)}
-    kl = table.pivot_table(index="unit", columns="edit", values="kl")
-    assert kl["optimal"].mean() < kl[["zero", "mean", "resample"]].mean().min()  # the cheapest of all constants
     assert {(row["a"], row["b"]) for row in metrics["agreement"]} >= {("zero", "mean"), ("resample", "optimal")}
     zero = table[table["edit"] == "zero"]
     assert ((zero["low"] <= zero["effect"]) & (zero["effect"] <= zero["high"])).all()

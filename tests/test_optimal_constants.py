@@ -11,11 +11,11 @@ from pieces import in_pieces
 from small_models import build
 from torch import Tensor
 
+from circuits.activations.answers import rows_of
 from circuits.data.keeper import Keeper
 from circuits.interventions.edits import curvature, mean
 from circuits.interventions.edits.optimal import Optimal
 from circuits.interventions.engine import Engine
-from circuits.interventions.rows import rows_of
 from circuits.interventions.units.base import Place, Unit
 from circuits.interventions.units.heads import Heads
 

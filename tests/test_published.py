@@ -21,9 +21,9 @@ from edited import random_prompts
 from small_models import build
 from torch import Tensor
 
+from circuits.activations.answers import rows_of
 from circuits.interventions.edits.zero import Zero
 from circuits.interventions.engine import Engine
-from circuits.interventions.rows import rows_of
 from circuits.interventions.units.base import Place, Unit
 from circuits.interventions.units.heads import Heads
 

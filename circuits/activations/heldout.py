@@ -97,7 +97,7 @@ class HeldoutPass:
             yield Heldout(part, keep, sites)
 
     def _keep(self, tokens: ModelInput) -> Bool[Tensor, "n pos"]:
-        return tokens.mask & (torch.arange(tokens.ids.shape[1]) >= self.skip_first)
+        return tokens.after(self.skip_first)
 
     @torch.no_grad()
     def _capture(self, tokens: ModelInput) -> dict[int, Float[Tensor, "n pos width"]]:

@@ -120,7 +120,7 @@ def kept_positions(
     """Which tokens of right-padded sequences are captured: not the first `skip_first`, then the last `last_n` of each; of these
     those that `select` names (``image`` and ``text`` tokens, the ``last`` one; ``all`` and ``mean``: all of them)."""
     place = torch.arange(tokens.ids.shape[1])
-    keep = tokens.mask & (place >= skip_first)
+    keep = tokens.after(skip_first)
     if select == "last":
         return keep & (place == tokens.last[:, None])
     if select in ("image", "text"):

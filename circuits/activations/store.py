@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from circuits import tables
 from circuits.data.npy import open_npy
 from circuits.errors import Damaged
 from circuits.files import read_json
@@ -74,13 +75,7 @@ class ActivationStore:
         Raises:
             Damaged: the file is not whole.
         """
-        import pandas as pd
-        import pyarrow as pa
-
-        try:
-            return pd.read_parquet(self.path / ROWS)
-        except (pa.ArrowException, OSError) as e:
-            raise Damaged(f"{self.path / ROWS}: truncated or altered ({str(e).splitlines()[0]})") from e
+        return tables.read(self.path / ROWS)
 
     def float32(self, rows: slice | NDArray[Any]) -> NDArray[np.float32]:
         """Rows (a slice or their numbers) as float32, in memory."""

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuits.activations.answers import Answers
 from circuits.attribution.anatomy import OUT, Anatomy
 from circuits.attribution.nodes import PARTS
 from circuits.attribution.passes import read
-from circuits.interventions.readout import Answers
 from circuits.model_input import ModelInput
 from circuits.models.hooks import Edit, forward
 from circuits.models.modules import hooked

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from circuits.activations.answers import Answers
 from circuits.attribution.anatomy import OUT, Anatomy
 from circuits.attribution.nodes import Reader
 from circuits.attribution.pairs import Batch
 from circuits.attribution.passes import Run, read, run
 from circuits.attribution.scores import changes, norm_of, stream
-from circuits.interventions.readout import Answers
 from circuits.model_input import ModelInput
 from circuits.models.hooks import Edit, Prefix, forward
 from circuits.models.modules import hooked

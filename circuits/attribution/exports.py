@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from circuits import tables
 from circuits.attribution import formats, neuronpedia
 from circuits.attribution.neuronpedia import About, Graph
 from circuits.attribution.neuronpedia_components import component_graph
@@ -158,4 +159,4 @@ def _table(source: Path, name: str) -> pd.DataFrame:
     path = source / f"{name}.parquet"
     if not path.exists():
         raise Damaged(f"{path}: is not there, so the study has no graph")
-    return pd.read_parquet(path)
+    return tables.read(path)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from circuits.stats.draws import share_beyond
 from circuits.stats.many import Clustered, corrected, detectable, equivalence
 
 Array = NDArray[np.float64]
@@ -49,7 +50,7 @@ def independent(without: Array, model: Array, *, seed: int, permutations: int = 
     for _ in range(permutations):
         order = rng.permutation(len(a))
         hits += float((a * b[order][:, order]).mean()) >= observed
-    return {"hsic": observed, "p": (1 + hits) / (1 + permutations)}
+    return {"hsic": observed, "p": share_beyond(hits, permutations)}
 
 
 def _kernel(x: Array) -> Array:
@@ -68,6 +69,6 @@ def minimal(damage: Array, added: Array, alpha: float = 0.05) -> dict[str, Any]:
         added: |m(C with a random edge) − m(C)|, by random edge.
         alpha: of the corrected p.
     """
-    p = (1 + (added[None] >= damage[:, None]).sum(1)) / (1 + len(added))
+    p = share_beyond((added[None] >= damage[:, None]).sum(1), len(added))
     q = corrected(p)
     return {"p": p, "q": q, "needed": int((q < alpha).sum()), "tested": len(damage), "smallest_p": 1 / (1 + len(added))}

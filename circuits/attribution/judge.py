@@ -22,7 +22,7 @@ from circuits.data.keeper import Keeper
 from circuits.data.seeds import derive_seed
 from circuits.errors import UserError
 from circuits.files import write_json
-from circuits.interventions.rows import donors
+from circuits.interventions.pairing import donors
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]

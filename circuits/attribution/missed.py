@@ -19,6 +19,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuits.activations.answers import Answers
 from circuits.attribution.anatomy import Anatomy
 from circuits.attribution.choose import connected
 from circuits.attribution.exact import prepared
@@ -28,8 +29,8 @@ from circuits.attribution.passes import Run, read
 from circuits.attribution.study import Ask, Found, MakeKeeper, circuit, matrix
 from circuits.data.keeper import Keeper, State
 from circuits.data.prompts import PromptSet
-from circuits.interventions.readout import Answers
 from circuits.model_input import ModelInput
+from circuits.models.edits import added
 from circuits.models.hooks import Edit, Prefix, forward
 
 SHARE = 0.1
@@ -92,15 +93,10 @@ def _patched(
     anatomy: Anatomy, tokens: ModelInput, answers: Answers, base: Run, unit: Unit, more: Float[Tensor, "rows pos width"]
 ) -> Float[Tensor, " rows"]:
     """The metric where `more` is added to the stream after a layer's attention, or after its MLP."""
-
-    def add(x: Tensor) -> Tensor:
-        x[: len(more)] += more.to(x.dtype)
-        return x
-
     last = ("resid_post", anatomy.nodes.layers - 1)
     site = "resid_post" if unit.mlp or anatomy.nodes.parallel else "resid_mid"
     prefix = Prefix(unit.layer, base.streams["pre", unit.layer])
-    found = forward(anatomy.lm, tokens, capture=[last], edits=[Edit(site, unit.layer, add)], prefix=prefix)
+    found = forward(anatomy.lm, tokens, capture=[last], edits=[Edit(site, unit.layer, added(more))], prefix=prefix)
     return read(anatomy, found.sites[last], answers)[1]
 
 

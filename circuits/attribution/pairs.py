@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from circuits.activations.answers import Answers, Row, rows_of
 from circuits.data.prompts import PromptSet
 from circuits.errors import UserError
-from circuits.interventions.readout import Answers
-from circuits.interventions.rows import Row, check_pairs, rows_of
+from circuits.interventions.pairing import check_pairs
 from circuits.model_input import ModelInput, padded
 
 

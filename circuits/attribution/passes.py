@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits.activations.answers import Answers
 from circuits.attribution.anatomy import OUT, Anatomy
 from circuits.attribution.rules import PLAIN, Rules, applied
 from circuits.errors import NonFinite
-from circuits.interventions.readout import Answers
 from circuits.model_input import ModelInput
 from circuits.models.hooks import Edit, Prefix, forward
 from circuits.models.modules import hooked, module_at

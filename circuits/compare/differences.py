@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from circuits import tables
 from circuits.compare.equal import TERMS, Unequal, unequal
 from circuits.drawing.style import natural
 from circuits.report.types import ArtifactRef
@@ -244,7 +245,7 @@ def samples(directory: Path) -> pd.DataFrame | None:
     path = directory / SAMPLES
     if not path.exists():
         return None
-    table = pd.read_parquet(path)
+    table = tables.read(path)
     if "sample" not in table or not table["sample"].is_unique:
         return None
     names = ["sample", *(["prompt"] if "prompt" in table else [])]

@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from circuits import tables
 from circuits.compare.terms import entered
 from circuits.files import read_json
 from circuits.report.types import ArtifactRef
@@ -105,13 +106,11 @@ def units_of(refs: Iterable[tuple[ArtifactRef, Sequence[tuple[str, str]]]]) -> U
 def _rows(ref: ArtifactRef, swept: Sequence[tuple[str, str]]) -> tuple[pd.DataFrame, frozenset[str]]:
     """An artifact's rows, and the ids of its prompts."""
     summary, metrics, config = (
-        pd.read_parquet(ref.path / "summary.parquet"),
+        tables.read(ref.path / "summary.parquet"),
         read_json(ref.path / "metrics.json"),
         entered(ref),
     )
-    long = pd.read_parquet(
-        ref.path / "effects.parquet", columns=["unit", "sample", "condition", "edit", "metric", "value"]
-    )
+    long = tables.read(ref.path / "effects.parquet", ["unit", "sample", "condition", "edit", "metric", "value"])
     compared = str(metrics.get("compared", "logit_diff"))
     studied = summary[summary["control"] == ""]
     values = long[long["metric"] == compared]

@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import chi2, false_discovery_control, rankdata
+from scipy.stats import chi2, rankdata
 
 from circuits.stats.groups import EXPECTED, tails
+from circuits.stats.many import corrected
 
 Array = NDArray[np.float64]
 
@@ -143,15 +144,6 @@ class LevelTest:
             exact = np.minimum(1.0, each.min(0) * (levels if levels > 2 else 1))
             p[self._sparse] = np.where(varies[self._sparse], exact, np.nan)
         return p
-
-
-def corrected(p: Array) -> Array:
-    """Benjamini-Hochberg q over all p that are numbers."""
-    q = np.full_like(p, np.nan)
-    known = np.isfinite(p)
-    if known.any():
-        q[known] = false_discovery_control(p[known])
-    return q
 
 
 COLUMNS = ("feature", "factor", "level", "n", "n_rest", "mean", "mean_rest", "difference", "auc", "p", "q", "n_test",

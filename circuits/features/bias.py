@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from circuits.data.seeds import derive_seed
+from circuits.stats.draws import share_beyond
 from circuits.stats.groups import GroupTest, PairTest, detectable_d, difference_intervals
 from circuits.stats.many import corrected
 
@@ -190,7 +191,7 @@ def _reported(
     drawn = np.abs(sums / n_a - (total - sums) / n_b)
     observed = np.abs(table["differential"].to_numpy()[shown])[:, None]
     hits = (drawn >= observed * (1 - 1e-12)).sum(1)
-    table.loc[table.index[shown], "permutation_p"] = (1 + hits) / (s.permutations + 1)
+    table.loc[table.index[shown], "permutation_p"] = share_beyond(hits, s.permutations)
 
 
 def together(tested: Sequence[Tested], s: Settings) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -58,7 +58,7 @@ def pooled(
             done += len(batch)
             continue
         sites = forward(lm, batch, capture=[(site, layer) for layer in going]).sites
-        keep = batch.mask & (batch.positions >= skip_first)
+        keep = batch.after(skip_first)
         for layer, sae in ((layer, saes[layer]) for layer in going):
             x = sites[site, layer].flatten(2)
             counted = sent(keep, x.device)[..., None]

@@ -25,6 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuits import tables
 from circuits.errors import Damaged
 from circuits.files import read_json
 
@@ -52,13 +53,7 @@ class Interpretation:
         return f"Interpretation({self.metrics.get('n_features', '?')} features; {self.path})"
 
     def _table(self, name: str) -> pd.DataFrame:
-        import pandas as pd
-        import pyarrow as pa
-
-        try:
-            return pd.read_parquet(self.path / name)
-        except (OSError, ValueError, pa.ArrowException) as e:
-            raise Damaged(f"{self.path / name}: cannot be read ({str(e).splitlines()[0]})") from e
+        return tables.read(self.path / name)
 
     @cached_property
     def features(self) -> pd.DataFrame:

@@ -6,12 +6,12 @@ Where there are no more such sets than were asked for, all of them are taken.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
 from math import comb
 
 import numpy as np
 
 from circuits.errors import UserError
+from circuits.stats.draws import different_sets
 
 Heads = tuple[int, ...]
 
@@ -32,12 +32,8 @@ def control_sets(studied: Sequence[int], total: int, asked: int, seed: int) -> t
     possible = comb(len(others), k)
     if possible == 0:
         raise UserError(f"{k} of {total} heads leave {len(others)}, too few to draw {k} others as a control")
-    if possible <= asked:
-        return list(combinations(others, k)), True
-    rng, found = np.random.default_rng(seed), dict[Heads, None]()
-    while len(found) < asked:
-        found[tuple(sorted(rng.choice(others, size=k, replace=False).tolist()))] = None
-    return list(found), False
+    drawn = different_sets([others], [k], asked, np.random.default_rng(seed))
+    return [heads for (heads,) in drawn], possible <= asked
 
 
 def smallest_p(n_controls: int) -> tuple[float, float]:

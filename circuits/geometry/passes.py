@@ -19,6 +19,7 @@ from circuits.errors import NonFinite, UserError
 from circuits.geometry.names import BY_PROMPT
 from circuits.geometry.paths import paths
 from circuits.model_input import ModelInput
+from circuits.models.edits import without_heads
 from circuits.models.hooks import Edit, forward, make_prefix
 from circuits.models.load import LM
 from circuits.models.sites import check_layer
@@ -96,7 +97,7 @@ class Passes:
                     self.lm,
                     rows,
                     capture=[(SITE, layer) for layer in self.layers],
-                    edits=[Edit("head_z", self.head_layer, lambda z: zeroed(z, heads))],
+                    edits=[Edit("head_z", self.head_layer, without_heads(heads))],
                     logits="last",
                     prefix=prefix,
                 )
@@ -142,12 +143,6 @@ def differing(sequences: Sequence[Sequence[int]]) -> range:
     shortest = min(map(len, sequences))
     alike = next((p for p in range(shortest) if len({s[p] for s in sequences}) > 1), shortest)
     return range(alike, shortest)
-
-
-def zeroed(z: Float[Tensor, "rows pos heads dim"], heads: Sequence[int]) -> Tensor:
-    """`z` without what these heads say."""
-    z[:, :, list(heads)] = 0
-    return z
 
 
 def output_entropy(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:

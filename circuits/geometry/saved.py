@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from circuits import tables
 from circuits.stats.saved import Saved
 
 if TYPE_CHECKING:
@@ -26,16 +27,12 @@ class Signature(Saved):
     @cached_property
     def sets(self) -> pd.DataFrame:
         """One row a head set: ``role`` (baseline, studied, control), ``heads``, and every metric's value."""
-        import pandas as pd
-
-        return pd.read_parquet(self.path / SETS)
+        return tables.read(self.path / SETS)
 
     @cached_property
     def prompts(self) -> pd.DataFrame:
         """One row a prompt: its id, split and group, and its numbers without (``…_baseline``) and with the ablation."""
-        import pandas as pd
-
-        return pd.read_parquet(self.path / PROMPTS)
+        return tables.read(self.path / PROMPTS)
 
     def __repr__(self) -> str:
         m = self.metrics

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
 from circuits.data.pictures.saved import PictureSet
+from circuits.stats.draws import share_beyond
 from circuits.stats.groups import difference_intervals
 from circuits.stats.many import Clustered, corrected, intervals
 
@@ -70,9 +71,7 @@ def _row(mine: pd.DataFrame, controls: pd.DataFrame, resamples: int, seed: int) 
     base = float(per["base"].mean()) if len(per) else np.nan
     reduction = 1 - float(per["now"].mean()) / base if len(per) and base > 0 else np.nan
     null_reduction = 1 - null / base if base > 0 else null
-    among = (
-        (1 + int((np.abs(null_reduction) >= abs(reduction) - 1e-12).sum())) / (len(null) + 1) if len(null) else np.nan
-    )
+    among = share_beyond(int((np.abs(null_reduction) >= abs(reduction) - 1e-12).sum()), len(null))
     agrees = float(seen["agrees"].mean()) if len(seen) else np.nan
     before = (
         float((np.where(seen["seen"] == "male", seen["base"], 1 - seen["base"]) > 0.5).mean()) if len(seen) else np.nan
@@ -133,8 +132,8 @@ def _context(open_: pd.DataFrame, controls: pd.DataFrame, resamples: int, seed: 
         "context_reduction": 1 - now / before if before else np.nan,
         "control_context_reduction": float(np.mean(null)) if null else np.nan,
         "control_context_reduction_95": float(np.quantile(null, 0.95)) if null else np.nan,
-        "p_context_controls": (1 + sum(abs(one) >= abs(1 - now / before) - 1e-12 for one in null)) / (len(null) + 1)
-        if null and before
+        "p_context_controls": share_beyond(sum(abs(one) >= abs(1 - now / before) - 1e-12 for one in null), len(null))
+        if before
         else np.nan,
     }
 
@@ -186,7 +185,7 @@ def _words(under: pd.DataFrame, base: pd.DataFrame, resamples: int, seed: int) -
         "p_words": _wilcoxon(moved),
         "control_words_change": float(null.mean()) if len(null) else np.nan,
         "control_words_std": float(null.std(ddof=1)) if len(null) > 1 else np.nan,
-        "p_words_controls": (1 + hits) / (len(null) + 1) if len(null) else np.nan,
+        "p_words_controls": share_beyond(hits, len(null)),
         "caption_controls": len(null),
     }
 

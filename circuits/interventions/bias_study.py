@@ -107,7 +107,7 @@ def reconstruction_change(
         total, share = np.zeros(len(part)), np.zeros(len(part))
         rows = study.rows.of_ids([asked.starts[i] for i in part], [asked.pictures[i] for i in part])
         found = forward(study.lm, rows, capture=[(study.site, layer) for layer in one.layers]).sites
-        counted = rows.mask & (rows.positions >= study.skip_first)
+        counted = rows.after(study.skip_first)
         for layer in one.layers:
             sae, x = study.saes[layer], found[study.site, layer].flatten(2)
             flat = x[counted.to(x.device)].float()

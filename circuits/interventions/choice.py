@@ -6,8 +6,6 @@ what they do to the output steer far better than those chosen by their activatio
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuits.activations.answers import Answers, rows_of
 from circuits.data.prompts import batches
 from circuits.errors import UserError
 from circuits.interventions.ask import Ask
 from circuits.interventions.effects import effects_of
 from circuits.interventions.engine import Engine
-from circuits.interventions.readout import Answers
-from circuits.interventions.rows import rows_of
 from circuits.interventions.settings import Metric
 from circuits.interventions.units.base import Lens, Place, Unit
 from circuits.model_input import padded
 from circuits.models.hooks import forward
+from circuits.stats.draws import different_sets
 
 Head = tuple[int, int]
 NEAREST = 50
@@ -125,7 +123,7 @@ def random_sets(ask: Ask, lens: Lens, units: Sequence[Unit]) -> list[Unit]:
         pools = [[i for i in range(lens.count(ask.lm.dims, layer)) if (layer, i) not in studied] for layer, _ in shape]
         if any(len(pool) < k for (_, k), pool in zip(shape, pools, strict=True)):
             continue
-        for i, chosen_ in enumerate(_sets(shape, pools, ask.settings.controls, rng)):
+        for i, chosen_ in enumerate(different_sets(pools, [k for _, k in shape], ask.settings.controls, rng)):
             places = tuple(Place(layer, items) for (layer, _), items in zip(shape, chosen_, strict=True))
             found.append(
                 Unit(f"random {i} of {label(shape)}", places, ask.positions, control="random", of=label(shape))
@@ -141,24 +139,6 @@ def signature(unit: Unit) -> tuple[tuple[int, int], ...]:
 def label(shape: Sequence[tuple[int, int]]) -> str:
     """``2 at L0, 1 at L3``."""
     return ", ".join(f"{k} at L{layer}" for layer, k in shape)
-
-
-def _sets(
-    shape: Sequence[tuple[int, int]], pools: Sequence[Sequence[int]], n: int, rng: np.random.Generator
-) -> list[tuple[tuple[int, ...], ...]]:
-    """`n` different sets, or all where there are no more."""
-    total = math.prod(math.comb(len(pool), k) for (_, k), pool in zip(shape, pools, strict=True))
-    if total <= n:
-        each = [list(itertools.combinations(pool, k)) for (_, k), pool in zip(shape, pools, strict=True)]
-        return list(itertools.product(*each))
-    found: dict[tuple[tuple[int, ...], ...], None] = {}
-    while len(found) < n:
-        drawn = tuple(
-            tuple(sorted(rng.choice(pool, k, replace=False).tolist()))
-            for (_, k), pool in zip(shape, pools, strict=True)
-        )
-        found.setdefault(drawn)
-    return list(found)
 
 
 def matched_sets(ask: Ask, lens: Lens, units: Sequence[Unit]) -> list[Unit]:

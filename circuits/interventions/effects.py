@@ -30,10 +30,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from circuits.activations.answers import Row
 from circuits.data.prompts import PromptSet
 from circuits.interventions.engine import Readings
 from circuits.interventions.readout import NUMBERS
-from circuits.interventions.rows import Row
 from circuits.interventions.units.base import Unit
 from circuits.stats.calibration import binary, calibration
 from circuits.stats.many import Clustered, corrected, detectable, equivalence, intervals, sign_flip

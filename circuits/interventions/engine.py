@@ -22,13 +22,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuits.activations.answers import Answers, Row
 from circuits.data.keeper import Keeper, State
 from circuits.data.prompts import PromptSet
 from circuits.errors import UserError
 from circuits.interventions.edits.base import Edit, Here
 from circuits.interventions.positions import Positions, columns
-from circuits.interventions.readout import NUMBERS, Answers, numbers, relative
-from circuits.interventions.rows import Row
+from circuits.interventions.readout import NUMBERS, numbers, relative
 from circuits.interventions.units.base import Lens, Unit
 from circuits.model_input import ModelInput, padded
 from circuits.models.hooks import Edit as Hook
@@ -112,7 +112,7 @@ class Engine:
     Args:
         lm: the model.
         prompts: whose rows they are; positions are named on these prompts.
-        rows: from :func:`circuits.interventions.rows.rows_of`.
+        rows: from :func:`circuits.activations.answers.rows_of`.
         lens: how units stand in the site's tensor.
         batch_size: rows of a pass, and so what bounds the memory.
         donor: the tokens of another prompt for each prompt, for edits that resample.

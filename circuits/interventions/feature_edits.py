@@ -52,7 +52,7 @@ def edits(
     skip_first: int = 0,
 ) -> list[Edit]:
     """The edits of a pass over `rows`, one a layer."""
-    acts = rows.mask & (rows.positions >= skip_first)
+    acts = rows.after(skip_first)
 
     def at(layer: int) -> Edit:
         sae, chosen = saes[layer], list(features[layer])

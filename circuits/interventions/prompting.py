@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from circuits.activations.answers import rows_of
 from circuits.data.keeper import State
 from circuits.data.prompts import Prompt
 from circuits.interventions.ask import Ask
@@ -23,7 +24,6 @@ from circuits.interventions.edits.steer import Steer
 from circuits.interventions.effects import Effects, effects_of
 from circuits.interventions.engine import Engine, Readings
 from circuits.interventions.readout import NUMBERS, numbers
-from circuits.interventions.rows import rows_of
 from circuits.interventions.settings import Metric
 from circuits.interventions.steering import base
 from circuits.interventions.units.base import Lens, Unit

@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuits.activations.answers import Base
 from circuits.data.prompts import batches
 from circuits.errors import NonFinite, UserError
 from circuits.interventions.ask import Ask
 from circuits.interventions.choice import as_list, need_others
-from circuits.interventions.rows import Base, check_pairs
+from circuits.interventions.pairing import check_pairs
 from circuits.interventions.settings import Direction
 from circuits.interventions.units.base import Lens, Place, Unit
 from circuits.models.hooks import forward

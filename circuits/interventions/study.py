@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from circuits.activations.answers import rows_of
 from circuits.data import tensorfile
 from circuits.data.keeper import Keeper
 from circuits.data.prompts import PromptSet
@@ -28,7 +29,7 @@ from circuits.interventions.direct import Direct
 from circuits.interventions.edits.zero import Zero
 from circuits.interventions.effects import Array, Effects, effects_of
 from circuits.interventions.engine import Engine, Readings
-from circuits.interventions.rows import check_pairs, donors, rows_of
+from circuits.interventions.pairing import check_pairs, donors
 from circuits.interventions.settings import CONTROLLED, Direction, Metric, Settings, Split
 from circuits.interventions.units.base import Lens, Place, Unit
 

@@ -6,10 +6,10 @@ the host wait.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.transfer import sent
@@ -18,6 +18,26 @@ from circuits.transfer import sent
 def kept_rows(keep: Bool[Tensor, "n pos"], device: torch.device) -> Int[Tensor, " rows"]:
     """Kept positions, as numbers into the flattened ``[n · pos]``."""
     return sent(keep.flatten().nonzero().squeeze(1), device)
+
+
+def added(change: Float[Tensor, "rows pos width"]) -> Callable[[Tensor], Tensor]:
+    """An edit function that adds `change` to the first rows of a pass."""
+
+    def edit(x: Tensor) -> Tensor:
+        x[: len(change)] += change.to(x.dtype)
+        return x
+
+    return edit
+
+
+def without_heads(heads: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """An edit function that leaves out what these heads say, of ``head_z``."""
+
+    def edit(z: Tensor) -> Tensor:
+        z[:, :, list(heads)] = 0
+        return z
+
+    return edit
 
 
 def replaced(fn: Callable[[Tensor], Tensor], at: Int[Tensor, " rows"]) -> Callable[[Tensor], Tensor]:

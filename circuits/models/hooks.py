@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from circuits.errors import NonFinite, UserError
-from circuits.model_input import Later, ModelInput, made
+from circuits.model_input import Later, ModelInput, made, position_ids
 from circuits.models import attention as masks
 from circuits.models.load import LM
 from circuits.models.modules import hooked, module_at, only_at, restarted
-from circuits.models.positions import Kept, last_positions, position_ids
+from circuits.models.positions import Kept, last_positions
 from circuits.models.sites import Tap, check_layer, check_site
 from circuits.transfer import sent
 

@@ -30,11 +30,6 @@ class Kept:
         return Kept(sent(self.index, device), sent(self.valid, device), self.all_valid)
 
 
-def position_ids(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-    """0, 1, 2 … over each row's valid tokens. GPT-2's learned positions are wrong under left padding without them."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
 def last_positions(mask: Bool[Tensor, "batch pos"], n: int) -> Kept:
     """The last `n` valid positions of each row."""
     pos = mask.shape[1]

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from circuits.drawing.style import INK, MUTED, Looks
-from circuits.report.sheet import BOTTOM, CONTROL_MARKS, Sheet, drawing, joined, label_axes
+from circuits.drawing.style import INK, Looks
+from circuits.report.sheet import BOTTOM, Sheet, control_marks, drawing, joined, label_axes, reference
 
 T = TypeVar("T")
 PANELS = 18
@@ -77,7 +77,7 @@ def by_layer(
         # The control first, so that it lies behind; one control per layer and series, as measured.
         for label in series:
             mine = [p for p in control if p.series == label]
-            below += _draw(sheet, mine, place, low, CONTROL_MARKS, neighbours)
+            below += _draw(sheet, mine, place, low, control_marks(), neighbours)
         for label in series:
             mine = sorted((p for p in points if p.series == label), key=lambda p: p.layer)
             look = looks[label]
@@ -127,7 +127,7 @@ def _axis_range(axes: Axes, points: Sequence[Point], floor: float | None) -> flo
     room = 0.06 * ((top - bottom) or 1.0)
     axes.set_ylim(bottom - (room if bottom < 0 else 0), top + room)
     if bottom < 0:
-        axes.axhline(0, color=MUTED, linewidth=0.6)
+        reference(axes, y=0)
     return used
 
 

@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from circuits.drawing.style import GRID, MUTED, Looks
+from circuits.drawing.style import GRID, Looks
 from circuits.report.charts import multiples
 from circuits.report.content import Block, Cell, Column, Figure, Note, Part, Table
-from circuits.report.sheet import drawing, stroke
+from circuits.report.sheet import drawing, reference, stroke
 from circuits.report.types import Cost
 from circuits.report.words import ABSENT, percent, plural, seconds, size
 
@@ -176,7 +176,7 @@ def _y_axis(axes: Axes, panel: str, most: float, given: float | None) -> None:
         return
     near = given is not None and given < 2.5 * most
     if near and given is not None:
-        axes.axhline(given, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+        reference(axes, y=given, dashed=True)
     axes.set_ylim(0, 1.15 * max(most, given or 0 if near else 0))
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
+from circuits import tables
+from circuits.errors import Damaged
 from circuits.files import read_json
 from circuits.report.types import ArtifactRef
 
@@ -23,7 +23,7 @@ def load_json(ref: ArtifactRef, name: str, problems: list[str]) -> dict[str, Any
     except json.JSONDecodeError as e:
         problems.append(f"{ref.label}: {name} is damaged (line {e.lineno}, column {e.colno}: {e.msg})")
     except (OSError, UnicodeDecodeError) as e:
-        problems.append(f"{ref.label}: {name} cannot be read ({reason_of(e, ref.path / name)})")
+        problems.append(f"{ref.label}: {name} cannot be read ({tables.reason(e, ref.path / name)})")
     else:
         if isinstance(value, dict):
             return value
@@ -47,12 +47,11 @@ def load_metrics(
 
 def whole_table(ref: ArtifactRef, name: str, problems: list[str]) -> pd.DataFrame | None:
     """The parquet table `name` as it is; None, with a line in `problems`, when it cannot be had."""
+    path = ref.path / name
     try:
-        return pd.read_parquet(ref.path / name)
-    except FileNotFoundError:
-        problems.append(f"{ref.label}: {name} is missing")
-    except (OSError, ValueError, pa.ArrowException) as e:
-        problems.append(f"{ref.label}: {name} is damaged ({reason_of(e, ref.path / name)})")
+        return tables.read(path)
+    except Damaged as e:
+        problems.append(f"{ref.label}: {name} is {str(e).removeprefix(f'{path}: ')}")
     return None
 
 
@@ -84,9 +83,3 @@ def number(row: Mapping[Any, Any], key: str) -> float | None:
     """A value that may be lacking or undefined."""
     value = row.get(key)
     return None if value is None or pd.isna(value) else float(value)
-
-
-def reason_of(error: Exception, file: Path) -> str:
-    """The first line of what reading `file` said, without a path of this machine in it."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return (text.replace(str(file), file.name).splitlines() or [type(error).__name__])[0][:120]

@@ -20,6 +20,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
 
 from circuits.drawing.style import INK, MUTED, PAPER, RC, Look, Looks
 from circuits.drawing.svg import inline_svg, swatch
@@ -37,7 +38,7 @@ class Sheet:
     """A canvas `height` inches high (legend excluded) with a grid of panels below a legend for `series`.
 
     Beyond `LEGEND` series the drawing names none of them: the page does, behind a fold. `control` is what the control is called
-    where one is drawn, `plain` what is measured where nothing sets series apart. `own_x`, `own_y`: every
+    where one is drawn (or each of several), `plain` what is measured where nothing sets series apart. `own_x`, `own_y`: every
     panel has such an axis of its own.
     """
 
@@ -51,7 +52,7 @@ class Sheet:
         width: float = WIDTH,
         grid: tuple[int, int] = (1, 1),
         titled: bool = False,
-        control: str = "",
+        control: str | Sequence[str] = "",
         plain: str = "",
         shown: Shown = "both",
         bottom: float = BOTTOM,
@@ -62,10 +63,11 @@ class Sheet:
         self._legend: tuple[tuple[str, str], ...] = ()
         self._titles: dict[str, str | list[str]] = {}
         self._ids = count()
+        self._controls = [control] * bool(control) if isinstance(control, str) else list(control)
         if len(series) > LEGEND:
             self._legend = tuple((swatch(looks[label], shown), label) for label in series)
             series = []
-        handles = _handles(looks, series, control, plain, shown)
+        handles = _handles(looks, series, self._controls, plain, shown)
         columns = _legend_columns(handles, width)
         legend = LEGEND_ROW * -(-len(handles) // columns) + 0.06 if handles else 0.0
         total = height + legend
@@ -107,6 +109,38 @@ class Sheet:
         axes: Axes = self.panels[0, 0]
         return axes
 
+    def control(
+        self,
+        axes: Axes,
+        xs: ArrayLike,
+        ys: ArrayLike,
+        *,
+        name: str = "",
+        hover: Sequence[str] = (),
+        joined: bool = False,
+        small: bool = False,
+        over_y: tuple[ArrayLike, ArrayLike] | None = None,
+        over_x: tuple[ArrayLike, ArrayLike] | None = None,
+        zorder: float = 2,
+    ) -> None:
+        """What a result is held against, in grey: the control called `name`, or the only one.
+
+        `joined`: a line through the marks; `small`: each mark is one draw of many. `over_y`: a band between two curves over `xs`,
+        `over_x`: a bar from left to right in each row.
+        """
+        style = control_marks(self._controls.index(name) if name else 0)
+        if over_y is not None:
+            axes.fill_between(xs, *over_y, color=MUTED, alpha=0.16, linewidth=0, zorder=zorder - 1)
+        if over_x is not None:
+            axes.hlines(ys, *over_x, color=MUTED, linewidth=5.0, alpha=0.3, zorder=zorder - 1)
+        if not joined:
+            style["linestyle"] = "none"
+        if small:
+            style |= {"markersize": 2.7, "markeredgewidth": 0.6, "alpha": 0.8}
+        (artist,) = axes.plot(xs, ys, **style, zorder=zorder)
+        if len(hover):
+            self.tell(artist, list(hover))
+
     def tell(self, artist: Artist, text: str | list[str]) -> None:
         """Show `text` when a reader points at `artist`: one text, or one for each marker of a line."""
         gid = f"tell-{next(self._ids)}"
@@ -132,14 +166,13 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def _handles(looks: Looks, series: Sequence[str], control: str, plain: str, shown: Shown) -> list[Line2D]:
+def _handles(looks: Looks, series: Sequence[str], controls: Sequence[str], plain: str, shown: Shown) -> list[Line2D]:
     """Nothing to tell apart, nothing to explain: a single unnamed series without a control has no legend."""
-    if not control and list(series) == [""]:
+    if not controls and list(series) == [""]:
         return []
     styles = {"both": joined, "marks": marks, "lines": stroke}
     made = [Line2D([], [], label=label or plain, **styles[shown](looks[label])) for label in series]
-    if control:
-        made.append(Line2D([], [], label=f"{control} (control)", **CONTROL_MARKS))
+    made += [Line2D([], [], label=f"{name} (control)", **control_marks(i)) for i, name in enumerate(controls)]
     return made
 
 
@@ -165,16 +198,35 @@ def joined(look: Look) -> dict[str, Any]:
     return marks(look) | stroke(look) | {"linewidth": 0.9}
 
 
-CONTROL_MARKS: dict[str, Any] = {
-    "color": MUTED,
-    "marker": "D",
-    "markersize": 3.4,
-    "markerfacecolor": PAPER,
-    "markeredgecolor": MUTED,
-    "markeredgewidth": 0.9,
-    "linestyle": (0, (2, 2)),
-    "linewidth": 0.9,
-}
+def control_marks(number: int = 0) -> dict[str, Any]:
+    """Arguments of a control, the first or the second of a figure: hollow and grey, so that no result looks like one."""
+    marker, dash = (("D", (0, (2, 2))), ("s", (0, (1, 1.2))))[number]
+    return {
+        "color": MUTED,
+        "marker": marker,
+        "markersize": 3.4,
+        "markerfacecolor": PAPER,
+        "markeredgecolor": MUTED,
+        "markeredgewidth": 0.9,
+        "linestyle": dash,
+        "linewidth": 0.9,
+    }
+
+
+def reference(axes: Axes, *, x: float | None = None, y: float | None = None, dashed: bool = False) -> None:
+    """A grey line where nothing has changed, or at another value to compare with, behind what is drawn."""
+    style: dict[str, Any] = {"color": MUTED, "linewidth": 0.7, "zorder": 0.5}
+    if dashed:
+        style["linestyle"] = (0, (2, 2))
+    if x is not None:
+        axes.axvline(x, **style)
+    if y is not None:
+        axes.axhline(y, **style)
+
+
+def identity(axes: Axes, low: float, high: float, *, dashed: bool = False) -> None:
+    """The grey line on which both axes say the same."""
+    axes.plot([low, high], [low, high], color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)) if dashed else "-", zorder=1)
 
 
 def _legend_columns(handles: list[Line2D], width: float) -> int:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from circuits import tables
 from circuits.files import sha256_text
 from circuits.run import wandb_server
 from circuits.schema import TrackingConfig, TrackingMode
@@ -128,10 +129,9 @@ class Runs:
 
     def table(self, layer: int | None, name: str, file: Path, at_most: int) -> None:
         """The first rows of a parquet file as a table of the run of `layer`."""
-        import pandas as pd
         import wandb
 
-        rows = pd.read_parquet(file)
+        rows = tables.read(file)
         if len(rows) > at_most:
             name, rows = f"{name}_first_{at_most}_of_{len(rows)}", rows[:at_most]
         self.log(layer, {name: wandb.Table(dataframe=rows)})

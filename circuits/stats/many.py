@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import false_discovery_control, rankdata, t
 
+from circuits.stats.draws import share_beyond
+
 Array = NDArray[np.float64]
 CHUNK = 8_000_000
 """Numbers in memory at a time."""
@@ -109,7 +111,7 @@ def sign_flip(given: Clustered, *, seed: int, resamples: int = 5000) -> Array:
         part = slice(start, start + at_once)
         drawn = np.abs(signs @ given.sums[part].T)
         hits = (drawn >= observed[part] * (1 - 1e-12)).sum(0)
-        p[part] = hits / len(signs) if exact else (1 + hits) / (len(signs) + 1)
+        p[part] = hits / len(signs) if exact else share_beyond(hits, len(signs))
     return np.where(given.counts.sum(1) > 0, p, np.nan)
 
 
@@ -172,7 +174,7 @@ def rank_agreement(
     rho = float(rx @ ry)
     rng = np.random.default_rng(seed)
     drawn = np.stack([rng.permutation(ry) for _ in range(resamples)]) @ rx
-    return rho, float((1 + (np.abs(drawn) >= abs(rho) - 1e-12).sum()) / (resamples + 1))
+    return rho, share_beyond(int((np.abs(drawn) >= abs(rho) - 1e-12).sum()), resamples)
 
 
 def _unit(ranks: Array) -> Array:

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from circuits import tables
 from circuits.errors import Damaged
 from circuits.files import read_json
 
@@ -39,7 +40,7 @@ class Saved:
         import pandas as pd
 
         path = self.path / f"{name}.parquet"
-        return pd.read_parquet(path) if path.exists() else pd.DataFrame()
+        return tables.read(path) if path.exists() else pd.DataFrame()
 
 
 class Measurement(Saved):
@@ -48,9 +49,7 @@ class Measurement(Saved):
     @cached_property
     def rows(self) -> pd.DataFrame:
         """One row a prompt: its texts, split, group and factors, the answers' scores and what the model would say."""
-        import pandas as pd
-
-        return pd.read_parquet(self.path / "per_prompt.parquet")
+        return tables.read(self.path / "per_prompt.parquet")
 
     def __len__(self) -> int:
         return int(self.metrics["n"])

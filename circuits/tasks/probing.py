@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuits import tables
 from circuits.errors import UserError
 from circuits.files import known, write_json
 from circuits.schema import BaseConfig
@@ -102,9 +103,7 @@ class Probing(Kind):
 
     def load(self, path: Path) -> pd.DataFrame:
         """The table of probes."""
-        import pandas as pd
-
-        return pd.read_parquet(path / "probes.parquet")
+        return tables.read(path / "probes.parquet")
 
 
 KIND = Probing()

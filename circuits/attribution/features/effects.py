@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuits.activations.answers import Answers, Row
 from circuits.attribution.anatomy import Anatomy
 from circuits.attribution.features.dictionaries import Dictionaries
 from circuits.attribution.features.local import Active, along
 from circuits.attribution.passes import read
 from circuits.attribution.rules import PLAIN, Rules, applied
 from circuits.data.prompts import Prompt
-from circuits.interventions.readout import Answers
-from circuits.interventions.rows import Row
 from circuits.model_input import ModelInput, padded
 from circuits.models.hooks import Edit, Prefix, forward
 

@@ -5,12 +5,11 @@ small models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from circuits.attribution.methods.base import Method, Task
 from circuits.attribution.methods.eap_ig_inputs import starts
+from circuits.models.edits import added
 from circuits.models.hooks import Edit
 
 
@@ -35,7 +34,7 @@ class EAPIGActivations(Method):
             ):
                 mine = delta[:, first : first + n]
                 change = mine.sum(1)
-                edits = [(Edit(site, layer, _moved((1 - a) * change)),) for a in self._points(task)]
+                edits = [(Edit(site, layer, added((1 - a) * change)),) for a in self._points(task)]
                 total = total + self._stage(task, mine, first, [(near, edit) for edit in edits])
         return total
 
@@ -47,10 +46,6 @@ class EAPIGActivations(Method):
         for start, edits in points:
             task.add(slopes, task.with_graph(start=start, edits=edits), 1 / len(points))
         return slopes.scores()
-
-
-def _moved(change: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda x: x + change.to(x.dtype)
 
 
 METHOD = EAPIGActivations()

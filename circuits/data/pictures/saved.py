@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from circuits import tables
 from circuits.data.fielded import absent
 from circuits.data.npy import open_npy
 from circuits.data.pictures.dataset import encoded
@@ -202,15 +203,14 @@ def read(directory: Path) -> PictureSet:
         Damaged: it is not whole.
         UserError: it is a set of text prompts.
     """
-    import pandas as pd
 
     if not (directory / PICTURES).exists() and (directory / "prompts.jsonl").exists():
         raise UserError(f"{directory}: prompts of text, no pictures; choose behaviour=gender_bias")
     try:
-        rows = pd.read_parquet(directory / PICTURES).to_dict("records")
         meta = read_json(directory / META)
     except (OSError, ValueError) as e:
         raise Damaged(f"{directory}: no whole set of pictures ({str(e).splitlines()[0]})") from e
+    rows = tables.read(directory / PICTURES).to_dict("records")
     return PictureSet(tuple(_picture(row) for row in rows), meta, directory)
 
 

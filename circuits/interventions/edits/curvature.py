@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from circuits.interventions.readout import Answers
+from circuits.activations.answers import Answers
 from circuits.model_input import padded
 from circuits.models.hooks import Edit as Hook
 from circuits.models.hooks import forward

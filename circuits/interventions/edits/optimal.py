@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from circuits.activations.answers import rows_of
 from circuits.data.journal import Journal
 from circuits.data.keeper import Keeper
 from circuits.data.prompts import PromptSet
@@ -23,7 +24,6 @@ from circuits.interventions.ask import Ask
 from circuits.interventions.edits.base import Edit, Here
 from circuits.interventions.edits.curvature import Constant, second_order
 from circuits.interventions.edits.mean import Mean
-from circuits.interventions.rows import rows_of
 from circuits.models.hooks import forward
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Resample ablation: the values of another prompt (Chan et al. 2022, causal scrubbing).
 
 The donor is another clean prompt of another group, so that it shares neither the answer nor the things named; of equal length
-where there is one, else a longer one matched from the end (:func:`circuits.interventions.rows.donors`).
+where there is one, else a longer one matched from the end (:func:`circuits.interventions.pairing.donors`).
 """
 
 from torch import Tensor

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuits.activations.answers import rows_of
 from circuits.errors import UserError
 from circuits.interventions.ask import Ask
 from circuits.interventions.edits.base import Edit, Here
 from circuits.interventions.effects import effects_of
 from circuits.interventions.engine import Engine
-from circuits.interventions.rows import rows_of
 from circuits.interventions.settings import Metric
 from circuits.interventions.steering import STUDIED, base, directions, of_features, sign, units
 from circuits.interventions.units.base import Lens, Unit

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from circuits.activations.answers import rows_of
 from circuits.data.journal import Journal
 from circuits.data.prompts import PromptSet
 from circuits.interventions import steering
@@ -22,7 +23,6 @@ from circuits.interventions.edits.steer import Steer
 from circuits.interventions.engine import Engine
 from circuits.interventions.generation import MakeHooks, adding, as_rows, as_texts, distinct, generate, nll, no_hooks
 from circuits.interventions.prompting import WANTED, Before, demonstrations, prompted, room
-from circuits.interventions.rows import rows_of
 from circuits.interventions.units.base import Lens, Unit
 from circuits.interventions.units.sites import Sites
 from circuits.stats.many import permutation_p

@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from circuits import tables
 from circuits.errors import UserError
 from circuits.files import read_json, write_atomic
 from circuits.launch.keeping import holdings, moved
@@ -132,7 +133,6 @@ def _public(found: Study) -> Public:
 
 def _tables(found: Study, out: Path) -> list[str]:
     """The tables of artifacts and runs as CSV; what was too large, by name."""
-    import pandas as pd
 
     left = []
     for one in (*found.made, *found.below):
@@ -147,7 +147,7 @@ def _tables(found: Study, out: Path) -> list[str]:
             target = out / one.kind / one.path.name / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if path.suffix == ".parquet":
-                table = pd.read_parquet(path).map(_cell)
+                table = tables.read(path).map(_cell)
                 table.to_csv(target.with_suffix(".csv"), index=False, lineterminator="\n")
             else:
                 shutil.copyfile(path, target)

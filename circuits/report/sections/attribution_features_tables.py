@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from circuits.drawing.style import INK, MUTED, Looks
+from circuits.drawing.style import INK, Looks
 from circuits.report.content import Cell, Column, Figure, Table
 from circuits.report.saved import number
 from circuits.report.sections.attribution_features_records import FeatureRecord
 from circuits.report.sections.attribution_records import signed, with_error
-from circuits.report.sheet import Sheet, drawing, label_axes, marks
+from circuits.report.sheet import Sheet, drawing, identity, label_axes, marks, reference
 from circuits.report.words import decimal, percent, plural, ranges, visible, whole
 
 STRONGEST = 25
@@ -126,11 +126,10 @@ def checks(name: str, r: FeatureRecord) -> Figure | None:
         low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
         room = 0.06 * (high - low or 1.0)
         ends = np.array([low - room, high + room])
-        axes.plot(ends, ends, color=MUTED, linewidth=0.9, zorder=1)
+        identity(axes, *ends)
         if slope is not None and math.isfinite(slope):
             axes.plot(ends, slope * ends, color=INK, linewidth=0.9, linestyle=(0, (4, 2)), zorder=1)
-        axes.axhline(0, color=MUTED, linewidth=0.5, zorder=0.5)
-        axes.axvline(0, color=MUTED, linewidth=0.5, zorder=0.5)
+        reference(axes, x=0, y=0)
         for kind, side in kinds[::-1]:
             (artist,) = axes.plot(
                 table.loc[side, "predicted"], table.loc[side, "measured"], **marks(looks[kind]), zorder=3

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from circuits.drawing.style import INK, MUTED, Look, Looks
+from circuits.drawing.style import INK, Look, Looks
 from circuits.report.content import Figure
 from circuits.report.saved import number, part
 from circuits.report.sections.attribution_records import Record, signed
 from circuits.report.sections.interventions_maps import Axis, Panel, arrange, heatmap
-from circuits.report.sheet import LEFT, WIDTH, Sheet, drawing, label_axes, marks
+from circuits.report.sheet import LEFT, WIDTH, Sheet, drawing, identity, label_axes, marks
 from circuits.report.words import percent, plural
 
 ROWS = 25  # edges of the map of pieces
@@ -112,7 +112,7 @@ def _points(
     sheet: Sheet, axes: Axes, table: pd.DataFrame, looks: Looks, kinds: list[str], limit: float, slope: float | None, r: Record
 ) -> None:  # fmt: skip
     end = 1.06 * limit
-    axes.plot([-end, end], [-end, end], color=MUTED, linewidth=0.9, zorder=1)
+    identity(axes, -end, end)
     if slope is not None:
         axes.plot([-end, end], [-slope * end, slope * end], color=INK, linewidth=0.9, linestyle=(0, (4, 2)), zorder=1)
     axes.set_xlim(-end, end)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from circuits.drawing.style import INK, MUTED, PAPER, Looks
+from circuits.drawing.style import INK, PAPER, Looks
 from circuits.report.content import Answer, Block, Cell, Column, Figure, Part, Table
 from circuits.report.registry import Entry, View, either, section
 from circuits.report.saved import load_metrics, load_table
 from circuits.report.sections import pictures
 from circuits.report.sections.prompts import name
-from circuits.report.sheet import Sheet, drawing, label_axes, marks, stroke
+from circuits.report.sheet import Sheet, drawing, identity, label_axes, marks, reference, stroke
 from circuits.report.words import ABSENT, decimal, listed, percent, plural, plus_minus, span, visible, whole
 from circuits.state import State
 
@@ -159,7 +159,7 @@ def _differences(looks: Looks, records: Sequence[Record]) -> Figure | None:
             axes.text(
                 0.005, y + 0.26, record.series, transform=axes.get_yaxis_transform(), fontsize=8, color=INK, va="center"
             )
-        axes.axvline(0, color=MUTED, linewidth=0.8)
+        reference(axes, x=0)
         axes.set_yticks([])
         axes.set_ylim(-0.5, len(drawn) - 0.5)
         axes.grid(False, axis="y")
@@ -189,7 +189,7 @@ def _reliability(looks: Looks, records: Sequence[Record]) -> Figure | None:
         series = [r.series for r in drawn]
         sheet = Sheet("baseline-calibration", looks, series, height=2.9, grid=(1, 2), titled=True)
         for axes, (kind, title) in zip(sheet.panels.flat, titles.items(), strict=True):
-            axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+            identity(axes, 0, 1, dashed=True)
             for r in drawn:
                 bins = r.metrics["calibration"][kind]["bins"]
                 points = [p for p in zip(bins["confidence"], bins["accuracy"], bins["count"], strict=True) if p[2]]

@@ -17,7 +17,7 @@ from circuits.report.sections.attribution_records import signed
 from circuits.report.sections.faithfulness_records import NULL_WORDS, Record, between, plain, share
 from circuits.report.sections.interventions_forests import rows_sheet
 from circuits.report.sections.interventions_records import chance
-from circuits.report.sheet import CONTROL_MARKS, Sheet, drawing, joined, label_axes, marks
+from circuits.report.sheet import Sheet, drawing, identity, joined, label_axes, marks, reference
 from circuits.report.words import plural
 
 CIRCUIT = "circuit"
@@ -34,12 +34,12 @@ def curve(name: str, r: Record) -> Figure | None:
     if not len(own):
         return None
     nulls = [null for null in NULL_WORDS if len(r.rows(null))]
-    looks = Looks([CIRCUIT, *NULL_WORDS.values()])
+    looks = Looks([CIRCUIT])
     with drawing():
-        sheet = Sheet(name, looks, [CIRCUIT, *(NULL_WORDS[null] for null in nulls)], height=3.3)
+        sheet = Sheet(name, looks, [CIRCUIT], height=3.3, control=[NULL_WORDS[null] for null in nulls])
         axes = _axes(sheet, own)
         for null in nulls:
-            _null(sheet, looks, r, null)
+            _null(sheet, r, null)
         axes.fill_between(
             own["share"], own["low"], own["high"], color=looks[CIRCUIT].color, alpha=0.22, linewidth=0, zorder=3
         )
@@ -90,14 +90,11 @@ def curves(name: str, records: Sequence[Record]) -> Figure | None:
             mean = r.rows("random").groupby("share")["f"].mean()
             if len(mean) and (key := (r.study, *np.round(mean.to_numpy(), 3))) not in seen:
                 seen.add(key)
-                (artist,) = axes.plot(mean.index, mean, **CONTROL_MARKS, alpha=0.7, zorder=2)
-                sheet.tell(
-                    artist,
-                    [
-                        f"random circuits, {share(at)}: f {plain(f)}\nbeside {r.condition}"
-                        for at, f in zip(mean.index, mean, strict=True)
-                    ],
-                )
+                hover = [
+                    f"random circuits, {share(at)}: f {plain(f)}\nbeside {r.condition}"
+                    for at, f in zip(mean.index, mean, strict=True)
+                ]
+                sheet.control(axes, mean.index, mean, hover=hover, joined=True)
         for condition, r in found.items():
             own, look = r.rows(CIRCUIT), looks[condition]
             axes.vlines(own["share"], own["low"], own["high"], color=look.color, linewidth=0.9, alpha=0.5, zorder=3)
@@ -128,7 +125,7 @@ def _axes(sheet: Sheet, rows: pd.DataFrame) -> Axes:
         axes.set_xlim(low / 1.12, high * 1.12)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: share(value)))
     for level in (0, 1):
-        axes.axhline(level, color=MUTED, linewidth=0.9, zorder=1)
+        reference(axes, y=level)
     label_axes(axes, "edges of the circuit, share of all", "faithfulness f")
     return axes
 
@@ -142,23 +139,17 @@ def _reach(axes: Axes, values: np.ndarray, points: np.ndarray) -> str:
     return f"{plural(beyond, 'value')} beyond the axis, in the CSV. " if beyond else ""
 
 
-def _null(sheet: Sheet, looks: Looks, r: Record, null: str) -> None:
+def _null(sheet: Sheet, r: Record, null: str) -> None:
     """Random circuits: their mean, and from the smallest to the largest."""
-    look = looks[NULL_WORDS[null]]
     groups = r.rows(null).groupby("share")
     table = groups["f"].agg(["mean", "min", "max", "size"]).join(groups["edges"].first())
-    sheet.axes.fill_between(
-        table.index, table["min"], table["max"], color=look.color, alpha=0.15, linewidth=0, zorder=1
-    )
-    (artist,) = sheet.axes.plot(table.index, table["mean"], **joined(look), zorder=2)
-    sheet.tell(
-        artist,
-        [
-            f"{NULL_WORDS[null]}, {share(at)} ({plural(int(row['edges']), 'edge')}): mean f {plain(row['mean'])}, "
-            f"{plain(row['min'])} to {plain(row['max'])} of {int(row['size'])}"
-            for at, row in zip(table.index, table.to_dict("records"), strict=True)
-        ],
-    )
+    hover = [
+        f"{NULL_WORDS[null]}, {share(at)} ({plural(int(row['edges']), 'edge')}): mean f {plain(row['mean'])}, "
+        f"{plain(row['min'])} to {plain(row['max'])} of {int(row['size'])}"
+        for at, row in zip(table.index, table.to_dict("records"), strict=True)
+    ]
+    band = (table["min"], table["max"])
+    sheet.control(sheet.axes, table.index, table["mean"], name=NULL_WORDS[null], hover=hover, joined=True, over_y=band)
 
 
 def _told(row: dict[Any, Any]) -> str:
@@ -181,9 +172,8 @@ def scatter(name: str, r: Record) -> Figure | None:
         values = table[["model", *(column for _, column in columns)]].to_numpy()
         low, high = float(np.nanmin(values)), float(np.nanmax(values))
         room = 0.05 * (high - low or 1.0)
-        axes.plot([low - room, high + room], [low - room, high + room], color=MUTED, linewidth=0.9, zorder=1)
-        axes.axhline(0, color=MUTED, linewidth=0.6, zorder=0.5)
-        axes.axvline(0, color=MUTED, linewidth=0.6, zorder=0.5)
+        identity(axes, low - room, high + room)
+        reference(axes, x=0, y=0)
         for series, column in columns[::-1]:
             mine = table[table[column].notna()]
             (artist,) = axes.plot(mine["model"], mine[column], **marks(looks[series]), zorder=3)
@@ -225,12 +215,17 @@ def minimality(name: str, r: Record) -> Figure | None:
         axes.xaxis.set_minor_locator(NullLocator())
         if len(added):
             most = max(float(added["size"].max()), floor)
-            axes.axvline(most, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
-            _dots(sheet, added, [0] * len(added), floor, {**CONTROL_MARKS, "linestyle": "none", "alpha": 0.8}, r)
+            reference(axes, x=most, dashed=True)
+            sheet.control(axes, added["size"].clip(lower=floor), [0] * len(added), hover=_hovers(added, r), zorder=4)
         ys = np.arange(len(labels) - 1, len(labels) - 1 - len(shown), -1)
         axes.hlines(ys, floor / 1.3, shown["size"].clip(lower=floor), color=MUTED, linewidth=0.5, alpha=0.6, zorder=1)
         for series, side in ((FALLS, shown["change"] <= 0), (RISES, shown["change"] > 0)):
-            _dots(sheet, shown[side], [int(y) for y in ys[side.to_numpy()]], floor, marks(looks[series]), r)
+            if side.any():
+                mine = shown[side]
+                (artist,) = axes.plot(
+                    mine["size"].clip(lower=floor), ys[side.to_numpy()], **marks(looks[series]), zorder=4
+                )
+                sheet.tell(artist, _hovers(mine, r))
         label_axes(axes, f"|change of the metric| ({r.compared})", "")
     title = f"Edge by edge: {r.condition}"
     more = f" The {len(shown)} with the largest change of {len(inside)} tested." if len(inside) > len(shown) else ""
@@ -248,14 +243,12 @@ def minimality(name: str, r: Record) -> Figure | None:
     return sheet.finish(title=title, caption=caption, alt=alt, data=table[["edge", "in_circuit", "change", "p", "q"]])
 
 
-def _dots(sheet: Sheet, rows: pd.DataFrame, ys: Sequence[int], floor: float, style: dict[str, Any], r: Record) -> None:
-    if not len(rows):
-        return
-    (artist,) = sheet.axes.plot(rows["size"].clip(lower=floor), ys, **style, zorder=4)
+def _hovers(rows: pd.DataFrame, r: Record) -> list[str]:
+    """What is said of each edge of the chart of minimality."""
     told = []
     for row in rows.to_dict("records"):
         known = f", p {chance(row['p'])}, q {chance(row['q'])}" if math.isfinite(row["p"]) else ""
         told.append(
             f"{row['edge']} {'taken out' if row['in_circuit'] else 'added'}: {signed(row['change'])} {r.unit}{known}"
         )
-    sheet.tell(artist, told)
+    return told

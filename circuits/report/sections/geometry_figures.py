@@ -10,11 +10,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from circuits.drawing.style import INK, MUTED, PAPER, Looks
+from circuits.drawing.style import INK, PAPER, Looks
 from circuits.geometry.names import TITLES, UNITS
 from circuits.report.content import Figure
 from circuits.report.sections.geometry_records import Record, sample
-from circuits.report.sheet import CONTROL_MARKS, Sheet, drawing, marks
+from circuits.report.sheet import Sheet, drawing, marks, reference
 from circuits.report.words import decimal, listed, plural, short
 
 COLUMNS = 5  # panels side by side
@@ -62,8 +62,7 @@ def _strip(sheet: Sheet, axes: Axes, looks: Looks, r: Record, metric: str, y: in
     test, observed = r.tests[metric], r.metrics["deltas"].get(metric)
     drawn = np.array([np.nan if v is None else v for v in test["values"]], dtype=float)
     jitter = np.random.default_rng(0).uniform(-SPREAD, SPREAD, len(drawn))
-    style = {**CONTROL_MARKS, "linestyle": "none", "markersize": 2.6, "markeredgewidth": 0.6, "alpha": 0.75}
-    axes.plot(drawn, y + jitter, **style)
+    sheet.control(axes, drawn, y + jitter, small=True)
     sets = [" ".join(map(str, heads)) for heads in r.metrics["random_control"].get("sets", [])]
     rows: list[tuple[Any, ...]] = [
         (r.series, metric, "control", heads, value, r.entry.ref.label)
@@ -80,7 +79,7 @@ def _strip(sheet: Sheet, axes: Axes, looks: Looks, r: Record, metric: str, y: in
 def _dress(axes: Axes, metric: str, n: int) -> None:
     unit = f" ({UNITS[metric]})" if metric in UNITS else ""
     axes.set_title(TITLES[metric] + unit, fontsize=7.5, color=INK)
-    axes.axvline(0, color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)), zorder=0)
+    reference(axes, x=0, dashed=True)
     axes.set_yticks([])
     axes.set_ylim(-0.5, n - 0.5)
     axes.grid(False, axis="y")

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from circuits.drawing.style import MUTED, Looks
+from circuits.drawing.style import Looks
 from circuits.report.charts import PANELS, multiples
 from circuits.report.content import Block, Cell, Column, Figure, Table
 from circuits.report.saved import number
 from circuits.report.sections import interventions_records as say
 from circuits.report.sections.interventions_maps import Axis, Panel, heatmap
 from circuits.report.sections.interventions_records import Record
-from circuits.report.sheet import drawing, marks
+from circuits.report.sheet import drawing, marks, reference
 from circuits.report.words import ABSENT, plural
 from circuits.stats.many import corrected, rank_agreement
 
@@ -132,7 +132,7 @@ def _rank_figure(name: str, records: Sequence[Record], ranks: pd.DataFrame, n_ed
         series = edits if len(edits) > 1 else []
         sheet, placed = multiples(name, looks, series, shown, "layer", "Spearman's ρ", title=" · ".join)
         for (a, b), axes in placed.items():
-            axes.axhline(0, color=MUTED, linewidth=0.8, zorder=0.5)
+            reference(axes, y=0)
             axes.set_ylim(-1.08, 1.08)
             for edit in edits:
                 mine = ranks[(ranks["a"] == a) & (ranks["b"] == b) & (ranks["edit"] == edit) & ranks["rho"].notna()]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from circuits.drawing.style import MUTED, Looks
+from circuits.drawing.style import Looks
 from circuits.report.charts import Point, by_layer
 from circuits.report.content import Figure
 from circuits.report.saved import number
@@ -16,6 +16,7 @@ from circuits.report.sections import interventions_records as say
 from circuits.report.sections.interventions_forests import forest
 from circuits.report.sections.interventions_maps import Axis, Panel, heatmap
 from circuits.report.sections.interventions_records import Record
+from circuits.report.sheet import reference
 from circuits.report.words import plural
 
 Cells = tuple[Record, pd.DataFrame, str]
@@ -169,9 +170,9 @@ def _sites(name: str, records: Sequence[Record], key: str) -> Figure | None:
     first = records[0]
     what = "mean effect (" + first.unit + ")" if key == "effect" else "recovery"
     sheet, _ = by_layer(f"{name}-{key}", looks, points, what, across_label="" if len(looks.series) > 1 else None)
-    sheet.axes.axhline(0, color=MUTED, linewidth=0.8, zorder=0.5)
+    reference(sheet.axes, y=0)
     if key == "recovery":
-        sheet.axes.axhline(1, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0.5)
+        reference(sheet.axes, y=1, dashed=True)
     site = str(first.option("site", "the site"))
     title = f"{key.capitalize()} of {site} by layer"
     bars = any(p.interval for p in points)

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from circuits.drawing.style import INK, MUTED, PAPER, Looks
+from circuits.drawing.style import INK, PAPER, Looks
 from circuits.report.content import Figure
 from circuits.report.saved import number
 from circuits.report.sections import interventions_records as say
 from circuits.report.sections.interventions_maps import arrange
 from circuits.report.sections.interventions_records import Record
-from circuits.report.sheet import CONTROL_MARKS, LEFT, WIDTH, Sheet, drawing, label_axes, marks
+from circuits.report.sheet import LEFT, WIDTH, Sheet, drawing, label_axes, marks, reference
 from circuits.report.words import plural
 
 ROWS = 30  # units of a forest
@@ -37,7 +37,7 @@ def rows_sheet(name: str, looks: Looks, series: Sequence[str], labels: Sequence[
     axes = sheet.axes
     axes.set_yticks(range(len(shown)), shown[::-1])
     axes.set_ylim(-0.6, len(shown) - 0.4)
-    axes.axvline(0, color=MUTED, linewidth=0.8, zorder=0.5)
+    reference(axes, x=0)
     axes.grid(False, axis="y")
     return sheet
 
@@ -76,8 +76,7 @@ def _behind(sheet: Sheet, row: Mapping[Any, Any], y: float) -> None:
     """A unit's controls."""
     if (ends := say.interval(row, "null_low", "null_high")) is None:
         return
-    sheet.axes.hlines(y, *ends, color=MUTED, linewidth=5.0, alpha=0.3, zorder=1)
-    sheet.axes.plot([row["null_mean"]], [y], **CONTROL_MARKS, zorder=2)
+    sheet.control(sheet.axes, [row["null_mean"]], [y], over_x=([ends[0]], [ends[1]]))
 
 
 def _null(row: Mapping[Any, Any]) -> str:
@@ -102,11 +101,10 @@ def nulls(name: str, looks: Looks, r: Record, edit: str) -> Figure | None:
         for i, (row, controls) in enumerate(shown):
             y = len(shown) - 1 - i
             spread = np.linspace(-0.24, 0.24, len(controls))[np.random.default_rng(0).permutation(len(controls))]
-            style: dict[str, Any] = {**CONTROL_MARKS, "linestyle": "none", "markersize": 2.8, "alpha": 0.8}
-            axes.plot(controls, y + spread, **style, zorder=2)
+            sheet.control(axes, controls, y + spread, small=True)
             if ends := say.interval(row):
                 axes.hlines(y, *ends, color=looks[edit].color, linewidth=1.2, zorder=3)
-            style = {**marks(looks[edit]), "markersize": 6, "markeredgecolor": PAPER}
+            style: dict[str, Any] = {**marks(looks[edit]), "markersize": 6, "markeredgecolor": PAPER}
             (artist,) = axes.plot([row["effect"]], [y], **style, zorder=4)
             sheet.tell(artist, [say.tell(r, row) + _null(row)])
             text: dict[str, Any] = {

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from circuits.drawing.style import INK, MUTED, Looks
+from circuits.drawing.style import INK, Looks
 from circuits.report.content import Block, Cell, Column, Figure, Table
 from circuits.report.saved import number
 from circuits.report.sections import interventions_records as say
 from circuits.report.sections.interventions_forests import rows_sheet
 from circuits.report.sections.interventions_records import Record
-from circuits.report.sheet import CONTROL_MARKS, Sheet, drawing, label_axes, marks
+from circuits.report.sheet import Sheet, drawing, identity, label_axes, marks, reference
 from circuits.report.words import decimal, plural
 
 LISTED = 200  # groups of the table
@@ -39,15 +39,13 @@ def synergy(name: str, r: Record) -> Figure:
         both = table[["sum", "joint"]].to_numpy(float)
         low, high = min(0.0, float(np.nanmin(both))), max(0.0, float(np.nanmax(both)))
         room = 0.05 * (high - low) or 1.0
-        ends = [low - room, high + room]
-        axes.plot(ends, ends, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
-        axes.axhline(0, color=MUTED, linewidth=0.6, zorder=0.5)
-        axes.axvline(0, color=MUTED, linewidth=0.6, zorder=0.5)
+        identity(axes, low - room, high + room, dashed=True)
+        reference(axes, x=0, y=0)
         for label, chosen in ((ADDITIVE, ~beyond), (SUPER, beyond)):
             rows = table[chosen & table["sum"].notna() & table["joint"].notna()].to_dict("records")
             for row in rows:
-                if ends_ := say.interval(row):
-                    bar = row["sum"] + ends_[0], row["sum"] + ends_[1]
+                if ends := say.interval(row):
+                    bar = row["sum"] + ends[0], row["sum"] + ends[1]
                     axes.vlines(row["sum"], *bar, color=looks[label].color, linewidth=0.8, alpha=0.6, zorder=2)
             style: dict[str, Any] = {**marks(looks[label]), "markersize": 5, "zorder": 3}
             sure = [row for row in rows if row["q"] < r.alpha]
@@ -63,7 +61,7 @@ def synergy(name: str, r: Record) -> Figure:
             )
             (artist,) = axes.plot([row["sum"] for row in rows], [row["joint"] for row in rows], **style)
             sheet.tell(artist, [_told(r, row) for row in rows])
-        axes.set_xlim(*ends)
+        axes.set_xlim(low - room, high + room)
         label_axes(axes, f"sum of the members' own effects ({r.unit})", f"effect of the group ({r.unit})")
     title = f"Groups against their members: {r.condition}"
     caption = (
@@ -132,7 +130,7 @@ def shapley(name: str, looks: Looks, r: Record) -> Figure:
                 sheet.tell(bar, f"{row['unit']}, {edit}: {told}")
                 if ends := say.interval(row):
                     sheet.axes.hlines(y, *ends, color=looks[edit].color, linewidth=1.4, zorder=3)
-            sheet.axes.plot([row["alone"] for row in rows], ys, **{**CONTROL_MARKS, "linestyle": "none"}, zorder=4)
+            sheet.control(sheet.axes, [row["alone"] for row in rows], ys, zorder=4)
         label_axes(sheet.axes, f"Shapley value ({r.unit})", "")
     title = f"Shares of single heads: {r.condition}"
     caption = (

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from circuits import tables
 from circuits.report.content import Answer, Block, Cell, Column, Gallery, Note, Part, Table, Tile
 from circuits.report.registry import Entry, View
-from circuits.report.saved import load_json, load_metrics, reason_of, whole_table
+from circuits.report.saved import load_json, load_metrics, whole_table
 from circuits.report.sections.pictures_planted import planted
 from circuits.report.words import ABSENT, decimal, percent, plural
 
@@ -82,7 +83,7 @@ def _gallery(entry: Entry, problems: list[str]) -> Gallery | None:
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as e:
-        problems.append(f"{entry.ref.label}: {path.name} is damaged ({reason_of(e, path)})")
+        problems.append(f"{entry.ref.label}: {path.name} is damaged ({tables.reason(e, path)})")
         return None
     import json
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from circuits.drawing.style import MUTED, Looks
+from circuits.drawing.style import Looks
 from circuits.report.content import Figure
 from circuits.report.registry import Entry
-from circuits.report.sheet import Sheet, drawing, joined, label_axes
+from circuits.report.sheet import Sheet, drawing, identity, joined, label_axes, reference
 from circuits.report.words import decimal, plural
 
 PLANTED = {
@@ -55,14 +55,13 @@ def _figure(name: str, direction: str, table: pd.DataFrame) -> Figure:
     with drawing():
         sheet = Sheet(name, looks, list(TITLES.values()), height=3.0)
         axes = sheet.axes
-        ends = [table["planted"].min(), table["planted"].max()]
-        axes.plot(ends, ends, color=MUTED, linewidth=0.8, linestyle="--")
+        identity(axes, table["planted"].min(), table["planted"].max(), dashed=True)
         for key, title in TITLES.items():
             mine = table[table["direction"] == key]
             axes.vlines(mine["planted"], mine["low"], mine["high"], color=looks[title].color, linewidth=1.1)
             (artist,) = axes.plot(mine["planted"], mine["measured"], **joined(looks[title]))
             sheet.tell(artist, [_hover(title, row) for row in mine.to_dict("records")])
-        axes.axhline(0, color=MUTED, linewidth=0.6)
+        reference(axes, y=0)
         label_axes(axes, f"planted {TITLES[direction]}", "measured difference")
     other = next(title for key, title in TITLES.items() if key != direction)
     caption = (
