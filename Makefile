@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Waiting OpenMP threads soon sleep: on busy cores several times faster, on idle ones as fast.
 export GOMP_SPINCOUNT ?= 10000
+# Where nothing may be kept beside the sources, each of the tests' thousand processes would compile all of them again.
+unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test real soak bench lint lock docs clean
 
