@@ -7,11 +7,11 @@ import torch
 from small_models import LAYERS, MODELS, VOCAB, build, every_site, rows
 
 from circuits.errors import NonFinite, UserError
-from circuits.model_input import ModelInput
+from circuits.model_input import ModelInput, position_ids
 from circuits.models.hooks import Edit, check_finite, finite_rows, forward, make_prefix
 from circuits.models.load import LM
 from circuits.models.modules import module_at
-from circuits.models.positions import last_positions, position_ids
+from circuits.models.positions import last_positions
 from circuits.models.sites import hook_name, site_width, sites_of
 
 

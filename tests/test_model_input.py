@@ -7,9 +7,9 @@ import torch
 from small_models import IMAGE_TOKEN, IMAGE_TOKENS, build, every_site
 
 from circuits.errors import UserError
-from circuits.model_input import ModelInput, joined, padded
+from circuits.model_input import ModelInput, joined, padded, position_ids
 from circuits.models.hooks import forward
-from circuits.models.positions import last_positions, position_ids
+from circuits.models.positions import last_positions
 
 
 def test_rows_say_their_positions_whatever_the_padding_side() -> None:

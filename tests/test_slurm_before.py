@@ -12,11 +12,13 @@ from slurm.sweeps import PROMPTS, SLURM, ours, sweep_dir
 from circuits.launch.slurm import states
 from circuits.launch.slurm.states import facts_of
 from circuits.launch.sweep import load
+from circuits.state import state_of
 
 
 def ended(slurm: Queue, cli: Cli) -> dict[str, object]:
-    """The status of a sweep's only element once its job has left the queue."""
-    slurm.wait(lambda: not ours(slurm, sweep_dir(cli)), what="the job to end")
+    """The status of a sweep's only element once its job has left the queue and accounting, which is told a moment later, knows."""
+    slurm.wait(lambda: not ours(slurm, sweep_dir(cli)), what="the job to leave the queue")
+    slurm.wait(lambda: not state_of(facts_of(load(sweep_dir(cli)))[0]).live, what="the element to have ended")
     return facts_of(load(sweep_dir(cli)))[0]
 
 
