@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.files import read_json, write_json
+from circuits.tables import read as read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 def once(directory: Path, make: Callable[[], Found]) -> Found:
     """Tables, facts (JSON-able) and matrices, as they are read from `directory`; made and put there where they are not."""
-    import pandas as pd
     from scipy import sparse
 
     if not directory.is_dir():
@@ -34,7 +34,7 @@ def once(directory: Path, make: Callable[[], Found]) -> Found:
         partial.rename(directory)
     there = read_json(directory / "facts.json")
     return (
-        {name: pd.read_parquet(directory / f"{name}.parquet") for name in there["tables"]},
+        {name: read_table(directory / f"{name}.parquet") for name in there["tables"]},
         there["facts"],
         {name: sparse.csc_matrix(sparse.load_npz(directory / f"{name}.npz")) for name in there["matrices"]},
     )

@@ -52,23 +52,20 @@ class Interpretation:
     def __repr__(self) -> str:
         return f"Interpretation({self.metrics.get('n_features', '?')} features; {self.path})"
 
-    def _table(self, name: str) -> pd.DataFrame:
-        return tables.read(self.path / name)
-
     @cached_property
     def features(self) -> pd.DataFrame:
         """One row a feature."""
-        return self._table(FEATURES)
+        return tables.read(self.path / FEATURES)
 
     @cached_property
     def examples(self) -> pd.DataFrame:
         """One row an example."""
-        return self._table(EXAMPLES)
+        return tables.read(self.path / EXAMPLES)
 
     @cached_property
     def associations(self) -> pd.DataFrame:
         """One row for each feature, factor and level."""
-        return self._table(ASSOCIATIONS)
+        return tables.read(self.path / ASSOCIATIONS)
 
     @property
     def suggestions(self) -> dict[int, str]:
